@@ -1,0 +1,271 @@
+"""From channel orders back to the network: layouts, plans and index lists.
+
+Given the orders, every tensor's stored channels lie in a definite sequence. What nobody needs at
+either end of it is trimmed, which is free: the reads become narrower views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from upscale_opt.ir.graph import (
+    ChannelGraph,
+    ChannelWise,
+    Concat,
+    Constant,
+    Elementwise,
+    Layer,
+    Operation,
+    Select,
+)
+from upscale_opt.ir.solution import Read
+from upscale_opt.solver.formulate import Formulation
+from upscale_opt.solver.instance import Orders, gathered_pieces, is_view
+from upscale_opt.solver.segments import Segments
+from upscale_opt.solver.sets import ChannelSets, Edge, Ids
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The network's plan.
+
+    Attributes:
+        tensors: for each live structured tensor, the entries of its channel sequence stored.
+        reads: the plans.
+        parameters: for each parameter and axis that changes, the indices kept.
+    """
+
+    tensors: dict[str, tuple[int, ...]]
+    reads: tuple[Read, ...]
+    parameters: dict[str, dict[int, tuple[int, ...]]]
+
+
+def lay_out(
+    graph: ChannelGraph,
+    sets: ChannelSets,
+    segments: Segments,
+    formulation: Formulation,
+    orders: Orders,
+    held: Collection[int],
+) -> Layout:
+    """Turn ``orders``, under which the demands ``held`` hold, into a plan for every tensor."""
+    return _Writer(graph, sets, segments, formulation, orders, held).write()
+
+
+class _Writer:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        sets: ChannelSets,
+        segments: Segments,
+        formulation: Formulation,
+        orders: Orders,
+        held: Collection[int],
+    ) -> None:
+        self.graph = graph
+        self.sets = sets
+        self.segments = segments
+        self.rank = {c: i for order in orders for i, c in enumerate(order)}
+        self.space_of = {c: i for i, space in enumerate(graph.spaces) for c in space.channels}
+        self.selects = dict(segments.selects)
+        self.stored = dict(segments.stored)
+        self.gathers: set[Edge] = set()
+        self.early: set[str] = set()
+        self._choose(formulation, held)
+        self.full: dict[str, tuple[int, ...]] = {}
+        self.layout: dict[str, tuple[int, ...]] = {}
+        self.spans: dict[str, tuple[int, int]] = {}
+
+    def _choose(self, formulation: Formulation, held: Collection[int]) -> None:
+        """Decide each read's plan as the instance's costs say."""
+        cats = {edge: name for name, edge in self.segments.sole_reader.items()}
+        for read, edge, edges in zip(
+            formulation.instance.reads, formulation.reads, formulation.pieces, strict=True
+        ):
+            if is_view(read.view, held):
+                continue
+            gathered = gathered_pieces(read, held)
+            if gathered is None:
+                self.gathers.add(edge)
+                continue
+            cat = cats[edge]
+            ids = self.selects[edge]
+            self.early.add(cat)
+            self.stored[cat] = ids
+            for piece in edges:
+                self.selects[piece] = ids
+            self.gathers.update(edges[i] for i in gathered)
+
+    def write(self) -> Layout:
+        for name, stored in self.stored.items():
+            self.full[name] = self._sequence(name, stored)
+        for op in reversed(self.graph.operations):
+            if op.name in self.sets.live:
+                self._trim(op)
+        for name in self.full:
+            low, high = self.spans.get(name, (0, 0))
+            if low < high:
+                self.layout[name] = self.full[name][low:high]
+        reads = [
+            read
+            for op in self.graph.operations
+            if op.name in self.sets.live
+            for read in self._reads(op)
+        ]
+        parameters = {}
+        for op in self.graph.operations:
+            if op.name in self.sets.live:
+                parameters.update(self._parameters(op))
+        return Layout(self.layout, tuple(reads), parameters)
+
+    # Sequences.
+
+    def _sequence(self, name: str, stored: Ids) -> tuple[int, ...]:
+        """The stored entries of the tensor's channel sequence: space by space, each in order."""
+        sequence = self.graph.tensors[name].channels
+        result: list[int] = []
+        at = 0
+        while at < len(sequence):
+            size = len(self.graph.spaces[self.space_of[sequence[at]]].channels)
+            entries = [i for i in range(at, at + size) if sequence[i] in stored]
+            result.extend(sorted(entries, key=lambda i: self.rank[sequence[i]]))
+            at += size
+        return tuple(result)
+
+    def _among(self, name: str, ids: Collection[int]) -> tuple[int, ...]:
+        """Those entries of the untrimmed layout whose channels are among ``ids``."""
+        sequence = self.graph.tensors[name].channels
+        return tuple(entry for entry in self.full[name] if sequence[entry] in ids)
+
+    # Trimming, from the outputs backwards.
+
+    def _trim(self, op: Operation) -> None:
+        for operand, source in enumerate(op.inputs):
+            if (op.name, operand) in self.gathers and op.outputs:
+                self._keep_gathered(op, source)
+        for operand, source in enumerate(op.inputs):
+            if source not in self.full or not self._is_live(op, operand):
+                continue
+            self._need(source, self._delivered(op, operand))
+        for source in op.whole:
+            if source in self.full:
+                self._need(source, self.full[source])
+        if op.kind in ("input", "opaque"):
+            for name in op.outputs:
+                if name in self.full:
+                    self._need(name, self.full[name])
+
+    def _keep_gathered(self, op: Operation, source: str) -> None:
+        """What is gathered anyway is not trimmed: the copies are those that were counted."""
+        if isinstance(op, Select):
+            self._need(op.outputs[0], self.full[op.outputs[0]])
+        elif isinstance(op, Elementwise) and op.additive and op.outputs[0] in self.full:
+            self._need(op.outputs[0], self._among(op.outputs[0], self.stored[source]))
+
+    def _is_live(self, op: Operation, operand: int) -> bool:
+        return bool(self.sets.wants.get((op.name, operand)))
+
+    def _need(self, name: str, entries: tuple[int, ...]) -> None:
+        if not entries:
+            return
+        place = {entry: i for i, entry in enumerate(self.full[name])}
+        places = [place[entry] for entry in entries]
+        low, high = self.spans.get(name, (min(places), max(places) + 1))
+        self.spans[name] = min(low, min(places)), max(high, max(places) + 1)
+
+    def _trimmed(self, name: str) -> tuple[int, ...]:
+        low, high = self.spans.get(name, (0, 0))
+        return self.full[name][low:high]
+
+    def _delivered(self, op: Operation, operand: int) -> tuple[int, ...]:
+        """The entries of its input that the operation gets, in order."""
+        source = op.inputs[operand]
+        edge = (op.name, operand)
+        if isinstance(op, Layer):
+            return self._among(source, self.selects[edge])
+        if op.kind in ("opaque", "output"):
+            return self.full[source]
+        result = op.outputs[0]
+        kept = self._trimmed(result)
+        if isinstance(op, Select):
+            return tuple(op.positions[entry] for entry in kept)
+        if isinstance(op, Concat):
+            start = sum(len(self.graph.tensors[name].channels) for name in op.inputs[:operand])
+            size = len(self.graph.tensors[source].channels)
+            return tuple(entry - start for entry in kept if start <= entry < start + size)
+        if edge in self.segments.places:
+            stored = self.stored[source]
+            return tuple(e for e in kept if self.graph.tensors[source].channels[e] in stored)
+        return kept
+
+    # Reads and parameters.
+
+    def _reads(self, op: Operation) -> list[Read]:
+        reads: list[Read] = []
+        for operand, source in enumerate(op.inputs):
+            if source not in self.layout:
+                continue
+            edge = (op.name, operand)
+            if not self._is_live(op, operand):
+                if isinstance(op, Elementwise):
+                    reads.append(self._read(source, edge, (), gather=False, optional=True))
+                continue
+            channels = self._delivered(op, operand)
+            if not channels:
+                continue
+            gather = edge in self.gathers
+            selected = channels != self.layout[source]
+            if edge in self.segments.places:
+                if selected:
+                    reads.append(self._read(source, edge, channels, gather=False, optional=True))
+                reads.append(self._read(source, edge, channels, gather=gather, place=True))
+            elif selected or edge in self.selects:
+                optional = edge not in self.selects
+                reads.append(self._read(source, edge, channels, gather=gather, optional=optional))
+        return reads
+
+    def _read(
+        self,
+        source: str,
+        edge: Edge,
+        channels: tuple[int, ...],
+        *,
+        gather: bool,
+        optional: bool = False,
+        place: bool = False,
+    ) -> Read:
+        return Read(
+            tensor=source,
+            op=edge[0],
+            operand=edge[1],
+            kind="place" if place else "select",
+            plan="gather" if gather else "view",
+            channels=channels,
+            optional=optional,
+        )
+
+    def _parameters(self, op: Operation) -> dict[str, dict[int, tuple[int, ...]]]:
+        lists: dict[str, dict[int, tuple[int, ...]]] = {}
+
+        def keep(parameter: str, axis: int, tensor: str, entries: tuple[int, ...]) -> None:
+            features = self.graph.tensors[tensor].features
+            indices = tuple(e * features + f for e in entries for f in range(features))
+            if indices != tuple(range(self.graph.parameters[parameter][axis])):
+                lists.setdefault(parameter, {})[axis] = indices
+
+        if isinstance(op, Layer):
+            written = self.layout[op.outputs[0]]
+            keep(op.weight, op.out_axis, op.outputs[0], written)
+            if op.bias is not None:
+                keep(op.bias, 0, op.outputs[0], written)
+            if op.inputs:
+                keep(op.weight, op.in_axis, op.inputs[0], self._delivered(op, 0))
+        elif isinstance(op, ChannelWise):
+            for use in op.parameters:
+                keep(use.name, use.axis, op.outputs[0], self.layout[op.outputs[0]])
+        elif isinstance(op, Constant):
+            axis = self.graph.tensors[op.outputs[0]].axis
+            if axis is not None:
+                keep(op.parameter, axis, op.outputs[0], self.layout[op.outputs[0]])
+        return lists

@@ -1,0 +1,191 @@
+"""Instance → core: drop what is decided, merge what is equal, split what is independent.
+
+:func:`reduce_instance` is the step, :class:`Core` remembers how to go back: a conflict between core
+demands translates into one between demands of the instance by :meth:`Core.original`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+
+from upscale_opt.solver.instance import (
+    Demand,
+    Instance,
+    Piece,
+    Read,
+    identity_orders,
+    satisfied,
+)
+from upscale_opt.solver.pqtree import End, PQTree
+
+
+@dataclass(frozen=True)
+class CoreDemand:
+    """A demand that some orders meet and some do not; only intervals and prefixes remain.
+
+    Attributes:
+        space: the space's number in the instance.
+        mask: the channels as bits of a :class:`PQTree` over the space (its ``mask``).
+        prefix: the set is wanted at the beginning; ``mask`` then contains the left sentinel.
+    """
+
+    space: int
+    mask: int
+    prefix: bool
+
+
+@dataclass(frozen=True)
+class Component:
+    """Reads that share no space with any other component's.
+
+    Attributes:
+        spaces: numbers of the instance's spaces.
+        demands: numbers of core demands.
+        reads: their views and pieces name core demands.
+    """
+
+    spaces: tuple[int, ...]
+    demands: tuple[int, ...]
+    reads: tuple[Read, ...]
+
+
+@dataclass(frozen=True)
+class Core:
+    """What is left to decide.
+
+    Attributes:
+        demands: the distinct demands that matter to some read.
+        members: per core demand, the instance's demands (indices) equivalent to it.
+        components: independent parts, the smallest first.
+        constant: what the reads without a choice cost.
+    """
+
+    demands: tuple[CoreDemand, ...]
+    members: tuple[tuple[int, ...], ...]
+    components: tuple[Component, ...]
+    constant: int
+
+    def original(self, conflict: Iterable[int]) -> tuple[int, ...]:
+        """The conflict between core demands as one between demands of the instance."""
+        return tuple(sorted(self.members[demand][0] for demand in conflict))
+
+    def restrict(self, held: Collection[int]) -> frozenset[int]:
+        """The core demands among the instance's demands ``held``."""
+        return frozenset(d for d, members in enumerate(self.members) if members[0] in held)
+
+
+def reduce_instance(instance: Instance) -> Core:
+    """Evaluate constant demands and reads, merge equal demands, and split into components."""
+    certain = _certain(instance)
+    reads: list[Read] = []
+    constant = 0
+    for read in instance.reads:
+        simple = _simplify(read, certain, instance)
+        if isinstance(simple, Read):
+            reads.append(simple)
+        else:
+            constant += simple
+
+    number: dict[CoreDemand, int] = {}
+    translate: dict[int, int] = {}
+    trees = {}
+    for index in sorted({d for read in reads for d in demands_of(read)}):
+        demand = instance.demands[index]
+        if demand.space not in trees:
+            trees[demand.space] = PQTree(instance.spaces[demand.space].channels, ends=True)
+        key = _canonical(demand, trees[demand.space], instance)
+        translate[index] = number.setdefault(key, len(number))
+    members: list[list[int]] = [[] for _ in number]
+    for index, core_index in translate.items():
+        members[core_index].append(index)
+    demands = tuple(number)
+    core_reads = [_renumber(read, translate) for read in reads]
+    return Core(demands, tuple(map(tuple, members)), _components(demands, core_reads), constant)
+
+
+def demands_of(read: Read) -> frozenset[int]:
+    """All demands that the read or one of its pieces mentions."""
+    views = [read.view, *(piece.view for piece in read.pieces)]
+    return frozenset(demand for view in views if view for demand in view)
+
+
+def _certain(instance: Instance) -> dict[int, bool]:
+    """The demands that hold under all orders (True) or under none (False)."""
+    result = {}
+    in_place = satisfied(instance, identity_orders(instance.spaces)) if instance.demands else ()
+    for index, demand in enumerate(instance.demands):
+        space = instance.spaces[demand.space]
+        size = len(demand.channels)
+        if space.fixed:
+            result[index] = index in in_place
+        elif size == len(space.channels) or (size == 1 and demand.kind == "interval"):
+            result[index] = True
+    return result
+
+
+def _simplify(read: Read, certain: dict[int, bool], instance: Instance) -> Read | int:
+    """The read without its constant demands, or its cost if that is constant."""
+    view = _undecided(read.view, certain)
+    if view == () or read.weight == 0:
+        return 0
+    pieces = tuple(Piece(piece.weight, _undecided(piece.view, certain)) for piece in read.pieces)
+    gathered = [piece.weight for piece in pieces if piece.view is None]
+    open_pieces = tuple(piece for piece in pieces if piece.view != ())
+    if not pieces or len(gathered) > read.max_gathers or sum(gathered) >= read.weight:
+        open_pieces = ()
+    elif len(gathered) == len(open_pieces) and view is None:
+        return sum(gathered)
+    elif not open_pieces:
+        return 0
+    if view is None and not open_pieces:
+        return read.weight
+    return replace(read, view=view, pieces=open_pieces)
+
+
+def _undecided(view: tuple[int, ...] | None, certain: dict[int, bool]) -> tuple[int, ...] | None:
+    if view is None or any(certain.get(demand) is False for demand in view):
+        return None
+    return tuple(dict.fromkeys(demand for demand in view if demand not in certain))
+
+
+def _canonical(demand: Demand, tree: PQTree, instance: Instance) -> CoreDemand:
+    """Equal for equivalent demands: a suffix is its complement's being a prefix."""
+    if demand.kind == "interval":
+        return CoreDemand(demand.space, tree.mask(demand.channels), False)
+    channels = demand.channels
+    if demand.kind == "suffix":
+        channels = frozenset(instance.spaces[demand.space].channels) - channels
+    return CoreDemand(demand.space, tree.mask([End.LEFT, *channels]), True)
+
+
+def _renumber(read: Read, translate: dict[int, int]) -> Read:
+    def new(view: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return None if view is None else tuple(sorted({translate[demand] for demand in view}))
+
+    pieces = tuple(Piece(piece.weight, new(piece.view)) for piece in read.pieces)
+    return replace(read, view=new(read.view), pieces=pieces)
+
+
+def _components(demands: tuple[CoreDemand, ...], reads: list[Read]) -> tuple[Component, ...]:
+    leader: dict[int, int] = {demand.space: demand.space for demand in demands}
+
+    def find(space: int) -> int:
+        while leader[space] != space:
+            leader[space] = leader[leader[space]]
+            space = leader[space]
+        return space
+
+    homes = []
+    for read in reads:
+        spaces = [demands[demand].space for demand in demands_of(read)]
+        for space in spaces:
+            leader[find(space)] = find(spaces[0])
+        homes.append(spaces[0])
+    parts = []
+    for root in sorted({find(space) for space in leader}):
+        own = tuple(d for d, demand in enumerate(demands) if find(demand.space) == root)
+        spaces_here = tuple(sorted({demands[d].space for d in own}))
+        reads_here = tuple(r for r, home in zip(reads, homes, strict=True) if find(home) == root)
+        parts.append(Component(spaces_here, own, reads_here))
+    return tuple(sorted(parts, key=lambda part: (len(part.demands), part.demands)))

@@ -1,0 +1,84 @@
+"""The solvers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from upscale_opt.solver.exact import Progress, solve_exact
+from upscale_opt.solver.greedy import solve_greedy
+from upscale_opt.solver.identity import solve_identity
+from upscale_opt.solver.instance import Instance, Outcome
+
+from upscale_opt.errors import SolverError
+
+
+class Solver(Protocol):
+    """What every solver in :data:`SOLVERS` can be asked."""
+
+    def __call__(
+        self,
+        instance: Instance,
+        *,
+        time_limit: float,
+        seed: int = 0,
+        workers: int = 1,
+        progress: Progress | None = None,
+    ) -> Outcome:
+        """Find orders for ``instance``."""
+
+
+def _heuristic(solve: Callable[[Instance], Outcome]) -> Solver:
+    """A heuristic as a solver: it needs none of the options."""
+
+    def solver(
+        instance: Instance,
+        *,
+        time_limit: float,
+        seed: int = 0,
+        workers: int = 1,
+        progress: Progress | None = None,
+    ) -> Outcome:
+        outcome = solve(instance)
+        if progress is not None:
+            progress(outcome.objective, outcome.lower_bound)
+        return outcome
+
+    return solver
+
+
+SOLVERS: dict[str, Solver] = {
+    "cp-sat": solve_exact,
+    "greedy": _heuristic(solve_greedy),
+    "identity": _heuristic(solve_identity),
+}
+
+
+def solve_instance(
+    instance: Instance,
+    solver: str = "cp-sat",
+    *,
+    time_limit: float,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Solve ``instance`` with the solver of that name.
+
+    Args:
+        instance: the problem.
+        solver: a key of :data:`SOLVERS`.
+        time_limit: in seconds; heuristics ignore it.
+        seed: for solvers that make random choices.
+        workers: threads, for solvers that can use several.
+        progress: told the best cost and the bound, whenever one of them improves.
+
+    Raises:
+        SolverError: there is no such solver.
+    """
+    if solver not in SOLVERS:
+        known = ", ".join(repr(name) for name in SOLVERS)
+        raise SolverError(f"unknown solver {solver!r}; the solvers are {known}")
+    return SOLVERS[solver](
+        instance, time_limit=time_limit, seed=seed, workers=workers, progress=progress
+    )

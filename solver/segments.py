@@ -1,0 +1,232 @@
+"""Where selections happen, and what every tensor stores: the reads that the program decides on.
+
+Tensors joined by operations that keep channels in place form a *segment*; all of them store the
+channels that any of them needs, in one order. Channels are selected where a segment ends:
+
+* in front of a consumer;
+* in front of a chain of operations that only one channel set is read from ("hoisting"): a
+  consumer's private batch norm and activation run on its own channels alone;
+* at a sum, where an operand that is zero in some of the stored channels leaves them out: it is
+  *placed* into the sum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+from upscale_opt.ir.graph import (
+    ChannelGraph,
+    ChannelWise,
+    Concat,
+    Constant,
+    Elementwise,
+    Layer,
+    Operation,
+    Select,
+    Tensor,
+)
+from upscale_opt.ir.masks import Masks
+from upscale_opt.solver.sets import ChannelSets, Edge, Ids, channel_sets
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The fixed part of the plan.
+
+    Attributes:
+        stored: for each structured tensor, the channels that it stores (before any trimming).
+        selects: the edges at which channels are selected, with the channels taken.
+        places: the edges at which a summand is placed into some of the sum's channels.
+        sole_reader: for each concatenation that is read by one select alone, that edge.
+    """
+
+    stored: dict[str, Ids]
+    selects: dict[Edge, Ids]
+    places: frozenset[Edge]
+    sole_reader: dict[str, Edge]
+
+
+def find_segments(graph: ChannelGraph, masks: Masks) -> tuple[ChannelSets, Segments]:
+    """Fix where selections happen and what each tensor stores.
+
+    A concatenation stores all channels of its segment, so an operand of which it needs none may
+    yet have to deliver some: its place between the others must be filled.
+    """
+    extra: dict[Edge, Ids] = {}
+    while True:
+        sets = channel_sets(graph, masks, extra=extra)
+        segments = _Finder(graph, sets).find()
+        gaps = _gaps(graph, sets, segments)
+        if not gaps:
+            return sets, segments
+        extra.update(gaps)
+
+
+def _gaps(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[Edge, Ids]:
+    gaps: dict[Edge, Ids] = {}
+    for op in graph.operations:
+        if isinstance(op, Concat) and op.name in sets.live:
+            stored = segments.stored[op.outputs[0]]
+            for operand, name in enumerate(op.inputs):
+                ids = stored.intersection(graph.tensors[name].channels)
+                if ids and not sets.wants.get((op.name, operand)):
+                    gaps[op.name, operand] = ids
+    return gaps
+
+
+class _Finder:
+    def __init__(self, graph: ChannelGraph, sets: ChannelSets) -> None:
+        self.graph = graph
+        self.sets = sets
+        self.operations = {op.name: op for op in graph.operations}
+        self.producer = {name: op for op in graph.operations for name in op.outputs}
+        self.readers: dict[str, list[Edge]] = defaultdict(list)
+        for op in graph.operations:
+            for operand, name in enumerate(op.inputs):
+                if op.name in sets.live and sets.wants.get((op.name, operand)):
+                    self.readers[name].append((op.name, operand))
+        self.hoisted: set[str] = set()
+        self.selects: dict[Edge, Ids] = {}
+        self.fixed = {c for space in graph.spaces if space.fixed for c in space.channels}
+
+    def find(self) -> Segments:
+        for op in reversed(self.graph.operations):
+            if op.name in self.sets.live:
+                self._visit(op)
+        segment = self._join()
+        stored = self._stored(segment)
+        places = self._leave_out_zeros(stored)
+        for (name, operand), ids in self.selects.items():
+            if not ids:  # a slice that is not hoisted takes whatever its result stores
+                self.selects[name, operand] = stored[self.operations[name].outputs[0]]
+        return Segments(stored, self.selects, frozenset(places), self._sole_readers())
+
+    # Where channels are selected.
+
+    def _visit(self, op: Operation) -> None:
+        if isinstance(op, Layer):
+            if op.inputs:
+                self.selects[op.name, 0] = self.sets.wants[op.name, 0]
+        elif self._hoists(op):
+            self.hoisted.add(op.name)
+            for operand in range(len(op.inputs)):
+                self.selects[op.name, operand] = self.sets.needed[op.outputs[0]]
+        elif isinstance(op, Select):
+            self.selects[op.name, 0] = Ids()
+
+    def _hoists(self, op: Operation) -> bool:
+        """Whether the result stores just what all its readers want, so that we select before."""
+        if not self._may_hoist(op):
+            return False
+        ids = self.sets.needed[op.outputs[0]]
+        edges = self.readers[op.outputs[0]]
+        return bool(edges) and all(self.selects.get(edge) == ids for edge in edges)
+
+    def _may_hoist(self, op: Operation) -> bool:
+        if isinstance(op, Select):
+            return True
+        if isinstance(op, ChannelWise):
+            source, result = (self.graph.tensors[n] for n in (op.inputs[0], op.outputs[0]))
+            return bool(op.parameters) or _elements(result) >= _elements(source)
+        if not isinstance(op, Elementwise) or len(set(op.inputs)) < len(op.inputs):
+            return False
+        if sum(not self._absorbs(name) for name in op.inputs) > 1:
+            return False
+        ids = self.sets.needed[op.outputs[0]]
+        return not op.additive or all(ids <= self.sets.defined[name] for name in op.inputs)
+
+    def _absorbs(self, name: str) -> bool:
+        """Whether the tensor can store just what its only reader wants."""
+        op = self.producer[name]
+        return len(self.readers[name]) == 1 and (
+            isinstance(op, (Layer, Constant)) or self._may_hoist(op)
+        )
+
+    # What is stored.
+
+    def _join(self) -> dict[str, str]:
+        """Segments, as a union-find; edges inside a segment select nothing."""
+        parent = {name: name for name in self.sets.needed}
+
+        def find(name: str) -> str:
+            while parent[name] != name:
+                parent[name] = parent[parent[name]]
+                name = parent[name]
+            return name
+
+        for op in self.graph.operations:
+            if op.name not in self.sets.live or op.kind not in _IN_PLACE:
+                continue
+            for operand, name in enumerate(op.inputs):
+                if op.name in self.hoisted:
+                    if not self._absorbs(name):
+                        continue
+                    del self.selects[op.name, operand]
+                parent[find(name)] = find(op.outputs[0])
+        return {name: find(name) for name in parent}
+
+    def _stored(self, segment: dict[str, str]) -> dict[str, Ids]:
+        union: dict[str, set[int]] = defaultdict(set)
+        for name, root in segment.items():
+            union[root] |= self.sets.needed[name]
+        return {
+            name: frozenset(union[root].intersection(self.graph.tensors[name].channels))
+            for name, root in segment.items()
+        }
+
+    def _leave_out_zeros(self, stored: dict[str, Ids]) -> set[Edge]:
+        """Shrink what summands store to what is not zero there; the edges where that shows."""
+        chains: dict[str, list[str]] = {}
+        for op in self.graph.operations:
+            if isinstance(op, (Layer, Constant)):
+                chains[op.outputs[0]] = [op.outputs[0]]
+            elif isinstance(op, ChannelWise) and op.name not in self.hoisted:
+                chain = chains.get(op.inputs[0])
+                if chain is not None:
+                    chain.append(op.outputs[0])
+                    chains[op.outputs[0]] = chain
+        places: set[Edge] = set()
+        for chain in {id(chain): chain for chain in chains.values()}.values():
+            live = [name for name in chain if name in stored]
+            if not live or self.fixed.intersection(stored[live[0]]):
+                continue
+            edges = [edge for name in live for edge in self.readers[name]]
+            sums = [edge for edge in edges if self._is_sum(edge)]
+            others = [edge for edge in edges if edge not in self.selects and edge not in sums]
+            if not sums or any(self.operations[edge[0]].outputs[0] not in live for edge in others):
+                continue
+            kept: set[int] = set()
+            for name in live:
+                kept |= self.sets.needed[name]
+            for name, operand in sums:
+                source = self.operations[name].inputs[operand]
+                kept |= stored[source] & self.sets.defined[source]
+            if kept != stored[live[0]]:
+                for name in live:
+                    stored[name] = frozenset(kept)
+                places.update(sums)
+        return places
+
+    def _is_sum(self, edge: Edge) -> bool:
+        op = self.operations[edge[0]]
+        return isinstance(op, Elementwise) and op.additive and op.name not in self.hoisted
+
+    def _sole_readers(self) -> dict[str, Edge]:
+        return {
+            op.outputs[0]: self.readers[op.outputs[0]][0]
+            for op in self.graph.operations
+            if isinstance(op, Concat)
+            and op.name in self.sets.live
+            and len(self.readers[op.outputs[0]]) == 1
+            and self.readers[op.outputs[0]][0] in self.selects
+        }
+
+
+_IN_PLACE = frozenset({"channelwise", "elementwise", "concat", "select"})
+
+
+def _elements(tensor: Tensor) -> int:
+    """Elements per channel."""
+    return math.prod(tensor.shape) // max(len(tensor.channels), 1)

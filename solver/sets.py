@@ -1,0 +1,204 @@
+"""Channel sets per tensor: what can be non-zero (defined) and what must be there (needed).
+
+Two dataflow passes over the graph, both exact on sets of channel ids. Needed means needed *in
+memory*: a channel that is zero but feeds a sigmoid is needed, because its result is not zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from upscale_opt.ir.graph import (
+    ChannelGraph,
+    ChannelWise,
+    Concat,
+    Constant,
+    Elementwise,
+    Layer,
+    Operation,
+    Select,
+    Tensor,
+)
+from upscale_opt.ir.masks import Masks
+
+Ids = frozenset[int]
+Edge = tuple[str, int]
+"""An operation's name and the number of one of its ``inputs``."""
+
+
+@dataclass(frozen=True)
+class ChannelSets:
+    """What the masks leave of every tensor and every edge.
+
+    Attributes:
+        defined: for each structured tensor, the channels that can be non-zero.
+        needed: for each structured tensor, the channels that must be stored.
+        wants: for each edge, the channels that the operation needs there; empty if dead.
+        live: the operations whose results matter.
+    """
+
+    defined: dict[str, Ids]
+    needed: dict[str, Ids]
+    wants: dict[Edge, Ids]
+    live: frozenset[str]
+
+
+def channel_sets(
+    graph: ChannelGraph,
+    masks: Masks,
+    *,
+    keep_one: bool = True,
+    extra: Mapping[Edge, Ids] | None = None,
+) -> ChannelSets:
+    """Run both passes.
+
+    Args:
+        graph: the channel graph.
+        masks: masks that fit it (:meth:`Masks.check`).
+        keep_one: a layer that needs no channel at all still gets one, as PyTorch wants.
+        extra: channels that operands of concatenations shall deliver although nobody needs them.
+    """
+    columns = kept_columns(graph, masks)
+    defined = _defined(graph, masks, columns)
+    needed, wants, live = _needed(graph, defined, columns, keep_one, extra or {})
+    return ChannelSets(defined, needed, wants, live)
+
+
+def kept_columns(graph: ChannelGraph, masks: Masks) -> dict[str, Ids]:
+    """For every layer, the channels that its weight reads."""
+    return {
+        op.name: _kept(op.weight, op.in_axis, graph.tensors[op.inputs[0]], graph, masks)
+        for op in graph.operations
+        if isinstance(op, Layer) and op.inputs
+    }
+
+
+def _kept(parameter: str, axis: int, tensor: Tensor, graph: ChannelGraph, masks: Masks) -> Ids:
+    """The channels of ``tensor`` in which slices of ``parameter`` along ``axis`` are kept."""
+    if parameter not in masks.kept or axis not in masks.kept[parameter]:
+        return frozenset(tensor.channels)
+    kept = masks.kept_on(parameter, axis, graph.parameters[parameter][axis])
+    return frozenset(tensor.channels[index // tensor.features] for index in kept)
+
+
+def _defined(graph: ChannelGraph, masks: Masks, columns: dict[str, Ids]) -> dict[str, Ids]:
+    defined: dict[str, Ids] = {}
+    for op in graph.operations:
+        for name in op.outputs:
+            if graph.tensors[name].axis is not None:
+                defined[name] = _defined_by(op, graph, masks, columns, defined)
+    return defined
+
+
+def _defined_by(
+    op: Operation,
+    graph: ChannelGraph,
+    masks: Masks,
+    columns: dict[str, Ids],
+    defined: dict[str, Ids],
+) -> Ids:
+    tensor = graph.tensors[op.outputs[0]]
+    everything = frozenset(tensor.channels)
+    inputs = [defined[name] for name in op.inputs] if not op.kind == "opaque" else []
+    if isinstance(op, Layer):
+        biased = Ids() if op.bias is None else _kept(op.bias, 0, tensor, graph, masks)
+        if op.inputs and not columns[op.name] & inputs[0]:
+            return biased
+        return _kept(op.weight, op.out_axis, tensor, graph, masks) | biased
+    if isinstance(op, Constant):
+        assert tensor.axis is not None
+        return _kept(op.parameter, tensor.axis, tensor, graph, masks)
+    if isinstance(op, ChannelWise):
+        if not op.keeps_zero:
+            return everything
+        scaled, shifted, centred = everything, Ids(), Ids()
+        for use in op.parameters:
+            kept = _kept(use.name, use.axis, tensor, graph, masks)
+            if use.role == "scale":
+                scaled &= kept
+            elif use.role == "shift":
+                shifted |= kept
+            elif use.role == "mean":
+                centred |= kept
+        return ((inputs[0] | centred) & scaled) | shifted
+    if isinstance(op, Elementwise):
+        if op.zero_if == "never":
+            return everything
+        first, *others = inputs
+        return first.union(*others) if op.zero_if == "all" else first.intersection(*others)
+    if isinstance(op, Concat):
+        return Ids().union(*inputs)
+    if isinstance(op, Select):
+        return inputs[0] & everything
+    return everything
+
+
+def _needed(
+    graph: ChannelGraph,
+    defined: dict[str, Ids],
+    columns: dict[str, Ids],
+    keep_one: bool,
+    extra: Mapping[Edge, Ids],
+) -> tuple[dict[str, Ids], dict[Edge, Ids], frozenset[str]]:
+    needed: dict[str, set[int]] = {name: set() for name in defined}
+    wants: dict[Edge, Ids] = {}
+    live: set[str] = set()
+    whole: set[str] = set()  # tensors read as they are
+    any_channel: dict[str, list[Edge]] = {}  # edges for which any one channel will do
+
+    def want(op: Operation, operand: int, ids: Iterable[int]) -> None:
+        wants[op.name, operand] = frozenset(ids)
+        if op.inputs[operand] in needed:
+            needed[op.inputs[operand]] |= wants[op.name, operand]
+        else:
+            whole.add(op.inputs[operand])
+
+    for op in reversed(graph.operations):
+        is_read = any(
+            needed.get(name) or name in any_channel or name in whole for name in op.outputs
+        )
+        if op.outputs and not is_read and op.kind != "input":
+            continue
+        for name in op.outputs:
+            for edge in any_channel.get(name, ()):
+                if not needed[name]:
+                    needed[name].add(min(graph.tensors[name].channels))
+                wants[edge] = frozenset({min(needed[name])})
+            if op.kind in ("input", "opaque") and name in needed:
+                needed[name] |= set(graph.tensors[name].channels)
+        out = op.outputs[0] if op.outputs else None
+        result = frozenset(needed[out]) if out in needed else Ids()
+        live.add(op.name)
+        whole.update(op.whole)
+        for name in op.whole:
+            if name in needed:
+                needed[name] |= set(graph.tensors[name].channels)
+        if isinstance(op, Layer):
+            if op.inputs:
+                ids = columns[op.name] & defined[op.inputs[0]]
+                if ids:
+                    want(op, 0, ids)
+                elif keep_one:
+                    any_channel.setdefault(op.inputs[0], []).append((op.name, 0))
+        elif isinstance(op, Elementwise) and op.additive:
+            for operand, ids in enumerate(_summands(op, result, defined)):
+                want(op, operand, ids)
+        elif isinstance(op, Concat):
+            for operand, name in enumerate(op.inputs):
+                ids = result & frozenset(graph.tensors[name].channels)
+                want(op, operand, ids | extra.get((op.name, operand), Ids()))
+        else:
+            for operand, name in enumerate(op.inputs):
+                everything = op.kind in ("opaque", "output")
+                ids = graph.tensors[name].channels if everything else result
+                want(op, operand, ids)
+    frozen = {name: frozenset(ids) for name, ids in needed.items()}
+    return frozen, wants, frozenset(live)
+
+
+def _summands(op: Elementwise, result: Ids, defined: dict[str, Ids]) -> list[Ids]:
+    """What a sum needs of each operand: where it can be non-zero; all of the rest of the first."""
+    parts = [result & defined[name] for name in op.inputs]
+    parts[0] |= result.difference(*parts)
+    return parts

@@ -1,0 +1,81 @@
+"""upscale-opt: lossless export of unconstrained channel-pruned PyTorch networks.
+
+    >>> import upscale_opt as uo
+    >>> import torch, torchvision
+    >>> model = torchvision.models.resnet18().eval()
+    >>> pruned = uo.prune(model, torch.zeros(1, 3, 64, 64), amount=0.5)
+    >>> pruned.solution.status
+    'optimal'
+
+Graphs, masks and solutions can be read and solved without PyTorch; what needs it is loaded when
+it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from upscale_opt.errors import (
+    MaskError,
+    MaterializeError,
+    SchemaError,
+    SolverError,
+    TraceError,
+    UpscaleError,
+    VerificationError,
+)
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.solution import Solution
+from upscale_opt.solver import solve
+
+if TYPE_CHECKING:
+    from upscale_opt.masking import apply_masks, magnitude_masks
+    from upscale_opt.materializing import materialize
+    from upscale_opt.pruning import Pruned, prune
+    from upscale_opt.tracing import trace
+    from upscale_opt.verifying import VerificationReport, verify
+
+__version__ = "0.1.0"
+
+_WITH_TORCH = {
+    "Pruned": "pruning",
+    "VerificationReport": "verifying",
+    "apply_masks": "masking",
+    "magnitude_masks": "masking",
+    "materialize": "materializing",
+    "prune": "pruning",
+    "trace": "tracing",
+    "verify": "verifying",
+}
+
+__all__ = [
+    "ChannelGraph",
+    "MaskError",
+    "Masks",
+    "MaterializeError",
+    "Pruned",
+    "SchemaError",
+    "Solution",
+    "SolverError",
+    "TraceError",
+    "UpscaleError",
+    "VerificationError",
+    "VerificationReport",
+    "apply_masks",
+    "magnitude_masks",
+    "materialize",
+    "prune",
+    "solve",
+    "trace",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WITH_TORCH:
+        raise AttributeError(f"module 'upscale_opt' has no attribute {name!r}")
+    value = getattr(import_module(f"upscale_opt.{_WITH_TORCH[name]}"), name)
+    globals()[name] = value
+    return value

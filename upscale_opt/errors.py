@@ -1,0 +1,31 @@
+"""Every error this package raises on purpose: one class per boundary a user can hit."""
+
+from __future__ import annotations
+
+
+class UpscaleError(Exception):
+    """Base of all errors of this package; the message names the thing at fault and the way out."""
+
+
+class SchemaError(UpscaleError):
+    """A file or JSON text is not a valid graph, masks or solution (truncated, foreign, newer)."""
+
+
+class MaskError(UpscaleError):
+    """Masks that do not fit their graph: unknown parameter, axis or index."""
+
+
+class TraceError(UpscaleError):
+    """A model could not be captured, or could not be run on the given inputs."""
+
+
+class SolverError(UpscaleError):
+    """An unknown solver or objective, or options that make no sense."""
+
+
+class MaterializeError(UpscaleError):
+    """A solution that does not belong to the model, or would lose something of it."""
+
+
+class VerificationError(UpscaleError):
+    """The pruned model does not compute what the masked model computes."""

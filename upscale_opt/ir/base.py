@@ -1,0 +1,114 @@
+"""What all documents (graph, masks, solution) share: versions, JSON, files and their errors."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import Self
+
+from upscale_opt.errors import SchemaError
+
+SCHEMA_VERSION = 1
+"""The version of the JSON this package writes, and the only one it reads."""
+
+
+class Record(BaseModel):
+    """A frozen part of a document; unknown fields are refused by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Document(Record):
+    """A top-level JSON document.
+
+    Attributes:
+        schema_version: the version of the format; anything but :data:`SCHEMA_VERSION` is refused.
+    """
+
+    what: ClassVar[str] = "document"
+
+    schema_version: int = SCHEMA_VERSION
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Refuse a version this package does not know."""
+        if self.schema_version != SCHEMA_VERSION:
+            raise SchemaError(
+                f"{self.what} has schema_version {self.schema_version}, but this version of "
+                f"upscale-opt reads {SCHEMA_VERSION}; use the release that wrote it"
+            )
+
+    def to_json(self) -> str:
+        """The document as indented JSON, ending in a newline."""
+        return self.model_dump_json(indent=1, exclude_defaults=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            SchemaError: if ``text`` is not valid JSON of this kind and version.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise SchemaError(f"not a valid {cls.what}: {_first(error)}") from None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON to ``path``, whole or not at all.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        write_atomically(Path(path), self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a document from ``path``.
+
+        Raises:
+            SchemaError: if the file cannot be read or is not a valid document.
+        """
+        try:
+            return cls.from_json(Path(path).read_bytes())
+        except OSError as error:
+            raise SchemaError(f"cannot read {cls.what} {path}: {error.strerror}") from None
+        except SchemaError as error:
+            raise SchemaError(f"{path}: {error}") from None
+
+
+def _first(error: ValidationError) -> str:
+    problems = error.errors(include_url=False, include_context=False)
+    where = ".".join(str(part) for part in problems[0]["loc"])
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    message = problems[0]["msg"]
+    if problems[0]["type"] == "extra_forbidden":
+        message = "unknown field"
+    return f"{where}: {message}{more}" if where else f"{message}{more}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one.
+
+    Raises:
+        OSError: if the file cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

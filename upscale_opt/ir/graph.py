@@ -1,0 +1,317 @@
+"""The channel graph: which channels each tensor carries, and what every operation does to them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
+
+from upscale_opt.ir.base import Document, Record
+from upscale_opt.ir.ids import Ids
+
+
+class Tensor(Record):
+    """An activation.
+
+    Attributes:
+        shape: its sizes in the traced example.
+        dtype: such as ``"float32"``.
+        axis: the channel axis, or ``None`` if its elements are not structured by channels; such a
+            tensor is always stored whole.
+        channels: the channel ids along the axis, in sequence; an id may occur more than once.
+        features: how many consecutive elements along the axis belong to each entry of
+            ``channels`` (49 behind the flattening of a 7 x 7 image).
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    axis: int | None = None
+    channels: Ids = ()
+    features: int = Field(default=1, ge=1)
+
+
+class Space(Record):
+    """A maximal run of channels that every tensor holds only as a whole and in this sequence.
+
+    Attributes:
+        channels: the ids, in their original sequence.
+        fixed: why no other order is allowed; ``None`` if every order is.
+    """
+
+    channels: Ids
+    fixed: str | None = None
+
+
+class PerChannel(Record):
+    """A parameter or buffer with one entry per element of the channel axis.
+
+    Attributes:
+        name: its name in the ``state_dict``.
+        axis: the axis that runs along the channels.
+        role: ``"scale"`` multiplies the channel (zero makes it zero), ``"shift"`` is added to it,
+            ``"mean"`` is subtracted before scaling, ``"neutral"`` leaves zeros zero.
+    """
+
+    name: str
+    axis: int = 0
+    role: Literal["scale", "shift", "mean", "neutral"]
+
+
+class _Operation(Record):
+    """What all operations have.
+
+    Attributes:
+        name: its name in the captured program.
+        inputs: the tensors whose channels it treats as its kind says.
+        whole: further tensors it reads, as they are and entirely.
+        outputs: the tensors it writes.
+    """
+
+    name: str
+    inputs: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+class Input(_Operation):
+    """A network input; its channels are given by the caller."""
+
+    kind: Literal["input"] = "input"
+
+
+class Layer(_Operation):
+    """A producer and consumer: convolution, transposed convolution or linear layer.
+
+    Attributes:
+        weight: the weight's parameter name.
+        in_axis: the weight's axis that reads the channels of ``inputs[0]``.
+        out_axis: the weight's axis that writes the channels of ``outputs[0]``.
+        bias: the bias's parameter name, if there is one.
+    """
+
+    kind: Literal["layer"] = "layer"
+    weight: str
+    in_axis: int
+    out_axis: int
+    bias: str | None = None
+
+
+class ChannelWise(_Operation):
+    """Each output channel depends on the same input channel alone.
+
+    Activations, pooling, batch norm, depthwise convolution, flattening, permuting axes …
+
+    Attributes:
+        keeps_zero: an all-zero channel stays zero, apart from what ``parameters`` add.
+        parameters: what has one entry per channel.
+    """
+
+    kind: Literal["channelwise"] = "channelwise"
+    keeps_zero: bool
+    parameters: tuple[PerChannel, ...] = ()
+
+
+class Elementwise(_Operation):
+    """Several tensors with the same channels combined channel by channel.
+
+    Attributes:
+        zero_if: the output channel is zero if ``"all"`` inputs are zero there (sums), if
+            ``"any"`` is (products), or ``"never"`` for certain.
+        additive: it is the plain sum, so an input may leave out channels in which it is zero.
+    """
+
+    kind: Literal["elementwise"] = "elementwise"
+    zero_if: Literal["all", "any", "never"]
+    additive: bool = False
+
+
+class Concat(_Operation):
+    """The inputs' channels one after the other."""
+
+    kind: Literal["concat"] = "concat"
+
+
+class Select(_Operation):
+    """Some of the input's channels, in a sequence of its own: a slice, a chunk, a flip.
+
+    Attributes:
+        positions: which entries of the input's ``channels`` the output's are.
+    """
+
+    kind: Literal["select"] = "select"
+    positions: Ids
+
+
+class Constant(_Operation):
+    """A parameter or buffer used as a tensor.
+
+    Attributes:
+        parameter: its name in the ``state_dict``.
+    """
+
+    kind: Literal["constant"] = "constant"
+    parameter: str
+
+
+class Opaque(_Operation):
+    """Anything else: reads everything, in its order; what it writes is fixed.
+
+    Attributes:
+        reason: why it is not understood, or why it must stay.
+    """
+
+    kind: Literal["opaque"] = "opaque"
+    reason: str
+
+
+class Output(_Operation):
+    """The network's outputs; every channel is needed, in its order."""
+
+    kind: Literal["output"] = "output"
+
+
+Operation = Annotated[
+    Input
+    | Layer
+    | ChannelWise
+    | Elementwise
+    | Concat
+    | Select
+    | Constant
+    | Opaque
+    | Output,
+    Field(discriminator="kind"),
+]
+
+
+class Example(Record):
+    """One example input, as a tree: shapes instead of data.
+
+    Attributes:
+        kind: what stands here.
+        shape: the sizes of a tensor.
+        dtype: the dtype of a tensor.
+        items: the members of a tuple, list or dict.
+        keys: the keys of a dict.
+        value: a plain value.
+    """
+
+    kind: Literal["tensor", "tuple", "list", "dict", "value"]
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    items: tuple[Example, ...] = ()
+    keys: tuple[str, ...] = ()
+    value: bool | int | float | str | None = None
+
+
+class ChannelGraph(Document):
+    """A model's channels, without the model.
+
+    Attributes:
+        capture: how the model was captured, ``"fx"`` or ``"export"``.
+        example: the inputs it was traced with; ``items`` are positional arguments, then the
+            keyword arguments named by ``keys``.
+        parameters: the shape of every parameter and buffer that an operation names.
+        spaces: the channels, by what may be reordered.
+        tensors: every activation by name.
+        operations: in the order of execution.
+    """
+
+    what: ClassVar[str] = "channel graph"
+
+    capture: Literal["fx", "export"]
+    example: Example
+    parameters: dict[str, tuple[int, ...]]
+    spaces: tuple[Space, ...]
+    tensors: dict[str, Tensor]
+    operations: tuple[Operation, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of everything but dtypes: equal for models with equal structure and inputs."""
+        data = self.model_dump(mode="json")
+        _strip_dtypes(data)
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        written: set[str] = set()
+        for op in self.operations:
+            for name in (*op.inputs, *op.whole):
+                if name not in written:
+                    raise ValueError(f"operation {op.name!r} reads {name!r} before it is written")
+            for name in op.outputs:
+                if name not in self.tensors:
+                    raise ValueError(f"operation {op.name!r} writes unknown tensor {name!r}")
+                if name in written:
+                    raise ValueError(f"tensor {name!r} is written twice")
+                written.add(name)
+            for parameter in parameters_of(op):
+                if parameter not in self.parameters:
+                    raise ValueError(f"operation {op.name!r} uses unknown parameter {parameter!r}")
+        if len(written) != len(self.tensors):
+            unwritten = sorted(set(self.tensors) - written)[0]
+            raise ValueError(f"tensor {unwritten!r} is written by no operation")
+        known = {c for space in self.spaces for c in space.channels}
+        if len(known) != sum(len(space.channels) for space in self.spaces):
+            raise ValueError("a channel belongs to two spaces")
+        for name, tensor in self.tensors.items():
+            _check_tensor(name, tensor, known)
+        return self
+
+
+def _check_tensor(name: str, tensor: Tensor, known: set[int]) -> None:
+    if tensor.axis is None:
+        return
+    if not 0 <= tensor.axis < len(tensor.shape):
+        raise ValueError(f"tensor {name!r} has no axis {tensor.axis}")
+    if len(tensor.channels) * tensor.features != tensor.shape[tensor.axis]:
+        raise ValueError(
+            f"tensor {name!r} has {len(tensor.channels)} channels of {tensor.features} features "
+            f"on an axis of {tensor.shape[tensor.axis]}"
+        )
+    if not known.issuperset(tensor.channels):
+        stray = min(set(tensor.channels) - known)
+        raise ValueError(f"channel {stray} of tensor {name!r} belongs to no space")
+
+
+def _strip_dtypes(data: Any) -> None:
+    if isinstance(data, dict):
+        data.pop("dtype", None)
+        for value in data.values():
+            _strip_dtypes(value)
+    elif isinstance(data, list):
+        for value in data:
+            _strip_dtypes(value)
+
+
+def parameters_of(op: Operation) -> tuple[str, ...]:
+    """The names of the parameters and buffers that ``op`` uses."""
+    if isinstance(op, Layer):
+        return (op.weight,) if op.bias is None else (op.weight, op.bias)
+    if isinstance(op, ChannelWise):
+        return tuple(use.name for use in op.parameters)
+    if isinstance(op, Constant):
+        return (op.parameter,)
+    return ()
+
+
+def maskable_axes(graph: ChannelGraph) -> dict[str, tuple[int, ...]]:
+    """For every parameter the graph names, the axes that run along channels."""
+    axes: dict[str, tuple[int, ...]] = {}
+    for op in graph.operations:
+        if isinstance(op, Layer):
+            axes[op.weight] = tuple(sorted((op.in_axis, op.out_axis)))
+            if op.bias is not None:
+                axes[op.bias] = (0,)
+        elif isinstance(op, ChannelWise):
+            axes.update({use.name: (use.axis,) for use in op.parameters})
+        elif isinstance(op, Constant):
+            axis = graph.tensors[op.outputs[0]].axis
+            if axis is not None:
+                axes[op.parameter] = (axis,)
+    return axes

@@ -1,0 +1,87 @@
+"""Lists of channel numbers, written as runs: ``[0, 1, 2, 3, 7, 5]`` is ``"0-3,7,5"`` in JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
+
+MAX_LENGTH = 4_000_000
+"""No list may be longer: a short hostile text such as ``"0-99999999999"`` must not fill memory."""
+
+_PART = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?\Z")
+
+
+def format_ids(ids: Iterable[int]) -> str:
+    """The ascending runs of ``ids``, in sequence.
+
+    >>> format_ids([0, 1, 2, 3, 7, 5, 5])
+    '0-3,7,5,5'
+    >>> format_ids([])
+    ''
+    """
+    parts: list[str] = []
+    first = last = -1
+    for value in ids:
+        if value == last + 1 and last >= 0:
+            last = value
+            continue
+        if last >= 0:
+            parts.append(_format_run(first, last))
+        first = last = value
+    if last >= 0:
+        parts.append(_format_run(first, last))
+    return ",".join(parts)
+
+
+def _format_run(first: int, last: int) -> str:
+    if first == last:
+        return str(first)
+    return f"{first},{last}" if last == first + 1 else f"{first}-{last}"
+
+
+def parse_ids(text: str) -> tuple[int, ...]:
+    """Inverse of :func:`format_ids`.
+
+    Raises:
+        ValueError: if ``text`` is not a list of runs, or longer than :data:`MAX_LENGTH`.
+
+    >>> parse_ids("0-3,7,5,5")
+    (0, 1, 2, 3, 7, 5, 5)
+    """
+    ids: list[int] = []
+    for part in text.split(",") if text else ():
+        match = _PART.match(part)
+        if match is None:
+            raise ValueError(f"not a run of channels: {part[:40]!r} (write runs as '0-3,7')")
+        first = int(match[1])
+        last = first if match[2] is None else int(match[2])
+        if last < first:
+            raise ValueError(f"a run must ascend: {part!r}")
+        if len(ids) + last - first + 1 > MAX_LENGTH:
+            raise ValueError(f"more than {MAX_LENGTH:,} channels in one list")
+        ids.extend(range(first, last + 1))
+    return tuple(ids)
+
+
+def _validate(value: Any) -> tuple[int, ...]:
+    if isinstance(value, str):
+        return parse_ids(value)
+    if isinstance(value, (list, tuple, range)):
+        ids = tuple(value)
+        if all(type(i) is int and i >= 0 for i in ids):
+            return ids
+    raise ValueError("expected runs of channels such as '0-3,7', or a list of non-negative ints")
+
+
+Ids = Annotated[
+    tuple[int, ...],
+    PlainValidator(_validate),
+    PlainSerializer(format_ids, return_type=str, when_used="json"),
+    WithJsonSchema(
+        {"type": "string", "examples": ["0-63,70"], "description": "channel numbers, as runs"}
+    ),
+]
+"""A tuple of non-negative ints in Python, a string of runs in JSON."""

@@ -1,0 +1,75 @@
+"""Masks: which slices of each parameter are kept; all others are zero."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from upscale_opt.errors import MaskError
+from upscale_opt.ir.base import Document
+from upscale_opt.ir.graph import ChannelGraph, maskable_axes
+from upscale_opt.ir.ids import Ids
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Masks(Document):
+    """Per parameter and axis, the slices kept. What is not listed is kept entirely.
+
+    Attributes:
+        kept: for each parameter name, for each axis, the indices of slices that are not (all)
+            zero, ascending.
+    """
+
+    what: ClassVar[str] = "masks"
+
+    kept: dict[str, dict[int, Ids]]
+
+    @classmethod
+    def from_model(cls, model: nn.Module, graph: ChannelGraph) -> Masks:
+        """What the model's zeros say.
+
+        Args:
+            model: the (masked) model.
+            graph: its graph, from :func:`upscale_opt.trace`.
+
+        Raises:
+            MaskError: if the model lacks a parameter that the graph names.
+        """
+        from upscale_opt.masking import masks_from_model
+
+        return masks_from_model(model, graph)
+
+    def kept_on(self, parameter: str, axis: int, size: int) -> frozenset[int]:
+        """The slices of ``parameter`` kept along ``axis``, which has ``size`` slices."""
+        kept = self.kept.get(parameter, {}).get(axis)
+        return frozenset(range(size)) if kept is None else frozenset(kept)
+
+    def check(self, graph: ChannelGraph) -> None:
+        """Check that the masks fit ``graph``.
+
+        Raises:
+            MaskError: naming the parameter, axis or index that does not.
+        """
+        axes = maskable_axes(graph)
+        for name, by_axis in self.kept.items():
+            if name not in graph.parameters:
+                raise MaskError(
+                    f"masks name the parameter {name!r}, which the graph does not have; "
+                    "were they made for another model?"
+                )
+            for axis, kept in by_axis.items():
+                if axis not in axes[name]:
+                    raise MaskError(
+                        f"masks name axis {axis} of {name!r}; its channel axes are "
+                        f"{', '.join(map(str, axes[name]))}"
+                    )
+                size = graph.parameters[name][axis]
+                if any(index >= size for index in kept):
+                    bad = max(kept)
+                    raise MaskError(
+                        f"masks keep index {bad} on axis {axis} of {name!r}, which has only "
+                        f"{size} slices"
+                    )
+                if len(set(kept)) != len(kept):
+                    raise MaskError(f"masks list an index twice on axis {axis} of {name!r}")

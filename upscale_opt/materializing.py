@@ -1,0 +1,392 @@
+"""Materialise a solution: from the masked model and a plan to a smaller model."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from upscale_opt.errors import MaterializeError, SchemaError
+from upscale_opt.ir import graph as ir
+from upscale_opt.ir.solution import Read, Solution
+from upscale_opt.masking import masks_from_model
+from upscale_opt.aliasing import protect
+from upscale_opt.modules import Gather, PlacedSum, Placement, fit_sizes
+from upscale_opt.solver.check import losses
+from upscale_opt.tracing.examples import remake
+from upscale_opt.tracing.program import Program, run_as
+from upscale_opt.tracing.resize import resized
+
+
+def materialize(model: nn.Module, solution: Solution) -> nn.Module:
+    """The pruned model: smaller weights, and views and gathers where the solution says.
+
+    Args:
+        model: the masked model that the solution was made for. It is not changed.
+        solution: from :func:`upscale_opt.solve`.
+
+    Returns:
+        A module on the same device, of the same dtype and in the same mode. It shares no storage
+        with ``model``; its submodules keep their names.
+
+    Raises:
+        MaterializeError: if the solution is for another model, or would drop something that is
+            not zero in this one.
+        TraceError: if the model cannot be traced any more.
+    """
+    program = run_as(model, *remake(solution.example, *_kind_of(model)), solution.capture)
+    if program.graph.fingerprint != solution.graph_fingerprint:
+        raise MaterializeError(
+            f"the solution was made for another model than this {type(model).__name__} (or for "
+            "another mode, train or eval); trace and solve again"
+        )
+    lost = losses(program.graph, masks_from_model(model, program.graph), solution)
+    if lost:
+        raise MaterializeError(
+            f"the solution drops what is not zero in this model: {lost[0]}; apply the masks to the "
+            "model first (upscale_opt.apply_masks), or solve for the masks it has"
+        )
+    return _Rebuild(model, program, solution).build()
+
+
+def _kind_of(model: nn.Module) -> tuple[torch.dtype, torch.device]:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.dtype, tensor.device
+    return torch.get_default_dtype(), torch.device("cpu")
+
+
+class _Rebuild:
+    """Writes the pruned program, call by call."""
+
+    def __init__(self, model: nn.Module, program: Program, solution: Solution) -> None:
+        self.model = model
+        self.program = program
+        self.graph = program.graph
+        self.solution = solution
+        self.device = _kind_of(model)[1]
+        self.operations: dict[str, list[ir.Operation]] = {}
+        for op in self.graph.operations:
+            self.operations.setdefault(op.name.split(".")[0], []).append(op)
+        self.selects: dict[tuple[str, int], Read] = {}
+        self.places: dict[tuple[str, int], Read] = {}
+        for read in solution.reads:
+            table = self.places if read.kind == "place" else self.selects
+            table[read.op, read.operand] = read
+        self.new = fx.Graph()
+        self.env: dict[fx.Node, Any] = {}
+        self.by_tensor: dict[str, Any] = {}
+        self.root = nn.Module()
+        self.memo: dict[int, Any] = {}
+
+    def build(self) -> nn.Module:
+        self._slice_parameters()
+        old = self.program.captured.graph
+        for node in old.nodes:
+            self.env[node] = self._emit(node)
+        self.new.set_codegen(copy.deepcopy(old._codegen))
+        effects = {self.env[node] for node in self.program.effects if node in self.env}
+        self.new.eliminate_dead_code(
+            is_impure_node=lambda n: n.op in ("placeholder", "output") or n in effects
+        )
+        in_place = [self.env[node] for node in self.program.mutations]
+        protect([node for node in in_place if isinstance(node, fx.Node)], self._modules())
+        self._fill_root()
+        pruned = fx.GraphModule(self.root, self.new, class_name=type(self.model).__name__)
+        pruned.training = self.model.training
+        for name, module in pruned.named_modules():
+            if name and (own := _submodule(self.model, name)) is not None:
+                module.training = own.training
+        for table in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
+                      "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):
+            getattr(pruned, table).update(getattr(self.model, table))
+        return pruned
+
+    # Parameters and modules.
+
+    def _slice_parameters(self) -> None:
+        """Copy what changes, smaller; the memo makes deep copies use these."""
+        own: dict[str, torch.Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
+        own.update(self.model.named_buffers(remove_duplicate=False))
+        own.update(self.program.captured.constants)
+        for name, by_axis in self.solution.parameters.items():
+            tensor = own[name]
+            data = tensor.detach()
+            for axis, indices in by_axis.items():
+                data = data.index_select(axis, torch.tensor(indices, device=data.device))
+            if data.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+                data = data.contiguous(memory_format=torch.channels_last)
+            self.memo[id(tensor)] = (
+                nn.Parameter(data.clone(), requires_grad=tensor.requires_grad)
+                if isinstance(tensor, nn.Parameter)
+                else data.clone()
+            )
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return {**self.program.captured.modules, **dict(self.root.named_modules())}
+
+    def _fill_root(self) -> None:
+        """Copy the modules and tensors that the new program names into the root."""
+        captured = self.program.captured
+        for node in self.new.nodes:
+            target = str(node.target)
+            if node.op == "call_module" and target in captured.modules:
+                module = copy.deepcopy(captured.modules[target], self.memo)
+                fit_sizes(module)
+                _attach(self.root, target, module)
+            elif node.op == "get_attr":
+                _attach(self.root, target, copy.deepcopy(captured.tensors[target], self.memo))
+
+    # Calls.
+
+    def _emit(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.new.node_copy(node)
+        if node.op == "get_attr":
+            return self.new.create_node("get_attr", node.target, name=node.name)
+        size = self._channel_count(node)
+        if size is not None:
+            return size
+        operations = [op for op in self.operations.get(node.name, ()) if op.kind != "constant"]
+        if operations and not any(self._alive(op) for op in operations):
+            return None
+        if operations and isinstance(operations[0], ir.Select):
+            return self._emit_selects(node, operations)
+        op = operations[0] if operations else None
+        if isinstance(op, ir.Concat):
+            return self._emit_concat(node, op)
+        if isinstance(op, ir.Elementwise) and self._is_partial(op):
+            return self._emit_sum(node, op)
+        if node.target is operator.getitem:
+            container = self._argument(node.args[0], None)
+            if not isinstance(container, fx.Node):
+                return None if container is None else container[node.args[1]]
+        return self._emit_call(node, op)
+
+    def _alive(self, op: ir.Operation) -> bool:
+        """Whether the result is computed at all; tensors without channels are left to FX."""
+        return not op.outputs or any(
+            name in self.solution.tensors or self.graph.tensors[name].axis is None
+            for name in op.outputs
+        )
+
+    def _channel_count(self, node: fx.Node) -> int | None:
+        """The original channel count, for calls that ask a tensor for the size of that axis."""
+        value = self.program.values.get(node)
+        if not isinstance(value, int) or isinstance(value, bool) or not node.args:
+            return None
+        source = node.args[0]
+        if node.target is operator.getitem and isinstance(source, fx.Node) and source.args:
+            asked, index = source.args[0], node.args[1]
+        elif (node.op == "call_method" and node.target == "size") or (
+            isinstance(node.target, torch._ops.OpOverload)
+            and node.target._schema.name == "aten::sym_size"
+        ):
+            asked, index = source, node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        else:
+            return None
+        name = self.program.values.get(asked) if isinstance(asked, fx.Node) else None
+        if not isinstance(name, str) or name not in self.graph.tensors:
+            return None
+        tensor = self.graph.tensors[name]
+        if tensor.axis is None or not isinstance(index, int):
+            return None
+        return value if index % len(tensor.shape) == tensor.axis else None
+
+    def _argument(self, tree: Any, reads: dict[str, Any] | None) -> Any:
+        """A call's arguments in the new program; ``reads`` replaces tensors by what is read."""
+
+        def swap(node: fx.Node) -> Any:
+            name = self.program.values.get(node)
+            if reads is not None and isinstance(name, str) and name in reads:
+                return reads[name]
+            value = self.env[node]
+            if reads is not None and isinstance(name, (tuple, list)) and isinstance(value, tuple):
+                return tuple(reads.get(n, part) for n, part in zip(name, value, strict=True))
+            return value
+
+        return fx.node.map_arg(tree, swap)
+
+    def _emit_call(self, node: fx.Node, op: ir.Operation | None) -> fx.Node:
+        reads: dict[str, Any] = {}
+        if op is not None:
+            for operand, name in enumerate(op.inputs):
+                read = self.selects.get((op.name, operand))
+                if read is not None and name not in reads:
+                    reads[name] = self._select(self._node_of(node, name), read)
+        args = self._argument(node.args, reads)
+        kwargs = self._argument(dict(node.kwargs), reads)
+        target = node.target
+        if op is not None and len(op.outputs) == 1 and op.outputs[0] in self.solution.tensors:
+            tensor = self.graph.tensors[op.outputs[0]]
+            assert tensor.axis is not None
+            size = len(self.solution.tensors[op.outputs[0]]) * tensor.features
+            args, kwargs = resized(node, (args, kwargs), tensor.axis, size)
+            if op.kind == "channelwise":
+                args, kwargs = self._regroup(node, args, kwargs, size)
+        if node.op == "call_method" and target == "view" and not isinstance(args[1], torch.dtype):
+            target = "reshape"  # what is read may be a view that is not contiguous
+        elif target is torch.ops.aten.view.default:
+            target = torch.ops.aten.reshape.default
+        return self.new.create_node(node.op, target, args, kwargs, name=node.name)
+
+    def _regroup(
+        self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], size: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A depthwise convolution called as a function has one group per channel."""
+        name = getattr(node.target, "__name__", "") or str(node.target)
+        if node.op != "call_function" or "conv" not in name:
+            return args, kwargs
+        place = 8 if "convolution" in name else 6
+        if len(args) > place:
+            return (*args[:place], size, *args[place + 1 :]), kwargs
+        return args, {**kwargs, "groups": size}
+
+    # Reads.
+
+    def _node_of(self, reader: fx.Node, name: str) -> Any:
+        """The new program's value of tensor ``name``, among the arguments of ``reader``."""
+        for node in reader.all_input_nodes:
+            value = self.program.values[node]
+            if value == name:
+                return self.env[node]
+            if isinstance(value, (tuple, list)) and name in value:
+                container, index = self.env[node], list(value).index(name)
+                if isinstance(container, fx.Node):
+                    return self.new.call_function(operator.getitem, (container, index))
+                return container[index]
+            if isinstance(value, dict) and name in value.values():
+                key = next(k for k, v in value.items() if v == name)
+                return self.new.call_function(operator.getitem, (self.env[node], key))
+        for op in self.operations.get(reader.name, ()):  # a parameter as a tensor
+            if op.kind == "constant" and name in op.outputs:
+                assert isinstance(op, ir.Constant)
+                for node in reader.all_input_nodes:
+                    if node.op == "get_attr" and self._names(node, op.parameter):
+                        return self.env[node]
+        raise MaterializeError(f"call {reader.name!r} does not read {name!r}")
+
+    def _names(self, node: fx.Node, parameter: str) -> bool:
+        tensors = self.program.captured.tensors
+        own = tensors.get(parameter)
+        if own is None:
+            state = dict(self.model.named_parameters(remove_duplicate=False))
+            state.update(self.model.named_buffers(remove_duplicate=False))
+            own = state[parameter]
+        return tensors[str(node.target)] is own or str(node.target) == parameter
+
+    def _select(self, value: fx.Node, read: Read) -> fx.Node:
+        tensor = self.graph.tensors[read.tensor]
+        layout = self.solution.tensors[read.tensor]
+        assert tensor.axis is not None
+        if read.channels == layout:
+            return value
+        place = {entry: i for i, entry in enumerate(layout)}
+        indices = [place[entry] for entry in read.channels]
+        if read.plan == "view":
+            start, length = indices[0] * tensor.features, len(indices) * tensor.features
+            if indices != list(range(indices[0], indices[0] + len(indices))):
+                raise SchemaError(f"the solution's view {read.name!r} is not contiguous")
+            return self.new.call_function(torch.narrow, (value, tensor.axis, start, length))
+        elements = [i * tensor.features + f for i in indices for f in range(tensor.features)]
+        name = f"gather_{read.op.replace('.', '_')}_{read.operand}"
+        self.root.add_module(name, Gather(elements, tensor.axis, self.device))
+        return self.new.call_module(name, (value,))
+
+    def _emit_selects(self, node: fx.Node, operations: list[ir.Operation]) -> Any:
+        results: dict[str, Any] = {}
+        for op in operations:
+            if not self._alive(op):
+                continue
+            value = self._node_of(node, op.inputs[0])
+            read = self.selects.get((op.name, 0))
+            results[op.outputs[0]] = value if read is None else self._select(value, read)
+        return pytree.tree_map(results.get, self.program.values[node])
+
+    def _emit_concat(self, node: fx.Node, op: ir.Concat) -> fx.Node:
+        kept = set(self.solution.tensors[op.outputs[0]])
+        parts: list[fx.Node] = []
+        start = 0
+        for operand, name in enumerate(op.inputs):
+            size = len(self.graph.tensors[name].channels)
+            if kept.intersection(range(start, start + size)):
+                value = self._node_of(node, name)
+                read = self.selects.get((op.name, operand))
+                parts.append(value if read is None else self._select(value, read))
+            start += size
+        if len(parts) == 1:
+            return parts[0]
+        axis = self.graph.tensors[op.outputs[0]].axis
+        return self.new.create_node(
+            "call_function", torch.cat, (parts,), {"dim": axis}, name=node.name
+        )
+
+    def _is_partial(self, op: ir.Elementwise) -> bool:
+        return op.additive and any(
+            name not in self.solution.tensors
+            or (op.name, operand) in self.places
+            or self._skipped(op, operand)
+            for operand, name in enumerate(op.inputs)
+        )
+
+    def _skipped(self, op: ir.Elementwise, operand: int) -> bool:
+        read = self.selects.get((op.name, operand))
+        return read is not None and not read.channels
+
+    def _emit_sum(self, node: fx.Node, op: ir.Elementwise) -> fx.Node:
+        """A sum in which operands are placed into some of the channels, or left out."""
+        result = self.graph.tensors[op.outputs[0]]
+        layout = self.solution.tensors[op.outputs[0]]
+        place_of = {entry: i for i, entry in enumerate(layout)}
+        values: list[fx.Node] = []
+        placements: list[Placement] = []
+        for operand, name in enumerate(op.inputs):
+            if name not in self.solution.tensors or self._skipped(op, operand):
+                continue
+            value = self._node_of(node, name)
+            select = self.selects.get((op.name, operand))
+            values.append(value if select is None else self._select(value, select))
+            place = self.places.get((op.name, operand))
+            if place is None or place.channels == layout:
+                placements.append(None)
+                continue
+            at = [place_of[entry] for entry in place.channels]
+            f = result.features
+            if place.plan == "view":
+                placements.append((at[0] * f, len(at) * f))
+            else:
+                placements.append([i * f + k for i in at for k in range(f)])
+        if len(values) == 1 and placements[0] is None:
+            return values[0]
+        assert result.axis is not None
+        module = PlacedSum(placements, len(layout) * result.features, result.axis, self.device)
+        self.root.add_module(f"sum_{node.name}", module)
+        return self.new.create_node(
+            "call_module", f"sum_{node.name}", tuple(values), name=node.name
+        )
+
+
+def _attach(root: nn.Module, target: str, value: Any) -> None:
+    """Set ``value`` as attribute ``target``, with plain modules on the way to it."""
+    *path, last = target.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    if isinstance(value, nn.Module):
+        root.add_module(last, value)
+    elif isinstance(value, nn.Parameter):
+        root.register_parameter(last, value)
+    else:
+        root.register_buffer(last, value)
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return None

@@ -1,0 +1,101 @@
+"""The whole chain in one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.solution import Solution
+from upscale_opt.masking import Side, apply_masks, magnitude_masks
+from upscale_opt.materializing import materialize
+from upscale_opt.solver import solve
+from upscale_opt.tracing import trace
+from upscale_opt.tracing.examples import Inputs
+from upscale_opt.verifying import VerificationReport, verify
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What :func:`prune` made.
+
+    Attributes:
+        model: the pruned model.
+        masked: the masked model that it equals.
+        graph: the channel graph.
+        masks: what the masked model's zeros say.
+        solution: orders, plans and proof.
+        report: how far the two models are apart; ``None`` if not verified.
+    """
+
+    model: nn.Module
+    masked: nn.Module
+    graph: ChannelGraph
+    masks: Masks
+    solution: Solution
+    report: VerificationReport | None
+
+
+def prune(
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    amount: float | None = None,
+    side: Side = "input",
+    layers: Literal["all", "conv"] = "all",
+    masks: Masks | None = None,
+    solver: str = "cp-sat",
+    objective: str = "copied_channels",
+    time_limit: float = 60.0,
+    seed: int = 0,
+    check: bool = True,
+    step: Callable[[str], None] = lambda name: None,
+) -> Pruned:
+    """Mask, trace, solve, materialise and verify. ``model`` itself is not changed.
+
+    Args:
+        model: the model.
+        inputs: example inputs, as for :func:`upscale_opt.trace`.
+        amount: drop this share of every layer's channels by magnitude. If neither this nor
+            ``masks`` is given, the zeros that the weights have are the masks.
+        side: with ``amount``: drop input channels, output channels, or both.
+        layers: with ``amount``: prune all layers, or convolutions only.
+        masks: explicit masks, instead of ``amount``.
+        solver: see :func:`upscale_opt.solve`.
+        objective: see :func:`upscale_opt.solve`.
+        time_limit: seconds for the solver.
+        seed: seed of the solver.
+        check: verify the result on ``inputs``.
+        step: called with the name of every step as it begins.
+
+    Raises:
+        UpscaleError: the error of the step that failed.
+        ValueError: if both ``amount`` and ``masks`` are given.
+    """
+    if amount is not None and masks is not None:
+        raise ValueError("give amount or masks, not both")
+    step("trace")
+    graph = trace(model, inputs)
+    step("mask")
+    masked = model
+    if amount is not None or masks is not None:
+        masked = copy.deepcopy(model)
+        if masks is None:
+            assert amount is not None
+            masks = magnitude_masks(masked, graph, amount, side, layers)
+        apply_masks(masked, graph, masks)
+    found = Masks.from_model(masked, graph)
+    step("solve")
+    solution = solve(graph, found, solver, objective, time_limit, seed=seed)
+    step("materialize")
+    pruned = materialize(masked, solution)
+    report = None
+    if check:
+        step("verify")
+        report = verify(masked, pruned, inputs)
+    return Pruned(pruned, masked, graph, found, solution, report)

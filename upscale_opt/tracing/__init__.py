@@ -1,0 +1,26 @@
+"""Tracing: from a PyTorch model to its channel graph."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.tracing.examples import Inputs, as_call
+from upscale_opt.tracing.program import run
+
+
+def trace(model: nn.Module, inputs: Inputs) -> ChannelGraph:
+    """The channel graph of ``model``: which channels every tensor carries, and how they meet.
+
+    The model is captured by :mod:`torch.fx` (by :mod:`torch.export` where FX cannot), and run
+    call by call on fake tensors; no activation is computed and the model is not changed.
+    Operations that are not understood are recorded as opaque, with the reason.
+
+    Args:
+        model: in train or eval mode, on any device, of any floating-point dtype.
+        inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
+
+    Raises:
+        TraceError: if the model cannot be captured, or does not run on ``inputs``.
+    """
+    return run(model, *as_call(inputs)).graph

@@ -1,0 +1,184 @@
+"""Capture a model as a graph of calls: torch.fx first, torch.export where FX gives up."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import fx, nn
+
+from upscale_opt.errors import TraceError
+
+Capture = Literal["fx", "export"]
+
+_STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
+"""Leaves by class name: their behaviour depends on the training mode at run time."""
+
+
+_CHECKS = {torch._assert, fx._symbolic_trace._assert_is_none}
+
+
+@dataclass
+class Captured:
+    """A model as a graph of calls.
+
+    Attributes:
+        kind: which tracer made it.
+        graph: the calls. Ours to edit.
+        modules: the modules that ``call_module`` nodes name.
+        tensors: the parameters, buffers and constants that ``get_attr`` nodes name.
+        constants: those of ``tensors`` that are neither parameters nor buffers of the model.
+    """
+
+    kind: Capture
+    graph: fx.Graph
+    modules: dict[str, nn.Module]
+    tensors: dict[str, torch.Tensor]
+    constants: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class _Proxy(fx.Proxy):
+    """Records ``x += y`` as what it is; FX alone would record ``x = x + y``."""
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split():
+    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+
+
+class _Tracer(fx.Tracer):
+    """Keeps as leaves: torch's modules, hooked modules, and those that ask for the mode."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return (
+            super().is_leaf_module(m, module_qualified_name)
+            or hooked(m)
+            or isinstance(m, torch.jit.ScriptModule)
+            or type(m).__name__ in _STOCHASTIC
+        )
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether calling the module runs code besides its ``forward``."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], kind: Capture
+) -> Captured:
+    """Capture ``model`` by one tracer; the model is as before afterwards.
+
+    Raises:
+        TraceError: if this tracer cannot capture the model.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(
+            "a TorchScript model cannot be traced; trace the Python model that it was made from"
+        )
+    return _by_fx(model, args, kwargs) if kind == "fx" else _by_export(model, args, kwargs)
+
+
+def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TraceError(f"{type(model).__name__} does not take these inputs: {error}") from None
+    left_out = {
+        name: parameter.default
+        for name, parameter in signature.parameters.items()
+        if name not in bound.arguments and parameter.default is not inspect.Parameter.empty
+    }
+    before = set(model.__dict__)
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model, concrete_args=left_out or None)
+    except Exception as error:
+        raise TraceError(f"torch.fx: {_line(error)}") from error
+    finally:
+        added = {name: model.__dict__.pop(name) for name in set(model.__dict__) - before}
+    for node in reversed(graph.nodes):  # the checks FX writes for arguments at their defaults
+        if node.op == "call_function" and node.target in _CHECKS:
+            graph.erase_node(node)
+    modules, tensors, constants = {}, {}, {}
+    for node in graph.nodes:
+        target = str(node.target)
+        if node.op == "call_module":
+            modules[target] = model.get_submodule(target)
+        elif node.op == "get_attr":
+            value = added[target] if target in added else _attribute(model, target)
+            if not isinstance(value, torch.Tensor):
+                raise TraceError(f"torch.fx: the model uses its attribute {target!r} in its graph")
+            tensors[target] = value
+    named = {id(t) for t in (*model.parameters(), *model.buffers())}
+    constants = {name: value for name, value in tensors.items() if id(value) not in named}
+    return Captured("fx", graph, modules, tensors, constants)
+
+
+def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
+    try:
+        program = torch.export.export(
+            model, args, dict(kwargs), dynamic_shapes=_dynamic(args, kwargs), strict=False
+        )
+    except Exception:
+        try:
+            program = torch.export.export(model, args, dict(kwargs), strict=False)
+        except Exception as error:
+            raise TraceError(f"torch.export: {_line(error)}") from error
+    program = program.run_decompositions({})
+    options = {"check_guards": False}
+    accepted = inspect.signature(program.module).parameters
+    module = program.module(**{k: v for k, v in options.items() if k in accepted})
+    assert isinstance(module, fx.GraphModule)
+    graph = module.graph
+    graph.set_codegen(fx.graph.CodeGen())
+    tensors = {
+        str(node.target): _attribute(module, str(node.target))
+        for node in graph.nodes
+        if node.op == "get_attr"
+    }
+    if any(not isinstance(value, torch.Tensor) for value in tensors.values()):
+        raise TraceError("torch.export: the program uses attributes that are not tensors")
+    named = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+    constants = {name: value for name, value in tensors.items() if name not in named}
+    return Captured("export", graph, {}, tensors, constants)
+
+
+def _dynamic(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def free(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return {
+                axis: torch.export.Dim.AUTO for axis, size in enumerate(value.shape) if size > 1
+            }
+        if isinstance(value, (tuple, list)):
+            return type(value)(free(v) for v in value)
+        if isinstance(value, dict):
+            return {k: free(v) for k, v in value.items()}
+        return None
+
+    return (*(free(a) for a in args), *(free(v) for v in kwargs.values())) if args else free(kwargs)
+
+
+def _attribute(root: nn.Module, target: str) -> Any:
+    value: Any = root
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}{'…' if len(text) > 200 else ''}"

@@ -1,0 +1,122 @@
+"""Channel identities: fresh ids, ties between them, what is fixed, and the spaces they form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from upscale_opt.ir.graph import Space
+
+Array = npt.NDArray[np.int64]
+
+
+class Channels:
+    """A union-find over channel ids, with the reasons why some must keep their order."""
+
+    def __init__(self) -> None:
+        self._parent: list[int] = []
+        self._fixed: list[tuple[Array, str]] = []
+
+    def fresh(self, count: int) -> Array:
+        """``count`` new ids."""
+        first = len(self._parent)
+        self._parent.extend(range(first, first + count))
+        return np.arange(first, first + count, dtype=np.int64)
+
+    def tie(self, left: Array, right: Array) -> None:
+        """From now on ``left[i]`` and ``right[i]`` are the same channel."""
+        if left is right or np.array_equal(left, right):
+            return
+        for a, b in zip(left.tolist(), right.tolist(), strict=True):
+            root_a, root_b = self._find(a), self._find(b)
+            if root_a != root_b:
+                self._parent[max(root_a, root_b)] = min(root_a, root_b)
+
+    def fix(self, ids: Array, reason: str) -> None:
+        """No order but the original one is allowed for ``ids``."""
+        self._fixed.append((ids, reason))
+
+    def resolve(self, ids: Array) -> Array:
+        """The representative of each id."""
+        return np.array([self._find(i) for i in ids.tolist()], dtype=np.int64)
+
+    def roots(self) -> Array:
+        """The representative of every id ever made, by id."""
+        return np.array([self._find(i) for i in range(len(self._parent))], dtype=np.int64)
+
+    def fixed(self, roots: Array) -> dict[int, str]:
+        """For every representative that is fixed, the first reason given."""
+        reasons: dict[int, str] = {}
+        for ids, reason in self._fixed:
+            for root in roots[ids].tolist():
+                reasons.setdefault(root, reason)
+        return reasons
+
+    def _find(self, a: int) -> int:
+        parent = self._parent
+        while parent[a] != a:
+            parent[a] = parent[parent[a]]
+            a = parent[a]
+        return a
+
+
+def units(elements: Array) -> tuple[Array, int]:
+    """Split ``elements`` into the longest equal runs: ``[5, 5, 8, 8]`` is ``[5, 8]``, 2 each."""
+    if len(elements) == 0:
+        return elements, 1
+    borders = np.flatnonzero(np.diff(elements)) + 1
+    size = int(np.gcd.reduce(np.append(borders, len(elements))))
+    return elements[::size], size
+
+
+def find_spaces(sequences: Iterable[Array], fixed: dict[int, str], count: int) -> tuple[Space, ...]:
+    """Chain ids that follow each other in every sequence in which either occurs.
+
+    Args:
+        sequences: the channel sequences of all tensors; ids below ``count``.
+        fixed: the ids whose order is fixed, with the reason.
+        count: the number of ids.
+    """
+    distinct = list({sequence.tobytes(): sequence for sequence in sequences}.values())
+    follower = _neighbour(distinct, count)
+    leader = _neighbour([sequence[::-1] for sequence in distinct], count)
+    spaces: list[Space] = []
+    used = np.zeros(count, dtype=bool)
+    heads = [a for a in range(count) if not _linked(int(leader[a]), a, follower, leader, fixed)]
+    for head in [*heads, *range(count)]:  # the second pass takes what lies on cycles
+        if used[head]:
+            continue
+        run = [head]
+        used[head] = True
+        while True:
+            last, following = run[-1], int(follower[run[-1]])
+            if not _linked(last, following, follower, leader, fixed) or used[following]:
+                break
+            used[following] = True
+            run.append(following)
+        spaces.append(Space(channels=tuple(run), fixed=fixed.get(head)))
+    return tuple(sorted(spaces, key=lambda space: space.channels[0]))
+
+
+_NONE, _UNSEEN = -1, -2
+
+
+def _neighbour(sequences: Sequence[Array], count: int) -> Array:
+    """For each id, the id that follows it wherever it occurs, or -1 if there is no such id."""
+    result = np.full(count, _UNSEEN, dtype=np.int64)
+    for sequence in sequences:
+        following = np.append(sequence[1:], _NONE)
+        known = result[sequence]
+        agreed = np.where((known == _UNSEEN) | (known == following), following, _NONE)
+        result[sequence] = agreed
+        again = result[sequence] != agreed  # an id that occurs twice, with different followers
+        result[sequence[again]] = _NONE
+    return result
+
+
+def _linked(a: int, b: int, follower: Array, leader: Array, fixed: dict[int, str]) -> bool:
+    if a < 0 or b < 0 or a == b:
+        return False
+    return bool(follower[a] == b and leader[b] == a) and fixed.get(a) == fixed.get(b)

@@ -1,0 +1,457 @@
+"""Interpret the ATen operations of one call: few families, no Python names.
+
+A call (a module, a function, a method) is run on fake tensors while a dispatch mode records the
+ATen operations that it executes. Each operation's effect on channels is worked out here; together
+they say what the call as a whole is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from upscale_opt.ir.graph import PerChannel
+from upscale_opt.tracing.channels import Channels
+from upscale_opt.tracing.values import Abstract, NotUnderstood, along, channel_axis, labels
+from upscale_opt.tracing.zeros import ZeroRule, combine, maps_zero_to, parameter_role
+
+MOVEMENT = frozenset(
+    "view _unsafe_view reshape _reshape_alias permute transpose t numpy_T unsqueeze squeeze expand "
+    "slice select split split_with_sizes unbind cat stack flip roll index_select clone contiguous "
+    "detach alias lift_fresh repeat narrow pixel_shuffle pixel_unshuffle channel_shuffle "
+    "native_channel_shuffle movedim swapaxes unflatten index tile chunk".split()
+)
+"""Operations that only move data: they are run on labels."""
+
+_IGNORED = frozenset("device sym_size sym_numel sym_stride is_same_size _assert_async".split())
+_LIKE = frozenset("empty_like new_empty rand_like randn_like zeros_like ones_like new_zeros".split())
+_SPATIAL = ("pool1d", "pool2d", "pool3d", "upsample_", "reflection_pad", "replication_pad")
+_REDUCTIONS = frozenset("mean sum amax amin".split())
+_ALSO_POINTWISE = frozenset("hardswish _to_copy mul add sub div log_sigmoid_forward".split())
+_BATCH_NORMS = frozenset(
+    "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit "
+    "_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update "
+    "batch_norm".split()
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One ATen operation as executed."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+
+    @property
+    def name(self) -> str:
+        """Its name without namespace and the mark of in-place operations."""
+        name: str = self.func._schema.name.split("::")[1]
+        return name[:-1] if name.endswith("_") and not name.startswith("__") else name
+
+    @property
+    def changed(self) -> list[torch.Tensor]:
+        """The arguments that it modifies."""
+        return [
+            value
+            for argument, value in zip(self.func._schema.arguments, self.args, strict=False)
+            if argument.alias_info is not None
+            and argument.alias_info.is_write
+            and isinstance(value, torch.Tensor)
+        ]
+
+
+class Recorder(TorchDispatchMode):
+    """Records every ATen operation executed under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operation and keep a record of it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if func._schema.name.split("::")[0] != "prim":
+            self.calls.append(Call(func, tuple(args), kwargs, result))
+        return result
+
+
+@dataclass(frozen=True)
+class LayerFact:
+    """A weight read channels of ``source`` (or what has none) and wrote those of ``result``."""
+
+    source: Abstract | None
+    result: Abstract
+    weight: str
+    in_axis: int
+    out_axis: int
+    bias: str | None
+
+
+@dataclass(frozen=True)
+class CombineFact:
+    """Several tensors with the same channels were combined channel by channel."""
+
+    operands: tuple[Abstract, ...]
+    whole: tuple[Abstract, ...]
+    result: Abstract
+    zero_if: Literal["all", "any", "never"]
+    additive: bool
+
+
+@dataclass
+class Interpretation:
+    """What one call does, operation by operation.
+
+    Attributes:
+        layers: the weights that read and wrote channels.
+        combinations: the operations on several tensors.
+        parameters: the per-channel parameters used.
+        moved: whether data-movement operations took part.
+        whole: tensors read as they are, broadcast over all channels.
+    """
+
+    layers: list[LayerFact] = field(default_factory=list)
+    combinations: list[CombineFact] = field(default_factory=list)
+    parameters: list[PerChannel] = field(default_factory=list)
+    moved: bool = False
+    whole: list[Abstract] = field(default_factory=list)
+
+
+class Interpreter:
+    """Interprets the recorded operations of one call.
+
+    Attributes:
+        values: what is known of each tensor, by ``id`` of the fake tensor.
+    """
+
+    def __init__(self, channels: Channels, values: dict[int, Abstract]) -> None:
+        self._channels = channels
+        self.values = values
+        self.done = Interpretation()
+
+    def run(self, calls: Sequence[Call]) -> Interpretation:
+        """Interpret all operations in order.
+
+        Raises:
+            NotUnderstood: naming the first operation that is not understood.
+        """
+        for call in calls:
+            self._step(call)
+        return self.done
+
+    def linear(
+        self,
+        source: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        result: torch.Tensor,
+    ) -> Interpretation:
+        """Interpret a linear layer, along the last axis of an input of any rank.
+
+        Raises:
+            NotUnderstood: if weight or bias is not a parameter as it is.
+        """
+        name = self._parameter_name(weight)
+        bias_name = None if bias is None else self._parameter_name(bias)
+        self._layer(self.value(source), result, source.ndim - 1, name, 1, 0, bias_name)
+        return self.done
+
+    def value(self, tensor: torch.Tensor) -> Abstract:
+        """What is known of ``tensor``."""
+        found = self.values.get(id(tensor))
+        if found is None:
+            raise NotUnderstood("uses a tensor of unknown origin")
+        return found
+
+    def _step(self, call: Call) -> None:
+        name = call.name
+        tensors = tensors_in((call.args, call.kwargs))
+        if name in _IGNORED or not tensors:  # using what was made from nothing is refused later
+            return
+        known = [self.value(t) for t in tensors]
+        if name in _LIKE or (known and all(v.noise for v in known)):
+            for result in tensors_in(call.result):
+                self.values[id(result)] = Abstract(tuple(result.shape), noise=True, zero=None)
+        elif all(v.parameter is not None for v in known):
+            self._parameter(call, known)
+        elif name in MOVEMENT:
+            self._movement(call)
+        elif name in ("convolution", "conv1d", "conv2d", "conv3d"):
+            self._convolution(call)
+        elif name in ("addmm", "mm"):
+            self._matmul(call)
+        elif name in _BATCH_NORMS:
+            self._batch_norm(call)
+        elif name in _REDUCTIONS or name == "constant_pad_nd" or any(s in name for s in _SPATIAL):
+            self._spatial(call)
+        elif torch.Tag.pointwise in call.func.tags or name in _ALSO_POINTWISE:
+            self._pointwise(call, known)
+        elif name == "_prelu_kernel":
+            self._pointwise(call, known)
+        else:
+            raise NotUnderstood(f"aten.{name} is not understood")
+
+    def _parameter(self, call: Call, known: list[Abstract]) -> None:
+        """Parameters alone: follow reshapes, and ignore buffers that count batches."""
+        if call.changed:
+            return
+        value = known[0]
+        result = call.result
+        if call.name not in MOVEMENT or len(known) != 1 or not isinstance(result, torch.Tensor):
+            raise NotUnderstood(f"aten.{call.name} computes with parameters")
+        shape = tuple(result.shape)
+        if call.name == "t" and len(shape) == 2:
+            flipped = not value.flipped
+        elif max(shape, default=1) == max(value.shape, default=1) == result.numel():
+            flipped = value.flipped  # one value per channel, however it is reshaped
+        else:
+            raise NotUnderstood(f"aten.{call.name} rearranges a parameter")
+        self.values[id(result)] = Abstract(
+            shape,
+            parameter=value.parameter,
+            original=value.original,
+            flipped=flipped,
+            zero=None,
+        )
+
+    def _movement(self, call: Call) -> None:
+        if call.name in ("cat", "stack"):
+            raise NotUnderstood("concatenates inside a module")
+        value = self.value(call.args[0])
+        if value.axis is None:
+            raise NotUnderstood("moves the elements of a tensor without channel structure")
+        if len(tensors_in((call.args, call.kwargs))) != 1:
+            raise NotUnderstood(f"aten.{call.name} moves several tensors at once")
+        moved = call.func(labels(value), *call.args[1:], **call.kwargs)
+        self.done.moved = True
+        fakes = tensors_in(call.result)
+        for fake, label in zip(fakes, tensors_in(moved), strict=True):
+            axis = channel_axis(label)
+            if axis is None:
+                raise NotUnderstood("spreads the channels over several axes")
+            self.values[id(fake)] = Abstract(
+                tuple(label.shape), axis, along(label, axis), zero=value.zero
+            )
+
+    def _convolution(self, call: Call) -> None:
+        source, weight, bias = call.args[:3]
+        stride_to_groups = call.args[3:]
+        transposed, groups = bool(stride_to_groups[3]), int(stride_to_groups[5])
+        name = self._parameter_name(weight)
+        bias_name = None if bias is None else self._parameter_name(bias)
+        value = self.value(source)
+        fake: torch.Tensor = call.result
+        if groups == 1:
+            axes = (0, 1) if transposed else (1, 0)
+            self._layer(value, fake, 1, name, *axes, bias_name)
+        elif (
+            not transposed and groups == source.shape[1] == weight.shape[0] and weight.shape[1] == 1
+        ):
+            uses = [PerChannel(name=name, axis=0, role="scale")]
+            if bias_name is not None:
+                uses.append(PerChannel(name=bias_name, axis=0, role="shift"))
+            self._per_channel(value, fake, 1, uses)
+        else:
+            raise NotUnderstood(f"convolution with {groups} groups")
+
+    def _matmul(self, call: Call) -> None:
+        bias = call.args[0] if call.name == "addmm" else None
+        source, weight = call.args[-2:]
+        if call.kwargs:
+            raise NotUnderstood(f"aten.{call.name} with scaling")
+        value, parameter = self.value(source), self.value(weight)
+        if parameter.parameter is None:
+            raise NotUnderstood("multiplies two activations")
+        in_axis, out_axis = (1, 0) if parameter.flipped else (0, 1)
+        bias_name = None if bias is None else self._parameter_name(bias)
+        if bias is not None and tuple(bias.shape) != (parameter.shape[1],):
+            raise NotUnderstood("adds a bias that is not one value per channel")
+        self._layer(value, call.result, 1, parameter.parameter, in_axis, out_axis, bias_name)
+
+    def _layer(
+        self,
+        source: Abstract,
+        fake: torch.Tensor,
+        axis: int,
+        weight: str,
+        in_axis: int,
+        out_axis: int,
+        bias: str | None,
+    ) -> None:
+        reads: Abstract | None = source
+        try:
+            source.commit(axis, self._channels)
+        except NotUnderstood:
+            reads = None
+        ids = self._channels.fresh(fake.shape[axis])
+        result = Abstract(tuple(fake.shape), axis, ids)
+        self.done.layers.append(LayerFact(reads, result, weight, in_axis, out_axis, bias))
+        self.values[id(fake)] = result
+
+    def _batch_norm(self, call: Call) -> None:
+        source, weight, bias, mean, variance = call.args[:5]
+        uses: list[PerChannel] = []
+        roles: tuple[Literal["scale", "shift", "mean", "neutral"], ...]
+        roles = ("scale", "shift", "mean", "neutral")
+        for tensor, role in zip((weight, bias, mean, variance), roles, strict=True):
+            if isinstance(tensor, torch.Tensor):
+                uses.append(PerChannel(name=self._parameter_name(tensor), axis=0, role=role))
+        self._per_channel(self.value(source), tensors_in(call.result)[0], 1, uses)
+
+    def _per_channel(
+        self, source: Abstract, fake: torch.Tensor, axis: int, uses: list[PerChannel]
+    ) -> None:
+        source.commit(axis, self._channels)
+        if self.done.parameters:
+            raise NotUnderstood("uses several per-channel parameters, one after the other")
+        self.done.parameters.extend(uses)
+        zero = 0.0 if source.zero == 0 else None
+        self.values[id(fake)] = Abstract(tuple(fake.shape), source.axis, source.ids, zero=zero)
+
+    def _spatial(self, call: Call) -> None:
+        value = self.value(call.args[0])
+        if value.axis is None:
+            raise NotUnderstood(f"aten.{call.name} of a tensor without channel structure")
+        rank = len(value.shape)
+        touched, kept = _touched_axes(call, rank)
+        if value.axis in touched:
+            raise NotUnderstood(f"aten.{call.name} works along the channel axis")
+        axis = value.axis if kept else value.axis - sum(a < value.axis for a in touched)
+        keeps = call.name != "constant_pad_nd" or not (call.args[2:] and call.args[2])
+        zero = 0.0 if value.zero == 0 and keeps else None
+        fakes = tensors_in(call.result)
+        self.values[id(fakes[0])] = Abstract(tuple(fakes[0].shape), axis, value.ids, zero=zero)
+        for indices in fakes[1:]:
+            self.values[id(indices)] = Abstract(tuple(indices.shape), zero=None)
+
+    def _pointwise(self, call: Call, known: list[Abstract]) -> None:
+        fake = tensors_in(call.result)[0]
+        rank = fake.ndim
+        tied, axis = self._operands(known, rank, tuple(fake.shape))
+        if axis is None:
+            raise NotUnderstood("computes with tensors without channel structure")
+        whole = [v for v in known if v not in tied and v.parameter is None and not v.noise]
+        first = tied[0].ids
+        assert first is not None
+        for other in tied[1:]:
+            assert other.ids is not None
+            self._channels.tie(first, other.ids)
+        arguments = (call.func, call.args, call.kwargs)
+        per_channel = [v for v in known if v.parameter is not None]
+        result = Abstract(tuple(fake.shape), axis, first)
+        distinct = list(dict.fromkeys(tied))
+        if per_channel:
+            if len(distinct) > 1 or len(known) != 2:
+                raise NotUnderstood("combines several tensors with a parameter")
+            result.zero = self._with_parameter(arguments, known, per_channel[0], axis, rank)
+        elif len(distinct) == 1:
+            zeros = {i: distinct[0].zero for i, v in enumerate(known) if v is distinct[0]}
+            result.zero = maps_zero_to(*arguments, zeros)
+        else:
+            rule: ZeroRule = combine(*arguments, [i for i, v in enumerate(known) if v in tied])
+            plain = call.name == "add" and call.kwargs.get("alpha", 1) == 1 and not whole
+            same_shape = all(v.shape == tuple(fake.shape) for v in tied)
+            additive = plain and same_shape and rule == "all" and len(call.args) == 2
+            self.done.combinations.append(
+                CombineFact(tuple(tied), tuple(whole), result, rule, additive)
+            )
+            zeros = {i: v.zero for i, v in enumerate(known) if v in tied}
+            result.zero = maps_zero_to(*arguments, zeros)
+        self.done.whole.extend(whole)
+        self.values[id(fake)] = result
+
+    def _operands(
+        self, known: list[Abstract], rank: int, shape: tuple[int, ...]
+    ) -> tuple[list[Abstract], int | None]:
+        """The operands that carry the result's channels, and the result's channel axis."""
+        axes = {
+            v.axis + rank - len(v.shape)
+            for v in known
+            if v.axis is not None and v.shape[v.axis] == shape[v.axis + rank - len(v.shape)]
+        }
+        if not axes:
+            return [], None
+        if len(axes) > 1:
+            raise NotUnderstood("combines tensors along different channel axes")
+        axis = axes.pop()
+        tied = []
+        for v in known:
+            own = axis - (rank - len(v.shape))
+            if v.parameter is not None or v.noise or own < 0 or v.shape[own] != shape[axis]:
+                continue
+            v.commit(own, self._channels)
+            tied.append(v)
+        return tied, axis
+
+    def _with_parameter(
+        self,
+        arguments: tuple[Any, tuple[Any, ...], dict[str, Any]],
+        known: list[Abstract],
+        parameter: Abstract,
+        axis: int,
+        rank: int,
+    ) -> float | None:
+        index = known.index(parameter)
+        value = known[1 - index]
+        own = axis - (rank - len(parameter.shape))
+        assert parameter.parameter is not None
+        if own < 0 or parameter.shape[own] == 1:
+            return maps_zero_to(*arguments, {1 - index: value.zero})
+        if math.prod(parameter.shape) != parameter.shape[own] or self.done.parameters:
+            raise NotUnderstood("uses a parameter that has more than one value per channel")
+        # The parameter's own channel axis is its only axis longer than one.
+        long = max(range(len(parameter.original)), key=lambda a: parameter.original[a])
+        role = parameter_role(*arguments, index)
+        if role is None or value.zero != 0:
+            self.done.parameters.append(PerChannel(name=parameter.parameter, axis=long, role="neutral"))
+            return None
+        self.done.parameters.append(PerChannel(name=parameter.parameter, axis=long, role=role))
+        return 0.0
+
+    def _parameter_name(self, tensor: torch.Tensor) -> str:
+        value = self.value(tensor)
+        if value.parameter is None:
+            raise NotUnderstood("computes its weight instead of reading a parameter")
+        if value.shape != value.original:
+            raise NotUnderstood("rearranges its weight before using it")
+        return value.parameter
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """All tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    if isinstance(tree, (tuple, list)):
+        return [tensor for item in tree for tensor in tensors_in(item)]
+    if isinstance(tree, dict):
+        return [tensor for item in tree.values() for tensor in tensors_in(item)]
+    return []
+
+
+def _touched_axes(call: Call, rank: int) -> tuple[set[int], bool]:
+    """The axes along which a spatial operation mixes elements, and whether they remain."""
+    name = call.name
+    if name in _REDUCTIONS:
+        dims = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
+        if dims is None or (isinstance(dims, Sequence) and not dims):
+            return set(range(rank)), False
+        listed = dims if isinstance(dims, Sequence) else [dims]
+        keep = call.args[2] if len(call.args) > 2 else call.kwargs.get("keepdim", False)
+        return {int(d) % rank for d in listed}, bool(keep)
+    if name == "constant_pad_nd":
+        padding = call.args[1]
+        return {rank - 1 - i // 2 for i, amount in enumerate(padding) if amount}, True
+    digits = [int(c) for c, d in zip(name, name[1:], strict=False) if c.isdigit() and d == "d"]
+    if not digits:
+        raise NotUnderstood(f"aten.{name} is not understood")
+    return set(range(rank - digits[0], rank)), True

@@ -1,0 +1,519 @@
+"""Run a captured model on fake tensors, call by call, and build its channel graph."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from upscale_opt.errors import TraceError
+from upscale_opt.ir import graph as ir
+from upscale_opt.tracing.capture import Captured, Capture, capture
+from upscale_opt.tracing.channels import Array, Channels, find_spaces, units
+from upscale_opt.tracing.classify import CallSite, classify
+from upscale_opt.tracing.examples import describe, dtype_name
+from upscale_opt.tracing.interpret import Call, Recorder, tensors_in
+from upscale_opt.tracing.values import Abstract, Traced
+
+
+class _NotInFX(Exception):  # noqa: N818 - caught here: try the other tracer
+    """The program does something that only the functional form of torch.export expresses."""
+
+
+@dataclass
+class Program:
+    """A captured model and its channel graph, and how they belong together.
+
+    Attributes:
+        captured: the calls.
+        graph: the channel graph.
+        values: for each call its result, with the names of tensors in the graph as leaves, or
+            plain values.
+        effects: the calls that modify a parameter or buffer.
+        mutations: the calls that modify an activation in place.
+    """
+
+    captured: Captured
+    graph: ir.ChannelGraph
+    values: dict[fx.Node, Any]
+    effects: set[fx.Node]
+    mutations: set[fx.Node]
+
+
+def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
+    """Trace ``model``: by torch.fx, or by torch.export if that fails.
+
+    Raises:
+        TraceError: if neither can capture the model, or it does not run on the inputs.
+    """
+    reasons: list[str] = []
+    kinds: tuple[Capture, ...] = ("fx", "export")
+    for kind in kinds:
+        try:
+            return run_as(model, args, kwargs, kind)
+        except (TraceError, _NotInFX) as error:
+            reasons.append(str(error))
+    raise TraceError(
+        f"{type(model).__name__} cannot be traced: " + "; ".join(reasons) + ". Control flow that "
+        "depends on data must be moved out of the model, or its submodules traced one by one"
+    )
+
+
+def run_as(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], kind: Capture
+) -> Program:
+    """Trace ``model`` by one tracer. The model and the random state are as before afterwards.
+
+    Raises:
+        TraceError: if this tracer cannot capture the model, or it does not run on the inputs.
+    """
+    devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
+    try:
+        with torch.random.fork_rng(devices), torch.no_grad():
+            captured = capture(model, args, kwargs, kind)
+            return _Run(model, captured).trace(args, kwargs)
+    except _NotInFX as error:
+        if kind == "export":
+            raise TraceError(str(error)) from None
+        raise
+
+
+@dataclass(frozen=True)
+class _Parameter:
+    """A parameter, buffer or constant as it appears among a call's arguments."""
+
+    name: str
+    fake: torch.Tensor
+
+
+@dataclass
+class _Run:
+    model: nn.Module
+    captured: Captured
+    channels: Channels = field(default_factory=Channels)
+    mode: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
+    tensors: dict[str, Traced] = field(default_factory=dict)
+    operations: list[ir.Operation] = field(default_factory=list)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
+    fakes: dict[str, torch.Tensor] = field(default_factory=dict)
+    parameters: dict[int, Abstract] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    storages: dict[int, list[tuple[fx.Node, Traced]]] = field(default_factory=dict)
+    users: dict[str, list[str]] = field(default_factory=dict)
+    untouchable: dict[str, str] = field(default_factory=dict)
+    effects: set[fx.Node] = field(default_factory=set)
+    mutations: set[fx.Node] = field(default_factory=set)
+
+    def trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
+        self._fake_parameters()
+        given = self._bind(args, kwargs)
+        for node in list(self.captured.graph.nodes):
+            self._visit(node, given)
+        self._share_nothing()
+        graph = self._finish(args, kwargs)
+        names = pytree.tree_map_only(Traced, lambda t: t.name, self.values)
+        return Program(self.captured, graph, names, self.effects, self.mutations)
+
+    # Preparation.
+
+    def _fake_parameters(self) -> None:
+        memo: dict[int, str] = {}
+        own = (*self.model.named_parameters(), *self.model.named_buffers())
+        for name, tensor in (*own, *self.captured.constants.items()):
+            first = memo.setdefault(id(tensor), name)
+            if first != name:
+                self.fakes[name] = self.fakes[first]
+                continue
+            fake = self.mode.from_tensor(tensor.detach())
+            self.fakes[name] = fake
+            self.shapes[name] = tuple(tensor.shape)
+            shape = tuple(tensor.shape)
+            self.parameters[id(fake)] = Abstract(shape, parameter=name, original=shape, zero=None)
+        for name, tensor in self.captured.tensors.items():
+            if id(tensor) in memo:
+                self.fakes.setdefault(name, self.fakes[memo[id(tensor)]])
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[fx.Node, Any]:
+        """The value of every placeholder; our own defaults become the placeholders'."""
+        places = [n for n in self.captured.graph.nodes if n.op == "placeholder"]
+        if self.captured.kind == "export":
+            flat, _ = pytree.tree_flatten((args, dict(kwargs)))
+            if len(flat) != len(places):
+                raise TraceError("torch.export: the program takes other inputs than the model")
+            return dict(zip(places, flat, strict=True))
+        signature = inspect.signature(self.model.forward)
+        bound = signature.bind(*args, **kwargs)
+        given: dict[fx.Node, Any] = {}
+        for place in places:
+            target = str(place.target)
+            name = target.lstrip("*")
+            if name not in signature.parameters and name.rpartition("_")[2].isdigit():
+                name = name.rpartition("_")[0]
+                place.target = name
+            if name in bound.arguments:
+                given[place] = bound.arguments[name]
+            elif target.startswith("*"):
+                given[place] = {} if target.startswith("**") else ()
+            else:
+                given[place] = signature.parameters[name].default
+                place.args = (given[place],)
+        return given
+
+    # One call after the other.
+
+    def _visit(self, node: fx.Node, given: dict[fx.Node, Any]) -> None:
+        if node.op == "placeholder":
+            self.values[node] = self._input(node, given[node])
+        elif node.op == "get_attr":
+            self.values[node] = _Parameter(self._canonical(str(node.target)), self._fake(node))
+        elif node.op == "output":
+            needed = self._traced(node, node.args[0])
+            for tensor in needed:
+                if tensor.ids is not None:
+                    self.channels.fix(tensor.ids, "network output")
+            names = tuple(tensor.name for tensor in needed)
+            self.operations.append(ir.Output(name=node.name, inputs=names))
+        else:
+            self._call(node)
+
+    def _fake(self, node: fx.Node) -> torch.Tensor:
+        fake = self.fakes.get(str(node.target))
+        if fake is None:
+            raise TraceError(f"the program uses {node.target!r}, which the model does not register")
+        return fake
+
+    def _canonical(self, name: str) -> str:
+        found = self.parameters[id(self.fakes[name])].parameter
+        assert found is not None
+        return found
+
+    def _input(self, node: fx.Node, value: Any) -> Any:
+        counter = iter(range(1 << 30))
+        single = isinstance(value, torch.Tensor)
+
+        def enter(tensor: torch.Tensor) -> Traced:
+            name = node.name if single else f"{node.name}.{next(counter)}"
+            traced = self._new(node, name, self.mode.from_tensor(tensor))
+            traced.why_fixed = "network input"
+            self.operations.append(ir.Input(name=name, outputs=(name,)))
+            return traced
+
+        return pytree.tree_map_only(torch.Tensor, enter, value)
+
+    def _new(self, node: fx.Node, name: str, fake: torch.Tensor) -> Traced:
+        traced = Traced(name, fake)
+        self.tensors[name] = traced
+        self.storages.setdefault(_storage(fake), []).append((node, traced))
+        return traced
+
+    def _traced(self, node: fx.Node, tree: Any) -> list[Traced]:
+        """The distinct tensors among a call's arguments."""
+        values = fx.node.map_arg(tree, lambda n: self.values[n])
+        leaves = pytree.tree_leaves(values)
+        return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Traced)}.values())
+
+    def _call(self, node: fx.Node) -> None:
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.values[n])
+        leaves = pytree.tree_leaves((args, kwargs))
+        if node.target is operator.getitem and not isinstance(args[0], (Traced, _Parameter)):
+            self.values[node] = args[0][args[1]]
+            return
+        if not any(isinstance(leaf, (Traced, _Parameter)) for leaf in leaves) and (
+            self._is_arithmetic(node)
+        ):
+            self.values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+            return
+        faked = pytree.tree_map_only((Traced, _Parameter), lambda leaf: leaf.fake, (args, kwargs))
+        try:
+            with self.mode, Recorder() as recorder:
+                result = self._execute(node, *faked)
+        except Exception as error:
+            text = " ".join(str(error).split())[:200]
+            raise TraceError(
+                f"call {node.name!r} fails on inputs of these shapes: {type(error).__name__}: {text}"
+            ) from error
+        inputs = list({id(v): v for v in leaves if isinstance(v, Traced)}.values())
+        if not tensors_in(result):
+            self.values[node] = result
+            self._measure(node, inputs)
+            return
+        site = self._site(node, (args, kwargs), inputs, recorder.calls, result)
+        self._mutations(node, recorder.calls, tensors_in(result))
+        held = [leaf for leaf in leaves if isinstance(leaf, _Parameter)]
+        constants = {parameter.name: self._constant(node, parameter) for parameter in held}
+        retry = partial(_with_constants, site, constants) if held else None
+        self._add(classify(site, self.channels, retry), site, constants)
+
+    @staticmethod
+    def _is_arithmetic(node: fx.Node) -> bool:
+        return node.op == "call_function" and (
+            getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
+        )
+
+    def _site(
+        self,
+        node: fx.Node,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        inputs: list[Traced],
+        calls: list[Call],
+        result: Any,
+    ) -> CallSite:
+        changed = {id(tensor) for call in calls for tensor in call.changed}
+        known = {id(tensor.fake): tensor for tensor in inputs if id(tensor.fake) not in changed}
+        outputs: list[Traced] = []
+        single = isinstance(result, torch.Tensor)
+
+        def name_result(fake: torch.Tensor) -> Traced:
+            if id(fake) in known:  # handed through as it is
+                return known[id(fake)]
+            name = node.name if single else f"{node.name}.{len(outputs)}"
+            outputs.append(self._new(node, name, fake))
+            return outputs[-1]
+
+        self.values[node] = pytree.tree_map_only(torch.Tensor, name_result, result)
+        return CallSite(
+            node=node,
+            module=self.captured.modules.get(str(node.target)) if node.op == "call_module" else None,
+            arguments=arguments,
+            inputs=inputs,
+            outputs=outputs,
+            calls=calls,
+            run=partial(self._execute, node),
+            parameters=self.parameters,
+            own=self._own(node),
+        )
+
+    def _constant(self, node: fx.Node, parameter: _Parameter) -> Traced:
+        """A tensor that holds ``parameter``, for a call that treats it like an activation."""
+        traced = Traced(f"{node.name}.{parameter.name}", parameter.fake)
+        long = [axis for axis, size in enumerate(traced.shape) if size > 1]
+        if len(long) == 1:
+            traced.axis = long[0]
+            traced.ids = self.channels.fresh(traced.shape[long[0]])
+        return traced
+
+    def _own(self, node: fx.Node) -> dict[str, torch.Tensor]:
+        if node.op != "call_module":
+            return {}
+        target = str(node.target)
+        module = self.captured.modules[target]
+        names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+        return {name: self.fakes[f"{target}.{name}"] for name in names}
+
+    def _add(
+        self, operations: list[ir.Operation], site: CallSite, constants: dict[str, Traced]
+    ) -> None:
+        read = {name for op in operations for name in (*op.inputs, *op.whole)}
+        for parameter, traced in constants.items():
+            if traced.name in read:
+                name = traced.name
+                self.tensors[name] = traced
+                constant = ir.Constant(name=name, outputs=(name,), parameter=parameter)
+                self._enter(constant)
+        for operation in operations:
+            self._enter(operation)
+            if site.node in self.effects:
+                self._enter(
+                    ir.Opaque(
+                        name=f"{operation.name}.effect",
+                        inputs=operation.outputs,
+                        reason="modifies a parameter or buffer",
+                    )
+                )
+            if isinstance(operation, ir.Opaque):
+                target = str(site.node.target)
+                own = [] if site.module is None else site.module.state_dict(keep_vars=True)
+                names = [self._canonical(f"{target}.{name}") for name in own]
+                for name in (*names, *constants):
+                    self.untouchable.setdefault(name, f"{site.node.name} is not understood")
+
+    def _enter(self, operation: ir.Operation) -> None:
+        self.operations.append(operation)
+        for name in ir.parameters_of(operation):
+            self.users.setdefault(name, []).append(operation.name)
+
+    def _measure(self, node: fx.Node, inputs: list[Traced]) -> None:
+        """A call that asks a tensor for its sizes and the like, or for its data."""
+        name = _asked(node)
+        tensors = [tensor for tensor in inputs if tensor.ids is not None]
+        if name in ("dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "is_cuda"):
+            return
+        if name in ("size", "shape", "sym_size") and (
+            len(node.args) > 1 and name != "shape" or all(_picks_size(user) for user in node.users)
+        ):
+            return
+        for tensor in tensors:
+            assert tensor.ids is not None
+            self.channels.fix(tensor.ids, f"{node.name}: asks for more than single sizes")
+        self.operations.append(
+            ir.Opaque(
+                name=node.name,
+                inputs=tuple(tensor.name for tensor in inputs),
+                reason="asks for more than single sizes",
+            )
+        )
+
+    def _mutations(self, node: fx.Node, calls: list[Call], results: list[torch.Tensor]) -> None:
+        """Let later readers of a tensor modified in place read the result instead."""
+        returned = {id(tensor) for tensor in results}
+        order = {n: i for i, n in enumerate(self.captured.graph.nodes)}
+        for fake in {id(f): f for call in calls for f in call.changed}.values():
+            if id(fake) in self.parameters and node.op != "call_module":
+                self.effects.add(node)
+            for earlier, tensor in self.storages.get(_storage(fake), []):
+                later = [user for user in earlier.users if order[user] > order[node]]
+                if earlier is not node:
+                    self.mutations.add(node)
+                if earlier is node or not later:
+                    continue
+                if tensor.fake is fake and id(fake) in returned:
+                    for user in later:
+                        user.replace_input_with(earlier, node)
+                else:
+                    raise _NotInFX(
+                        f"torch.fx: {node.name!r} modifies {earlier.name!r} in place through a view"
+                    )
+
+    def _execute(self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node.op == "call_module":
+            target = str(node.target)
+            module = self.captured.modules[target]
+            state = self._own(node)
+            if not state:
+                return module(*args, **kwargs)
+            return functional_call(module, state, args, kwargs, tie_weights=True)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+    # The end.
+
+    def _share_nothing(self) -> None:
+        """What several calls share cannot follow all of them: it stays as it is."""
+        changed = True
+        while changed:
+            changed = False
+            for index, operation in enumerate(self.operations):
+                for name in ir.parameters_of(operation):
+                    if len(self.users[name]) > 1:
+                        reason = f"{name} is shared by {', '.join(self.users[name])}"
+                    elif name in self.untouchable:
+                        reason = f"{name} is shared: {self.untouchable[name]}"
+                    else:
+                        continue
+                    self.operations[index] = self._fixed(operation, reason)
+                    for other in ir.parameters_of(operation):
+                        self.untouchable.setdefault(other, f"{operation.name} must stay")
+                    changed = True
+                    break
+
+    def _fixed(self, operation: ir.Operation, reason: str) -> ir.Opaque:
+        for name in (*operation.inputs, *operation.whole, *operation.outputs):
+            ids = self.tensors[name].ids
+            if ids is not None:
+                self.channels.fix(ids, f"{operation.name}: {reason}")
+        return ir.Opaque(
+            name=operation.name,
+            inputs=(*operation.inputs, *operation.whole),
+            outputs=operation.outputs,
+            reason=reason,
+        )
+
+    def _finish(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ir.ChannelGraph:
+        roots = self.channels.roots()
+        number = np.full(len(roots), -1, dtype=np.int64)
+        count = 0
+        split: dict[str, tuple[Array, int]] = {}
+        for name, tensor in self.tensors.items():
+            if tensor.ids is None:
+                continue
+            own, features = units(roots[tensor.ids])
+            fresh = own[number[own] < 0]
+            _, first = np.unique(fresh, return_index=True)
+            fresh = fresh[np.sort(first)]
+            number[fresh] = np.arange(count, count + len(fresh))
+            count += len(fresh)
+            split[name] = (number[own], features)
+        operations = tuple(self._by_channel(op, split) for op in self.operations)
+        fixed = {
+            int(number[root]): why
+            for root, why in self.channels.fixed(roots).items()
+            if number[root] >= 0
+        }
+        tensors = {}
+        for name, tensor in self.tensors.items():
+            own, features = split.get(name, (np.zeros(0, dtype=np.int64), 1))
+            tensors[name] = ir.Tensor(
+                shape=tensor.shape,
+                dtype=dtype_name(tensor.fake.dtype),
+                axis=tensor.axis,
+                channels=tuple(own.tolist()),
+                features=features,
+            )
+        named = sorted({name for op in operations for name in ir.parameters_of(op)})
+        return ir.ChannelGraph(
+            capture=self.captured.kind,
+            example=describe(args, kwargs),
+            parameters={name: self.shapes[name] for name in named},
+            spaces=find_spaces((ids for ids, _ in split.values()), fixed, count),
+            tensors=tensors,
+            operations=operations,
+        )
+
+    def _by_channel(
+        self, operation: ir.Operation, split: dict[str, tuple[Array, int]]
+    ) -> ir.Operation:
+        """Positions of elements become positions of channels; mixed features are refused."""
+        if not isinstance(operation, (ir.Select, ir.Concat)):
+            return operation
+        sizes = {split[name][1] for name in (*operation.inputs, *operation.outputs)}
+        if len(sizes) == 1:
+            size = sizes.pop()
+            if size == 1 or isinstance(operation, ir.Concat):
+                return operation
+            starts = np.array(operation.positions[::size])
+            if not np.any(starts % size) and np.array_equal(
+                (starts[:, None] + np.arange(size)).ravel(), operation.positions
+            ):
+                return operation.model_copy(update={"positions": tuple((starts // size).tolist())})
+        return self._fixed(operation, "cuts through the features of one channel")
+
+
+def _with_constants(site: CallSite, constants: dict[str, Traced]) -> CallSite:
+    """The same call with its parameters as tensors of the graph."""
+
+    def swap(leaf: Any) -> Any:
+        return constants[leaf.name]
+
+    arguments = pytree.tree_map_only(_Parameter, swap, site.arguments)
+    leaves = pytree.tree_leaves(arguments)
+    inputs = list({id(v): v for v in leaves if isinstance(v, Traced)}.values())
+    return replace(site, arguments=arguments, inputs=inputs)
+
+
+def _storage(fake: torch.Tensor) -> int:
+    return int(fake.untyped_storage()._cdata)
+
+
+def _asked(node: fx.Node) -> str:
+    """The name of what the call asks a tensor for."""
+    if node.target is getattr and isinstance(node.args[1], str):
+        return node.args[1]
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target._schema.name).split("::")[1]
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _picks_size(user: fx.Node) -> bool:
+    return user.target is operator.getitem and isinstance(user.args[1], int)

@@ -1,0 +1,109 @@
+"""What tracing knows of a tensor while it runs through the program."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from upscale_opt.tracing.channels import Array, Channels
+
+
+class NotUnderstood(Exception):  # noqa: N818 - a refusal inside tracing, not an error
+    """An operation (with these arguments) cannot be understood; the message is the reason."""
+
+
+@dataclass
+class Traced:
+    """A tensor that will be part of the graph.
+
+    Attributes:
+        name: its name there.
+        fake: a stand-in with its shape, dtype and device, without data.
+        axis: the channel axis, once known.
+        ids: one channel id per element along the axis, once the axis is known.
+        why_fixed: for a tensor whose axis is not known yet: why its channels are fixed.
+    """
+
+    name: str
+    fake: torch.Tensor
+    axis: int | None = None
+    ids: Array | None = None
+    why_fixed: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        return tuple(int(size) for size in self.fake.shape)
+
+
+@dataclass(eq=False)
+class Abstract:
+    """A tensor inside one call: what its elements have to do with channels.
+
+    Attributes:
+        shape: its sizes.
+        axis: the channel axis, or ``None`` if it is not (yet) known to have one.
+        ids: one channel id per element along the axis.
+        traced: the graph's tensor, if it is one that existed before the call.
+        parameter: the name, if it is a parameter of the model, perhaps reshaped.
+        original: for a parameter: its shape before any reshaping.
+        flipped: for a parameter: it is a transposed matrix.
+        noise: it was made inside the call and holds anything.
+        zero: its value in a channel if all inputs of the call are zero there, if known.
+    """
+
+    shape: tuple[int, ...]
+    axis: int | None = None
+    ids: Array | None = None
+    traced: Traced | None = None
+    parameter: str | None = None
+    original: tuple[int, ...] = ()
+    flipped: bool = False
+    noise: bool = False
+    zero: float | None = 0.0
+
+    def commit(self, axis: int, channels: Channels) -> None:
+        """Give a tensor with fixed but unknown channels its channel axis.
+
+        Raises:
+            NotUnderstood: if it has another one, or its channels were lost on the way.
+        """
+        if self.axis == axis:
+            return
+        if self.axis is not None or self.traced is None or self.traced.axis is not None:
+            raise NotUnderstood("reads the tensor along an axis that is not its channel axis")
+        self.axis = self.traced.axis = axis
+        self.ids = self.traced.ids = channels.fresh(self.shape[axis])
+        channels.fix(self.ids, self.traced.why_fixed)
+
+
+def labels(value: Abstract) -> torch.Tensor:
+    """The channel id of every element, as an int64 tensor that takes no memory to speak of."""
+    assert value.axis is not None
+    assert value.ids is not None
+    shape = [1] * len(value.shape)
+    shape[value.axis] = -1
+    return torch.from_numpy(np.ascontiguousarray(value.ids)).reshape(shape).expand(value.shape)
+
+
+def channel_axis(label: torch.Tensor) -> int | None:
+    """The only axis along which the labels vary, or ``None``."""
+    varying = [
+        axis
+        for axis in range(label.ndim)
+        if label.shape[axis] > 1
+        and label.stride(axis) != 0
+        and not torch.equal(
+            label.narrow(axis, 0, 1).expand_as(label.narrow(axis, 1, label.shape[axis] - 1)),
+            label.narrow(axis, 1, label.shape[axis] - 1),
+        )
+    ]
+    return varying[0] if len(varying) == 1 else None
+
+
+def along(label: torch.Tensor, axis: int) -> Array:
+    """The labels along ``axis``, where they vary along no other."""
+    index = tuple(slice(None) if a == axis else 0 for a in range(label.ndim))
+    return label[index].numpy().astype(np.int64)

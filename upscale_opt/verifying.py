@@ -1,0 +1,99 @@
+"""Verify that a pruned model computes what the masked model computes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from upscale_opt.errors import VerificationError
+from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors
+
+EXACT = 1e-10
+"""The relative error allowed in float64: rounding, and nothing else."""
+
+_ALLOWED = {"float64": EXACT, "float32": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """How far the two models are apart: largest deviation over largest magnitude of an output.
+
+    Attributes:
+        float64_error: with both models and the inputs in float64.
+        own_error: at the model's own precision.
+        dtype: that precision.
+    """
+
+    float64_error: float
+    own_error: float
+    dtype: str
+
+
+def verify(model: nn.Module, pruned: nn.Module, inputs: Inputs) -> VerificationReport:
+    """Compare the models' outputs on ``inputs``, in evaluation mode, on copies.
+
+    Args:
+        model: the masked model.
+        pruned: its export.
+        inputs: as for :func:`upscale_opt.trace`; real data or noise, of any batch size.
+
+    Raises:
+        VerificationError: if an output deviates by more than 1e-10 in float64 (or by more than
+            rounding explains at the model's own precision), has another shape, or is not finite.
+    """
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    exact = _deviation(model, pruned, inputs, torch.float64)
+    rough = exact if own == torch.float64 else _deviation(model, pruned, inputs, own)
+    report = VerificationReport(exact, rough, dtype_name(own))
+    for name, error in (("float64", exact), (report.dtype, rough)):
+        if not error <= _ALLOWED.get(name, EXACT):
+            raise VerificationError(
+                f"the pruned model deviates by {error:.2e} in {name}, where {_ALLOWED[name]:.0e} is "
+                "allowed; please report the model and its masks"
+            )
+    return report
+
+
+def _deviation(
+    model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch.dtype
+) -> float:
+    expected = _outputs(model, inputs, dtype)
+    actual = _outputs(pruned, inputs, dtype)
+    if len(expected) != len(actual):
+        raise VerificationError(f"{len(actual)} outputs instead of {len(expected)}")
+    worst = 0.0
+    for index, (want, got) in enumerate(zip(expected, actual, strict=True)):
+        if want.shape != got.shape:
+            raise VerificationError(
+                f"output {index} has the shape {tuple(got.shape)} instead of {tuple(want.shape)}"
+            )
+        want, got = want.double(), got.double()
+        if not torch.isfinite(want).all():
+            raise VerificationError(
+                f"output {index} of the masked model is not finite in {dtype_name(dtype)}, so there "
+                "is nothing to compare with; give other inputs"
+            )
+        if want.numel():
+            scale = float(want.abs().max())
+            difference = float((want - got).abs().max())
+            worst = max(worst, difference / scale if scale > 0 else difference)
+            if difference != difference:
+                return float("nan")
+    return worst
+
+
+def _outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> list[torch.Tensor]:
+    args, kwargs = as_call(inputs)
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor.clone()
+
+    runner: Any = copy.deepcopy(model).to(dtype).eval()
+    with torch.no_grad(), torch.random.fork_rng([]):
+        result = runner(*map_tensors(args, cast), **map_tensors(kwargs, cast))
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
