@@ -1,0 +1,1 @@
+"""Networks to prune: the catalogue, small topologies, random networks and masks."""

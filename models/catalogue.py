@@ -19,10 +19,10 @@ import torchvision  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from upscale_opt.models import topologies
-from upscale_opt.models.topologies import TOPOLOGIES, Inputs
 
 from upscale_opt.errors import UpscaleError
+from upscale_opt.models import topologies
+from upscale_opt.models.topologies import TOPOLOGIES, Inputs
 
 PREFIX = "topology/"
 

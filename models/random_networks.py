@@ -17,6 +17,7 @@ import random
 
 import torch
 from torch import Tensor, nn
+
 from upscale_opt.models.random_programs import Program, Step, draw_program
 from upscale_opt.models.random_steps import STEPS
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
 from upscale_opt.models.topologies_layers import LAYERS
 from upscale_opt.models.topologies_orders import ORDERS
 from upscale_opt.models.topologies_shapes import SHAPES, DataDependent

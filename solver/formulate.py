@@ -73,7 +73,8 @@ class _Formulator:
         source = op.inputs[edge[1]]
         if edge in self.segments.places:
             ids = self.segments.stored[source]
-            return Read(len(ids), self._view(op.outputs[0], ids)), ()
+            result = op.outputs[0]
+            return Read(self._count(result, ids), self._view(result, ids)), ()
         ids = self.segments.selects[edge]
         weight = self._count(source, ids)
         if isinstance(op, Select) and not self._in_order(op):

@@ -76,6 +76,8 @@ class _Writer:
         self.full: dict[str, tuple[int, ...]] = {}
         self.layout: dict[str, tuple[int, ...]] = {}
         self.spans: dict[str, tuple[int, int]] = {}
+        self.place: dict[str, dict[int, int]] = {}
+        self._cached_shares: tuple[object, list[tuple[int, ...]]] = (None, [])
 
     def _choose(self, formulation: Formulation, held: Collection[int]) -> None:
         """Decide each read's plan as the instance's costs say."""
@@ -101,23 +103,27 @@ class _Writer:
         for name, stored in self.stored.items():
             self.full[name] = self._sequence(name, stored)
         for op in reversed(self.graph.operations):
-            if op.name in self.sets.live:
+            if self._runs(op):
                 self._trim(op)
         for name in self.full:
             low, high = self.spans.get(name, (0, 0))
             if low < high:
                 self.layout[name] = self.full[name][low:high]
-        reads = [
-            read
-            for op in self.graph.operations
-            if op.name in self.sets.live
-            for read in self._reads(op)
-        ]
+        reads = [read for op in self.graph.operations if self._runs(op) for read in self._reads(op)]
         parameters = {}
         for op in self.graph.operations:
-            if op.name in self.sets.live:
+            if self._runs(op):
                 parameters.update(self._parameters(op))
         return Layout(self.layout, tuple(reads), parameters)
+
+    def _runs(self, op: Operation) -> bool:
+        """Whether anything of the result is left after trimming, or the operation must run."""
+        structured = [name for name in op.outputs if name in self.full]
+        return op.name in self.sets.live and (
+            not structured
+            or op.kind in ("input", "opaque")
+            or any(name in self.spans for name in structured)
+        )
 
     # Sequences.
 
@@ -169,14 +175,23 @@ class _Writer:
     def _need(self, name: str, entries: tuple[int, ...]) -> None:
         if not entries:
             return
-        place = {entry: i for i, entry in enumerate(self.full[name])}
+        sequence = self.graph.tensors[name].channels
+        if len(set(sequence)) < len(sequence):  # what holds a channel twice is not trimmed
+            entries = self.full[name]
+        if entries is self.full[name]:
+            self.spans[name] = 0, len(entries)
+            return
+        if name not in self.place:
+            self.place[name] = {entry: i for i, entry in enumerate(self.full[name])}
+        place = self.place[name]
         places = [place[entry] for entry in entries]
-        low, high = self.spans.get(name, (min(places), max(places) + 1))
+        low, high = self.spans.get(name, (len(place), 0))
         self.spans[name] = min(low, min(places)), max(high, max(places) + 1)
 
     def _trimmed(self, name: str) -> tuple[int, ...]:
         low, high = self.spans.get(name, (0, 0))
-        return self.full[name][low:high]
+        full = self.full[name]
+        return full if high - low == len(full) else full[low:high]
 
     def _delivered(self, op: Operation, operand: int) -> tuple[int, ...]:
         """The entries of its input that the operation gets, in order."""
@@ -191,13 +206,27 @@ class _Writer:
         if isinstance(op, Select):
             return tuple(op.positions[entry] for entry in kept)
         if isinstance(op, Concat):
-            start = sum(len(self.graph.tensors[name].channels) for name in op.inputs[:operand])
-            size = len(self.graph.tensors[source].channels)
-            return tuple(entry - start for entry in kept if start <= entry < start + size)
+            return self._shares(op, kept)[operand]
         if edge in self.segments.places:
             stored = self.stored[source]
             return tuple(e for e in kept if self.graph.tensors[source].channels[e] in stored)
         return kept
+
+    def _shares(self, op: Concat, kept: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """What each operand of a concatenation contributes to the entries ``kept``."""
+        key = (op.name, kept)
+        if self._cached_shares[0] != key:
+            owners: list[tuple[int, int]] = []
+            for operand, name in enumerate(op.inputs):
+                start = len(owners)
+                size = len(self.graph.tensors[name].channels)
+                owners.extend((operand, start) for _ in range(size))
+            shares: list[list[int]] = [[] for _ in op.inputs]
+            for entry in kept:
+                operand, start = owners[entry]
+                shares[operand].append(entry - start)
+            self._cached_shares = key, [tuple(share) for share in shares]
+        return self._cached_shares[1]
 
     # Reads and parameters.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ortools.sat.python import cp_model
+
 from upscale_opt.solver.conflicts import Cut
 from upscale_opt.solver.instance import Piece, Read, gathered_pieces, is_view
 from upscale_opt.solver.reduction import Component

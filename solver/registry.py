@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from upscale_opt.errors import SolverError
 from upscale_opt.solver.exact import Progress, solve_exact
 from upscale_opt.solver.greedy import solve_greedy
 from upscale_opt.solver.identity import solve_identity
 from upscale_opt.solver.instance import Instance, Outcome
-
-from upscale_opt.errors import SolverError
 
 
 class Solver(Protocol):

@@ -160,6 +160,8 @@ class _Finder:
             if op.name not in self.sets.live or op.kind not in _IN_PLACE:
                 continue
             for operand, name in enumerate(op.inputs):
+                if not self.sets.wants.get((op.name, operand)):
+                    continue
                 if op.name in self.hoisted:
                     if not self._absorbs(name):
                         continue

@@ -87,20 +87,21 @@ def _defined(graph: ChannelGraph, masks: Masks, columns: dict[str, Ids]) -> dict
     for op in graph.operations:
         for name in op.outputs:
             if graph.tensors[name].axis is not None:
-                defined[name] = _defined_by(op, graph, masks, columns, defined)
+                defined[name] = _defined_by(op, name, graph, masks, columns, defined)
     return defined
 
 
 def _defined_by(
     op: Operation,
+    name: str,
     graph: ChannelGraph,
     masks: Masks,
     columns: dict[str, Ids],
     defined: dict[str, Ids],
 ) -> Ids:
-    tensor = graph.tensors[op.outputs[0]]
+    tensor = graph.tensors[name]
     everything = frozenset(tensor.channels)
-    inputs = [defined[name] for name in op.inputs] if not op.kind == "opaque" else []
+    inputs = [defined[name] for name in op.inputs] if op.kind != "opaque" else []
     if isinstance(op, Layer):
         biased = Ids() if op.bias is None else _kept(op.bias, 0, tensor, graph, masks)
         if op.inputs and not columns[op.name] & inputs[0]:
@@ -191,8 +192,7 @@ def _needed(
         else:
             for operand, name in enumerate(op.inputs):
                 everything = op.kind in ("opaque", "output")
-                ids = graph.tensors[name].channels if everything else result
-                want(op, operand, ids)
+                want(op, operand, graph.tensors[name].channels if everything else result)
     frozen = {name: frozenset(ids) for name, ids in needed.items()}
     return frozen, wants, frozenset(live)
 

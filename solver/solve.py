@@ -130,12 +130,12 @@ def _proof(
                     readers[demand].append(f"{piece_op}[{piece_operand}]")
     demands = []
     for index in used:
-        demand = formulation.instance.demands[index]
+        asked = formulation.instance.demands[index]
         demands.append(
             Demand(
-                space=demand.space,
-                kind=demand.kind,
-                channels=tuple(sorted(demand.channels)),
+                space=asked.space,
+                kind=asked.kind,
+                channels=tuple(sorted(asked.channels)),
                 reads=tuple(dict.fromkeys(readers[index])),
             )
         )

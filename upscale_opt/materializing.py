@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from upscale_opt.errors import MaterializeError, SchemaError
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Read, Solution
 from upscale_opt.masking import masks_from_model
-from upscale_opt.aliasing import protect
 from upscale_opt.modules import Gather, PlacedSum, Placement, fit_sizes
 from upscale_opt.solver.check import losses
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program, run_as
+from upscale_opt.tracing.recent import recall
 from upscale_opt.tracing.resize import resized
 
 
@@ -38,7 +39,9 @@ def materialize(model: nn.Module, solution: Solution) -> nn.Module:
             not zero in this one.
         TraceError: if the model cannot be traced any more.
     """
-    program = run_as(model, *remake(solution.example, *_kind_of(model)), solution.capture)
+    program = recall(model, solution.example, solution.capture)
+    if program is None:
+        program = run_as(model, *remake(solution.example, *_kind_of(model)), solution.capture)
     if program.graph.fingerprint != solution.graph_fingerprint:
         raise MaterializeError(
             f"the solution was made for another model than this {type(model).__name__} (or for "
@@ -82,6 +85,7 @@ class _Rebuild:
         self.by_tensor: dict[str, Any] = {}
         self.root = nn.Module()
         self.memo: dict[int, Any] = {}
+        self.computed: set[fx.Node] = set()
 
     def build(self) -> nn.Module:
         self._slice_parameters()
@@ -93,16 +97,20 @@ class _Rebuild:
         self.new.eliminate_dead_code(
             is_impure_node=lambda n: n.op in ("placeholder", "output") or n in effects
         )
-        in_place = [self.env[node] for node in self.program.mutations]
-        protect([node for node in in_place if isinstance(node, fx.Node)], self._modules())
+        self._protect()
         self._fill_root()
         pruned = fx.GraphModule(self.root, self.new, class_name=type(self.model).__name__)
         pruned.training = self.model.training
         for name, module in pruned.named_modules():
             if name and (own := _submodule(self.model, name)) is not None:
                 module.training = own.training
-        for table in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs",
-                      "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called"):
+        for table in (
+            "_forward_hooks",
+            "_forward_pre_hooks",
+            "_forward_hooks_with_kwargs",
+            "_forward_pre_hooks_with_kwargs",
+            "_forward_hooks_always_called",
+        ):
             getattr(pruned, table).update(getattr(self.model, table))
         return pruned
 
@@ -126,8 +134,22 @@ class _Rebuild:
                 else data.clone()
             )
 
-    def _modules(self) -> dict[str, nn.Module]:
-        return {**self.program.captured.modules, **dict(self.root.named_modules())}
+    def _protect(self) -> None:
+        """Let no call modify in place what others still read.
+
+        The original is free of that (tracing sees to it), but here a tensor may be a view of
+        another where the original had a copy. Only what was just computed is safe to modify.
+        """
+        fresh = {self.env[node] for node in self.program.fresh} & self.computed
+        for node in self.program.mutations:
+            call = self.env[node]
+            if not isinstance(call, fx.Node) or call not in self.computed or not call.args:
+                continue
+            value = call.args[0]
+            if isinstance(value, fx.Node) and not (value in fresh and len(value.users) == 1):
+                with self.new.inserting_before(call):
+                    copied = self.new.call_method("clone", (value,))
+                call.replace_input_with(value, copied)
 
     def _fill_root(self) -> None:
         """Copy the modules and tensors that the new program names into the root."""
@@ -232,7 +254,9 @@ class _Rebuild:
             target = "reshape"  # what is read may be a view that is not contiguous
         elif target is torch.ops.aten.view.default:
             target = torch.ops.aten.reshape.default
-        return self.new.create_node(node.op, target, args, kwargs, name=node.name)
+        call = self.new.create_node(node.op, target, args, kwargs, name=node.name)
+        self.computed.add(call)
+        return call
 
     def _regroup(
         self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], size: int
@@ -274,7 +298,8 @@ class _Rebuild:
         tensors = self.program.captured.tensors
         own = tensors.get(parameter)
         if own is None:
-            state = dict(self.model.named_parameters(remove_duplicate=False))
+            state: dict[str, torch.Tensor] = {}
+            state.update(self.model.named_parameters(remove_duplicate=False))
             state.update(self.model.named_buffers(remove_duplicate=False))
             own = state[parameter]
         return tensors[str(node.target)] is own or str(node.target) == parameter
@@ -297,7 +322,7 @@ class _Rebuild:
         self.root.add_module(name, Gather(elements, tensor.axis, self.device))
         return self.new.call_module(name, (value,))
 
-    def _emit_selects(self, node: fx.Node, operations: list[ir.Operation]) -> Any:
+    def _emit_selects(self, node: fx.Node, operations: Sequence[ir.Operation]) -> Any:
         results: dict[str, Any] = {}
         for op in operations:
             if not self._alive(op):

@@ -79,12 +79,11 @@ def prune(
     """
     if amount is not None and masks is not None:
         raise ValueError("give amount or masks, not both")
+    masked = model if amount is None and masks is None else copy.deepcopy(model)
     step("trace")
-    graph = trace(model, inputs)
+    graph = trace(masked, inputs)
     step("mask")
-    masked = model
     if amount is not None or masks is not None:
-        masked = copy.deepcopy(model)
         if masks is None:
             assert amount is not None
             masks = magnitude_masks(masked, graph, amount, side, layers)

@@ -53,15 +53,13 @@ def verify(model: nn.Module, pruned: nn.Module, inputs: Inputs) -> VerificationR
     for name, error in (("float64", exact), (report.dtype, rough)):
         if not error <= _ALLOWED.get(name, EXACT):
             raise VerificationError(
-                f"the pruned model deviates by {error:.2e} in {name}, where {_ALLOWED[name]:.0e} is "
-                "allowed; please report the model and its masks"
+                f"the pruned model deviates by {error:.2e} in {name}, where "
+                f"{_ALLOWED.get(name, EXACT):.0e} is allowed; please report the model and its masks"
             )
     return report
 
 
-def _deviation(
-    model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch.dtype
-) -> float:
+def _deviation(model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch.dtype) -> float:
     expected = _outputs(model, inputs, dtype)
     actual = _outputs(pruned, inputs, dtype)
     if len(expected) != len(actual):
@@ -75,8 +73,8 @@ def _deviation(
         want, got = want.double(), got.double()
         if not torch.isfinite(want).all():
             raise VerificationError(
-                f"output {index} of the masked model is not finite in {dtype_name(dtype)}, so there "
-                "is nothing to compare with; give other inputs"
+                f"output {index} of the masked model is not finite in {dtype_name(dtype)}, so "
+                "there is nothing to compare with; give other inputs"
             )
         if want.numel():
             scale = float(want.abs().max())

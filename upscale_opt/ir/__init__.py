@@ -1,0 +1,1 @@
+"""The IR: channel graph, masks and solution, as JSON documents. Never imports torch."""

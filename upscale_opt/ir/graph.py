@@ -175,15 +175,7 @@ class Output(_Operation):
 
 
 Operation = Annotated[
-    Input
-    | Layer
-    | ChannelWise
-    | Elementwise
-    | Concat
-    | Select
-    | Constant
-    | Opaque
-    | Output,
+    Input | Layer | ChannelWise | Elementwise | Concat | Select | Constant | Opaque | Output,
     Field(discriminator="kind"),
 ]
 

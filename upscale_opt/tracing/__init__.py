@@ -7,6 +7,7 @@ from torch import nn
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.tracing.examples import Inputs, as_call
 from upscale_opt.tracing.program import run
+from upscale_opt.tracing.recent import remember
 
 
 def trace(model: nn.Module, inputs: Inputs) -> ChannelGraph:
@@ -23,4 +24,6 @@ def trace(model: nn.Module, inputs: Inputs) -> ChannelGraph:
     Raises:
         TraceError: if the model cannot be captured, or does not run on ``inputs``.
     """
-    return run(model, *as_call(inputs)).graph
+    program = run(model, *as_call(inputs))
+    remember(model, program)
+    return program.graph

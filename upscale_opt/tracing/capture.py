@@ -52,7 +52,21 @@ def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-for _name in "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split():
+for _name in [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+]:
     setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
 
 
@@ -144,7 +158,6 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     module = program.module(**{k: v for k, v in options.items() if k in accepted})
     assert isinstance(module, fx.GraphModule)
     graph = module.graph
-    graph.set_codegen(fx.graph.CodeGen())
     tensors = {
         str(node.target): _attribute(module, str(node.target))
         for node in graph.nodes

@@ -13,7 +13,8 @@ from torch import fx, nn
 from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.capture import hooked
 from upscale_opt.tracing.channels import Array, Channels, units
-from upscale_opt.tracing.interpret import MOVEMENT, Call, Interpretation, Interpreter, tensors_in
+from upscale_opt.tracing.interpret import Interpretation, Interpreter
+from upscale_opt.tracing.record import MOVEMENT, Call, tensors_in
 from upscale_opt.tracing.resize import resized
 from upscale_opt.tracing.values import Abstract, NotUnderstood, Traced, along, channel_axis, labels
 
@@ -27,7 +28,8 @@ class CallSite:
         module: the module called, if one is.
         arguments: the call's arguments, with :class:`Traced` and :class:`Parameter` as leaves.
         inputs: the distinct tensors among them, in order.
-        outputs: the tensors that it returned.
+        outputs: the tensors that it returned, apart from those that nobody uses.
+        numbers: which of all tensors it returned each of ``outputs`` is.
         calls: the ATen operations it executed.
         run: execute the call on other arguments (of the same structure).
         parameters: what is known of parameters, by ``id`` of their fakes.
@@ -39,6 +41,7 @@ class CallSite:
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     inputs: list[Traced]
     outputs: list[Traced]
+    numbers: list[int]
     calls: list[Call]
     run: Callable[[tuple[Any, ...], dict[str, Any]], Any]
     parameters: dict[int, Abstract]
@@ -128,12 +131,14 @@ def _rearrangement(site: CallSite, source: Traced) -> list[ir.Operation]:
     moved = tensors_in(_run_on(site, source, label))
     operations: list[ir.Operation] = []
     layouts: list[tuple[int, Array]] = []
-    for label in moved:
+    for label in (moved[number] for number in site.numbers):
         axis = channel_axis(label) if size > 1 else None
+        if axis is None and _is_one_channel(label, source):
+            axis = source.axis
         if axis is None:
             raise NotUnderstood("spreads the channels over several axes")
         layouts.append((axis, along(label, axis)))
-    for index, (output, (axis, taken)) in enumerate(zip(site.outputs, layouts, strict=True)):
+    for index, output, (axis, taken) in zip(site.numbers, site.outputs, layouts, strict=True):
         output.axis, output.ids = axis, source.ids[taken]
         name = site.node.name if len(moved) == 1 else f"{site.node.name}.{index}"
         repeats = len(taken) // size
@@ -155,6 +160,16 @@ def _rearrangement(site: CallSite, source: Traced) -> list[ir.Operation]:
                 )
             )
     return operations
+
+
+def _is_one_channel(label: torch.Tensor, source: Traced) -> bool:
+    """Whether this may be one channel cut out of many, which varies along no axis."""
+    assert source.axis is not None
+    return (
+        label.ndim == source.fake.ndim
+        and label.shape[source.axis] == 1 < source.shape[source.axis]
+        and bool((label == label.flatten()[0]).all())
+    )
 
 
 def _check_resizable(site: CallSite, source: Traced, output: Traced, repeats: int) -> None:
@@ -223,9 +238,7 @@ def _concatenation(site: CallSite, call: Call, channels: Channels) -> ir.Operati
     for other in ids[1:]:
         channels.tie(ids[0], other)
     output.ids = ids[0]
-    return ir.Elementwise(
-        name=site.node.name, inputs=names, outputs=(output.name,), zero_if="all"
-    )
+    return ir.Elementwise(name=site.node.name, inputs=names, outputs=(output.name,), zero_if="all")
 
 
 def _commit(tensor: Traced, axis: int, channels: Channels) -> None:
@@ -320,7 +333,7 @@ def _operation(
     result: Abstract,
 ) -> ir.Operation:
     used = {id(v.traced) for v in done.whole}
-    names = {"name": site.node.name, "outputs": (site.outputs[0].name,)}
+    name, outputs = site.node.name, (site.outputs[0].name,)
     assert result.ids is not None
     structured = [t for t in site.inputs if id(t) not in used]
 
@@ -331,7 +344,7 @@ def _operation(
         if len(done.layers) > 1 or done.combinations or done.parameters or len(site.inputs) != 1:
             raise NotUnderstood("uses several weights in one call")
         fact = done.layers[0]
-        if not np.array_equal(result.ids, fact.result.ids):
+        if result.ids is not fact.result.ids and not _same(channels, result.ids, fact.result.ids):
             raise NotUnderstood("rearranges the channels that it writes")
         inputs: tuple[str, ...] = ()
         if fact.source is not None:
@@ -339,7 +352,8 @@ def _operation(
                 raise NotUnderstood("rearranges the channels before its weight reads them")
             inputs = (site.inputs[0].name,)
         return ir.Layer(
-            **names,
+            name=name,
+            outputs=outputs,
             inputs=inputs,
             whole=rest(inputs),
             weight=fact.weight,
@@ -352,7 +366,8 @@ def _operation(
     if len(structured) == 1:
         inputs = (structured[0].name,)
         return ir.ChannelWise(
-            **names,
+            name=name,
+            outputs=outputs,
             inputs=inputs,
             whole=rest(inputs),
             keeps_zero=result.zero == 0,
@@ -363,18 +378,23 @@ def _operation(
     facts = done.combinations
     direct = len(facts) == 1 and all(v in given.values() for v in facts[0].operands)
     if direct and facts[0].result is result:
-        fact = facts[0]
-        inputs = tuple(v.traced.name for v in fact.operands if v.traced is not None)
+        inputs = tuple(v.traced.name for v in facts[0].operands if v.traced is not None)
         return ir.Elementwise(
-            **names,
+            name=name,
+            outputs=outputs,
             inputs=inputs,
             whole=rest(inputs),
-            zero_if=fact.zero_if,
-            additive=fact.additive,
+            zero_if=facts[0].zero_if,
+            additive=facts[0].additive,
         )
     inputs = tuple(t.name for t in structured)
-    rule = "all" if result.zero == 0 else "never"
-    return ir.Elementwise(**names, inputs=inputs, whole=rest(inputs), zero_if=rule)
+    return ir.Elementwise(
+        name=name,
+        outputs=outputs,
+        inputs=inputs,
+        whole=rest(inputs),
+        zero_if="all" if result.zero == 0 else "never",
+    )
 
 
 def _same(channels: Channels, ids: Array | None, other: Array | None) -> bool:

@@ -49,8 +49,8 @@ def _describe(value: Any) -> Example:
     if value is None or isinstance(value, (bool, int, float, str)):
         return Example(kind="value", value=value)
     if isinstance(value, (tuple, list)):
-        kind = "tuple" if isinstance(value, tuple) else "list"
-        return Example(kind=kind, items=tuple(_describe(v) for v in value))
+        items = tuple(_describe(v) for v in value)
+        return Example(kind="tuple" if isinstance(value, tuple) else "list", items=items)
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         items = tuple(_describe(v) for v in value.values())
         return Example(kind="dict", items=items, keys=tuple(value))

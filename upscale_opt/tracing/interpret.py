@@ -10,79 +10,74 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from upscale_opt.ir.graph import PerChannel
 from upscale_opt.tracing.channels import Channels
+from upscale_opt.tracing.record import MOVEMENT, Call, tensors_in
 from upscale_opt.tracing.values import Abstract, NotUnderstood, along, channel_axis, labels
 from upscale_opt.tracing.zeros import ZeroRule, combine, maps_zero_to, parameter_role
 
-MOVEMENT = frozenset(
-    "view _unsafe_view reshape _reshape_alias permute transpose t numpy_T unsqueeze squeeze expand "
-    "slice select split split_with_sizes unbind cat stack flip roll index_select clone contiguous "
-    "detach alias lift_fresh repeat narrow pixel_shuffle pixel_unshuffle channel_shuffle "
-    "native_channel_shuffle movedim swapaxes unflatten index tile chunk".split()
+_IGNORED = frozenset(
+    {
+        "device",
+        "sym_size",
+        "sym_numel",
+        "sym_stride",
+        "is_same_size",
+        "_assert_async",
+    }
 )
-"""Operations that only move data: they are run on labels."""
+_LIKE = frozenset(
+    {
+        "empty_like",
+        "new_empty",
+        "rand_like",
+        "randn_like",
+        "zeros_like",
+        "ones_like",
+        "new_zeros",
+    }
+)
+_NORM_ROLES: tuple[Literal["scale", "shift", "mean", "neutral"], ...]
+_NORM_ROLES = ("scale", "shift", "mean", "neutral")
+"""What a batch norm's weight, bias, running mean and running variance do."""
 
-_IGNORED = frozenset("device sym_size sym_numel sym_stride is_same_size _assert_async".split())
-_LIKE = frozenset("empty_like new_empty rand_like randn_like zeros_like ones_like new_zeros".split())
 _SPATIAL = ("pool1d", "pool2d", "pool3d", "upsample_", "reflection_pad", "replication_pad")
-_REDUCTIONS = frozenset("mean sum amax amin".split())
-_ALSO_POINTWISE = frozenset("hardswish _to_copy mul add sub div log_sigmoid_forward".split())
-_BATCH_NORMS = frozenset(
-    "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit "
-    "_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update "
-    "batch_norm".split()
+_REDUCTIONS = frozenset(
+    {
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+    }
 )
-
-
-@dataclass(frozen=True)
-class Call:
-    """One ATen operation as executed."""
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    result: Any
-
-    @property
-    def name(self) -> str:
-        """Its name without namespace and the mark of in-place operations."""
-        name: str = self.func._schema.name.split("::")[1]
-        return name[:-1] if name.endswith("_") and not name.startswith("__") else name
-
-    @property
-    def changed(self) -> list[torch.Tensor]:
-        """The arguments that it modifies."""
-        return [
-            value
-            for argument, value in zip(self.func._schema.arguments, self.args, strict=False)
-            if argument.alias_info is not None
-            and argument.alias_info.is_write
-            and isinstance(value, torch.Tensor)
-        ]
-
-
-class Recorder(TorchDispatchMode):
-    """Records every ATen operation executed under it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Call] = []
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run the operation and keep a record of it."""
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        if func._schema.name.split("::")[0] != "prim":
-            self.calls.append(Call(func, tuple(args), kwargs, result))
-        return result
+_ALSO_POINTWISE = frozenset(
+    {
+        "hardswish",
+        "_to_copy",
+        "mul",
+        "add",
+        "sub",
+        "div",
+        "log_sigmoid_forward",
+    }
+)
+_BATCH_NORMS = frozenset(
+    {
+        "native_batch_norm",
+        "cudnn_batch_norm",
+        "miopen_batch_norm",
+        "_native_batch_norm_legit",
+        "_native_batch_norm_legit_no_training",
+        "_batch_norm_with_update",
+        "_batch_norm_no_update",
+        "batch_norm",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -194,9 +189,11 @@ class Interpreter:
             self._batch_norm(call)
         elif name in _REDUCTIONS or name == "constant_pad_nd" or any(s in name for s in _SPATIAL):
             self._spatial(call)
-        elif torch.Tag.pointwise in call.func.tags or name in _ALSO_POINTWISE:
-            self._pointwise(call, known)
-        elif name == "_prelu_kernel":
+        elif (
+            torch.Tag.pointwise in call.func.tags
+            or name in _ALSO_POINTWISE
+            or name == "_prelu_kernel"
+        ):
             self._pointwise(call, known)
         else:
             raise NotUnderstood(f"aten.{name} is not understood")
@@ -300,12 +297,11 @@ class Interpreter:
 
     def _batch_norm(self, call: Call) -> None:
         source, weight, bias, mean, variance = call.args[:5]
-        uses: list[PerChannel] = []
-        roles: tuple[Literal["scale", "shift", "mean", "neutral"], ...]
-        roles = ("scale", "shift", "mean", "neutral")
-        for tensor, role in zip((weight, bias, mean, variance), roles, strict=True):
-            if isinstance(tensor, torch.Tensor):
-                uses.append(PerChannel(name=self._parameter_name(tensor), axis=0, role=role))
+        uses = [
+            PerChannel(name=self._parameter_name(tensor), role=role)
+            for tensor, role in zip((weight, bias, mean, variance), _NORM_ROLES, strict=True)
+            if isinstance(tensor, torch.Tensor)
+        ]
         self._per_channel(self.value(source), tensors_in(call.result)[0], 1, uses)
 
     def _per_channel(
@@ -413,7 +409,9 @@ class Interpreter:
         long = max(range(len(parameter.original)), key=lambda a: parameter.original[a])
         role = parameter_role(*arguments, index)
         if role is None or value.zero != 0:
-            self.done.parameters.append(PerChannel(name=parameter.parameter, axis=long, role="neutral"))
+            self.done.parameters.append(
+                PerChannel(name=parameter.parameter, axis=long, role="neutral")
+            )
             return None
         self.done.parameters.append(PerChannel(name=parameter.parameter, axis=long, role=role))
         return 0.0
@@ -425,17 +423,6 @@ class Interpreter:
         if value.shape != value.original:
             raise NotUnderstood("rearranges its weight before using it")
         return value.parameter
-
-
-def tensors_in(tree: Any) -> list[torch.Tensor]:
-    """All tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    if isinstance(tree, (tuple, list)):
-        return [tensor for item in tree for tensor in tensors_in(item)]
-    if isinstance(tree, dict):
-        return [tensor for item in tree.values() for tensor in tensors_in(item)]
-    return []
 
 
 def _touched_axes(call: Call, rank: int) -> tuple[set[int], bool]:
@@ -451,7 +438,7 @@ def _touched_axes(call: Call, rank: int) -> tuple[set[int], bool]:
     if name == "constant_pad_nd":
         padding = call.args[1]
         return {rank - 1 - i // 2 for i, amount in enumerate(padding) if amount}, True
-    digits = [int(c) for c, d in zip(name, name[1:], strict=False) if c.isdigit() and d == "d"]
+    digits = [int(c) for c, d in pairwise(name) if c.isdigit() and d == "d"]
     if not digits:
         raise NotUnderstood(f"aten.{name} is not understood")
     return set(range(rank - digits[0], rank)), True

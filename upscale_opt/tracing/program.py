@@ -9,20 +9,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
 from upscale_opt.ir import graph as ir
-from upscale_opt.tracing.capture import Captured, Capture, capture
-from upscale_opt.tracing.channels import Array, Channels, find_spaces, units
+from upscale_opt.tracing.capture import Capture, Captured, capture
 from upscale_opt.tracing.classify import CallSite, classify
-from upscale_opt.tracing.examples import describe, dtype_name
-from upscale_opt.tracing.interpret import Call, Recorder, tensors_in
+from upscale_opt.tracing.draft import Draft
+from upscale_opt.tracing.examples import describe
+from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
 from upscale_opt.tracing.values import Abstract, Traced
 
 
@@ -41,6 +40,7 @@ class Program:
             plain values.
         effects: the calls that modify a parameter or buffer.
         mutations: the calls that modify an activation in place.
+        fresh: the calls that compute into memory of their own.
     """
 
     captured: Captured
@@ -48,6 +48,7 @@ class Program:
     values: dict[fx.Node, Any]
     effects: set[fx.Node]
     mutations: set[fx.Node]
+    fresh: set[fx.Node]
 
 
 def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
@@ -100,29 +101,29 @@ class _Parameter:
 class _Run:
     model: nn.Module
     captured: Captured
-    channels: Channels = field(default_factory=Channels)
+    draft: Draft = field(default_factory=Draft)
     mode: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
-    tensors: dict[str, Traced] = field(default_factory=dict)
-    operations: list[ir.Operation] = field(default_factory=list)
     values: dict[fx.Node, Any] = field(default_factory=dict)
     fakes: dict[str, torch.Tensor] = field(default_factory=dict)
     parameters: dict[int, Abstract] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     storages: dict[int, list[tuple[fx.Node, Traced]]] = field(default_factory=dict)
-    users: dict[str, list[str]] = field(default_factory=dict)
-    untouchable: dict[str, str] = field(default_factory=dict)
+    order: dict[fx.Node, int] = field(default_factory=dict)
     effects: set[fx.Node] = field(default_factory=set)
     mutations: set[fx.Node] = field(default_factory=set)
+    fresh: set[fx.Node] = field(default_factory=set)
 
     def trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         self._fake_parameters()
         given = self._bind(args, kwargs)
+        self.order = {node: i for i, node in enumerate(self.captured.graph.nodes)}
         for node in list(self.captured.graph.nodes):
             self._visit(node, given)
-        self._share_nothing()
-        graph = self._finish(args, kwargs)
+            for leaf in pytree.tree_leaves(self.values.get(node)):
+                if isinstance(leaf, Traced):
+                    self.storages.setdefault(_storage(leaf.fake), []).append((node, leaf))
+        graph = self.draft.finish(self.captured.kind, describe(args, kwargs))
         names = pytree.tree_map_only(Traced, lambda t: t.name, self.values)
-        return Program(self.captured, graph, names, self.effects, self.mutations)
+        return Program(self.captured, graph, names, self.effects, self.mutations, self.fresh)
 
     # Preparation.
 
@@ -134,9 +135,10 @@ class _Run:
             if first != name:
                 self.fakes[name] = self.fakes[first]
                 continue
-            fake = self.mode.from_tensor(tensor.detach())
+            like = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            fake = FakeTensor(self.mode, like, tensor.device)
             self.fakes[name] = fake
-            self.shapes[name] = tuple(tensor.shape)
+            self.draft.shapes[name] = tuple(tensor.shape)
             shape = tuple(tensor.shape)
             self.parameters[id(fake)] = Abstract(shape, parameter=name, original=shape, zero=None)
         for name, tensor in self.captured.tensors.items():
@@ -180,9 +182,9 @@ class _Run:
             needed = self._traced(node, node.args[0])
             for tensor in needed:
                 if tensor.ids is not None:
-                    self.channels.fix(tensor.ids, "network output")
+                    self.draft.channels.fix(tensor.ids, "network output")
             names = tuple(tensor.name for tensor in needed)
-            self.operations.append(ir.Output(name=node.name, inputs=names))
+            self.draft.enter(ir.Output(name=node.name, inputs=names))
         else:
             self._call(node)
 
@@ -203,18 +205,12 @@ class _Run:
 
         def enter(tensor: torch.Tensor) -> Traced:
             name = node.name if single else f"{node.name}.{next(counter)}"
-            traced = self._new(node, name, self.mode.from_tensor(tensor))
+            traced = self.draft.new(name, self.mode.from_tensor(tensor))
             traced.why_fixed = "network input"
-            self.operations.append(ir.Input(name=name, outputs=(name,)))
+            self.draft.enter(ir.Input(name=name, outputs=(name,)))
             return traced
 
         return pytree.tree_map_only(torch.Tensor, enter, value)
-
-    def _new(self, node: fx.Node, name: str, fake: torch.Tensor) -> Traced:
-        traced = Traced(name, fake)
-        self.tensors[name] = traced
-        self.storages.setdefault(_storage(fake), []).append((node, traced))
-        return traced
 
     def _traced(self, node: fx.Node, tree: Any) -> list[Traced]:
         """The distinct tensors among a call's arguments."""
@@ -226,7 +222,8 @@ class _Run:
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.values[n])
         leaves = pytree.tree_leaves((args, kwargs))
         if node.target is operator.getitem and not isinstance(args[0], (Traced, _Parameter)):
-            self.values[node] = args[0][args[1]]
+            container: Any = args[0]
+            self.values[node] = container[args[1]]
             return
         if not any(isinstance(leaf, (Traced, _Parameter)) for leaf in leaves) and (
             self._is_arithmetic(node)
@@ -240,7 +237,8 @@ class _Run:
         except Exception as error:
             text = " ".join(str(error).split())[:200]
             raise TraceError(
-                f"call {node.name!r} fails on inputs of these shapes: {type(error).__name__}: {text}"
+                f"call {node.name!r} fails on inputs of these shapes: "
+                f"{type(error).__name__}: {text}"
             ) from error
         inputs = list({id(v): v for v in leaves if isinstance(v, Traced)}.values())
         if not tensors_in(result):
@@ -249,10 +247,14 @@ class _Run:
             return
         site = self._site(node, (args, kwargs), inputs, recorder.calls, result)
         self._mutations(node, recorder.calls, tensors_in(result))
+        read = {_storage(tensor) for tensor in tensors_in(faked)}
+        own = read.isdisjoint(_storage(tensor) for tensor in tensors_in(result))
+        if own and any(call.name not in MOVEMENT for call in recorder.calls):
+            self.fresh.add(node)
         held = [leaf for leaf in leaves if isinstance(leaf, _Parameter)]
         constants = {parameter.name: self._constant(node, parameter) for parameter in held}
         retry = partial(_with_constants, site, constants) if held else None
-        self._add(classify(site, self.channels, retry), site, constants)
+        self._add(classify(site, self.draft.channels, retry), site, constants)
 
     @staticmethod
     def _is_arithmetic(node: fx.Node) -> bool:
@@ -273,20 +275,30 @@ class _Run:
         outputs: list[Traced] = []
         single = isinstance(result, torch.Tensor)
 
-        def name_result(fake: torch.Tensor) -> Traced:
+        numbers: list[int] = []
+        counter = iter(range(1 << 30))
+        picked = _picked(node, result)
+
+        def name_result(fake: torch.Tensor) -> Traced | None:
+            number = next(counter)
+            if picked is not None and number not in picked:
+                return None
             if id(fake) in known:  # handed through as it is
                 return known[id(fake)]
-            name = node.name if single else f"{node.name}.{len(outputs)}"
-            outputs.append(self._new(node, name, fake))
+            numbers.append(number)
+            outputs.append(self.draft.new(node.name if single else f"{node.name}.{number}", fake))
             return outputs[-1]
 
         self.values[node] = pytree.tree_map_only(torch.Tensor, name_result, result)
         return CallSite(
             node=node,
-            module=self.captured.modules.get(str(node.target)) if node.op == "call_module" else None,
+            module=self.captured.modules.get(str(node.target))
+            if node.op == "call_module"
+            else None,
             arguments=arguments,
             inputs=inputs,
             outputs=outputs,
+            numbers=numbers,
             calls=calls,
             run=partial(self._execute, node),
             parameters=self.parameters,
@@ -299,7 +311,7 @@ class _Run:
         long = [axis for axis, size in enumerate(traced.shape) if size > 1]
         if len(long) == 1:
             traced.axis = long[0]
-            traced.ids = self.channels.fresh(traced.shape[long[0]])
+            traced.ids = self.draft.channels.fresh(traced.shape[long[0]])
         return traced
 
     def _own(self, node: fx.Node) -> dict[str, torch.Tensor]:
@@ -317,13 +329,13 @@ class _Run:
         for parameter, traced in constants.items():
             if traced.name in read:
                 name = traced.name
-                self.tensors[name] = traced
+                self.draft.tensors[name] = traced
                 constant = ir.Constant(name=name, outputs=(name,), parameter=parameter)
-                self._enter(constant)
+                self.draft.enter(constant)
         for operation in operations:
-            self._enter(operation)
+            self.draft.enter(operation)
             if site.node in self.effects:
-                self._enter(
+                self.draft.enter(
                     ir.Opaque(
                         name=f"{operation.name}.effect",
                         inputs=operation.outputs,
@@ -335,12 +347,7 @@ class _Run:
                 own = [] if site.module is None else site.module.state_dict(keep_vars=True)
                 names = [self._canonical(f"{target}.{name}") for name in own]
                 for name in (*names, *constants):
-                    self.untouchable.setdefault(name, f"{site.node.name} is not understood")
-
-    def _enter(self, operation: ir.Operation) -> None:
-        self.operations.append(operation)
-        for name in ir.parameters_of(operation):
-            self.users.setdefault(name, []).append(operation.name)
+                    self.draft.untouchable.setdefault(name, f"{site.node.name} is not understood")
 
     def _measure(self, node: fx.Node, inputs: list[Traced]) -> None:
         """A call that asks a tensor for its sizes and the like, or for its data."""
@@ -349,13 +356,14 @@ class _Run:
         if name in ("dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "is_cuda"):
             return
         if name in ("size", "shape", "sym_size") and (
-            len(node.args) > 1 and name != "shape" or all(_picks_size(user) for user in node.users)
+            (len(node.args) > 1 and name != "shape")
+            or all(_picks_item(user) for user in node.users)
         ):
             return
         for tensor in tensors:
             assert tensor.ids is not None
-            self.channels.fix(tensor.ids, f"{node.name}: asks for more than single sizes")
-        self.operations.append(
+            self.draft.channels.fix(tensor.ids, f"{node.name}: asks for more than single sizes")
+        self.draft.enter(
             ir.Opaque(
                 name=node.name,
                 inputs=tuple(tensor.name for tensor in inputs),
@@ -366,20 +374,18 @@ class _Run:
     def _mutations(self, node: fx.Node, calls: list[Call], results: list[torch.Tensor]) -> None:
         """Let later readers of a tensor modified in place read the result instead."""
         returned = {id(tensor) for tensor in results}
-        order = {n: i for i, n in enumerate(self.captured.graph.nodes)}
+        order = self.order
         for fake in {id(f): f for call in calls for f in call.changed}.values():
             if id(fake) in self.parameters and node.op != "call_module":
                 self.effects.add(node)
             for earlier, tensor in self.storages.get(_storage(fake), []):
+                self.mutations.add(node)
                 later = [user for user in earlier.users if order[user] > order[node]]
-                if earlier is not node:
-                    self.mutations.add(node)
-                if earlier is node or not later:
-                    continue
-                if tensor.fake is fake and id(fake) in returned:
+                itself = tensor.fake is fake and self.values[earlier] is tensor
+                if later and itself and returned == {id(fake)}:
                     for user in later:
                         user.replace_input_with(earlier, node)
-                else:
+                elif later:
                     raise _NotInFX(
                         f"torch.fx: {node.name!r} modifies {earlier.name!r} in place through a view"
                     )
@@ -396,98 +402,6 @@ class _Run:
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
         return node.target(*args, **kwargs)
-
-    # The end.
-
-    def _share_nothing(self) -> None:
-        """What several calls share cannot follow all of them: it stays as it is."""
-        changed = True
-        while changed:
-            changed = False
-            for index, operation in enumerate(self.operations):
-                for name in ir.parameters_of(operation):
-                    if len(self.users[name]) > 1:
-                        reason = f"{name} is shared by {', '.join(self.users[name])}"
-                    elif name in self.untouchable:
-                        reason = f"{name} is shared: {self.untouchable[name]}"
-                    else:
-                        continue
-                    self.operations[index] = self._fixed(operation, reason)
-                    for other in ir.parameters_of(operation):
-                        self.untouchable.setdefault(other, f"{operation.name} must stay")
-                    changed = True
-                    break
-
-    def _fixed(self, operation: ir.Operation, reason: str) -> ir.Opaque:
-        for name in (*operation.inputs, *operation.whole, *operation.outputs):
-            ids = self.tensors[name].ids
-            if ids is not None:
-                self.channels.fix(ids, f"{operation.name}: {reason}")
-        return ir.Opaque(
-            name=operation.name,
-            inputs=(*operation.inputs, *operation.whole),
-            outputs=operation.outputs,
-            reason=reason,
-        )
-
-    def _finish(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ir.ChannelGraph:
-        roots = self.channels.roots()
-        number = np.full(len(roots), -1, dtype=np.int64)
-        count = 0
-        split: dict[str, tuple[Array, int]] = {}
-        for name, tensor in self.tensors.items():
-            if tensor.ids is None:
-                continue
-            own, features = units(roots[tensor.ids])
-            fresh = own[number[own] < 0]
-            _, first = np.unique(fresh, return_index=True)
-            fresh = fresh[np.sort(first)]
-            number[fresh] = np.arange(count, count + len(fresh))
-            count += len(fresh)
-            split[name] = (number[own], features)
-        operations = tuple(self._by_channel(op, split) for op in self.operations)
-        fixed = {
-            int(number[root]): why
-            for root, why in self.channels.fixed(roots).items()
-            if number[root] >= 0
-        }
-        tensors = {}
-        for name, tensor in self.tensors.items():
-            own, features = split.get(name, (np.zeros(0, dtype=np.int64), 1))
-            tensors[name] = ir.Tensor(
-                shape=tensor.shape,
-                dtype=dtype_name(tensor.fake.dtype),
-                axis=tensor.axis,
-                channels=tuple(own.tolist()),
-                features=features,
-            )
-        named = sorted({name for op in operations for name in ir.parameters_of(op)})
-        return ir.ChannelGraph(
-            capture=self.captured.kind,
-            example=describe(args, kwargs),
-            parameters={name: self.shapes[name] for name in named},
-            spaces=find_spaces((ids for ids, _ in split.values()), fixed, count),
-            tensors=tensors,
-            operations=operations,
-        )
-
-    def _by_channel(
-        self, operation: ir.Operation, split: dict[str, tuple[Array, int]]
-    ) -> ir.Operation:
-        """Positions of elements become positions of channels; mixed features are refused."""
-        if not isinstance(operation, (ir.Select, ir.Concat)):
-            return operation
-        sizes = {split[name][1] for name in (*operation.inputs, *operation.outputs)}
-        if len(sizes) == 1:
-            size = sizes.pop()
-            if size == 1 or isinstance(operation, ir.Concat):
-                return operation
-            starts = np.array(operation.positions[::size])
-            if not np.any(starts % size) and np.array_equal(
-                (starts[:, None] + np.arange(size)).ravel(), operation.positions
-            ):
-                return operation.model_copy(update={"positions": tuple((starts // size).tolist())})
-        return self._fixed(operation, "cuts through the features of one channel")
 
 
 def _with_constants(site: CallSite, constants: dict[str, Traced]) -> CallSite:
@@ -506,6 +420,18 @@ def _storage(fake: torch.Tensor) -> int:
     return int(fake.untyped_storage()._cdata)
 
 
+def _picked(node: fx.Node, result: Any) -> set[int] | None:
+    """Which of several results are used at all, if that can be told."""
+    if not isinstance(result, (tuple, list)) or not all(
+        isinstance(item, torch.Tensor) for item in result
+    ):
+        return None
+    if not all(_picks_item(user) for user in node.users):
+        return None
+    picks = [user.args[1] for user in node.users]
+    return {pick % len(result) for pick in picks if isinstance(pick, int)}
+
+
 def _asked(node: fx.Node) -> str:
     """The name of what the call asks a tensor for."""
     if node.target is getattr and isinstance(node.args[1], str):
@@ -515,5 +441,5 @@ def _asked(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def _picks_size(user: fx.Node) -> bool:
+def _picks_item(user: fx.Node) -> bool:
     return user.target is operator.getitem and isinstance(user.args[1], int)

@@ -16,7 +16,10 @@ def takes_sizes(node: fx.Node) -> bool:
         return str(node.target) in ("view", "reshape", "expand")
     if isinstance(node.target, torch._ops.OpOverload):
         return node.target._schema.name.split("::")[1] in (
-            "view", "reshape", "expand", "_unsafe_view",
+            "view",
+            "reshape",
+            "expand",
+            "_unsafe_view",
         )
     return node.op == "call_function" and node.target in _FUNCTIONS
 

@@ -52,7 +52,11 @@ def parameter_role(
 
 
 def _evaluate(
-    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], values: dict[int, float | None], probe: float
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    values: dict[int, float | None],
+    probe: float,
 ) -> float | None:
     """Run ``func`` with numbers for tensors; ``None`` if it does not work that way."""
     key = (func, _plain(args), _plain(kwargs), tuple(sorted(values.items())), probe)

@@ -1,0 +1,152 @@
+"""``upscale-opt run``: the whole chain on one network, and a report."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from upscale_opt.cli.options import (
+    Amount,
+    Layers,
+    LayersOption,
+    ModelName,
+    Seed,
+    Side,
+    SideOption,
+    SolverName,
+    TimeLimit,
+    check_file,
+)
+from upscale_opt.cli.progress import Steps, solver_progress
+from upscale_opt.cli.tables import (
+    costs_table,
+    opaque_lines,
+    order_name,
+    orders_table,
+    output,
+    say,
+    times_table,
+)
+from upscale_opt.ir.base import write_atomically
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.solution import Solution
+from upscale_opt.solver import solve
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_FILES = ("graph.json", "masks.json", "solution.json", "pruned.pt")
+
+
+def run(
+    model: ModelName,
+    amount: Amount = 0.5,
+    side: SideOption = Side.input,
+    layers: LayersOption = Layers.all,
+    solver: SolverName = "cp-sat",
+    time_limit: TimeLimit = 60.0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    seed: Seed = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size of the example inputs.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where the files go; out/MODEL if not given.")
+    ] = None,
+) -> None:
+    """Prune MODEL, find its best channel orders, export it, and verify the export.
+
+    The weights are random, and the channels of least L2 norm are dropped, by every layer for
+    itself. Writes graph.json, masks.json, solution.json and pruned.pt.
+    """
+    folder = Path("out") / model if out is None else out
+    steps = Steps()
+    with steps.step("load PyTorch"):
+        from upscale_opt.cli import networks
+        from upscale_opt.costs import count_costs
+        from upscale_opt.masking import apply_masks, magnitude_masks
+        from upscale_opt.materializing import materialize
+        from upscale_opt.tracing import trace
+        from upscale_opt.verifying import verify
+
+        place = networks.find_device(device)
+    with networks.memory_errors():
+        with steps.step("build"):
+            network, inputs = networks.build(model, seed=seed, batch=batch, device=place)
+        for name in _FILES:
+            check_file(folder / name)
+        with steps.step("trace"):
+            graph = trace(network, inputs)
+        with steps.step("count costs"):
+            before = count_costs(network, inputs)
+        with steps.step("mask"):
+            wanted = magnitude_masks(network, graph, amount, side.value, layers.value)
+            apply_masks(network, graph, wanted)
+            masks = Masks.from_model(network, graph)
+        solutions = _solve_all(steps, graph, masks, solver, time_limit, seed)
+        solution = solutions[-1]
+        with steps.step("materialize"):
+            pruned = materialize(network, solution)
+        with steps.step("verify"):
+            report = verify(network, pruned, inputs)
+        with steps.step("count costs"):
+            after = count_costs(pruned, inputs)
+    with steps.step("write"):
+        _write(folder, graph, masks, solution, pruned)
+
+    console = output()
+    dropped = f"{amount:.0%} of the {side.words} channels of {layers.words} dropped"
+    say(console, f"{model}, {dropped}")
+    for table in (
+        costs_table(before, after),
+        orders_table({order_name(found): found for found in solutions}),
+        times_table(steps.seconds),
+    ):
+        console.print("", table)
+    console.print()
+    for line in opaque_lines(graph):
+        say(console, line)
+    say(
+        console,
+        f"The export ({order_name(solution)}) computes what the masked network computes. Largest "
+        f"deviation: {report.float64_error:.1e} in float64, {report.own_error:.1e} in "
+        f"{report.dtype}, relative to the largest output.",
+    )
+    say(console, f"Written to {folder}: {', '.join(_FILES)}")
+    say(console, f"Load it with torch.load({str(folder / _FILES[-1])!r}, weights_only=False)")
+
+
+def _solve_all(
+    steps: Steps, graph: ChannelGraph, masks: Masks, solver: str, time_limit: float, seed: int
+) -> list[Solution]:
+    """The two heuristics to compare with, and last the solver that was asked for."""
+    solutions = []
+    for name in [other for other in ("identity", "greedy") if other != solver] + [solver]:
+        with steps.step(f"solve ({name})") as tell:
+            solutions.append(
+                solve(
+                    graph,
+                    masks,
+                    name,
+                    time_limit=time_limit,
+                    seed=seed,
+                    progress=solver_progress(tell),
+                )
+            )
+    return solutions
+
+
+def _write(
+    folder: Path, graph: ChannelGraph, masks: Masks, solution: Solution, pruned: nn.Module
+) -> None:
+    import torch
+
+    pickled = io.BytesIO()
+    torch.save(pruned, pickled)
+    graph_file, masks_file, solution_file, pruned_file = (folder / name for name in _FILES)
+    graph.save(graph_file)
+    masks.save(masks_file)
+    solution.save(solution_file)
+    write_atomically(pruned_file, pickled.getvalue())

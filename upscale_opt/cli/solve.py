@@ -1,0 +1,58 @@
+"""``upscale-opt solve``: from JSON to JSON, without PyTorch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from upscale_opt.cli.options import Objective, Seed, SolverName, TimeLimit, check_file
+from upscale_opt.cli.progress import Steps, solver_progress
+from upscale_opt.cli.tables import output, say, summary
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.masks import Masks
+from upscale_opt.solver import solve as find_orders
+
+
+def solve(
+    graph: Annotated[Path, typer.Argument(help="A graph, from `trace`.")],
+    masks: Annotated[Path, typer.Argument(help="Masks for it, from `trace --masks`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the solution goes.")] = Path(
+        "solution.json"
+    ),
+    solver: SolverName = "cp-sat",
+    objective: Objective = "copied_channels",
+    time_limit: TimeLimit = 60.0,
+    seed: Seed = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Threads of the solver.")] = 1,
+) -> None:
+    """Find the channel orders that copy least. Ctrl-C stops with the best so far.
+
+    Reads and writes JSON, and does not need PyTorch.
+    """
+    check_file(out)
+    steps = Steps()
+    with steps.step("read"):
+        channel_graph, kept = ChannelGraph.load(graph), Masks.load(masks)
+    with steps.step("solve") as tell:
+        solution = find_orders(
+            channel_graph,
+            kept,
+            solver,
+            objective,
+            time_limit,
+            seed=seed,
+            workers=workers,
+            progress=solver_progress(tell),
+        )
+    solution.save(out)
+    console = output()
+    say(console, summary(solution))
+    if solver == "cp-sat" and solution.status != "optimal":
+        say(
+            console,
+            f"stopped after {steps.seconds['solve']:.1f} s before the proof was complete; "
+            "a larger --time-limit or more --workers may close the gap",
+        )
+    say(console, f"{out}: {solution.status}, {steps.seconds['solve']:.2f} s")
