@@ -46,25 +46,16 @@ def state_of(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:
     tensors.update(model.named_buffers(remove_duplicate=False))
     for name, shape in graph.parameters.items():
         if name not in tensors:
-            tensors[name] = _plain_attribute(model, name)
+            raise MaskError(
+                f"the model has no parameter {name!r}, which the graph names; "
+                "was the graph made from another model?"
+            )
         if tuple(tensors[name].shape) != shape:
             raise MaskError(
                 f"parameter {name!r} has the shape {tuple(tensors[name].shape)} in the model but "
                 f"{shape} in the graph; trace the model again"
             )
     return tensors
-
-
-def _plain_attribute(model: nn.Module, name: str) -> torch.Tensor:
-    value: object = model
-    for part in name.split("."):
-        value = getattr(value, part, None)
-    if not isinstance(value, torch.Tensor):
-        raise MaskError(
-            f"the model has no parameter {name!r}, which the graph names; "
-            "was the graph made from another model?"
-        )
-    return value
 
 
 def apply_masks(model: nn.Module, graph: ChannelGraph, masks: Masks) -> None:

@@ -120,7 +120,6 @@ class _Rebuild:
         """Copy what changes, smaller; the memo makes deep copies use these."""
         own: dict[str, torch.Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
         own.update(self.model.named_buffers(remove_duplicate=False))
-        own.update(self.program.captured.constants)
         for name, by_axis in self.solution.parameters.items():
             tensor = own[name]
             data = tensor.detach()
@@ -143,13 +142,13 @@ class _Rebuild:
         fresh = {self.env[node] for node in self.program.fresh} & self.computed
         for node in self.program.mutations:
             call = self.env[node]
-            if not isinstance(call, fx.Node) or call not in self.computed or not call.args:
+            if not isinstance(call, fx.Node) or call not in self.computed:
                 continue
-            value = call.args[0]
-            if isinstance(value, fx.Node) and not (value in fresh and len(value.users) == 1):
-                with self.new.inserting_before(call):
-                    copied = self.new.call_method("clone", (value,))
-                call.replace_input_with(value, copied)
+            for value in (*call.args[:1], *call.kwargs.values()):
+                if isinstance(value, fx.Node) and not (value in fresh and len(value.users) == 1):
+                    with self.new.inserting_before(call):
+                        copied = self.new.call_method("clone", (value,))
+                    call.replace_input_with(value, copied)
 
     def _fill_root(self) -> None:
         """Copy the modules and tensors that the new program names into the root."""

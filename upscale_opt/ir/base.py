@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from typing_extensions import Self
 
 from upscale_opt.errors import SchemaError
@@ -42,8 +49,12 @@ class Document(Record):
             )
 
     def to_json(self) -> str:
-        """The document as indented JSON, ending in a newline."""
-        return self.model_dump_json(indent=1, exclude_defaults=False) + "\n"
+        """The document as JSON to read: no fields at their defaults, short things on one line."""
+        return _pretty(self.model_dump(mode="json", exclude_defaults=True), 0) + "\n"
+
+    @model_serializer(mode="wrap")
+    def _with_version(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {"schema_version": self.schema_version, **handler(self)}
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
@@ -88,6 +99,22 @@ def _first(error: ValidationError) -> str:
     if problems[0]["type"] == "extra_forbidden":
         message = "unknown field"
     return f"{where}: {message}{more}" if where else f"{message}{more}"
+
+
+_WIDTH = 110
+
+
+def _pretty(value: Any, depth: int) -> str:
+    """JSON with whatever fits on a line on one line."""
+    line = json.dumps(value, ensure_ascii=False)
+    pad = " " * depth
+    if not isinstance(value, (dict, list)) or (len(line) + depth <= _WIDTH and depth > 0):
+        return line
+    if isinstance(value, list):
+        inner = [_pretty(item, depth + 1) for item in value]
+        return "[\n" + ",\n".join(f"{pad} {item}" for item in inner) + f"\n{pad}]"
+    inner = [f"{json.dumps(key)}: {_pretty(item, depth + 1)}" for key, item in value.items()]
+    return "{\n" + ",\n".join(f"{pad} {item}" for item in inner) + f"\n{pad}}}"
 
 
 def write_atomically(path: Path, data: bytes) -> None:

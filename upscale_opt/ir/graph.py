@@ -7,10 +7,11 @@ import json
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from typing_extensions import Self
 
 from upscale_opt.ir.base import Document, Record
+from upscale_opt.ir.consistency import check_consistency
 from upscale_opt.ir.ids import Ids
 
 
@@ -75,6 +76,11 @@ class _Operation(Record):
     inputs: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _with_kind(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data: dict[str, Any] = handler(self)
+        return {"kind": getattr(self, "kind"), **data}  # noqa: B009 - every kind declares its own
 
 
 class Input(_Operation):
@@ -231,44 +237,8 @@ class ChannelGraph(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        written: set[str] = set()
-        for op in self.operations:
-            for name in (*op.inputs, *op.whole):
-                if name not in written:
-                    raise ValueError(f"operation {op.name!r} reads {name!r} before it is written")
-            for name in op.outputs:
-                if name not in self.tensors:
-                    raise ValueError(f"operation {op.name!r} writes unknown tensor {name!r}")
-                if name in written:
-                    raise ValueError(f"tensor {name!r} is written twice")
-                written.add(name)
-            for parameter in parameters_of(op):
-                if parameter not in self.parameters:
-                    raise ValueError(f"operation {op.name!r} uses unknown parameter {parameter!r}")
-        if len(written) != len(self.tensors):
-            unwritten = sorted(set(self.tensors) - written)[0]
-            raise ValueError(f"tensor {unwritten!r} is written by no operation")
-        known = {c for space in self.spaces for c in space.channels}
-        if len(known) != sum(len(space.channels) for space in self.spaces):
-            raise ValueError("a channel belongs to two spaces")
-        for name, tensor in self.tensors.items():
-            _check_tensor(name, tensor, known)
+        check_consistency(self)
         return self
-
-
-def _check_tensor(name: str, tensor: Tensor, known: set[int]) -> None:
-    if tensor.axis is None:
-        return
-    if not 0 <= tensor.axis < len(tensor.shape):
-        raise ValueError(f"tensor {name!r} has no axis {tensor.axis}")
-    if len(tensor.channels) * tensor.features != tensor.shape[tensor.axis]:
-        raise ValueError(
-            f"tensor {name!r} has {len(tensor.channels)} channels of {tensor.features} features "
-            f"on an axis of {tensor.shape[tensor.axis]}"
-        )
-    if not known.issuperset(tensor.channels):
-        stray = min(set(tensor.channels) - known)
-        raise ValueError(f"channel {stray} of tensor {name!r} belongs to no space")
 
 
 def _strip_dtypes(data: Any) -> None:

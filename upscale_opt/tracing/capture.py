@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -73,6 +73,8 @@ for _name in [
 class _Tracer(fx.Tracer):
     """Keeps as leaves: torch's modules, hooked modules, and those that ask for the mode."""
 
+    proxy_buffer_attributes = True  # else code that updates a buffer would run on the real one
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
@@ -116,14 +118,17 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         for name, parameter in signature.parameters.items()
         if name not in bound.arguments and parameter.default is not inspect.Parameter.empty
     }
-    before = set(model.__dict__)
-    tracer = _Tracer()
+    state = [(attributes, dict(attributes)) for attributes in _attributes(model)]
     try:
-        graph = tracer.trace(model, concrete_args=left_out or None)
+        graph = _Tracer().trace(model, concrete_args=left_out or None)
     except Exception as error:
         raise TraceError(f"torch.fx: {_line(error)}") from error
     finally:
-        added = {name: model.__dict__.pop(name) for name in set(model.__dict__) - before}
+        # FX runs the model's Python code, which may set attributes; and sets some of its own.
+        added = {name: value for name, value in model.__dict__.items() if name not in state[0][1]}
+        for attributes, saved in state:
+            attributes.clear()
+            attributes.update(saved)
     for node in reversed(graph.nodes):  # the checks FX writes for arguments at their defaults
         if node.op == "call_function" and node.target in _CHECKS:
             graph.erase_node(node)
@@ -140,6 +145,15 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     named = {id(t) for t in (*model.parameters(), *model.buffers())}
     constants = {name: value for name, value in tensors.items() if id(value) not in named}
     return Captured("fx", graph, modules, tensors, constants)
+
+
+def _attributes(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Every dict that holds attributes, parameters, buffers or submodules; the model's first."""
+    for module in model.modules():
+        yield module.__dict__
+        yield module._parameters
+        yield module._buffers
+        yield module._modules
 
 
 def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:

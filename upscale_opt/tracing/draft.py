@@ -116,7 +116,7 @@ class Draft:
                     if len(self.users[name]) > 1:
                         reason = f"{name} is shared by {', '.join(self.users[name])}"
                     elif name in self.untouchable:
-                        reason = f"{name} is shared: {self.untouchable[name]}"
+                        reason = f"{name} must stay: {self.untouchable[name]}"
                     else:
                         continue
                     self.operations[index] = self._fixed(operation, reason)

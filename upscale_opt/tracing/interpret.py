@@ -229,7 +229,7 @@ class Interpreter:
             raise NotUnderstood("moves the elements of a tensor without channel structure")
         if len(tensors_in((call.args, call.kwargs))) != 1:
             raise NotUnderstood(f"aten.{call.name} moves several tensors at once")
-        moved = call.func(labels(value), *call.args[1:], **call.kwargs)
+        moved = call.func(labels(value).contiguous(), *call.args[1:], **call.kwargs)
         self.done.moved = True
         fakes = tensors_in(call.result)
         for fake, label in zip(fakes, tensors_in(moved), strict=True):
@@ -318,6 +318,8 @@ class Interpreter:
         value = self.value(call.args[0])
         if value.axis is None:
             raise NotUnderstood(f"aten.{call.name} of a tensor without channel structure")
+        if any(not self.value(t).noise for t in tensors_in((call.args[1:], call.kwargs))):
+            raise NotUnderstood(f"aten.{call.name} of several tensors")
         rank = len(value.shape)
         touched, kept = _touched_axes(call, rank)
         if value.axis in touched:
@@ -356,7 +358,8 @@ class Interpreter:
         else:
             rule: ZeroRule = combine(*arguments, [i for i, v in enumerate(known) if v in tied])
             plain = call.name == "add" and call.kwargs.get("alpha", 1) == 1 and not whole
-            same_shape = all(v.shape == tuple(fake.shape) for v in tied)
+            kinds = {t.dtype for t in tensors_in((call.args, call.kwargs))}
+            same_shape = all(v.shape == tuple(fake.shape) for v in tied) and len(kinds) == 1
             additive = plain and same_shape and rule == "all" and len(call.args) == 2
             self.done.combinations.append(
                 CombineFact(tuple(tied), tuple(whole), result, rule, additive)

@@ -141,6 +141,8 @@ class _Run:
             self.draft.shapes[name] = tuple(tensor.shape)
             shape = tuple(tensor.shape)
             self.parameters[id(fake)] = Abstract(shape, parameter=name, original=shape, zero=None)
+        for name in self.captured.constants:
+            self.draft.untouchable[name] = "it is a constant of the program, not a parameter"
         for name, tensor in self.captured.tensors.items():
             if id(tensor) in memo:
                 self.fakes.setdefault(name, self.fakes[memo[id(tensor)]])

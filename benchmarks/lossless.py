@@ -1,0 +1,265 @@
+"""Prune thousands of random networks with random masks, and check that nothing is lost.
+
+    python benchmarks/lossless.py --networks 5000 --seed 0 --jobs 2
+    python benchmarks/lossless.py --networks 0 --full            # topologies x 200 masks
+    python benchmarks/lossless.py --case network/4711            # one of them again, in detail
+
+Everything runs in float64, where an export may deviate by 1e-10 at most (relative to the largest
+output). Exit status: 0 if all is well, 1 after a failure, 130 if interrupted before any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import upscale_opt as uo
+from upscale_opt.models import catalogue
+from upscale_opt.models.random_masks import Side, apply_weight_masks, random_weight_masks
+from upscale_opt.models.random_networks import random_network
+from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
+
+EXACT = 1e-10
+MASKS = 200
+SIDES: tuple[Side, ...] = ("in", "out", "both")
+
+
+class Lossy(Exception):  # noqa: N818 - a finding, not an error of ours
+    """The export, or what is claimed of it, is wrong."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one case.
+
+    Attributes:
+        case: its name, for ``--case``.
+        error: what went wrong, in one line, or ``""``.
+        compared: whether there was anything finite to compare with.
+        deviation: the relative deviation.
+        copied: the channels copied.
+    """
+
+    case: str
+    error: str = ""
+    compared: bool = True
+    deviation: float = 0.0
+    copied: int = 0
+
+
+@dataclass
+class Summary:
+    """What came of all cases so far."""
+
+    tried: int = 0
+    compared: int = 0
+    worst: float = 0.0
+    copying: int = 0
+    failures: list[Result] = field(default_factory=list)
+
+    def add(self, result: Result) -> None:
+        """Count one more."""
+        self.tried += 1
+        self.compared += result.compared and not result.error
+        self.worst = max(self.worst, result.deviation)
+        self.copying += result.copied > 0
+        if result.error:
+            self.failures.append(result)
+
+
+def network_case(seed: int) -> tuple[nn.Module, Any, Any]:
+    """A masked random network, and inputs of two batch sizes."""
+    rng = random.Random(seed)
+    model = random_network(rng, max_ops=rng.randint(1, 16)).double()
+    masks = random_weight_masks(model, rng, rng.choice(SIDES))
+    apply_weight_masks(model, masks, biases=rng.random() < 0.5)
+    inputs = model.example_inputs(2, dtype=torch.float64)
+    return model, inputs, model.example_inputs(3, seed=1, dtype=torch.float64)
+
+
+def topology_case(name: str, number: int) -> tuple[nn.Module, Any, Any]:
+    """A masked topology, and inputs of two batch sizes."""
+    model, original = _topology(name)
+    model.load_state_dict(original)
+    rng = random.Random(number)
+    masks = random_weight_masks(model, rng, SIDES[number % 3])
+    apply_weight_masks(model, masks, biases=rng.random() < 0.5)
+    return model, _double(example_inputs(name, 2)), _double(example_inputs(name, 3))
+
+
+@lru_cache(maxsize=1)  # the same object again: then it need not be traced again
+def _topology(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
+    inputs = example_inputs(name, 4)
+    model = catalogue.randomize(catalogue.build(catalogue.PREFIX + name), 0, inputs).double()
+    return model, {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def _double(inputs: Any) -> Any:
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.double(), inputs)
+
+
+def build(case: str) -> tuple[nn.Module, Any, Any]:
+    """The model and inputs that ``case`` names: ``network/SEED`` or ``topology/NAME/MASKS``."""
+    kind, *rest = case.split("/")
+    if kind == "network" and len(rest) == 1 and rest[0].isdigit():
+        return network_case(int(rest[0]))
+    if kind == "topology" and len(rest) == 2 and rest[0] in TOPOLOGIES and rest[1].isdigit():
+        return topology_case(rest[0], int(rest[1]))
+    raise SystemExit(f"no such case: {case} (write network/SEED or topology/NAME/NUMBER)")
+
+
+def check(model: nn.Module, inputs: Any, others: Any) -> tuple[bool, float, int]:
+    """Prune and compare: whether outputs were finite, the deviation, the channels copied.
+
+    Raises:
+        Lossy: if the outputs differ, or the solution's counts are wrong.
+    """
+    pruned = uo.prune(model, inputs, check=False)
+    solution = pruned.solution
+    copied = sum(read.copied for read in solution.reads)
+    if solution.status != "optimal" or solution.lower_bound != solution.objective_value:
+        raise Lossy(f"{solution.status}: {solution.lower_bound} of {solution.objective_value}")
+    if copied != solution.objective_value:
+        raise Lossy(f"copies {copied} channels but says {solution.objective_value}")
+    worst, finite = 0.0, True
+    for given in (inputs, others):
+        want, got = _run(model, given), _run(pruned.model, given)
+        if pytree.tree_structure(want) != pytree.tree_structure(got):
+            raise Lossy("outputs have another structure")
+        for left, right in zip(pytree.tree_leaves(want), pytree.tree_leaves(got), strict=True):
+            if left.shape != right.shape:
+                raise Lossy(f"an output is {tuple(right.shape)} instead of {tuple(left.shape)}")
+            if not left.isfinite().all():
+                finite = False
+            elif left.numel():
+                scale, difference = left.abs().max().item(), (left - right).abs().max().item()
+                error = difference / scale if scale > 0 else difference
+                if not error < EXACT:
+                    raise Lossy(f"deviates by {error:.2e}")
+                worst = max(worst, error)
+    return finite, worst, copied
+
+
+def _run(model: nn.Module, inputs: Any) -> Any:
+    with torch.no_grad():
+        return model(**inputs) if isinstance(inputs, dict) else model(inputs)
+
+
+def try_case(case: str) -> Result:
+    """Build and check one case, whatever happens."""
+    try:
+        return Result(case, "", *check(*build(case)))
+    except Exception as error:
+        text = " ".join(str(error).split())
+        return Result(case, f"{type(error).__name__}: {text[:200]}")
+
+
+def _quiet() -> None:
+    """In a worker: leave Ctrl-C to the main process, and the cores to the other workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def results(cases: Sequence[str], jobs: int) -> Iterator[Result]:
+    """Try all cases, in ``jobs`` processes."""
+    if jobs == 1:
+        torch.set_num_threads(1)
+        yield from map(try_case, cases)
+        return
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "upscale_opt.solver", "upscale_opt.materializing"])
+    with context.Pool(jobs, _quiet) as pool:
+        yield from pool.imap_unordered(try_case, cases, chunksize=4)
+
+
+def cases_of(options: argparse.Namespace) -> list[str]:
+    """The names of all cases to try."""
+    cases = [f"network/{options.seed + number}" for number in range(options.networks)]
+    if options.full:
+        cases += [f"topology/{name}/{number}" for name in TOPOLOGIES for number in range(MASKS)]
+    return cases
+
+
+def report(console: Console, summary: Summary, planned: int, seconds: float) -> None:
+    """Print what came of it, with a line to reproduce every failure."""
+    console.print(
+        f"{summary.tried:,} of {planned:,} networks in {seconds:.0f} s: "
+        f"{summary.compared:,} lossless (worst deviation {summary.worst:.1e}), "
+        f"{len(summary.failures):,} failed, "
+        f"{summary.tried - summary.compared - len(summary.failures):,} with nothing finite to "
+        f"compare; {summary.copying:,} needed copies",
+        highlight=False,
+        soft_wrap=True,
+    )
+    kinds = Counter(result.error.partition(":")[0] for result in summary.failures)
+    if kinds:
+        console.print("failures: " + ", ".join(f"{n} {kind}" for kind, n in kinds.most_common()))
+    for result in sorted(summary.failures, key=lambda result: result.case):
+        lines = f"  {result.error}\n    python {sys.argv[0]} --case {result.case}"
+        console.print(lines, markup=False, highlight=False, soft_wrap=True)
+
+
+def explain(case: str, console: Console) -> int:
+    """Try one case and print everything about it."""
+    model, inputs, others = build(case)
+    console.print(model, markup=False, highlight=False)
+    try:
+        _, deviation, copied = check(model, inputs, others)
+    except Exception:
+        console.print(traceback.format_exc(), markup=False, highlight=False)
+        return 1
+    console.print(f"lossless: deviates by {deviation:.1e}, copies {copied} channels")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--networks", type=int, default=5000, help="how many random networks")
+    parser.add_argument("--seed", type=int, default=0, help="the first network's seed")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--full", action="store_true", help=f"all topologies x {MASKS} masks too")
+    parser.add_argument("--case", help="only this one, in detail: network/SEED, topology/NAME/N")
+    options = parser.parse_args(arguments)
+    if options.networks < 0 or options.seed < 0 or options.jobs < 1:
+        parser.error("--networks and --seed cannot be negative, and --jobs is 1 or more")
+    console = Console()
+    if options.case:
+        return explain(options.case, console)
+    cases = cases_of(options)
+    summary, start, interrupted = Summary(), time.perf_counter(), False
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    try:
+        with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+            task = progress.add_task("lossless", total=len(cases))
+            for result in results(cases, options.jobs):
+                summary.add(result)
+                failed = f", {len(summary.failures)} failed" if summary.failures else ""
+                progress.update(task, advance=1, description=f"lossless{failed}")
+    except KeyboardInterrupt:
+        interrupted = True
+        console.print("interrupted")
+    report(console, summary, len(cases), time.perf_counter() - start)
+    if summary.failures:
+        return 1
+    return 130 if interrupted else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

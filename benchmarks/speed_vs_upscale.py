@@ -1,0 +1,108 @@
+"""Time our trace + solve + materialize beside apple-upscale's compute + prune, in one process.
+
+Both export the same masked networks (L2 magnitude, 50 % of every convolution's input channels),
+in turn, one thread each. ``apple-upscale`` pins an old torch: install it without its dependencies
+(``pip install --no-deps apple-upscale``).
+
+    python benchmarks/speed_vs_upscale.py resnet50 densenet201 --runs 3 --out docs/speed.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import upscale_opt as uo
+from upscale_opt.ir.base import write_atomically
+from upscale_opt.models import catalogue
+
+
+def ours(model: nn.Module, inputs: torch.Tensor) -> tuple[float, int]:
+    """Seconds, and copied channels."""
+    start = time.perf_counter()
+    graph = uo.trace(model, inputs)
+    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    uo.materialize(model, solution)
+    return time.perf_counter() - start, solution.objective_value
+
+
+def theirs(model: nn.Module, inputs: torch.Tensor) -> float:
+    """Seconds."""
+    from upscale import PruningManager
+
+    start = time.perf_counter()
+    PruningManager(model).compute([inputs]).prune()
+    return time.perf_counter() - start
+
+
+def compare(name: str, runs: int) -> str:
+    """One row of the table."""
+    inputs = catalogue.example_inputs(name)
+    assert isinstance(inputs, torch.Tensor)
+    model = catalogue.build(name)
+    graph = uo.trace(model, inputs)
+    uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, 0.5, "input", "conv"))
+    pairs = []
+    for run in range(runs):
+        upscale_seconds = theirs(copy.deepcopy(model), inputs)
+        our_seconds, copied = ours(copy.deepcopy(model), inputs)
+        pairs.append((our_seconds, upscale_seconds))
+        print(
+            f"{name} {run + 1}/{runs}: ours {our_seconds:.2f} s, UPSCALE {upscale_seconds:.2f} s",
+            file=sys.stderr,
+        )
+    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratios = sorted(a / b for a, b in pairs)
+    return (
+        f"| {name} | {mine:.2f} | {other:.2f} | {statistics.median(ratios):.3f} "
+        f"({ratios[0]:.3f} to {ratios[-1]:.3f}) | {copied:,} |"
+    )
+
+
+def main() -> int:
+    """Run the comparison and print (and write) the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "models", nargs="*", default=["resnet50", "densenet201"], help="catalogue names"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="interleaved runs (median counts)")
+    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
+    options = parser.parse_args()
+    try:
+        import upscale  # noqa: F401
+    except ImportError:
+        print("error: pip install --no-deps apple-upscale first", file=sys.stderr)
+        return 1
+    torch.set_num_threads(1)
+    compare("resnet18", 1)  # what is loaded on first use is not timed
+    lines = [
+        "# Export time beside UPSCALE",
+        "",
+        "Median seconds of interleaved runs in one process, one thread: ours is trace + solve + "
+        "materialize, UPSCALE's is compute + prune, on the same masked network (L2 magnitude, 50 % "
+        "of every convolution's input channels, batch 1, 224 x 224).",
+        "",
+        f"Written by `python {' '.join(sys.argv)}` with torch {torch.__version__}, Python "
+        f"{platform.python_version()}, {platform.machine()}.",
+        "",
+        "| network | ours, s | UPSCALE, s | ratio (range) | our copied channels |",
+        "| --- | --- | --- | --- | --- |",
+        *(compare(name, options.runs) for name in options.models),
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.out is not None:
+        write_atomically(options.out, text.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
