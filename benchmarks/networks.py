@@ -17,11 +17,23 @@ import upscale_opt as uo
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.models import catalogue
 
-NETWORKS = (
-    "resnet18 resnet50 vgg16_bn squeezenet1_1 densenet121 mobilenet_v2 efficientnet_b0 googlenet "
-    "regnet_y_400mf resnext50_32x4d mobilenet_v3_small shufflenet_v2_x1_0 convnext_tiny vit_b_16 "
-    "swin_t"
-).split()
+NETWORKS = [
+    "resnet18",
+    "resnet50",
+    "vgg16_bn",
+    "squeezenet1_1",
+    "densenet121",
+    "mobilenet_v2",
+    "efficientnet_b0",
+    "googlenet",
+    "regnet_y_400mf",
+    "resnext50_32x4d",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x1_0",
+    "convnext_tiny",
+    "vit_b_16",
+    "swin_t",
+]
 
 
 def row(name: str, amount: float, side: str, layers: str) -> str:

@@ -102,4 +102,5 @@ def _outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> list[torch
     runner: Any = copy.deepcopy(model).to(dtype).eval()
     with torch.no_grad(), torch.random.fork_rng([]):
         result = runner(*map_tensors(args, cast), **map_tensors(kwargs, cast))
-    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    leaves = pytree.tree_leaves(result)
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]

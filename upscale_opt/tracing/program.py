@@ -129,7 +129,10 @@ class _Run:
 
     def _fake_parameters(self) -> None:
         memo: dict[int, str] = {}
-        own = (*self.model.named_parameters(), *self.model.named_buffers())
+        own = (
+            *self.model.named_parameters(remove_duplicate=False),
+            *self.model.named_buffers(remove_duplicate=False),
+        )
         for name, tensor in (*own, *self.captured.constants.items()):
             first = memo.setdefault(id(tensor), name)
             if first != name:
@@ -185,6 +188,10 @@ class _Run:
             for tensor in needed:
                 if tensor.ids is not None:
                     self.draft.channels.fix(tensor.ids, "network output")
+            for source in node.all_input_nodes:
+                value = self.values[source]
+                if isinstance(value, _Parameter):
+                    self.draft.untouchable.setdefault(value.name, "it is a network output")
             names = tuple(tensor.name for tensor in needed)
             self.draft.enter(ir.Output(name=node.name, inputs=names))
         else:

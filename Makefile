@@ -1,0 +1,75 @@
+# Everything runs in .venv, which the first target that needs it sets up. Nothing is installed
+# anywhere else.
+
+PYTHON ?= python3
+WORKERS ?= 2
+NETWORKS ?= 5000
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/ready
+BENCH_READY := $(VENV)/bench-ready
+PIP := $(RUN) -m pip --disable-pip-version-check
+MYPY := MYPYPATH=build/typecheck $(RUN) -m mypy --strict
+SCRIPTS := tests examples benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint setup bench fuzz wheel clean
+.DELETE_ON_ERROR:
+
+help:  ## Show this list.
+	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile | awk -F': *' '{ printf "make %-7s %s\n", $$1, $$2 }'
+
+run: $(READY)  ## Prune ResNet-50, prove its channel orders optimal, export and verify it.
+	@$(VENV)/bin/upscale-opt run resnet50 --amount 0.5 --side input --layers conv --out out/resnet50
+
+test: lint  ## Lint, then run the tests.
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal
+
+lint: $(READY)  ## Check style, formatting and types.
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(call fresh_sources)
+	@rm -rf build/typecheck
+	@$(PIP) install --quiet --no-index --no-deps --no-build-isolation --target build/typecheck .
+	@$(call fresh_sources)
+	@$(MYPY) -p upscale_opt
+	@set -e; for folder in $(SCRIPTS); do \
+		if [ -n "$$(find $$folder -name '*.py' 2>/dev/null)" ]; then $(MYPY) $$folder; fi; \
+	done
+
+setup: $(READY)  ## Set up .venv; the other targets do it by themselves.
+
+bench: $(BENCH_READY)  ## Export many networks; time us beside apple-upscale.
+	@$(RUN) benchmarks/networks.py
+	@$(RUN) benchmarks/speed_vs_upscale.py
+
+fuzz: $(READY)  ## Export thousands of random networks and check that nothing is lost.
+	@$(RUN) benchmarks/lossless.py --networks $(NETWORKS) --jobs $(WORKERS)
+
+wheel: $(READY)  ## Build a wheel into dist.
+	@$(call fresh_sources)
+	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@$(call fresh_sources)
+	@ls dist/*.whl
+
+clean:  ## Remove .venv, builds, results and caches.
+	rm -rf $(VENV) build dist out *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What setuptools leaves behind in the source tree. A later build would pack modules from it that
+# no longer exist.
+fresh_sources = rm -rf build/lib build/bdist.* *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (PyTorch is large: this can take some minutes, once) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@$(call fresh_sources)
+	@touch $@
+
+# apple-upscale asks for PyTorch 2.0.1, but works with ours; so its dependencies stay out.
+$(BENCH_READY): $(READY)
+	@$(PIP) install --quiet --no-deps -c constraints.txt apple-upscale
+	@touch $@

@@ -1,0 +1,139 @@
+"""What several test files need: running models, comparing them, and the chain in pieces."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import upscale_opt as uo
+from upscale_opt.masking import Side
+from upscale_opt.models import catalogue
+from upscale_opt.tracing.examples import Inputs
+
+EXACT = 1e-10
+"""What lossless means in float64."""
+
+
+def call(model: nn.Module, inputs: Inputs) -> Any:
+    """The outputs of ``model``, in whatever mode it is."""
+    with torch.no_grad():
+        if isinstance(inputs, dict):
+            return model(**inputs)
+        return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
+
+
+def cast(inputs: Any, dtype: torch.dtype) -> Any:
+    """``inputs`` with floating-point tensors in another precision."""
+
+    def convert(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return pytree.tree_map_only(Tensor, convert, inputs)
+
+
+def deviation(want: Any, got: Any) -> float:
+    """The largest relative deviation of two outputs, which must have one structure."""
+    wanted, structure = pytree.tree_flatten(want)
+    actual, other = pytree.tree_flatten(got)
+    assert structure == other, f"outputs are a {other} instead of a {structure}"
+    worst = 0.0
+    for left, right in zip(wanted, actual, strict=True):
+        assert left.shape == right.shape
+        assert left.dtype == right.dtype
+        assert bool(left.isfinite().all()), "nothing to compare with"
+        assert bool(right.isfinite().all())
+        if left.numel():
+            scale = float(left.abs().max())
+            difference = float((left - right).abs().max())
+            worst = max(worst, difference / scale if scale > 0 else difference)
+    return worst
+
+
+def assert_lossless(masked: nn.Module, pruned: nn.Module, inputs: Inputs) -> None:
+    """Both models, as they are in float64, compute the same on ``inputs``."""
+    error = deviation(call(masked, inputs), call(pruned, inputs))
+    assert error < EXACT, f"deviates by {error:.2e}"
+
+
+def size(model: nn.Module) -> int:
+    """The number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all parameters and buffers."""
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same_state(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Whether two states are equal bit by bit."""
+    return left.keys() == right.keys() and all(
+        left[name].dtype == right[name].dtype and torch.equal(left[name], right[name])
+        for name in left
+    )
+
+
+def storages(model: nn.Module) -> set[int]:
+    """Where the parameters and buffers of ``model`` lie, plain attributes included."""
+    found: set[int] = set()
+    for module in model.modules():
+        values = (*module.parameters(), *module.buffers(), *module.__dict__.values())
+        found.update(
+            value.untyped_storage().data_ptr()
+            for value in values
+            if isinstance(value, Tensor) and value.numel()
+        )
+    return found
+
+
+def keep(weight: Tensor, axis: int, kept: list[int]) -> None:
+    """Zero, in place, all slices along ``axis`` that are not ``kept``."""
+    gone = [index for index in range(weight.shape[axis]) if index not in kept]
+    with torch.no_grad():
+        weight.index_fill_(axis, torch.tensor(gone, dtype=torch.long), 0)
+
+
+@cache
+def built(name: str, image: int = 64) -> tuple[nn.Module, uo.ChannelGraph]:
+    """A network of the catalogue in which nothing is zero, and its graph. Not to be changed."""
+    inputs = images(2, image)
+    model = catalogue.randomize(catalogue.build(name, seed=1), 2, inputs)
+    return model, uo.trace(model, inputs)
+
+
+def images(batch: int, height: int, width: int = 0, seed: int = 0) -> Tensor:
+    """Random images."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, height, width or height, generator=generator)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """A masked model and what belongs to it."""
+
+    model: nn.Module
+    graph: uo.ChannelGraph
+    masks: uo.Masks
+    solution: uo.Solution
+
+
+def documents_of(name: str, amount: float, side: Side = "input") -> Documents:
+    """Mask a network of the catalogue by magnitude, and solve it."""
+    model, graph = built(name)
+    masked = copy.deepcopy(model)
+    uo.apply_masks(masked, graph, uo.magnitude_masks(masked, graph, amount, side))
+    masks = uo.Masks.from_model(masked, graph)
+    return Documents(masked, graph, masks, uo.solve(graph, masks))
+
+
+def tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    """All parameters and buffers."""
+    yield from module.parameters()
+    yield from module.buffers()

@@ -1,0 +1,373 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import upscale_opt as uo
+from upscale_opt import cli
+from upscale_opt.cli import progress
+from upscale_opt.models import catalogue
+
+Output = pytest.CaptureFixture[str]
+
+NO_TORCH = "import sys; sys.modules['torch'] = None; from upscale_opt.cli import main; main()"
+
+
+def call(*arguments: object) -> int:
+    """Run the command line in this process; its exit code."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([str(argument) for argument in arguments])
+    return int(stopped.value.code or 0)
+
+
+def call_without_torch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a Python that cannot import torch."""
+    command = [sys.executable, "-c", NO_TORCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with graph.json and masks.json of a ResNet-18."""
+    folder = tmp_path_factory.mktemp("traced")
+    files = ("-o", folder / "graph.json", "--masks", folder / "masks.json")
+    assert call("trace", "resnet18", *files) == 0
+    return folder
+
+
+def test_run_prints_the_report_and_writes_what_it_says(tmp_path: Path, capsys: Output) -> None:
+    name = "topology/unet"
+    assert call("run", name, "--out", tmp_path, "--seed", 3) == 0
+    printed = capsys.readouterr()
+    for text in (
+        *("parameters", "multiply-adds", "no reordering", "greedy", "optimum"),
+        *("copied channels", "lower bound", "verify", "float64", "weights_only=False"),
+    ):
+        assert text in printed.out
+    assert "verify ..." in printed.err
+
+    graph = uo.ChannelGraph.load(tmp_path / "graph.json")
+    masks = uo.Masks.load(tmp_path / "masks.json")
+    solution = uo.Solution.load(tmp_path / "solution.json")
+    inputs = catalogue.example_inputs(name)
+    model = catalogue.randomize(catalogue.build(name, seed=3), 3, inputs)
+    assert uo.trace(model, inputs) == graph
+    masks.check(graph)
+    assert solution.status == "optimal"
+    assert solution.graph_fingerprint == graph.fingerprint
+    again = uo.solve(graph, masks, seed=3)
+    assert again.model_copy(update={"times": solution.times}) == solution
+
+    uo.apply_masks(model, graph, masks)
+    pruned = torch.load(tmp_path / "pruned.pt", weights_only=False)
+    uo.verify(model, pruned, inputs)
+    expected = uo.materialize(model, solution)(inputs)
+    assert torch.equal(pruned(inputs), expected)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("graph.json", "masks.json", "solution.json", "pruned.pt")
+    }
+
+
+@pytest.mark.parametrize("solver", ["identity", "greedy"])
+@pytest.mark.parametrize("side", ["output", "both"])
+def test_run_with_other_options(tmp_path: Path, capsys: Output, solver: str, side: str) -> None:
+    options = ("--solver", solver, "--side", side, "--amount", 0.9, "--layers", "conv")
+    more = ("--batch", 2, "--time-limit", 5, "--out", tmp_path)
+    assert call("run", "topology/dict_input", *options, *more) == 0
+    assert uo.Solution.load(tmp_path / "solution.json").solver == solver
+    assert "optimum" not in capsys.readouterr().out
+
+
+def test_run_writes_to_out_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("run", "topology/mlp") == 0
+    assert (tmp_path / "out/topology/mlp/pruned.pt").is_file()
+    assert "out/topology/mlp" in capsys.readouterr().out
+
+
+def test_trace_writes_what_run_writes(tmp_path: Path, capsys: Output) -> None:
+    name = "topology/unet"
+    options = ("--amount", 0.3, "--side", "both", "--seed", 1)
+    files = ("-o", tmp_path / "sub/graph.json", "--masks", tmp_path / "sub/masks.json")
+    assert call("trace", name, *files, *options) == 0
+    assert call("run", name, "--out", tmp_path / "run", *options) == 0
+    for file in ("graph.json", "masks.json"):
+        assert (tmp_path / "sub" / file).read_bytes() == (tmp_path / "run" / file).read_bytes()
+
+
+def test_trace_lists_what_is_opaque(tmp_path: Path, capsys: Output) -> None:
+    assert call("trace", "topology/attention", "-o", tmp_path / "graph.json") == 0
+    graph = uo.ChannelGraph.load(tmp_path / "graph.json")
+    reasons = {op.reason for op in graph.operations if op.kind == "opaque"}
+    printed = capsys.readouterr().out
+    assert all(reason in printed for reason in reasons)
+    assert not (tmp_path / "masks.json").exists()
+
+
+def test_solve_needs_no_torch(traced: Path, tmp_path: Path) -> None:
+    out = tmp_path / "solution.json"
+    done = call_without_torch("solve", traced / "graph.json", traced / "masks.json", "-o", out)
+    assert done.returncode == 0, done.stderr
+    solution = uo.Solution.load(out)
+    assert solution.status == "optimal"
+    assert f"{solution.objective_value:,} of" in done.stdout
+    assert f"lower bound {solution.lower_bound:,}" in done.stdout
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_need_no_torch(option: str) -> None:
+    done = call_without_torch(option)
+    assert done.returncode == 0, done.stderr
+    assert ("materialize" if option == "--version" else uo.__version__) not in done.stdout
+    assert (uo.__version__ if option == "--version" else "solve") in done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "trace", "solve", "models"])
+def test_every_command_has_help(command: str, capsys: Output) -> None:
+    assert call(command, "--help") == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_no_arguments_is_help(capsys: Output) -> None:
+    assert call() == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+def test_solver_options(traced: Path, tmp_path: Path, capsys: Output) -> None:
+    out = tmp_path / "solution.json"
+    files = (traced / "graph.json", traced / "masks.json", "-o", out)
+    options = ("--solver", "greedy", "--objective", "copied_channels", "--workers", 2)
+    assert call("solve", *files, *options, "--seed", 7, "--time-limit", 9) == 0
+    solution = uo.Solution.load(out)
+    assert (solution.solver, solution.seed) == ("greedy", 7)
+    assert "greedy:" in capsys.readouterr().out
+
+
+class ManyReaders(nn.Module):
+    """Seventy readers of one tensor: with random masks, too hard to prove in a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 60, 1)
+        self.readers = nn.ModuleList(nn.Conv2d(60, 1, 1) for _ in range(70))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        return [reader(x) for reader in self.readers]
+
+
+@pytest.fixture(scope="module")
+def hard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A graph and masks that no solver finishes."""
+    folder = tmp_path_factory.mktemp("hard")
+    files = folder / "graph.json", folder / "masks.json"
+    graph = uo.trace(ManyReaders(), torch.zeros(1, 3, 4, 4))
+    graph.save(files[0])
+    draw = random.Random(0)
+    kept = {
+        f"readers.{number}.weight": {1: tuple(sorted(draw.sample(range(60), draw.randint(2, 14))))}
+        for number in range(70)
+    }
+    uo.Masks(kept=kept).save(files[1])
+    return files
+
+
+def test_solve_gives_what_there_is_when_time_runs_out(
+    hard: tuple[Path, Path], tmp_path: Path, capsys: Output
+) -> None:
+    assert call("solve", *hard, "-o", tmp_path / "s.json", "--time-limit", 2) == 0
+    solution = uo.Solution.load(tmp_path / "s.json")
+    assert solution.status == "feasible"
+    assert solution.lower_bound < solution.objective_value
+    printed = capsys.readouterr().out
+    assert "best found" in printed
+    assert "--time-limit" in printed
+
+
+def test_solve_gives_what_there_is_on_interrupt(hard: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "solution.json"
+    command = [sys.executable, "-c", NO_TORCH, "solve", *map(str, hard), "-o", str(out)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        for line in process.stderr:
+            if line.startswith("solve: "):
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        assert "best found" in process.stdout.read()
+    assert uo.Solution.load(out).status == "feasible"
+
+
+def test_models(capsys: Output) -> None:
+    assert call("models") == 0
+    assert capsys.readouterr().out.split() == catalogue.names()
+    assert call("models", "resnet1*") == 0
+    assert capsys.readouterr().out.split() == ["resnet101", "resnet152", "resnet18"]
+    assert call("models", "unet") == 0
+    assert "topology/unet" in capsys.readouterr().out.split()
+
+
+def one_line_error(capsys: Output) -> str:
+    """The one line on stderr that says what is wrong, apart from the steps before it."""
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if not line.endswith(" ...")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: ")
+    return errors[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["run", "topology/mlp", "--amount", "1.5"], 2, ["--amount", "less than 1", "1.5"]),
+        (["run", "topology/mlp", "--amount", "-0.1"], 2, ["--amount", "-0.1"]),
+        (["run", "topology/mlp", "--amount", "nan"], 2, ["--amount"]),
+        (["run", "topology/mlp", "--amount", "half"], 2, ["--amount"]),
+        (["run", "topology/mlp", "--side", "left"], 2, ["--side", "left", "both"]),
+        (["run", "topology/mlp", "--layers", "none"], 2, ["--layers", "none", "conv"]),
+        (["run", "topology/mlp", "--solver", "magic"], 2, ["--solver", "magic", "cp-sat"]),
+        (["run", "topology/mlp", "--time-limit", "0"], 2, ["--time-limit", "more than 0"]),
+        (["run", "topology/mlp", "--batch", "0"], 2, ["--batch"]),
+        (["run", "topology/mlp", "--batch", "90000000000000"], 1, ["memory", "--batch"]),
+        (["run", "topology/mlp", "--seed", "-1"], 2, ["--seed"]),
+        (["trace", "topology/mlp", "--seed", "99999999999"], 2, ["--seed"]),
+        (["run", "topology/mlp", "--device", "toaster"], 1, ["toaster", "--device cpu"]),
+        (["run", "topology/mlp", "--device", "meta"], 1, ["meta", "--device cpu"]),
+        (["run", "resnet81"], 1, ["resnet81", "did you mean"]),
+        (["run", "unet"], 1, ["topology/unet"]),
+        (["trace", "resnet81"], 1, ["resnet81", "did you mean"]),
+        (["models", "resnext-of-kin"], 1, ["resnext-of-kin", "lists them all"]),
+        (["run"], 2, ["upscale-opt run --help"]),
+        (["prune"], 2, ["prune", "upscale-opt --help"]),
+        (["models", "--frobnicate"], 2, ["--frobnicate"]),
+    ],
+    ids=str,
+)
+def test_bad_arguments(
+    arguments: list[str],
+    code: int,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Output,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == code
+    error = one_line_error(capsys)
+    assert all(word in error for word in words), error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_no_gpu(tmp_path: Path, capsys: Output) -> None:
+    assert call("run", "topology/mlp", "--device", "cuda", "--out", tmp_path) == 1
+    assert "cuda" in one_line_error(capsys)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_gpu(tmp_path: Path) -> None:
+    assert call("run", "topology/unet", "--device", "cuda", "--out", tmp_path) == 0
+    pruned = torch.load(tmp_path / "pruned.pt", weights_only=False)
+    assert all(parameter.is_cuda for parameter in pruned.parameters())
+
+
+@pytest.mark.parametrize("command", ["run", "trace", "solve"])
+def test_unwritable_folder(command: str, traced: Path, tmp_path: Path, capsys: Output) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    arguments = {
+        "run": ["topology/mlp", "--out", blocked],
+        "trace": ["topology/mlp", "--out", blocked / "graph.json"],
+        "solve": [traced / "graph.json", traced / "masks.json", "--out", blocked / "s.json"],
+    }
+    assert call(command, *arguments[command]) == 1
+    error = one_line_error(capsys)
+    assert str(blocked) in error
+    assert "--out" in error
+
+
+def test_output_is_a_folder(traced: Path, tmp_path: Path, capsys: Output) -> None:
+    assert call("solve", traced / "graph.json", traced / "masks.json", "-o", tmp_path) == 1
+    assert f"{tmp_path} is a folder" in one_line_error(capsys)
+    (tmp_path / "pruned.pt").mkdir()
+    assert call("run", "topology/mlp", "-o", tmp_path) == 1
+    assert str(tmp_path / "pruned.pt") in one_line_error(capsys)
+
+
+def test_bad_files(traced: Path, tmp_path: Path, capsys: Output) -> None:
+    graph, masks = traced / "graph.json", traced / "masks.json"
+    out = ("-o", tmp_path / "solution.json")
+    assert call("solve", tmp_path / "nowhere.json", masks, *out) == 1
+    assert "nowhere.json" in one_line_error(capsys)
+
+    truncated = tmp_path / "truncated.json"
+    truncated.write_bytes(graph.read_bytes()[:1000])
+    assert call("solve", truncated, masks, *out) == 1
+    assert "truncated.json: not a valid channel graph" in one_line_error(capsys)
+
+    assert call("solve", masks, graph, *out) == 1
+    assert "masks.json" in one_line_error(capsys)
+
+    newer = tmp_path / "newer.json"
+    newer.write_text(json.dumps({"schema_version": 99, "kept": {}}))
+    assert call("solve", graph, newer, *out) == 1
+    assert "99" in one_line_error(capsys)
+
+    foreign = tmp_path / "foreign.json"
+    uo.Masks(kept={"stem.weight": {0: (1,)}}).save(foreign)
+    assert call("solve", graph, foreign, *out) == 1
+    assert "'stem.weight'" in one_line_error(capsys)
+
+    uo.Masks(kept={"conv1.weight": {0: (64,)}}).save(foreign)
+    assert call("solve", graph, foreign, *out) == 1
+    assert "64" in one_line_error(capsys)
+    assert not (tmp_path / "solution.json").exists()
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
+    def interrupt() -> list[str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalogue, "names", interrupt)
+    assert call("models") == 130
+    assert "interrupted" in one_line_error(capsys)
+
+
+def test_steps_on_a_terminal() -> None:
+    written = io.StringIO()
+    steps = progress.Steps(Console(file=written, force_terminal=True, width=80))
+    for _ in range(2):
+        with steps.step("solve") as tell:
+            progress.solver_progress(tell)(1234, 567)
+            time.sleep(0.15)
+    assert steps.seconds["solve"] >= 0.3
+    assert "solve: 1,234 copied channels, lower bound 567" in written.getvalue()
+
+
+def test_steps_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    written = io.StringIO()
+    with progress.Steps(Console(file=written)).step("solve") as tell:
+        progress.solver_progress(tell)(1234, 567)
+    assert written.getvalue().splitlines() == [
+        "solve ...",
+        "solve: 1,234 copied channels, lower bound 567",
+    ]

@@ -1,0 +1,331 @@
+"""Bad input: one clear error of ours each, that names the thing at fault."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import Documents, built, images, keep
+from torch import nn
+
+import upscale_opt as uo
+from upscale_opt.errors import UpscaleError
+from upscale_opt.models import catalogue
+from upscale_opt.models.topologies import UNTRACEABLE
+
+
+def complaint(error: type[UpscaleError], action: Callable[[], object]) -> str:
+    """The message of the error that ``action`` raises: one line, not endless."""
+    with pytest.raises(error) as caught:
+        action()
+    assert type(caught.value) is error
+    message = str(caught.value)
+    assert "\n" not in message
+    assert 10 < len(message) < 800
+    return message
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    ).eval()
+
+
+X = torch.ones(1, 3, 8, 8)
+
+
+def test_every_error_is_ours() -> None:
+    for name in ("Mask", "Materialize", "Schema", "Solver", "Trace", "Verification"):
+        assert issubclass(getattr(uo, f"{name}Error"), UpscaleError)
+
+
+# Masks.
+
+
+def test_masks_for_another_graph(resnet18_documents: Documents) -> None:
+    graph = uo.trace(net(), X)
+    message = complaint(uo.MaskError, lambda: uo.solve(graph, resnet18_documents.masks))
+    assert "another model" in message
+    assert "'conv1.weight'" in message
+
+
+def test_a_model_for_another_graph(resnet18_documents: Documents) -> None:
+    graph = resnet18_documents.graph
+    message = complaint(uo.MaskError, lambda: uo.Masks.from_model(net(), graph))
+    assert "another model" in message
+    assert "'bn1.bias'" in message or "'conv1.weight'" in message
+    assert "no parameter" in complaint(uo.MaskError, lambda: uo.magnitude_masks(net(), graph, 0.5))
+
+
+def test_a_model_of_another_width() -> None:
+    graph = uo.trace(net(), X)
+    wider = nn.Sequential(nn.Conv2d(3, 9, 1), nn.BatchNorm2d(9), nn.ReLU(), nn.Conv2d(9, 4, 1))
+    message = complaint(uo.MaskError, lambda: uo.Masks.from_model(wider, graph))
+    assert "(9, 3, 1, 1)" in message or "(9,)" in message
+    assert "trace the model again" in message
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        ({"3.weight": {1: (0, 8)}}, ["index 8", "axis 1", "'3.weight'", "8 slices"]),
+        ({"3.weight": {1: (0, 10**9)}}, ["index 1000000000", "axis 1", "'3.weight'"]),
+        ({"3.weight": {2: (0,)}}, ["axis 2", "'3.weight'", "0, 1"]),
+        ({"3.weight": {-1: (0,)}}, ["axis -1", "'3.weight'"]),
+        ({"3.weight": {1: (2, 2)}}, ["twice", "axis 1", "'3.weight'"]),
+        ({"nowhere.weight": {0: (0,)}}, ["'nowhere.weight'", "another model"]),
+    ],
+)
+def test_masks_that_do_not_fit(
+    kept: dict[str, dict[int, tuple[int, ...]]], words: list[str]
+) -> None:
+    model = net()
+    graph = uo.trace(model, X)
+    masks = uo.Masks(kept=kept)
+    before = copy.deepcopy(model.state_dict())
+    actions: list[Callable[[], object]] = [
+        lambda: masks.check(graph),
+        lambda: uo.solve(graph, masks),
+        lambda: uo.apply_masks(model, graph, masks),
+        lambda: uo.prune(model, X, masks=masks),
+    ]
+    for action in actions:
+        message = complaint(uo.MaskError, action)
+        assert all(word in message for word in words)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("amount", [1.5, 1.0, -0.1, float("nan"), float("inf")])
+def test_amounts(amount: float) -> None:
+    model = net()
+    graph = uo.trace(model, X)
+    for action in (
+        lambda: uo.magnitude_masks(model, graph, amount),
+        lambda: uo.prune(model, X, amount=amount),
+    ):
+        assert str(amount) in complaint(uo.MaskError, action)
+
+
+def test_sides_and_layers() -> None:
+    model = net()
+    graph = uo.trace(model, X)
+    wrong: Any = "sideways"
+    by_side = complaint(uo.MaskError, lambda: uo.magnitude_masks(model, graph, 0.5, wrong))
+    by_layers = complaint(uo.MaskError, lambda: uo.magnitude_masks(model, graph, 0.5, layers=wrong))
+    assert "side must be" in by_side
+    assert "layers must be" in by_layers
+    assert "'sideways'" in by_side
+    assert "'sideways'" in by_layers
+
+
+# Solving.
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"solver": "gurobi"}, ["unknown solver 'gurobi'", "cp-sat", "greedy", "identity"]),
+        ({"objective": "latency"}, ["unknown objective 'latency'", "copied_channels"]),
+        ({"time_limit": 0}, ["time limit", "more than 0", "not 0"]),
+        ({"time_limit": -1.0}, ["time limit", "-1"]),
+        ({"time_limit": float("nan")}, ["time limit", "nan"]),
+    ],
+)
+def test_solver_options(options: dict[str, Any], words: list[str]) -> None:
+    model = net()
+    graph = uo.trace(model, X)
+    masks = uo.Masks.from_model(model, graph)
+    for action in (
+        lambda: uo.solve(graph, masks, **options),
+        lambda: uo.prune(model, X, **options),
+    ):
+        message = complaint(uo.SolverError, action)
+        assert all(word in message for word in words)
+
+
+# Materialising.
+
+
+def test_a_solution_for_another_model(resnet18_documents: Documents) -> None:
+    solution = resnet18_documents.solution
+    model = catalogue.build("resnet34")
+    message = complaint(uo.MaterializeError, lambda: uo.materialize(model, solution))
+    assert "another model" in message
+    assert "ResNet" in message
+
+
+def test_a_solution_for_a_model_that_does_not_take_its_inputs(
+    resnet18_documents: Documents,
+) -> None:
+    message = complaint(
+        uo.MaterializeError,
+        lambda: uo.materialize(nn.Linear(4, 4).eval(), resnet18_documents.solution),
+    )
+    assert "another model" in message
+    assert "Linear" in message
+
+
+def test_a_solution_for_other_masks(resnet18_documents: Documents) -> None:
+    unmasked, _ = built("resnet18")
+    message = complaint(
+        uo.MaterializeError, lambda: uo.materialize(unmasked, resnet18_documents.solution)
+    )
+    assert "not zero" in message
+    assert "apply_masks" in message
+
+
+def test_a_model_with_more_zeros_than_its_solution_is_fine() -> None:
+    model = net()
+    solution = uo.solve(graph := uo.trace(model, X), uo.Masks.from_model(model, graph))
+    keep(model.get_parameter("3.weight"), 1, [0])
+    assert uo.verify(model, uo.materialize(model, solution), X).float64_error < 1e-10
+
+
+def tampered(change: Callable[[dict[str, Any]], None]) -> tuple[nn.Module, uo.Solution]:
+    model = net()
+    keep(model.get_parameter("3.weight"), 1, [1, 2, 5])
+    graph = uo.trace(model, X)
+    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    data = json.loads(solution.to_json())
+    change(data)
+    return model, uo.Solution.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda d: d["parameters"]["0.weight"].update({"0": "0-7"}), "0.weight"),
+        (lambda d: d["parameters"]["0.weight"].update({"0": "1,2,9"}), "0.weight"),
+        (lambda d: d["parameters"]["0.weight"].update({"7": "1"}), "0.weight"),
+        (lambda d: d["parameters"]["3.weight"].update({"1": "2,1,5"}), "3.weight"),
+        (lambda d: d["parameters"].pop("1.weight"), "1.weight"),
+        (lambda d: d["parameters"].update({"5.weight": {"0": "1"}}), "5.weight"),
+        (lambda d: d["tensors"].pop("_0"), "_0"),
+        (lambda d: d["tensors"].update({"_0": "1,2"}), "_0"),
+        (lambda d: d["tensors"].update({"_0": "1,2,99"}), "_0"),
+        (lambda d: d["reads"].clear(), ""),
+        (lambda d: d["reads"][-1].update(channels="1"), "_3"),
+    ],
+    ids=[
+        "kept more",
+        "index out of range",
+        "axis out of range",
+        "wrong order",
+        "norm not cut",
+        "unknown parameter",
+        "no tensor",
+        "lost channel",
+        "channel out of range",
+        "no reads",
+        "narrower read",
+    ],
+)
+def test_a_solution_that_was_tampered_with(
+    change: Callable[[dict[str, Any]], None], word: str
+) -> None:
+    """It is refused, or what comes out is still right; never a crash or a silent loss."""
+    model, solution = tampered(change)
+    caught: UpscaleError | None = None
+    try:
+        pruned = uo.materialize(model, solution)
+    except UpscaleError as error:
+        caught = error
+    if caught is None:
+        assert uo.verify(model, pruned, X).float64_error < 1e-10
+    else:
+        assert word in str(caught)
+
+
+# Tracing and verifying.
+
+
+def test_an_untraceable_model() -> None:
+    model = UNTRACEABLE["data_dependent"]().eval()
+    for action in (lambda: uo.trace(model, X), lambda: uo.prune(model, X, amount=0.5)):
+        assert "DataDependent cannot be traced" in complaint(uo.TraceError, action)
+
+
+def test_a_model_that_raises() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ZeroDivisionError("this model is broken")
+
+    assert "this model is broken" in complaint(uo.TraceError, lambda: uo.trace(Broken(), X))
+
+
+def test_verifying_different_models() -> None:
+    one, two = net(), net()
+    message = complaint(uo.VerificationError, lambda: uo.verify(one, two, X))
+    assert "float64" in message
+    shapes = nn.Sequential(*one[:3], nn.Conv2d(8, 5, 1))
+    assert "shape (1, 5, 8, 8) instead of (1, 4, 8, 8)" in complaint(
+        uo.VerificationError, lambda: uo.verify(one, shapes, X)
+    )
+
+
+def test_verifying_another_structure_of_outputs() -> None:
+    class Tuple(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.inner(x),)
+
+    one = net()
+    complaint(uo.VerificationError, lambda: uo.verify(one, Tuple(one), X))
+
+
+def test_verifying_what_is_not_finite() -> None:
+    message = complaint(
+        uo.VerificationError, lambda: uo.verify(net(), net(), torch.full((1, 3, 8, 8), torch.inf))
+    )
+    assert "not finite" in message
+    assert "other inputs" in message
+
+
+def test_verifying_a_model_that_became_not_a_number() -> None:
+    model, broken = net(), net()
+    with torch.no_grad():
+        broken.get_parameter("3.bias").fill_(torch.nan)
+    assert "nan" in complaint(uo.VerificationError, lambda: uo.verify(model, broken, X))
+
+
+# Files and names.
+
+
+@pytest.mark.parametrize("kind", [uo.ChannelGraph, uo.Masks, uo.Solution])
+def test_truncated_files(kind: Any, tmp_path: Path) -> None:
+    path = tmp_path / "half.json"
+    path.write_text('{"schema_version": 1, "ca')
+    message = complaint(uo.SchemaError, lambda: kind.load(path))
+    assert "half.json" in message
+    assert kind.what in message
+
+
+def test_an_unknown_network() -> None:
+    assert "resnet50" in complaint(UpscaleError, lambda: catalogue.build("resnet5"))
+
+
+def test_amount_and_masks_at_once() -> None:
+    with pytest.raises(ValueError, match="not both"):
+        uo.prune(net(), X, amount=0.5, masks=uo.Masks(kept={}))
+
+
+def test_verify_catches_other_weights_of_one_architecture(resnet18_documents: Documents) -> None:
+    other = copy.deepcopy(resnet18_documents.model)
+    with torch.no_grad():
+        other.get_parameter("fc.bias")[0] += 1e-6
+    complaint(
+        uo.VerificationError, lambda: uo.verify(resnet18_documents.model, other, images(1, 64))
+    )
+
+
+def test_an_attribute_that_does_not_exist() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'pruen'"):
+        _ = uo.pruen

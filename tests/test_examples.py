@@ -1,0 +1,51 @@
+"""The examples run as they stand, each in a Python of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import upscale_opt as uo
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *arguments: object) -> str:
+    """What the example prints."""
+    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_prune_torchvision() -> None:
+    printed = run("prune_torchvision.py")
+    assert "copied channels: 256 (optimal)" in printed
+
+
+def test_own_model_own_masks() -> None:
+    printed = run("own_model_own_masks.py")
+    assert "cp-sat: 0 copied channels (optimal)" in printed
+    assert "identity: 10 copied channels" in printed
+    assert printed.count("gather  ") == 2
+
+
+def test_solve_without_torch(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    with torch.no_grad():
+        model[2].weight[:, ::2] = 0
+    graph = uo.trace(model, torch.zeros(1, 3, 4, 4))
+    graph.save(tmp_path / "graph.json")
+    uo.Masks.from_model(model, graph).save(tmp_path / "masks.json")
+    printed = run("solve_without_torch.py", tmp_path / "graph.json", tmp_path / "masks.json")
+    assert "optimal: 0 copied channels" in printed
+    assert "PyTorch was not needed" in printed
+
+
+def test_every_example_is_tested() -> None:
+    tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested

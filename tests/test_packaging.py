@@ -1,0 +1,171 @@
+"""The package as others get it: the wheel, the examples in README and docs, and the doctests."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = {
+    "upscale_opt": "upscale_opt",
+    "solver": "upscale_opt/solver",
+    "models": "upscale_opt/models",
+}
+"""Source folder → where its files lie in the installed package."""
+
+JSON_PAGE = ROOT / "docs" / "json.md"
+PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def sources() -> dict[str, Path]:
+    """Every Python file by the path it shall have when installed."""
+    found: dict[str, Path] = {}
+    for folder, place in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            found[f"{place}/{path.relative_to(ROOT / folder).as_posix()}"] = path
+    return found
+
+
+def modules() -> list[str]:
+    """Every module's import name."""
+    names = [path.removesuffix(".py").replace("/", ".") for path in sources()]
+    return [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from a clean copy of the sources, without network."""
+    copy = tmp_path_factory.mktemp("sources")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for folder in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+    target = tmp_path_factory.mktemp("wheel")
+    pip("wheel", "--no-build-isolation", "--wheel-dir", str(target), str(copy))
+    (built,) = target.glob("*.whl")
+    return built
+
+
+def pip(command: str, *options: str) -> None:
+    offline = ("--disable-pip-version-check", "--no-index", "--no-deps", "--quiet")
+    run(sys.executable, "-m", "pip", command, *offline, *options)
+
+
+def run(*command: str, **variables: str) -> str:
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_wheel_holds_every_source_and_nothing_else(wheel: Path) -> None:
+    """A package folder that pyproject.toml does not list would be missing here."""
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if not name.endswith("/")}
+    metadata = {name for name in held if ".dist-info/" in name}
+    assert held - metadata == {*sources(), "upscale_opt/py.typed"}
+    assert {name.partition("/")[2] for name in metadata} >= {"licenses/LICENSE", "entry_points.txt"}
+
+
+def test_every_folder_with_python_files_is_a_package() -> None:
+    for path in sources().values():
+        assert (path.parent / "__init__.py").is_file(), f"{path.parent} has no __init__.py"
+
+
+def test_the_wheel_installs_as_one_package(wheel: Path, tmp_path: Path) -> None:
+    """And what solves imports neither PyTorch nor anything from this checkout."""
+    pip("install", "--target", str(tmp_path), str(wheel))
+    tops = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".dist-info")}
+    assert tops - {"bin"} == {"upscale_opt"}
+    program = (
+        "import sys, upscale_opt, upscale_opt.solver, upscale_opt.cli\n"
+        "assert 'torch' not in sys.modules\n"
+        "import upscale_opt.models.catalogue\n"
+        "for module in list(sys.modules.values()):\n"
+        "    if module.__name__.partition('.')[0] == 'upscale_opt': print(module.__file__)\n"
+    )
+    files = run(sys.executable, "-c", program, PYTHONPATH=str(tmp_path)).split()
+    assert len(files) > 10
+    assert all(Path(file).is_relative_to(tmp_path) for file in files)
+
+
+def snippets() -> list[tuple[Path, int, str]]:
+    """The Python examples in README and docs: file, first line, code."""
+    found = []
+    for path in PROSE:
+        text = path.read_text(encoding="utf-8")
+        for match in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            found.append((path, text.count("\n", 0, match.start()) + 2, match[1]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "code"), [pytest.param(*s, id=f"{s[0].name}:{s[1]}") for s in snippets()]
+)
+def test_snippets_run(
+    path: Path, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each stands for itself, as a reader would paste it."""
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n" * (line - 1) + code, str(path), "exec"), {"__name__": "snippet"})
+
+
+def test_json_in_the_docs_is_what_is_written() -> None:
+    """Every excerpt is a part of a document that the page's own Python example makes."""
+    (code,) = (code for path, _, code in snippets() if path.name == "json.md")
+    made: dict[str, Any] = {}
+    exec(code.partition("graph.save")[0], made)
+    written = [json.loads(made[name].to_json()) for name in ("graph", "masks", "solution")]
+    excerpts = re.findall(r"^```json\n(.*?)^```", JSON_PAGE.read_text("utf-8"), re.M | re.S)
+    assert excerpts
+    for excerpt in excerpts:
+        assert any(holds(document, json.loads(excerpt)) for document in written), excerpt
+
+
+def holds(document: Any, excerpt: Any) -> bool:
+    """Whether ``excerpt`` can be had from ``document`` by leaving out keys and list items."""
+    if isinstance(excerpt, dict):
+        return isinstance(document, dict) and all(
+            key in document and holds(document[key], value) for key, value in excerpt.items()
+        )
+    if isinstance(excerpt, list):
+        rest: Iterator[Any] = iter(document if isinstance(document, list) else ())
+        return all(any(holds(item, part) for item in rest) for part in excerpt)
+    return bool(document == excerpt)
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    """Relative links name a file, and its heading where they name one."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        name, _, heading = link.partition("#")
+        target = path.parent / name if name else path
+        assert target.exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {anchor(title) for title in titles}, link
+
+
+def anchor(title: str) -> str:
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("name", modules())
+def test_doctests(name: str) -> None:
+    result = doctest.testmod(importlib.import_module(name))
+    assert result.failed == 0
