@@ -10,11 +10,13 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 import upscale_opt as uo
 from upscale_opt.ir.base import write_atomically
+from upscale_opt.masking import Side
 from upscale_opt.models import catalogue
 
 NETWORKS = [
@@ -36,7 +38,7 @@ NETWORKS = [
 ]
 
 
-def row(name: str, amount: float, side: str, layers: str) -> str:
+def row(name: str, amount: float, side: Side, layers: Literal["conv", "all"]) -> str:
     """Export ``name`` and describe the result as a row of the table."""
     inputs = catalogue.example_inputs(name)
     model = catalogue.randomize(catalogue.build(name), 0, inputs)

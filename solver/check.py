@@ -1,11 +1,97 @@
-"""Check a plan without trusting whoever made it: does it keep all that matters?"""
+"""Check a plan without trusting whoever made it: is it sound, and does it keep all that matters?"""
 
 from __future__ import annotations
 
-from upscale_opt.ir.graph import ChannelGraph, Concat, Elementwise, Layer, Operation
+from upscale_opt.ir.graph import (
+    ChannelGraph,
+    Concat,
+    Elementwise,
+    Layer,
+    Operation,
+    Select,
+    parameters_of,
+)
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Read, Solution
+from upscale_opt.solver.index_lists import index_lists
 from upscale_opt.solver.sets import ChannelSets, Ids, channel_sets, kept_columns
+
+
+def damage(graph: ChannelGraph, solution: Solution) -> str | None:
+    """What in ``solution`` does not fit ``graph`` or itself, or ``None`` if it is sound.
+
+    Sound means: every operation gets and gives channels in matching sequences, views are
+    contiguous, and the parameters' index lists are those that follow.
+    """
+    for name, layout in solution.tensors.items():
+        size = len(graph.tensors[name].channels) if name in graph.tensors else 0
+        if not layout or len(set(layout)) < len(layout) or max(layout) >= size:
+            return f"the layout of tensor {name!r}"
+    operations = {op.name: op for op in graph.operations}
+    selects: dict[tuple[str, int], Read] = {}
+    places: dict[tuple[str, int], Read] = {}
+    for read in solution.reads:
+        op = operations.get(read.op)
+        if op is None or read.operand >= len(op.inputs) or op.inputs[read.operand] != read.tensor:
+            return f"read {read.name!r}, which the graph does not have"
+        if read.tensor not in solution.tensors:
+            return f"read {read.name!r} of a tensor that is not stored"
+        table = places if read.kind == "place" else selects
+        if (read.op, read.operand) in table:
+            return f"read {read.name!r}, which is listed twice"
+        table[read.op, read.operand] = read
+        onto = op.outputs[0] if read.kind == "place" else read.tensor
+        order = {entry: i for i, entry in enumerate(solution.tensors.get(onto, ()))}
+        indices = [order.get(entry, -1) for entry in read.channels]
+        if -1 in indices or len(set(indices)) < len(indices):
+            return f"the channels of read {read.name!r}"
+        run = list(range(indices[0], indices[0] + len(indices))) if indices else []
+        if read.plan == "view" and indices != run:
+            return f"read {read.name!r}, a view that is not contiguous"
+    for op in graph.operations:
+        tensor = _misfit(op, graph, solution, selects, places)
+        if tensor is not None:
+            return f"what operation {op.name!r} gets of tensor {tensor!r}"
+    expected = index_lists(graph, solution.tensors, solution.reads)
+    for parameter in (*expected, *solution.parameters):
+        if expected.get(parameter) != solution.parameters.get(parameter):
+            users = [op.name for op in graph.operations if parameter in parameters_of(op)]
+            return f"the index lists of {parameter!r} (operation {', '.join(users) or 'none'})"
+    return None
+
+
+def _misfit(
+    op: Operation,
+    graph: ChannelGraph,
+    solution: Solution,
+    selects: dict[tuple[str, int], Read],
+    places: dict[tuple[str, int], Read],
+) -> str | None:
+    """The input whose channels do not come in the sequence of the operation's result."""
+    if isinstance(op, Layer) or (op.outputs and op.outputs[0] not in solution.tensors):
+        return None
+    start = 0
+    for operand, name in enumerate(op.inputs):
+        size = len(graph.tensors[name].channels)
+        read = selects.get((op.name, operand))
+        got = solution.tensors.get(name, ()) if read is None else read.channels
+        if op.kind in ("opaque", "output"):
+            fits = got == tuple(range(size))
+        elif isinstance(op, Select):
+            fits = got == tuple(op.positions[e] for e in solution.tensors[op.outputs[0]])
+        elif isinstance(op, Concat):
+            result = solution.tensors[op.outputs[0]]
+            share = tuple(e - start for e in result if start <= e < start + size)
+            fits = got == share or not share
+            start += size
+        elif isinstance(op, Elementwise) and op.additive and not got:
+            fits = True
+        else:
+            place = places.get((op.name, operand))
+            fits = got == (solution.tensors[op.outputs[0]] if place is None else place.channels)
+        if not fits:
+            return name
+    return None
 
 
 def losses(graph: ChannelGraph, masks: Masks, solution: Solution) -> list[str]:

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from upscale_opt.ir.graph import (
     ChannelGraph,
-    ChannelWise,
     Concat,
-    Constant,
     Elementwise,
     Layer,
     Operation,
@@ -21,6 +19,7 @@ from upscale_opt.ir.graph import (
 )
 from upscale_opt.ir.solution import Read
 from upscale_opt.solver.formulate import Formulation
+from upscale_opt.solver.index_lists import index_lists
 from upscale_opt.solver.instance import Orders, gathered_pieces, is_view
 from upscale_opt.solver.segments import Segments
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids
@@ -110,11 +109,8 @@ class _Writer:
             if low < high:
                 self.layout[name] = self.full[name][low:high]
         reads = [read for op in self.graph.operations if self._runs(op) for read in self._reads(op)]
-        parameters = {}
-        for op in self.graph.operations:
-            if self._runs(op):
-                parameters.update(self._parameters(op))
-        return Layout(self.layout, tuple(reads), parameters)
+        lists = index_lists(self.graph, self.layout, reads)
+        return Layout(self.layout, tuple(reads), lists)
 
     def _runs(self, op: Operation) -> bool:
         """Whether anything of the result is left after trimming, or the operation must run."""
@@ -273,28 +269,3 @@ class _Writer:
             channels=channels,
             optional=optional,
         )
-
-    def _parameters(self, op: Operation) -> dict[str, dict[int, tuple[int, ...]]]:
-        lists: dict[str, dict[int, tuple[int, ...]]] = {}
-
-        def keep(parameter: str, axis: int, tensor: str, entries: tuple[int, ...]) -> None:
-            features = self.graph.tensors[tensor].features
-            indices = tuple(e * features + f for e in entries for f in range(features))
-            if indices != tuple(range(self.graph.parameters[parameter][axis])):
-                lists.setdefault(parameter, {})[axis] = indices
-
-        if isinstance(op, Layer):
-            written = self.layout[op.outputs[0]]
-            keep(op.weight, op.out_axis, op.outputs[0], written)
-            if op.bias is not None:
-                keep(op.bias, 0, op.outputs[0], written)
-            if op.inputs:
-                keep(op.weight, op.in_axis, op.inputs[0], self._delivered(op, 0))
-        elif isinstance(op, ChannelWise):
-            for use in op.parameters:
-                keep(use.name, use.axis, op.outputs[0], self.layout[op.outputs[0]])
-        elif isinstance(op, Constant):
-            axis = self.graph.tensors[op.outputs[0]].axis
-            if axis is not None:
-                keep(op.parameter, axis, op.outputs[0], self.layout[op.outputs[0]])
-        return lists

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from hypothesis import strategies as st
+
 from upscale_opt.models.random_masks import Side, WeightMasks, random_weight_masks
 from upscale_opt.models.random_networks import RandomNetwork, random_network
 

@@ -70,7 +70,8 @@ class Shared(nn.Module):
         self.second.weight = self.first.weight
 
     def forward(self, x: Tensor, *, scale: Tensor) -> Tensor:
-        return self.second(self.first(x)) * scale
+        y: Tensor = self.second(self.first(x))
+        return y * scale
 
 
 def test_shared_parameters_count_once_and_keyword_arguments() -> None:
@@ -88,7 +89,8 @@ class Branching(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.nn.functional.dropout(self.norm(x), 0.5)
-        return self.layer(x) if x.sum() > 1e6 else self.layer(self.layer(x))
+        y: Tensor = self.layer(x) if x.sum() > 1e6 else self.layer(self.layer(x))
+        return y
 
 
 def network() -> nn.Sequential:
@@ -111,7 +113,8 @@ def test_nothing_is_changed(
     model: nn.Module, shape: tuple[int, ...], expected: int, device: str
 ) -> None:
     model = copy.deepcopy(model).to(device).train()
-    model[1].eval() if isinstance(model, nn.Sequential) else model.layer.eval()
+    layers = (nn.BatchNorm2d, nn.Linear)
+    next(module for module in model.modules() if isinstance(module, layers)).eval()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modes = [module.training for module in model.modules()]
     random = torch.get_rng_state()

@@ -12,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from strategies import network_and_masks, networks
 from torch import Tensor, fx, nn
+
+from upscale_opt.errors import UpscaleError
 from upscale_opt.models import catalogue, topologies
 from upscale_opt.models.random_masks import (
     WeightMasks,
@@ -21,8 +23,6 @@ from upscale_opt.models.random_masks import (
 )
 from upscale_opt.models.random_networks import RandomNetwork, random_network
 from upscale_opt.models.random_steps import STEPS
-
-from upscale_opt.errors import UpscaleError
 
 # `y += x` on a `torch.fx.Proxy` is recorded as `y + x`: plain symbolic tracing changes the model.
 MISTRACED_BY_FX = {"inplace_add_aliased"}

@@ -10,6 +10,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from upscale_opt.solver import pqtree
 from upscale_opt.solver.pqtree import End, PQTree
 

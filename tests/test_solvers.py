@@ -12,11 +12,14 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from upscale_opt.errors import SolverError
 from upscale_opt.solver.exact import solve_exact
 from upscale_opt.solver.greedy import solve_greedy
 from upscale_opt.solver.identity import solve_identity
 from upscale_opt.solver.instance import (
     Demand,
+    DemandKind,
     Instance,
     Outcome,
     Piece,
@@ -29,9 +32,9 @@ from upscale_opt.solver.instance import (
 )
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 
-from upscale_opt.errors import SolverError
-
-INTERVAL, PREFIX, SUFFIX = "interval", "prefix", "suffix"
+INTERVAL: DemandKind = "interval"
+PREFIX: DemandKind = "prefix"
+SUFFIX: DemandKind = "suffix"
 
 
 def achievable(instance: Instance, number: int) -> set[frozenset[int]]:
@@ -120,7 +123,9 @@ def random_sets(count: int, size: int, seed: int, smallest: int, largest: int) -
 def dense_block(layers: int, seed: int, max_gathers: int) -> Instance:
     """Every layer reads the outputs of all layers before it, piece by piece."""
     rng = random.Random(seed)
-    spaces, demands, reads = [], [], []
+    spaces: list[Space] = []
+    demands: list[Demand] = []
+    reads: list[Read] = []
     for layer in range(layers):
         spaces.append(Space(tuple(range(100 * layer, 100 * layer + rng.randint(32, 64)))))
         pieces = []

@@ -31,7 +31,7 @@ def masks_from_model(model: nn.Module, graph: ChannelGraph) -> Masks:
         kept[name] = {}
         for axis in axes:
             others = [a for a in range(nonzero.ndim) if a != axis]
-            slices = nonzero.sum(others) if others else nonzero
+            slices = nonzero.any(dim=others) if others else nonzero
             kept[name][axis] = tuple(torch.nonzero(slices).flatten().tolist())
     return Masks(kept=kept)
 

@@ -11,12 +11,13 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from upscale_opt.errors import MaterializeError, SchemaError
+from upscale_opt.errors import MaterializeError, TraceError
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Read, Solution
 from upscale_opt.masking import masks_from_model
 from upscale_opt.modules import Gather, PlacedSum, Placement, fit_sizes
-from upscale_opt.solver.check import losses
+from upscale_opt.pruned_module import PrunedModule
+from upscale_opt.solver.check import damage, losses
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program, run_as
 from upscale_opt.tracing.recent import recall
@@ -37,16 +38,18 @@ def materialize(model: nn.Module, solution: Solution) -> nn.Module:
     Raises:
         MaterializeError: if the solution is for another model, or would drop something that is
             not zero in this one.
-        TraceError: if the model cannot be traced any more.
     """
     program = recall(model, solution.example, solution.capture)
     if program is None:
-        program = run_as(model, *remake(solution.example, *_kind_of(model)), solution.capture)
+        try:
+            program = run_as(model, *remake(solution.example, *_kind_of(model)), solution.capture)
+        except TraceError as error:
+            raise MaterializeError(f"{_another(model)} ({error})") from None
     if program.graph.fingerprint != solution.graph_fingerprint:
-        raise MaterializeError(
-            f"the solution was made for another model than this {type(model).__name__} (or for "
-            "another mode, train or eval); trace and solve again"
-        )
+        raise MaterializeError(_another(model))
+    broken = damage(program.graph, solution)
+    if broken is not None:
+        raise MaterializeError(f"the solution is damaged: {broken}; solve again")
     lost = losses(program.graph, masks_from_model(model, program.graph), solution)
     if lost:
         raise MaterializeError(
@@ -54,6 +57,13 @@ def materialize(model: nn.Module, solution: Solution) -> nn.Module:
             "model first (upscale_opt.apply_masks), or solve for the masks it has"
         )
     return _Rebuild(model, program, solution).build()
+
+
+def _another(model: nn.Module) -> str:
+    return (
+        f"the solution was made for another model than this {type(model).__name__} (or for "
+        "another mode, train or eval); trace and solve again"
+    )
 
 
 def _kind_of(model: nn.Module) -> tuple[torch.dtype, torch.device]:
@@ -99,19 +109,11 @@ class _Rebuild:
         )
         self._protect()
         self._fill_root()
-        pruned = fx.GraphModule(self.root, self.new, class_name=type(self.model).__name__)
-        pruned.training = self.model.training
+        pruned = PrunedModule(self.root, self.new)
         for name, module in pruned.named_modules():
-            if name and (own := _submodule(self.model, name)) is not None:
-                module.training = own.training
-        for table in (
-            "_forward_hooks",
-            "_forward_pre_hooks",
-            "_forward_hooks_with_kwargs",
-            "_forward_pre_hooks_with_kwargs",
-            "_forward_hooks_always_called",
-        ):
-            getattr(pruned, table).update(getattr(self.model, table))
+            own = _submodule(self.model, name)
+            module.training = self.model.training if own is None else own.training
+        pruned.carry(self.model, type(self.model).__name__)
         return pruned
 
     # Parameters and modules.
@@ -125,8 +127,9 @@ class _Rebuild:
             data = tensor.detach()
             for axis, indices in by_axis.items():
                 data = data.index_select(axis, torch.tensor(indices, device=data.device))
-            if data.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
-                data = data.contiguous(memory_format=torch.channels_last)
+            form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(data.ndim)
+            if form is not None and tensor.is_contiguous(memory_format=form):
+                data = data.contiguous(memory_format=form)
             self.memo[id(tensor)] = (
                 nn.Parameter(data.clone(), requires_grad=tensor.requires_grad)
                 if isinstance(tensor, nn.Parameter)
@@ -166,7 +169,9 @@ class _Rebuild:
 
     def _emit(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self.new.node_copy(node)
+            copied = self.new.node_copy(node)
+            copied.type = None  # an annotation given as a string cannot be pickled
+            return copied
         if node.op == "get_attr":
             return self.new.create_node("get_attr", node.target, name=node.name)
         size = self._channel_count(node)
@@ -313,8 +318,6 @@ class _Rebuild:
         indices = [place[entry] for entry in read.channels]
         if read.plan == "view":
             start, length = indices[0] * tensor.features, len(indices) * tensor.features
-            if indices != list(range(indices[0], indices[0] + len(indices))):
-                raise SchemaError(f"the solution's view {read.name!r} is not contiguous")
             return self.new.call_function(torch.narrow, (value, tensor.axis, start, length))
         elements = [i * tensor.features + f for i in indices for f in range(tensor.features)]
         name = f"gather_{read.op.replace('.', '_')}_{read.operand}"

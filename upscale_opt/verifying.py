@@ -68,10 +68,12 @@ def verify(model: nn.Module, pruned: nn.Module, inputs: Inputs) -> VerificationR
 
 
 def _deviation(model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch.dtype) -> float:
-    expected = _outputs(model, inputs, dtype)
-    actual = _outputs(pruned, inputs, dtype)
-    if len(expected) != len(actual):
-        raise VerificationError(f"{len(actual)} outputs instead of {len(expected)}")
+    expected, structure = _outputs(model, inputs, dtype)
+    actual, own_structure = _outputs(pruned, inputs, dtype)
+    if structure != own_structure:
+        raise VerificationError(
+            f"the pruned model returns {own_structure} where the masked one returns {structure}"
+        )
     worst = 0.0
     for index, (want, got) in enumerate(zip(expected, actual, strict=True)):
         if want.shape != got.shape:
@@ -93,7 +95,9 @@ def _deviation(model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch
     return worst
 
 
-def _outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> list[torch.Tensor]:
+def _outputs(
+    model: nn.Module, inputs: Inputs, dtype: torch.dtype
+) -> tuple[list[torch.Tensor], pytree.TreeSpec]:
     args, kwargs = as_call(inputs)
 
     def cast(tensor: torch.Tensor) -> torch.Tensor:
@@ -102,5 +106,5 @@ def _outputs(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> list[torch
     runner: Any = copy.deepcopy(model).to(dtype).eval()
     with torch.no_grad(), torch.random.fork_rng([]):
         result = runner(*map_tensors(args, cast), **map_tensors(kwargs, cast))
-    leaves = pytree.tree_leaves(result)
-    return [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    leaves, structure = pytree.tree_flatten(result)
+    return [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)], structure

@@ -14,6 +14,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
+    model_validator,
 )
 from typing_extensions import Self
 
@@ -40,13 +41,17 @@ class Document(Record):
 
     schema_version: int = SCHEMA_VERSION
 
-    def model_post_init(self, context: Any, /) -> None:
-        """Refuse a version this package does not know."""
-        if self.schema_version != SCHEMA_VERSION:
+    @model_validator(mode="before")
+    @classmethod
+    def _known_version(cls, data: Any) -> Any:
+        """Refuse a version this package does not know, before looking at anything else."""
+        version = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else None
+        if version is not None and version != SCHEMA_VERSION:
             raise SchemaError(
-                f"{self.what} has schema_version {self.schema_version}, but this version of "
-                f"upscale-opt reads {SCHEMA_VERSION}; use the release that wrote it"
+                f"{cls.what} has schema_version {version}, but this version of upscale-opt reads "
+                f"{SCHEMA_VERSION}; use the release that wrote it"
             )
+        return data
 
     def to_json(self) -> str:
         """The document as JSON to read: no fields at their defaults, short things on one line."""

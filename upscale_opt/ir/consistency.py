@@ -14,6 +14,15 @@ def check_consistency(graph: ChannelGraph) -> None:
     Raises:
         ValueError: naming the first part that does not.
     """
+    space_of: dict[int, int] = {}
+    for number, space in enumerate(graph.spaces):
+        for channel in space.channels:
+            if space_of.setdefault(channel, number) != number:
+                raise ValueError(f"channel {channel} belongs to two spaces")
+    if len(space_of) != sum(len(space.channels) for space in graph.spaces):
+        raise ValueError("a space lists a channel twice")
+    for name, tensor in graph.tensors.items():
+        _check_tensor(graph, name, tensor, space_of)
     written: set[str] = set()
     for op in graph.operations:
         for name in (*op.inputs, *op.whole):
@@ -33,15 +42,6 @@ def check_consistency(graph: ChannelGraph) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"two operations are called {twice!r}")
-    space_of: dict[int, int] = {}
-    for number, space in enumerate(graph.spaces):
-        for channel in space.channels:
-            if space_of.setdefault(channel, number) != number:
-                raise ValueError(f"channel {channel} belongs to two spaces")
-    if len(space_of) != sum(len(space.channels) for space in graph.spaces):
-        raise ValueError("a space lists a channel twice")
-    for name, tensor in graph.tensors.items():
-        _check_tensor(graph, name, tensor, space_of)
 
 
 def _check_tensor(graph: ChannelGraph, name: str, tensor: Tensor, space_of: dict[int, int]) -> None:

@@ -230,17 +230,14 @@ class _Run:
     def _call(self, node: fx.Node) -> None:
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.values[n])
         leaves = pytree.tree_leaves((args, kwargs))
-        if node.target is operator.getitem and not isinstance(args[0], (Traced, _Parameter)):
-            container: Any = args[0]
-            self.values[node] = container[args[1]]
-            return
-        if not any(isinstance(leaf, (Traced, _Parameter)) for leaf in leaves) and (
-            self._is_arithmetic(node)
-        ):
-            self.values[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-            return
+        picks = node.target is operator.getitem and not isinstance(args[0], (Traced, _Parameter))
+        plain = not any(isinstance(leaf, (Traced, _Parameter)) for leaf in leaves)
         faked = pytree.tree_map_only((Traced, _Parameter), lambda leaf: leaf.fake, (args, kwargs))
         try:
+            if picks or (plain and self._is_arithmetic(node)):
+                assert callable(node.target)
+                self.values[node] = node.target(*args, **kwargs)
+                return
             with self.mode, Recorder() as recorder:
                 result = self._execute(node, *faked)
         except Exception as error:

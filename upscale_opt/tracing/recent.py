@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import enum
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from upscale_opt.ir.graph import Example
@@ -26,28 +30,43 @@ def recall(model: nn.Module, example: Example, capture: Capture) -> Program | No
         return None
     signature, program = known
     same = program.graph.example == example and program.captured.kind == capture
-    return program if same and signature == _signature(model) else None
+    return program if same and signature is not None and signature == _signature(model) else None
+
+
+class _NotComparableError(Exception):
+    """An attribute of which one cannot tell whether it has changed."""
 
 
 def _signature(model: nn.Module) -> Any:
-    """All that can influence a trace, short of code that is edited at run time."""
-    return [
-        (
-            name,
-            id(module),
-            type(module),
-            len(module._forward_hooks) + len(module._forward_pre_hooks),
-            [(k, v) for k, v in module.__dict__.items() if _is_plain(v) or k == "forward"],
-            [(k, id(v), v.shape, v.dtype, v.device) for k, v in _tensors(module)],
-        )
-        for name, module in model.named_modules(remove_duplicate=False)
-    ]
+    """All that can influence a trace, short of code that is edited at run time.
+
+    ``None`` if the model has attributes of which one cannot tell.
+    """
+    try:
+        return [
+            (name, id(module), _frozen({k: v for k, v in vars(module).items() if k != "_modules"}))
+            for name, module in model.named_modules(remove_duplicate=False)
+        ]
+    except _NotComparableError:
+        return None
 
 
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str, tuple))
+def _frozen(value: Any) -> Any:
+    """An immutable stand-in for ``value``, equal for equal values."""
+    if value is None or isinstance(value, _PLAIN):
+        return type(value), value
+    if isinstance(value, torch.Tensor):
+        return id(value), value.shape, value.dtype, value.device
+    if isinstance(value, _CODE):
+        return id(value)
+    if isinstance(value, dict):
+        return type(value), tuple((_frozen(k), _frozen(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(_frozen(item) for item in value)
+    if isinstance(value, (set, frozenset)):
+        return type(value), frozenset(_frozen(item) for item in value)
+    raise _NotComparableError
 
 
-def _tensors(module: nn.Module) -> list[tuple[str, Any]]:
-    own = (*module._parameters.items(), *module._buffers.items())
-    return [(name, tensor) for name, tensor in own if tensor is not None]
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum, range)
+_CODE = (type, nn.Module, FunctionType, BuiltinFunctionType, MethodType, partial)
