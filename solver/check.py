@@ -43,7 +43,8 @@ def damage(graph: ChannelGraph, solution: Solution) -> str | None:
         onto = op.outputs[0] if read.kind == "place" else read.tensor
         order = {entry: i for i, entry in enumerate(solution.tensors.get(onto, ()))}
         indices = [order.get(entry, -1) for entry in read.channels]
-        if -1 in indices or len(set(indices)) < len(indices):
+        repeats = len(set(indices)) < len(indices)  # fine where the operation itself repeats
+        if -1 in indices or (repeats and operations[read.op].kind != "select"):
             return f"the channels of read {read.name!r}"
         run = list(range(indices[0], indices[0] + len(indices))) if indices else []
         if read.plan == "view" and indices != run:

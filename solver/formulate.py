@@ -77,10 +77,16 @@ class _Formulator:
             return Read(self._count(result, ids), self._view(result, ids)), ()
         ids = self.segments.selects[edge]
         weight = self._count(source, ids)
-        if isinstance(op, Select) and not self._in_order(op):
-            return Read(self._count(op.outputs[0], ids), None), ()
         if isinstance(op, Select):
             weight = self._count(op.outputs[0], ids)
+            sequence = self.graph.tensors[source].channels
+            if op.positions == tuple(range(op.positions[0], op.positions[-1] + 1)):
+                view = self._view(source, ids) if len(set(sequence)) == len(sequence) else ()
+            elif self._in_order(op) and len(set(sequence)) == len(sequence):
+                view = self._view(source, ids)
+            else:
+                view = None  # another sequence than the source's
+            return Read(weight, view), ()
         read = Read(weight, self._view(source, ids))
         return self._with_pieces(read, cat, ids) if cat is not None else (read, ())
 

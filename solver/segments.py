@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from upscale_opt.ir.graph import (
     ChannelGraph,
@@ -126,7 +128,8 @@ class _Finder:
 
     def _may_hoist(self, op: Operation) -> bool:
         if isinstance(op, Select):
-            return True
+            channels = self.graph.tensors[op.inputs[0]].channels
+            return _ascends(op.positions) and len(set(channels)) == len(channels)
         if isinstance(op, ChannelWise):
             source, result = (self.graph.tensors[n] for n in (op.inputs[0], op.outputs[0]))
             return bool(op.parameters) or _elements(result) >= _elements(source)
@@ -197,7 +200,8 @@ class _Finder:
             edges = [edge for name in live for edge in self.readers[name]]
             sums = [edge for edge in edges if self._is_sum(edge)]
             others = [edge for edge in edges if edge not in self.selects and edge not in sums]
-            if not sums or any(self.operations[edge[0]].outputs[0] not in live for edge in others):
+            results = [name for edge in others for name in self.operations[edge[0]].outputs[:1]]
+            if not sums or len(results) < len(others) or not set(results) <= set(live):
                 continue
             kept: set[int] = set()
             for name in live:
@@ -227,6 +231,10 @@ class _Finder:
 
 
 _IN_PLACE = frozenset({"channelwise", "elementwise", "concat", "select"})
+
+
+def _ascends(positions: Sequence[int]) -> bool:
+    return all(a < b for a, b in pairwise(positions))
 
 
 def _elements(tensor: Tensor) -> int:

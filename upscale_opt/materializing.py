@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -82,9 +83,7 @@ class _Rebuild:
         self.graph = program.graph
         self.solution = solution
         self.device = _kind_of(model)[1]
-        self.operations: dict[str, list[ir.Operation]] = {}
-        for op in self.graph.operations:
-            self.operations.setdefault(op.name.split(".")[0], []).append(op)
+        self.operations = {op.name: op for op in self.graph.operations}
         self.selects: dict[tuple[str, int], Read] = {}
         self.places: dict[tuple[str, int], Read] = {}
         for read in solution.reads:
@@ -92,7 +91,6 @@ class _Rebuild:
             table[read.op, read.operand] = read
         self.new = fx.Graph()
         self.env: dict[fx.Node, Any] = {}
-        self.by_tensor: dict[str, Any] = {}
         self.root = nn.Module()
         self.memo: dict[int, Any] = {}
         self.computed: set[fx.Node] = set()
@@ -143,7 +141,7 @@ class _Rebuild:
         another where the original had a copy. Only what was just computed is safe to modify.
         """
         fresh = {self.env[node] for node in self.program.fresh} & self.computed
-        for node in self.program.mutations:
+        for node in self.program.mutations - self.program.effects:
             call = self.env[node]
             if not isinstance(call, fx.Node) or call not in self.computed:
                 continue
@@ -177,7 +175,8 @@ class _Rebuild:
         size = self._channel_count(node)
         if size is not None:
             return size
-        operations = [op for op in self.operations.get(node.name, ()) if op.kind != "constant"]
+        names = self.program.operations.get(node, ())
+        operations = [self.operations[name] for name in names]
         if operations and not any(self._alive(op) for op in operations):
             return None
         if operations and isinstance(operations[0], ir.Select):
@@ -223,10 +222,23 @@ class _Rebuild:
             return None
         return value if index % len(tensor.shape) == tensor.axis else None
 
-    def _argument(self, tree: Any, reads: dict[str, Any] | None) -> Any:
-        """A call's arguments in the new program; ``reads`` replaces tensors by what is read."""
+    def _argument(
+        self,
+        tree: Any,
+        reads: dict[str, Any] | None,
+        constants: Mapping[fx.Node, Any] = MappingProxyType({}),
+    ) -> Any:
+        """A call's arguments in the new program.
+
+        Args:
+            tree: the arguments in the old one.
+            reads: what to read instead of tensors of the graph.
+            constants: what to read instead of parameters.
+        """
 
         def swap(node: fx.Node) -> Any:
+            if node in constants:
+                return constants[node]
             name = self.program.values.get(node)
             if reads is not None and isinstance(name, str) and name in reads:
                 return reads[name]
@@ -244,8 +256,14 @@ class _Rebuild:
                 read = self.selects.get((op.name, operand))
                 if read is not None and name not in reads:
                     reads[name] = self._select(self._node_of(node, name), read)
-        args = self._argument(node.args, reads)
-        kwargs = self._argument(dict(node.kwargs), reads)
+        constants = {
+            source: reads[name]
+            for name in reads.keys() & self.program.constants.keys()
+            for source in node.all_input_nodes
+            if source.op == "get_attr" and self._names(source, self.program.constants[name])
+        }
+        args = self._argument(node.args, reads, constants)
+        kwargs = self._argument(dict(node.kwargs), reads, constants)
         target = node.target
         if op is not None and len(op.outputs) == 1 and op.outputs[0] in self.solution.tensors:
             tensor = self.graph.tensors[op.outputs[0]]
@@ -290,12 +308,10 @@ class _Rebuild:
             if isinstance(value, dict) and name in value.values():
                 key = next(k for k, v in value.items() if v == name)
                 return self.new.call_function(operator.getitem, (self.env[node], key))
-        for op in self.operations.get(reader.name, ()):  # a parameter as a tensor
-            if op.kind == "constant" and name in op.outputs:
-                assert isinstance(op, ir.Constant)
-                for node in reader.all_input_nodes:
-                    if node.op == "get_attr" and self._names(node, op.parameter):
-                        return self.env[node]
+        if name in self.program.constants:  # a parameter as a tensor
+            for node in reader.all_input_nodes:
+                if node.op == "get_attr" and self._names(node, self.program.constants[name]):
+                    return self.env[node]
         raise MaterializeError(f"call {reader.name!r} does not read {name!r}")
 
     def _names(self, node: fx.Node, parameter: str) -> bool:
@@ -320,7 +336,7 @@ class _Rebuild:
             start, length = indices[0] * tensor.features, len(indices) * tensor.features
             return self.new.call_function(torch.narrow, (value, tensor.axis, start, length))
         elements = [i * tensor.features + f for i in indices for f in range(tensor.features)]
-        name = f"gather_{read.op.replace('.', '_')}_{read.operand}"
+        name = self._unused(f"gather_{read.op.replace('.', '_')}_{read.operand}")
         self.root.add_module(name, Gather(elements, tensor.axis, self.device))
         return self.new.call_module(name, (value,))
 
@@ -391,10 +407,15 @@ class _Rebuild:
             return values[0]
         assert result.axis is not None
         module = PlacedSum(placements, len(layout) * result.features, result.axis, self.device)
-        self.root.add_module(f"sum_{node.name}", module)
-        return self.new.create_node(
-            "call_module", f"sum_{node.name}", tuple(values), name=node.name
-        )
+        target = self._unused(f"sum_{node.name}")
+        self.root.add_module(target, module)
+        return self.new.create_node("call_module", target, tuple(values), name=node.name)
+
+    def _unused(self, name: str) -> str:
+        """``name``, or a longer one if the model has that already."""
+        while hasattr(self.model, name) or hasattr(self.root, name):
+            name += "_"
+        return name
 
 
 def _attach(root: nn.Module, target: str, value: Any) -> None:

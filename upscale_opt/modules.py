@@ -84,7 +84,7 @@ class PlacedSum(nn.Module):
 
 def fit_sizes(module: nn.Module) -> None:
     """Make a module's size attributes agree with its (sliced) parameters."""
-    weight = getattr(module, "weight", None)
+    weight = module._parameters.get("weight")  # never run a parametrization
     if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, torch.Tensor):
         if module.groups > 1 and weight.shape[1] == 1 and module.in_channels == module.out_channels:
             module.groups = module.in_channels = module.out_channels = weight.shape[0]
@@ -93,8 +93,8 @@ def fit_sizes(module: nn.Module) -> None:
             if module.transposed:
                 outputs, inputs = inputs, outputs
             module.in_channels, module.out_channels = inputs, outputs
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.Linear) and weight is not None:
+        module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         for tensor in (module.weight, module.running_mean):
             if isinstance(tensor, torch.Tensor):

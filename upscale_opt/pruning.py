@@ -9,6 +9,7 @@ from typing import Literal
 
 from torch import nn
 
+from upscale_opt.errors import MaskError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
@@ -74,11 +75,11 @@ def prune(
         step: called with the name of every step as it begins.
 
     Raises:
-        UpscaleError: the error of the step that failed.
-        ValueError: if both ``amount`` and ``masks`` are given.
+        UpscaleError: the error of the step that failed; a MaskError if both ``amount`` and
+            ``masks`` are given.
     """
     if amount is not None and masks is not None:
-        raise ValueError("give amount or masks, not both")
+        raise MaskError("give amount or masks, not both")
     masked = model if amount is None and masks is None else copy.deepcopy(model)
     step("trace")
     graph = trace(masked, inputs)

@@ -101,7 +101,7 @@ def _outputs(
     args, kwargs = as_call(inputs)
 
     def cast(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor.clone()
+        return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
 
     runner: Any = copy.deepcopy(model).to(dtype).eval()
     with torch.no_grad(), torch.random.fork_rng([]):

@@ -79,7 +79,8 @@ class Solution(Document):
         seed: the solver's random seed.
         status: ``"optimal"`` if proven, else ``"feasible"``.
         objective_value: the copied channels.
-        lower_bound: no choice of orders copies fewer.
+        lower_bound: no choice of orders copies fewer, where a view's channels must be consecutive
+            among all channels that their segment stores, with this choice of selection points.
         times: seconds by step.
         orders: for each space of the graph, its stored channels in the order chosen.
         tensors: for each channel-structured tensor that is computed at all, the entries of its

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from upscale_opt.errors import TraceError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.tracing.examples import Inputs, as_call
 from upscale_opt.tracing.program import run
@@ -15,7 +16,8 @@ def trace(model: nn.Module, inputs: Inputs) -> ChannelGraph:
 
     The model is captured by :mod:`torch.fx` (by :mod:`torch.export` where FX cannot), and run
     call by call on fake tensors; no activation is computed and the model is not changed.
-    Operations that are not understood are recorded as opaque, with the reason.
+    Operations that are not understood are recorded as opaque, with the reason. What the model's
+    Python code decides by its mode (``if self.training``) is decided by the mode it has now.
 
     Args:
         model: in train or eval mode, on any device, of any floating-point dtype.
@@ -24,6 +26,8 @@ def trace(model: nn.Module, inputs: Inputs) -> ChannelGraph:
     Raises:
         TraceError: if the model cannot be captured, or does not run on ``inputs``.
     """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"cannot trace a {type(model).__name__}; give an nn.Module")
     program = run(model, *as_call(inputs))
     remember(model, program)
     return program.graph

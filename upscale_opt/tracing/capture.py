@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from upscale_opt.errors import TraceError
+from upscale_opt.tracing.unchanged import unchanged
 
 Capture = Literal["fx", "export"]
 
@@ -118,17 +119,16 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         for name, parameter in signature.parameters.items()
         if name not in bound.arguments and parameter.default is not inspect.Parameter.empty
     }
-    state = [(attributes, dict(attributes)) for attributes in _attributes(model)]
-    try:
-        graph = _Tracer().trace(model, concrete_args=left_out or None)
-    except Exception as error:
-        raise TraceError(f"torch.fx: {_line(error)}") from error
-    finally:
-        # FX runs the model's Python code, which may set attributes; and sets some of its own.
-        added = {name: value for name, value in model.__dict__.items() if name not in state[0][1]}
-        for attributes, saved in state:
-            attributes.clear()
-            attributes.update(saved)
+    before = set(vars(model))
+    with unchanged(model) as snapshot:
+        try:
+            graph = _Tracer().trace(model, concrete_args=left_out or None)
+        except Exception as error:
+            raise TraceError(f"torch.fx: {_line(error)}") from error
+        # FX itself sets attributes, for constants; the model's code must not set any.
+        added = {name: value for name, value in vars(model).items() if name not in before}
+        if snapshot.holds_proxies():
+            raise TraceError("torch.fx: the model stores what it computes in its attributes")
     for node in reversed(graph.nodes):  # the checks FX writes for arguments at their defaults
         if node.op == "call_function" and node.target in _CHECKS:
             graph.erase_node(node)
@@ -147,15 +147,6 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     return Captured("fx", graph, modules, tensors, constants)
 
 
-def _attributes(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Every dict that holds attributes, parameters, buffers or submodules; the model's first."""
-    for module in model.modules():
-        yield module.__dict__
-        yield module._parameters
-        yield module._buffers
-        yield module._modules
-
-
 def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
     try:
         program = torch.export.export(
@@ -166,10 +157,13 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
             program = torch.export.export(model, args, dict(kwargs), strict=False)
         except Exception as error:
             raise TraceError(f"torch.export: {_line(error)}") from error
-    program = program.run_decompositions({})
-    options = {"check_guards": False}
-    accepted = inspect.signature(program.module).parameters
-    module = program.module(**{k: v for k, v in options.items() if k in accepted})
+    try:
+        program = program.run_decompositions({})
+        options = {"check_guards": False}
+        accepted = inspect.signature(program.module).parameters
+        module = program.module(**{k: v for k, v in options.items() if k in accepted})
+    except Exception as error:
+        raise TraceError(f"torch.export: {_line(error)}") from error
     assert isinstance(module, fx.GraphModule)
     graph = module.graph
     tensors = {

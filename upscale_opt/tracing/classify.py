@@ -16,7 +16,15 @@ from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.interpret import Interpretation, Interpreter
 from upscale_opt.tracing.record import MOVEMENT, Call, tensors_in
 from upscale_opt.tracing.resize import resized
-from upscale_opt.tracing.values import Abstract, NotUnderstood, Traced, along, channel_axis, labels
+from upscale_opt.tracing.values import (
+    Abstract,
+    NotUnderstood,
+    Traced,
+    along,
+    channel_axis,
+    check_batch,
+    labels,
+)
 
 
 @dataclass
@@ -127,6 +135,7 @@ def _rearrangement(site: CallSite, source: Traced) -> list[ir.Operation]:
         raise NotUnderstood("moves the elements of a tensor without channel structure")
     size = source.shape[source.axis]
     places = np.arange(size, dtype=np.int64)
+    check_batch(source.shape, (output.shape for output in site.outputs))
     label = labels(Abstract(source.shape, source.axis, places)).contiguous()
     moved = tensors_in(_run_on(site, source, label))
     operations: list[ir.Operation] = []

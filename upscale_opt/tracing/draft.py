@@ -62,7 +62,7 @@ class Draft:
             number[fresh] = np.arange(count, count + len(fresh))
             count += len(fresh)
             split[name] = (number[own], features)
-        operations = tuple(self._by_channel(op, split) for op in self.operations)
+        operations = self._by_channels(split)
         fixed = {
             int(number[root]): why
             for root, why in self.channels.fixed(roots).items()
@@ -86,6 +86,21 @@ class Draft:
             spaces=find_spaces((ids for ids, _ in split.values()), fixed, count),
             tensors=tensors,
             operations=operations,
+        )
+
+    def _by_channels(self, split: dict[str, tuple[Array, int]]) -> tuple[ir.Operation, ...]:
+        """Positions of channels instead of elements; a call is refused as a whole."""
+        converted = [self._by_channel(op, split) for op in self.operations]
+        refused = {
+            op.name.split(".")[0]
+            for op, original in zip(converted, self.operations, strict=True)
+            if op.kind != original.kind
+        }
+        return tuple(
+            self._fixed(original, "cuts through the features of one channel")
+            if isinstance(op, ir.Select) and op.name.split(".")[0] in refused
+            else op
+            for op, original in zip(converted, self.operations, strict=True)
         )
 
     def _by_channel(

@@ -18,7 +18,14 @@ import torch
 from upscale_opt.ir.graph import PerChannel
 from upscale_opt.tracing.channels import Channels
 from upscale_opt.tracing.record import MOVEMENT, Call, tensors_in
-from upscale_opt.tracing.values import Abstract, NotUnderstood, along, channel_axis, labels
+from upscale_opt.tracing.values import (
+    Abstract,
+    NotUnderstood,
+    along,
+    channel_axis,
+    check_batch,
+    labels,
+)
 from upscale_opt.tracing.zeros import ZeroRule, combine, maps_zero_to, parameter_role
 
 _IGNORED = frozenset(
@@ -158,6 +165,8 @@ class Interpreter:
         """
         name = self._parameter_name(weight)
         bias_name = None if bias is None else self._parameter_name(bias)
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise NotUnderstood("adds a bias that is not one value per channel")
         self._layer(self.value(source), result, source.ndim - 1, name, 1, 0, bias_name)
         return self.done
 
@@ -173,6 +182,8 @@ class Interpreter:
         tensors = tensors_in((call.args, call.kwargs))
         if name in _IGNORED or not tensors:  # using what was made from nothing is refused later
             return
+        if any(tensor is not call.args[0] for tensor in call.changed):
+            raise NotUnderstood(f"aten.{name} writes into an argument")
         known = [self.value(t) for t in tensors]
         if name in _LIKE or (known and all(v.noise for v in known)):
             for result in tensors_in(call.result):
@@ -232,6 +243,7 @@ class Interpreter:
         moved = call.func(labels(value).contiguous(), *call.args[1:], **call.kwargs)
         self.done.moved = True
         fakes = tensors_in(call.result)
+        check_batch(value.shape, (tuple(fake.shape) for fake in fakes))
         for fake, label in zip(fakes, tensors_in(moved), strict=True):
             axis = channel_axis(label)
             if axis is None:

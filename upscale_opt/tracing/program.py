@@ -22,6 +22,7 @@ from upscale_opt.tracing.classify import CallSite, classify
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.examples import describe
 from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
+from upscale_opt.tracing.unchanged import unchanged
 from upscale_opt.tracing.values import Abstract, Traced
 
 
@@ -38,6 +39,8 @@ class Program:
         graph: the channel graph.
         values: for each call its result, with the names of tensors in the graph as leaves, or
             plain values.
+        operations: for each call the names of the operations that it amounts to.
+        constants: the parameters that calls treat as tensors of the graph, by tensor name.
         effects: the calls that modify a parameter or buffer.
         mutations: the calls that modify an activation in place.
         fresh: the calls that compute into memory of their own.
@@ -46,6 +49,8 @@ class Program:
     captured: Captured
     graph: ir.ChannelGraph
     values: dict[fx.Node, Any]
+    operations: dict[fx.Node, list[str]]
+    constants: dict[str, str]
     effects: set[fx.Node]
     mutations: set[fx.Node]
     fresh: set[fx.Node]
@@ -64,10 +69,13 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> P
             return run_as(model, args, kwargs, kind)
         except (TraceError, _NotInFX) as error:
             reasons.append(str(error))
-    raise TraceError(
-        f"{type(model).__name__} cannot be traced: " + "; ".join(reasons) + ". Control flow that "
-        "depends on data must be moved out of the model, or its submodules traced one by one"
-    )
+    message = f"{type(model).__name__} cannot be traced: " + "; ".join(reasons)
+    if "control flow" in message or "data-dependent" in message:
+        message += (
+            ". Control flow that depends on data must be moved out of the model, or its submodules "
+            "traced one by one"
+        )
+    raise TraceError(message)
 
 
 def run_as(
@@ -80,7 +88,7 @@ def run_as(
     """
     devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices), torch.no_grad():
+        with torch.random.fork_rng(devices), torch.no_grad(), unchanged(model):
             captured = capture(model, args, kwargs, kind)
             return _Run(model, captured).trace(args, kwargs)
     except _NotInFX as error:
@@ -108,6 +116,8 @@ class _Run:
     parameters: dict[int, Abstract] = field(default_factory=dict)
     storages: dict[int, list[tuple[fx.Node, Traced]]] = field(default_factory=dict)
     order: dict[fx.Node, int] = field(default_factory=dict)
+    calls: dict[fx.Node, list[str]] = field(default_factory=dict)
+    constants: dict[str, str] = field(default_factory=dict)
     effects: set[fx.Node] = field(default_factory=set)
     mutations: set[fx.Node] = field(default_factory=set)
     fresh: set[fx.Node] = field(default_factory=set)
@@ -123,7 +133,16 @@ class _Run:
                     self.storages.setdefault(_storage(leaf.fake), []).append((node, leaf))
         graph = self.draft.finish(self.captured.kind, describe(args, kwargs))
         names = pytree.tree_map_only(Traced, lambda t: t.name, self.values)
-        return Program(self.captured, graph, names, self.effects, self.mutations, self.fresh)
+        return Program(
+            captured=self.captured,
+            graph=graph,
+            values=names,
+            operations=self.calls,
+            constants=self.constants,
+            effects=self.effects,
+            mutations=self.mutations,
+            fresh=self.fresh,
+        )
 
     # Preparation.
 
@@ -247,12 +266,12 @@ class _Run:
                 f"{type(error).__name__}: {text}"
             ) from error
         inputs = list({id(v): v for v in leaves if isinstance(v, Traced)}.values())
+        self._mutations(node, recorder.calls, tensors_in(result))
         if not tensors_in(result):
             self.values[node] = result
             self._measure(node, inputs)
             return
         site = self._site(node, (args, kwargs), inputs, recorder.calls, result)
-        self._mutations(node, recorder.calls, tensors_in(result))
         read = {_storage(tensor) for tensor in tensors_in(faked)}
         own = read.isdisjoint(_storage(tensor) for tensor in tensors_in(result))
         if own and any(call.name not in MOVEMENT for call in recorder.calls):
@@ -331,16 +350,21 @@ class _Run:
     def _add(
         self, operations: list[ir.Operation], site: CallSite, constants: dict[str, Traced]
     ) -> None:
+        self.calls[site.node] = [operation.name for operation in operations]
         read = {name for op in operations for name in (*op.inputs, *op.whole)}
         for parameter, traced in constants.items():
             if traced.name in read:
                 name = traced.name
                 self.draft.tensors[name] = traced
+                self.constants[name] = parameter
                 constant = ir.Constant(name=name, outputs=(name,), parameter=parameter)
                 self.draft.enter(constant)
         for operation in operations:
             self.draft.enter(operation)
             if site.node in self.effects:
+                for output in site.outputs:
+                    if output.ids is not None:
+                        self.draft.channels.fix(output.ids, f"{site.node.name}: modifies a buffer")
                 self.draft.enter(
                     ir.Opaque(
                         name=f"{operation.name}.effect",
@@ -386,6 +410,8 @@ class _Run:
                 self.effects.add(node)
             for earlier, tensor in self.storages.get(_storage(fake), []):
                 self.mutations.add(node)
+                if any(torch.Tag.inplace_view in call.func.tags for call in calls):
+                    raise _NotInFX(f"torch.fx: {node.name!r} changes a shape in place")
                 later = [user for user in earlier.users if order[user] > order[node]]
                 itself = tensor.fake is fake and self.values[earlier] is tensor
                 if later and itself and returned == {id(fake)}:

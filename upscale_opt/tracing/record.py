@@ -72,11 +72,12 @@ class Call:
     def changed(self) -> list[torch.Tensor]:
         """The arguments that it modifies."""
         return [
-            value
-            for argument, value in zip(self.func._schema.arguments, self.args, strict=False)
-            if argument.alias_info is not None
-            and argument.alias_info.is_write
-            and isinstance(value, torch.Tensor)
+            tensor
+            for place, argument in enumerate(self.func._schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+            for tensor in tensors_in(
+                self.args[place] if place < len(self.args) else self.kwargs.get(argument.name)
+            )
         ]
 
 

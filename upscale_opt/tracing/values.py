@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,19 @@ from upscale_opt.tracing.channels import Array, Channels
 
 class NotUnderstood(Exception):  # noqa: N818 - a refusal inside tracing, not an error
     """An operation (with these arguments) cannot be understood; the message is the reason."""
+
+
+def check_batch(source: tuple[int, ...], results: Iterable[tuple[int, ...]]) -> None:
+    """Refuse to follow a batch of one into another axis.
+
+    With a batch of one, merging the batch axis with the channel axis looks like a reshape of the
+    channels alone.
+
+    Raises:
+        NotUnderstood: if a tensor with a batch of one gets another first axis.
+    """
+    if len(source) > 1 and source[0] == 1 and any(shape[:1] != (1,) for shape in results):
+        raise NotUnderstood("moves the batch axis of a batch of one; trace with two or more")
 
 
 @dataclass
@@ -32,10 +46,9 @@ class Traced:
     ids: Array | None = None
     why_fixed: str = ""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its sizes."""
-        return tuple(int(size) for size in self.fake.shape)
+    def __post_init__(self) -> None:
+        self.shape = tuple(int(size) for size in self.fake.shape)
+        """Its sizes, as they were when it was made."""
 
 
 @dataclass(eq=False)

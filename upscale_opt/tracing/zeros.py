@@ -10,7 +10,7 @@ import torch
 
 ZeroRule = Literal["all", "any", "never"]
 
-_PROBES = (1.7, -2.3, 0.6)
+_PROBES = (1.7, -2.3, 0.6, 0.0)
 """Values to stand in for what is not known."""
 
 

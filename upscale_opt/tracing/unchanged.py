@@ -1,0 +1,62 @@
+"""Run a model's code without leaving traces in the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import fx, nn
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[Snapshot]:
+    """Restore all attributes of ``model`` and its submodules afterwards."""
+    snapshot = Snapshot(model)
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+
+
+class Snapshot:
+    """The contents of every dict, list and set that a model's attributes hold.
+
+    Tensors, and objects of other classes, are kept by reference.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved: list[tuple[Any, Any]] = []
+        self._seen: set[int] = set()
+        for module in model.modules():
+            self._save(module.__dict__)
+
+    def _save(self, container: Any) -> None:
+        if id(container) in self._seen:
+            return
+        self._seen.add(id(container))
+        self._saved.append((container, container.copy()))
+        for value in _values(container):
+            if isinstance(value, (dict, list, set)):
+                self._save(value)
+
+    def holds_proxies(self) -> bool:
+        """Whether the model's code has stored something symbolic in the model."""
+        return any(
+            isinstance(value, fx.Proxy)
+            for container, _ in self._saved
+            for value in _values(container)
+        )
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for container, saved in self._saved:
+            container.clear()
+            if isinstance(container, list):
+                container.extend(saved)
+            else:
+                container.update(saved)
+
+
+def _values(container: Any) -> list[Any]:
+    return list(container.values() if isinstance(container, dict) else container)
