@@ -313,7 +313,7 @@ def test_an_unknown_network() -> None:
 
 
 def test_amount_and_masks_at_once() -> None:
-    with pytest.raises(ValueError, match="not both"):
+    with pytest.raises(uo.MaskError, match="not both"):
         uo.prune(net(), X, amount=0.5, masks=uo.Masks(kept={}))
 
 
