@@ -21,6 +21,7 @@ from upscale_opt.tracing.capture import Capture, Captured, capture
 from upscale_opt.tracing.classify import CallSite, classify
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.examples import describe
+from upscale_opt.tracing.queries import asked, picked, picks_item
 from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
 from upscale_opt.tracing.unchanged import unchanged
 from upscale_opt.tracing.values import Abstract, Traced
@@ -302,11 +303,11 @@ class _Run:
 
         numbers: list[int] = []
         counter = iter(range(1 << 30))
-        picked = _picked(node, result)
+        wanted = picked(node, result)
 
         def name_result(fake: torch.Tensor) -> Traced | None:
             number = next(counter)
-            if picked is not None and number not in picked:
+            if wanted is not None and number not in wanted:
                 return None
             if id(fake) in known:  # handed through as it is
                 return known[id(fake)]
@@ -381,13 +382,12 @@ class _Run:
 
     def _measure(self, node: fx.Node, inputs: list[Traced]) -> None:
         """A call that asks a tensor for its sizes and the like, or for its data."""
-        name = _asked(node)
+        name = asked(node)
         tensors = [tensor for tensor in inputs if tensor.ids is not None]
         if name in ("dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "is_cuda"):
             return
         if name in ("size", "shape", "sym_size") and (
-            (len(node.args) > 1 and name != "shape")
-            or all(_picks_item(user) for user in node.users)
+            (len(node.args) > 1 and name != "shape") or all(picks_item(user) for user in node.users)
         ):
             return
         for tensor in tensors:
@@ -450,28 +450,3 @@ def _with_constants(site: CallSite, constants: dict[str, Traced]) -> CallSite:
 
 def _storage(fake: torch.Tensor) -> int:
     return int(fake.untyped_storage()._cdata)
-
-
-def _picked(node: fx.Node, result: Any) -> set[int] | None:
-    """Which of several results are used at all, if that can be told."""
-    if not isinstance(result, (tuple, list)) or not all(
-        isinstance(item, torch.Tensor) for item in result
-    ):
-        return None
-    if not all(_picks_item(user) for user in node.users):
-        return None
-    picks = [user.args[1] for user in node.users]
-    return {pick % len(result) for pick in picks if isinstance(pick, int)}
-
-
-def _asked(node: fx.Node) -> str:
-    """The name of what the call asks a tensor for."""
-    if node.target is getattr and isinstance(node.args[1], str):
-        return node.args[1]
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target._schema.name).split("::")[1]
-    return str(getattr(node.target, "__name__", node.target))
-
-
-def _picks_item(user: fx.Node) -> bool:
-    return user.target is operator.getitem and isinstance(user.args[1], int)

@@ -1,0 +1,35 @@
+"""What calls ask for, and which parts of a result are used."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+
+
+def picked(node: fx.Node, result: Any) -> set[int] | None:
+    """Which of several results are used at all, if that can be told."""
+    if not isinstance(result, (tuple, list)) or not all(
+        isinstance(item, torch.Tensor) for item in result
+    ):
+        return None
+    if not all(picks_item(user) for user in node.users):
+        return None
+    picks = [user.args[1] for user in node.users]
+    return {pick % len(result) for pick in picks if isinstance(pick, int)}
+
+
+def asked(node: fx.Node) -> str:
+    """The name of what the call asks a tensor for."""
+    if node.target is getattr and isinstance(node.args[1], str):
+        return node.args[1]
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target._schema.name).split("::")[1]
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def picks_item(user: fx.Node) -> bool:
+    """Whether the call takes one item, by number, out of a result."""
+    return user.target is operator.getitem and isinstance(user.args[1], int)
