@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from upscale_opt.ir.graph import ChannelGraph, Concat, Select
 from upscale_opt.solver.instance import Demand, DemandKind, Instance, Piece, Read, Space
-from upscale_opt.solver.segments import Segments
+from upscale_opt.solver.segments import Segments, ascends
 from upscale_opt.solver.sets import Edge, Ids
 
 MAX_GATHERS_BEFORE_CAT = 4
@@ -82,16 +82,13 @@ class _Formulator:
             sequence = self.graph.tensors[source].channels
             if op.positions == tuple(range(op.positions[0], op.positions[-1] + 1)):
                 view = self._view(source, ids) if len(set(sequence)) == len(sequence) else ()
-            elif self._in_order(op) and len(set(sequence)) == len(sequence):
+            elif ascends(op.positions) and len(set(sequence)) == len(sequence):
                 view = self._view(source, ids)
             else:
                 view = None  # another sequence than the source's
             return Read(weight, view), ()
         read = Read(weight, self._view(source, ids))
         return self._with_pieces(read, cat, ids) if cat is not None else (read, ())
-
-    def _in_order(self, op: Select) -> bool:
-        return all(a < b for a, b in zip(op.positions, op.positions[1:], strict=False))
 
     def _count(self, tensor: str, ids: Ids) -> int:
         """How many entries of the tensor's channel sequence are among ``ids``."""

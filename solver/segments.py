@@ -129,7 +129,7 @@ class _Finder:
     def _may_hoist(self, op: Operation) -> bool:
         if isinstance(op, Select):
             channels = self.graph.tensors[op.inputs[0]].channels
-            return _ascends(op.positions) and len(set(channels)) == len(channels)
+            return ascends(op.positions) and len(set(channels)) == len(channels)
         if isinstance(op, ChannelWise):
             source, result = (self.graph.tensors[n] for n in (op.inputs[0], op.outputs[0]))
             return bool(op.parameters) or _elements(result) >= _elements(source)
@@ -233,7 +233,8 @@ class _Finder:
 _IN_PLACE = frozenset({"channelwise", "elementwise", "concat", "select"})
 
 
-def _ascends(positions: Sequence[int]) -> bool:
+def ascends(positions: Sequence[int]) -> bool:
+    """Whether a selection keeps the sequence of what it selects from, and repeats nothing."""
     return all(a < b for a, b in pairwise(positions))
 
 

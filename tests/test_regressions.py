@@ -175,7 +175,13 @@ def ema_unread(m: Any, x: Tensor) -> Any:
     return m.c(y)
 
 
-@pytest.mark.parametrize("function", [ema_assigned, ema_in_place, ema_unread])
+def ema_through_a_view(m: Any, x: Tensor) -> Any:
+    y = m.a(x)
+    m.n.view(2, 2)[0].add_(1)
+    return m.c(y + m.n.view(1, -1, 1, 1))
+
+
+@pytest.mark.parametrize("function", [ema_assigned, ema_in_place, ema_unread, ema_through_a_view])
 def test_buffers_that_forward_updates(function: Callable[[Any, Tensor], Any]) -> None:
     model = Net(function, a=conv(3, 4), c=conv(4, 2), n=torch.zeros(4))
     drop(model.get_submodule("c"), [0, 2])

@@ -132,7 +132,7 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     for node in reversed(graph.nodes):  # the checks FX writes for arguments at their defaults
         if node.op == "call_function" and node.target in _CHECKS:
             graph.erase_node(node)
-    modules, tensors, constants = {}, {}, {}
+    modules, tensors = {}, {}
     for node in graph.nodes:
         target = str(node.target)
         if node.op == "call_module":

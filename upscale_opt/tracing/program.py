@@ -116,6 +116,7 @@ class _Run:
     fakes: dict[str, torch.Tensor] = field(default_factory=dict)
     parameters: dict[int, Abstract] = field(default_factory=dict)
     storages: dict[int, list[tuple[fx.Node, Traced]]] = field(default_factory=dict)
+    registered: dict[int, str] = field(default_factory=dict)
     order: dict[fx.Node, int] = field(default_factory=dict)
     calls: dict[fx.Node, list[str]] = field(default_factory=dict)
     constants: dict[str, str] = field(default_factory=dict)
@@ -161,6 +162,7 @@ class _Run:
             like = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
             fake = FakeTensor(self.mode, like, tensor.device)
             self.fakes[name] = fake
+            self.registered[_storage(fake)] = name
             self.draft.shapes[name] = tuple(tensor.shape)
             shape = tuple(tensor.shape)
             self.parameters[id(fake)] = Abstract(shape, parameter=name, original=shape, zero=None)
@@ -406,8 +408,10 @@ class _Run:
         returned = {id(tensor) for tensor in results}
         order = self.order
         for fake in {id(f): f for call in calls for f in call.changed}.values():
-            if id(fake) in self.parameters and node.op != "call_module":
+            if node.op != "call_module" and _storage(fake) in self.registered:
                 self.effects.add(node)
+                name = self.registered[_storage(fake)]
+                self.draft.untouchable.setdefault(name, f"{node.name} modifies it")
             for earlier, tensor in self.storages.get(_storage(fake), []):
                 self.mutations.add(node)
                 if any(torch.Tag.inplace_view in call.func.tags for call in calls):
