@@ -27,12 +27,10 @@ def main(graph_file: str, masks_file: str) -> None:
     for read in gathers:
         print(f"  {read.name}: {read.copied} channels")
 
-    print(f"\n{len(solution.conflicts)} conflicts prove that it has to be so; the smallest:")
-    for conflict in sorted(solution.conflicts, key=len)[:3]:
-        print("  these cannot all be views:")
-        for number in conflict:
-            demand = solution.demands[number]
-            print(f"    {', '.join(demand.reads)}: {len(demand.channels)} channels")
+    print(f"\nChecked without a solver: {solution.check(graph, masks)}")
+    print("Why some of them are gathers:")
+    for explanation in solution.explain()[:3]:
+        print(explanation)
     print("\nPyTorch was", "loaded" if "torch" in sys.modules else "not needed")
 
 

@@ -1,1 +1,1 @@
-"""Networks to prune: the catalogue, small topologies, random networks and masks."""
+"""Networks to prune: the catalogue, topologies, random ones; masks; and instances without any."""

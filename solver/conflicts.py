@@ -5,8 +5,8 @@ on which regions of their Venn diagram are inhabited, so a few machine words dec
 Larger conflicts are found on demand (:meth:`Family.conflict`).
 
 Where all pairs or all triples within a set of demands conflict, one or two of them can hold, which
-is a much stronger inequality than its parts: :func:`small_cuts` covers pairs and triples by such
-*cliques*. They are implied by the conflicts, which remain the proof.
+is a much stronger inequality than its parts, and a much shorter proof: :func:`small_cuts` covers
+pairs and triples by such *cliques*.
 """
 
 from __future__ import annotations
@@ -62,18 +62,13 @@ class Family:
                 return None
 
 
-def small_cuts(
-    family: Family, stop: Callable[[], bool], max_triples: int
-) -> tuple[list[tuple[int, ...]], list[Cut]]:
-    """All conflicting pairs and triples of the family, and cuts that imply them.
+def small_cuts(family: Family, stop: Callable[[], bool], max_triples: int) -> list[Cut]:
+    """Cuts that cover all conflicting pairs and triples of the family.
 
     Args:
         family: the demands on one space.
         stop: asked now and then; once it says True, what was found so far is returned.
         max_triples: triples are not enumerated where there would be more.
-
-    Returns:
-        The conflicts, and the cuts.
     """
     numbers = list(family.demands)
     size = len(numbers)
@@ -81,19 +76,11 @@ def small_cuts(
     graph.find_pairs()
     if size * (size - 1) * (size - 2) // 6 <= max_triples:
         graph.find_triples(stop)
-    conflicts: list[tuple[int, ...]] = []
-    for i in range(size):
-        for j in _bits(graph.pairs[i] >> i + 1, i + 1):
-            conflicts.append((numbers[i], numbers[j]))
-        for j in range(i + 1, size):
-            for k in _bits(graph.triples[i][j] >> j + 1, j + 1):
-                conflicts.append((numbers[i], numbers[j], numbers[k]))
-    cuts = [
-        Cut(tuple(numbers[i] for i in clique), limit)
+    return [
+        Cut(tuple(sorted(numbers[i] for i in clique)), limit)
         for limit, cliques in ((1, graph.pair_cliques()), (2, graph.triple_cliques()))
         for clique in cliques
     ]
-    return conflicts, cuts
 
 
 class _Conflicts:
@@ -146,7 +133,7 @@ class _Conflicts:
                             signature |= 1 << place
                         if region & third:
                             signature |= 16 << place
-                    if _conflicting(signature, (prefix[i], prefix[j], prefix[k])):
+                    if conflicting(signature, (prefix[i], prefix[j], prefix[k])):
                         triples[i][j] |= 1 << k
                         triples[j][i] |= 1 << k
                         triples[i][k] |= 1 << j
@@ -202,8 +189,28 @@ class _Conflicts:
                     yield tuple(sorted(clique))
 
 
+def three_conflict(sets: tuple[int, int, int], everything: int) -> bool:
+    """Whether three sets conflict.
+
+    Args:
+        sets: as bits; those with bit 0, the left sentinel, are wanted at the beginning.
+        everything: all channels as bits.
+    """
+    first, second, third = sets
+    regions = (
+        everything & ~first & ~second,
+        everything & first & ~second,
+        everything & ~first & second,
+        everything & first & second,
+    )
+    signature = 0
+    for place, region in enumerate(regions):
+        signature |= (1 << place if region & ~third else 0) | (16 << place if region & third else 0)
+    return conflicting(signature, (bool(first & 1), bool(second & 1), bool(third & 1)))
+
+
 @cache
-def _conflicting(signature: int, prefix: tuple[bool, ...]) -> bool:
+def conflicting(signature: int, prefix: tuple[bool, ...]) -> bool:
     """Whether three sets conflict; bit r of ``signature``: region r of the diagram is inhabited.
 
     Region r lies inside set number s where bit s of r is set.

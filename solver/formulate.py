@@ -1,14 +1,16 @@
-"""From channel sets to an instance: which demands make which reads views."""
+"""From channel sets to an instance: which demands make which reads views, and what copies cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from upscale_opt.errors import SolverError
 from upscale_opt.ir.graph import ChannelGraph, Concat, Select
-from upscale_opt.solver.instance import Demand, DemandKind, Instance, Piece, Read, Space
+from upscale_opt.solver.instance import Demand, DemandKind, Instance, Part, Piece, Read, Space
+from upscale_opt.solver.objectives import price
 from upscale_opt.solver.segments import Segments, ascends
-from upscale_opt.solver.sets import Edge, Ids
+from upscale_opt.solver.sets import ChannelSets, Edge, Ids
 
 MAX_GATHERS_BEFORE_CAT = 4
 """In front of a concatenation at most this many gathers; more small kernels cost more than the
@@ -27,25 +29,61 @@ class Formulation:
         reads: for each read of the instance, the edge in the graph.
         pieces: for each read of the instance, the edges of its pieces (in front of the
             concatenation), aligned with ``Read.pieces``.
+        hindrances: for each edge that no order makes a view, why.
     """
 
     instance: Instance
     reads: tuple[Edge, ...]
     pieces: tuple[tuple[Edge, ...], ...]
+    hindrances: dict[Edge, str]
 
 
-def formulate(graph: ChannelGraph, segments: Segments) -> Formulation:
+def formulate(
+    graph: ChannelGraph,
+    sets: ChannelSets,
+    segments: Segments,
+    objective: str = "copied_channels",
+    weights: Mapping[str, int] | None = None,
+) -> Formulation:
     """State the problem of serving all reads of ``segments``.
 
     The spaces are those of the graph, each restricted to its stored channels.
+
+    Args:
+        graph: the channel graph.
+        sets: what is needed of every tensor.
+        segments: where channels are selected, and what every tensor stores.
+        objective: one of :data:`upscale_opt.solver.objectives.OBJECTIVES`.
+        weights: factors for the reads of some operations, by ``"operation"`` or
+            ``"operation[operand]"``.
+
+    Raises:
+        SolverError: if ``weights`` names something that does not read, or is not whole and
+            non-negative.
     """
-    return _Formulator(graph, segments).formulate()
+    return _Formulator(graph, sets, segments, objective, dict(weights or {})).formulate()
+
+
+def edge_name(edge: Edge) -> str:
+    """An edge as text, such as ``"conv2[0]"``."""
+    return f"{edge[0]}[{edge[1]}]"
 
 
 class _Formulator:
-    def __init__(self, graph: ChannelGraph, segments: Segments) -> None:
+    def __init__(
+        self,
+        graph: ChannelGraph,
+        sets: ChannelSets,
+        segments: Segments,
+        objective: str,
+        factors: dict[str, int],
+    ) -> None:
         self.graph = graph
+        self.sets = sets
         self.segments = segments
+        self.objective = objective
+        self.factors = factors
+        self.hindrances: dict[Edge, str] = {}
         self.space_of = {c: i for i, space in enumerate(graph.spaces) for c in space.channels}
         self.operations = {op.name: op for op in graph.operations}
         self.demands: dict[Demand, int] = {}
@@ -57,60 +95,127 @@ class _Formulator:
             for space in self.graph.spaces
         )
         reads: list[Read] = []
-        edges: list[Edge] = []
+        edges = (*self.segments.selects, *sorted(self.segments.places))
         pieces: list[tuple[Edge, ...]] = []
         cats = {edge: name for name, edge in self.segments.sole_reader.items()}
-        for edge in (*self.segments.selects, *sorted(self.segments.places)):
+        self._check_factors(edges)
+        for edge in edges:
             read, parts = self._read(edge, cats.get(edge))
             reads.append(read)
-            edges.append(edge)
             pieces.append(parts)
-        instance = Instance(spaces, tuple(self.demands), tuple(reads))
-        return Formulation(instance, tuple(edges), tuple(pieces))
+        blocks = self.objective == "blocks"
+        instance = Instance(
+            spaces,
+            demands=(),
+            reads=tuple(reads),
+            measure="blocks" if blocks else "copies",
+            wishes=() if blocks else self._wishes(),
+        )
+        instance = replace(instance, demands=tuple(self.demands))
+        return Formulation(instance, edges, tuple(pieces), self.hindrances)
+
+    def _check_factors(self, edges: Sequence[Edge]) -> None:
+        known = {name for edge in edges for name in (edge[0], edge_name(edge))}
+        for name, factor in self.factors.items():
+            if name not in known:
+                raise SolverError(
+                    f"weights name {name!r}, which selects no channels of any tensor; name an "
+                    "operation that does, or one of its operands as 'operation[operand]'"
+                )
+            if type(factor) is not int or factor < 0:
+                raise SolverError(
+                    f"the weight of {name!r} must be a whole number that is not negative, "
+                    f"not {factor!r}"
+                )
+
+    # Reads.
 
     def _read(self, edge: Edge, cat: str | None) -> tuple[Read, tuple[Edge, ...]]:
         op = self.operations[edge[0]]
         source = op.inputs[edge[1]]
         if edge in self.segments.places:
-            ids = self.segments.stored[source]
             result = op.outputs[0]
-            return Read(self._count(result, ids), self._view(result, ids)), ()
+            ids = self.segments.stored[source]
+            return self._select(edge, result, result, ids), ()
         ids = self.segments.selects[edge]
-        weight = self._count(source, ids)
-        if isinstance(op, Select):
-            weight = self._count(op.outputs[0], ids)
-            sequence = self.graph.tensors[source].channels
-            if op.positions == tuple(range(op.positions[0], op.positions[-1] + 1)):
-                view = self._view(source, ids) if len(set(sequence)) == len(sequence) else ()
-            elif ascends(op.positions) and len(set(sequence)) == len(sequence):
-                view = self._view(source, ids)
-            else:
-                view = None  # another sequence than the source's
-            return Read(weight, view), ()
-        read = Read(weight, self._view(source, ids))
-        return self._with_pieces(read, cat, ids) if cat is not None else (read, ())
+        if not isinstance(op, Select):
+            read = self._select(edge, source, source, ids)
+            return self._with_pieces(edge, read, cat, ids) if cat is not None else (read, ())
+        sequence = self.graph.tensors[source].channels
+        distinct = len(set(sequence)) == len(sequence)
+        read = self._select(edge, source, op.outputs[0], ids)
+        if ascends(op.positions) and distinct:
+            return read, ()
+        self.hindrances.pop(edge, None)
+        if op.positions == tuple(range(op.positions[0], op.positions[-1] + 1)):
+            return replace(read, view=(), parts=(), weight=self._run_weight(edge, 1, read)), ()
+        self.hindrances[edge] = "it takes the channels in another sequence than its source's"
+        count = self._count(op.outputs[0], ids)
+        return replace(read, view=None, parts=(), weight=self._run_weight(edge, count, read)), ()
+
+    def _run_weight(self, edge: Edge, runs: int, read: Read) -> int:
+        """The weight of a read whose number of runs is the same under all orders."""
+        return read.weight * runs if self.objective == "blocks" else read.weight
+
+    def _select(self, edge: Edge, tensor: str, copied: str, ids: Ids) -> Read:
+        """A read of ``ids`` that is a view if they lie side by side in ``tensor``.
+
+        A gather copies the channels ``ids`` of the tensor ``copied``.
+        """
+        read = Read(self._price(edge, copied, ids), self._view(edge, tensor, ids))
+        if self.objective != "blocks" and self.segments.model != "segment":
+            return read  # its parts are nobody's business
+        parts = (Part(space, wanted) for space, wanted, _ in self._parts(tensor, ids))
+        return replace(read, parts=tuple(parts))
+
+    def _price(self, edge: Edge, tensor: str, ids: Ids) -> int:
+        factor = self.factors.get(edge_name(edge), self.factors.get(edge[0], 1))
+        count = self._count(tensor, ids)
+        return factor * price(self.objective, self.graph.tensors[tensor], count)
 
     def _count(self, tensor: str, ids: Ids) -> int:
         """How many entries of the tensor's channel sequence are among ``ids``."""
         return sum(c in ids for c in self.graph.tensors[tensor].channels)
 
-    def _with_pieces(self, read: Read, cat: str, ids: Ids) -> tuple[Read, tuple[Edge, ...]]:
+    def _with_pieces(
+        self, edge: Edge, read: Read, cat: str, ids: Ids
+    ) -> tuple[Read, tuple[Edge, ...]]:
         op = next(op for op in self.graph.operations if cat in op.outputs)
         assert isinstance(op, Concat)
+        if self.objective == "blocks":
+            return read, ()
         pieces: list[Piece] = []
         edges: list[Edge] = []
         for operand, name in enumerate(op.inputs):
             share = ids.intersection(self.graph.tensors[name].channels)
             if share and share != self.segments.stored[name]:
-                pieces.append(Piece(self._count(name, share), self._view(name, share)))
-                edges.append((op.name, operand))
+                piece = (op.name, operand)
+                view = self._view(piece, name, share)
+                pieces.append(Piece(self._price(edge, name, share), view))
+                edges.append(piece)
         if not 0 < len(pieces) <= MAX_PIECES:
             return read, ()
-        with_pieces = Read(read.weight, read.view, tuple(pieces), MAX_GATHERS_BEFORE_CAT)
+        with_pieces = replace(read, pieces=tuple(pieces), max_gathers=MAX_GATHERS_BEFORE_CAT)
         return with_pieces, tuple(edges)
 
-    def _view(self, tensor: str, ids: Ids) -> tuple[int, ...] | None:
-        """The demands under which ``ids`` are consecutive in the tensor, or ``None``."""
+    def _wishes(self) -> tuple[Read, ...]:
+        """What would let tensors that store more than they need be narrower, by a view."""
+        gains: dict[tuple[int, ...], int] = {}
+        for name, stored in self.segments.stored.items():
+            needed = self.sets.needed[name]
+            sequence = self.graph.tensors[name].channels
+            if not needed or needed >= stored or len(set(sequence)) < len(sequence):
+                continue
+            view = self._view(None, name, needed)
+            if view:
+                spared = self._count(name, stored) - self._count(name, needed)
+                gains[view] = gains.get(view, 0) + spared
+        return tuple(Read(gain, view) for view, gain in gains.items())
+
+    # Views.
+
+    def _parts(self, tensor: str, ids: Ids) -> list[tuple[int, Ids, bool]]:
+        """The spaces in the tensor's memory, what is wanted of each, and whether that is all."""
         stored = self.segments.stored[tensor]
         sequence = self.graph.tensors[tensor].channels
         parts: list[tuple[int, Ids, bool]] = []
@@ -122,9 +227,17 @@ class _Formulator:
             if there:
                 wanted = ids & there
                 parts.append((space, wanted, wanted == there))
+        return parts
+
+    def _view(self, edge: Edge | None, tensor: str, ids: Ids) -> tuple[int, ...] | None:
+        """The demands under which ``ids`` are consecutive in the tensor, or ``None``."""
+        parts = self._parts(tensor, ids)
         used = [i for i, (_, wanted, _) in enumerate(parts) if wanted]
         first, last = used[0], used[-1]
-        if any(not full for _, _, full in parts[first + 1 : last]):
+        gap = next((space for space, _, full in parts[first + 1 : last] if not full), None)
+        if gap is not None:
+            if edge is not None:
+                self.hindrances[edge] = f"it reads on both sides of space {gap}, but not all of it"
             return None
         if first == last:
             space, wanted, full = parts[first]

@@ -1,67 +1,100 @@
 """UPSCALE's heuristic (Wan et al., ICML 2023): order the readers, and the channels follow.
 
-Per space, every set of channels that a read wants is a node of a graph; sets that share channels
-are adjacent. Along a chordless path of this graph every set touches only its neighbours, so the
-order "shared with the previous, own, shared with the next" makes all its sets consecutive. The
-heuristic takes the path that covers most, then the best one among the remaining nodes, and so on,
-and concatenates. A set inside another is left out of the graph and ordered within its parent.
+Every set of channels that a read wants is a node of a graph; sets that share channels are adjacent.
+Along a chordless path of this graph every set touches only its neighbours, so the order "shared
+with the previous, own, shared with the next" makes all its sets consecutive. The heuristic takes
+the path that covers most, then the best one among the remaining nodes, and so on, and concatenates.
+A set inside others is left out of the graph and ordered within them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from upscale_opt.solver.identity import heuristic_outcome
-from upscale_opt.solver.instance import Demand, Instance, Outcome, holds
+from upscale_opt.solver.instance import Demand, Instance, Orders, Outcome, Part, Read, holds
 
 _MAX_STEPS = 20_000
 """How many extensions of paths one search for a best path may try."""
 
-Channels = frozenset[int]
+_Channels = frozenset[int]
+"""Channels, numbered across all spaces."""
+
 _Partial = tuple[int, tuple[int, ...], int]
 
 
-def solve_greedy(instance: Instance) -> Outcome:
-    """Order each space by UPSCALE's heuristic.
+@dataclass(frozen=True)
+class _Node:
+    """A set of channels that is wanted.
 
-    A node's weight is the weight of the read (or piece) that wants the set. Prefixes and suffixes
-    are nodes like all others, as in the original; of an order and its reverse, which the heuristic
-    cannot tell apart, the one is taken that puts the greater weight of them at the right end. Fixed
-    spaces stay as they are.
+    Attributes:
+        channels: the set.
+        parts: its channels in each of its spaces, in the sequence of the memory that is read.
+        spaces: these spaces.
+        weight: that of the heaviest read (or piece) that wants the set.
+        rank: among equally good paths, those from and along nodes of lower rank are taken.
+    """
+
+    channels: _Channels
+    parts: tuple[_Channels, ...]
+    spaces: tuple[int, ...]
+    weight: int
+    rank: tuple[int, int]
+
+
+def solve_greedy(instance: Instance) -> Outcome:
+    """Order the channels by UPSCALE's heuristic, as faithfully as the instance allows."""
+    return heuristic_outcome(instance, greedy_orders(instance))
+
+
+def greedy_orders(instance: Instance, *, whole: bool = True) -> Orders:
+    """Order the channels by UPSCALE's heuristic.
+
+    A read that says what it wants of each space (``Read.parts``), and has no pieces, is one node,
+    as in the original: spaces that reads tie together are ordered together, and each gets its share
+    of the one order. Of other reads, and of all under the measure ``"blocks"``, every demand is a
+    node, so each space is ordered by itself. Prefixes and suffixes are then nodes like all others;
+    of an order and its reverse, which the heuristic cannot tell apart, the one is taken that puts
+    the greater weight of them at the right end. Fixed spaces stay as they are.
 
     The original looks at all chordless paths, whose number is exponential in the number of sets if
     they overlap sparsely. Here a search ends after a fixed number of steps with the best path so
-    far; it tries heavy nodes first, so that this is a good one.
+    far. It tries demands in the order of their weights, so that this is a good one; reads in their
+    own order, as the original does, since that decides between equally good paths.
+
+    Args:
+        instance: the problem.
+        whole: reads may be nodes. If not, all demands are, which is mostly better where reads want
+            channels of several spaces.
     """
-    weights = _demand_weights(instance)
-    per_space: list[list[int]] = [[] for _ in instance.spaces]
-    for index, demand in enumerate(instance.demands):
-        if weights[index] > 0:
-            per_space[demand.space].append(index)
-    orders: list[tuple[int, ...]] = []
-    for space, demands in zip(instance.spaces, per_space, strict=True):
-        if space.fixed or not demands:
-            orders.append(space.channels)
-            continue
-        nodes: dict[Channels, int] = {}
-        for index in demands:
-            channels = instance.demands[index].channels
-            nodes[channels] = max(nodes.get(channels, 0), weights[index])
-        place = {channel: i for i, channel in enumerate(space.channels)}
-        order = _order(nodes, place)
-        wanted = [(instance.demands[index], weights[index]) for index in demands]
-        taken = set(order)
-        rest = [channel for channel in space.channels if channel not in taken]
-        forward, backward = (*order, *rest), (*rest, *reversed(order))
-        turn = _end_weight(backward, wanted) > _end_weight(forward, wanted)
-        orders.append(backward if turn else forward)
-    return heuristic_outcome(instance, tuple(orders))
+    wholes = [
+        (order, read)
+        for order, read in enumerate(instance.reads)
+        if whole and read.parts and not read.pieces and instance.measure == "copies"
+    ]
+    taken = {order for order, _ in wholes}
+    others = [read for order, read in enumerate(instance.reads) if order not in taken]
+    weights = _demand_weights(instance, others)
+    orders = [space.channels for space in instance.spaces]
+    names = [(i, c) for i, space in enumerate(instance.spaces) for c in space.channels]
+    for group in _groups(_nodes(instance, names, weights, wholes)):
+        ordered: dict[int, list[int]] = {space: [] for node in group for space in node.spaces}
+        for number in _order(group):
+            space, channel = names[number]
+            ordered[space].append(channel)
+        for space, order in ordered.items():
+            orders[space] = _completed(instance, space, order, weights)
+    return tuple(orders)
 
 
-def _demand_weights(instance: Instance) -> list[int]:
-    """Per demand, the weight of the heaviest read or piece that mentions it."""
+# What is wanted.
+
+
+def _demand_weights(instance: Instance, reads: Iterable[Read]) -> list[int]:
+    """Per demand, the weight of the heaviest of ``reads`` or their pieces that mentions it."""
     weights = [0] * len(instance.demands)
-    for read in instance.reads:
+    for read in reads:
         views = [(read.view, read.weight), *((p.view, p.weight) for p in read.pieces)]
         for view, weight in views:
             for demand in view or ():
@@ -69,62 +102,137 @@ def _demand_weights(instance: Instance) -> list[int]:
     return weights
 
 
-def _end_weight(order: Sequence[int], wanted: Iterable[tuple[Demand, int]]) -> int:
-    """The weight of the prefixes and suffixes that hold under ``order``."""
-    position = {channel: i for i, channel in enumerate(order)}
-    return sum(
-        weight
-        for demand, weight in wanted
-        if demand.kind != "interval" and holds(demand, position, len(order))
-    )
+def _nodes(
+    instance: Instance,
+    names: Iterable[tuple[int, int]],
+    weights: Sequence[int],
+    wholes: Iterable[tuple[int, Read]],
+) -> list[_Node]:
+    """All sets of channels that are wanted, each once.
+
+    Args:
+        instance: the problem.
+        names: for each channel by its number, its space and its id there.
+        weights: those of the demands; where they are 0, demands are no nodes.
+        wholes: the reads that are nodes, with their numbers.
+    """
+    number = {name: i for i, name in enumerate(names)}
+    nodes: dict[_Channels, _Node] = {}
+
+    def want(weight: int, parts: Iterable[Part], order: int | None) -> None:
+        shares: dict[int, _Channels] = {}
+        for part in parts:
+            if part.channels and not instance.spaces[part.space].fixed:
+                here = frozenset(number[part.space, channel] for channel in part.channels)
+                shares[part.space] = shares.get(part.space, frozenset()) | here
+        channels = frozenset[int]().union(*shares.values())
+        known = nodes.get(channels)
+        if channels and weight > (0 if known is None else known.weight):
+            rank = (-weight, min(channels)) if order is None else (0, order)
+            rank = rank if known is None else min(rank, known.rank)
+            nodes[channels] = _Node(channels, tuple(shares.values()), tuple(shares), weight, rank)
+
+    for demand, weight in zip(instance.demands, weights, strict=True):
+        want(weight, [Part(demand.space, demand.channels)], None)
+    for order, read in wholes:
+        want(read.weight, read.parts, order)
+    return list(nodes.values())
 
 
-def _order(nodes: dict[Channels, int], place: dict[int, int]) -> list[int]:
-    """The channels of all sets in ``nodes`` (with their weights), in the heuristic's order."""
-    inside: dict[Channels, list[int]] = {}
-    for parent, children in _nest(nodes).items():
-        order = _order({child: nodes[child] for child in children}, place) if children else []
-        inside[parent] = _appended(order, sorted(parent, key=place.__getitem__))
-    tops = sorted(inside, key=lambda node: (-nodes[node], min(map(place.__getitem__, node))))
-    weights = [nodes[node] for node in tops]
+def _groups(nodes: Iterable[_Node]) -> list[list[_Node]]:
+    """The nodes, those together whose spaces are tied together by nodes."""
+    groups: list[tuple[set[int], list[_Node]]] = []
+    for node in nodes:
+        spaces, members = set(node.spaces), [node]
+        for group in [group for group in groups if spaces & group[0]]:
+            groups.remove(group)
+            spaces, members = spaces | group[0], group[1] + members
+        groups.append((spaces, members))
+    return [members for _, members in groups]
+
+
+# The order.
+
+
+def _order(nodes: Iterable[_Node]) -> list[int]:
+    """The channels of all sets in ``nodes``, in the heuristic's order.
+
+    The smallest sets come first, each after those inside it; last comes what holds all of them.
+    """
+    largest_first = sorted(nodes, key=lambda node: len(node.channels), reverse=True)
+    everything = frozenset[int]().union(*(node.channels for node in largest_first))
+    orders: dict[_Channels, list[int]] = {}
+    within: list[set[int]] = [set() for _ in largest_first]
+    for i in reversed(range(-1, len(largest_first))):
+        channels = everything if i < 0 else largest_first[i].channels
+        inside: set[int] = set()
+        outermost: list[_Node] = []
+        for j, other in enumerate(largest_first[i + 1 :], i + 1):
+            if j not in inside and other.channels <= channels:
+                inside |= {j} | within[j]
+                outermost.append(other)
+        order = _along_paths(outermost, orders)
+        orders[channels] = list(dict.fromkeys([*order, *sorted(channels)]))
+        if i >= 0:
+            within[i] = inside
+    return orders[everything]
+
+
+def _along_paths(nodes: Iterable[_Node], orders: Mapping[_Channels, Sequence[int]]) -> list[int]:
+    """The channels of ``nodes``, none in another, along one best path after the other.
+
+    Args:
+        nodes: the sets.
+        orders: the order that each set would have by itself.
+    """
+    ranked = sorted(nodes, key=lambda node: node.rank)
     shared = [
-        {j: len(node & other) for j, other in enumerate(tops) if j != i and node & other}
-        for i, node in enumerate(tops)
+        {j: _shared(node, other) for j, other in enumerate(ranked) if _leads_to(node, other)}
+        for node in ranked
     ]
     channels: list[int] = []
-    nothing: Channels = frozenset()
-    left = list(range(len(tops)))
+    nothing: _Channels = frozenset()
+    left = list(range(len(ranked)))
     while left:
-        numbers = _best_path(left, weights, shared)
+        numbers = _best_path(left, [node.weight for node in ranked], shared)
         left = [number for number in left if number not in numbers]
-        path = [tops[number] for number in numbers]
-        for before, node, after in zip(
+        path = [ranked[number].channels for number in numbers]
+        for before, here, after in zip(
             [nothing, *path[:-1]], path, [*path[1:], nothing], strict=True
         ):
-            own = inside[node]
+            own = orders[here]
             channels.extend(c for c in own if c in before)
             channels.extend(c for c in own if c not in before and c not in after)
             channels.extend(c for c in own if c in after and c not in before)
     return list(dict.fromkeys(channels))
 
 
-def _nest(nodes: Iterable[Channels]) -> dict[Channels, list[Channels]]:
-    """The sets that are in no other, each with all the sets inside it.
+def _leads_to(node: _Node, other: _Node) -> bool:
+    """Whether ``other`` may follow ``node`` on a path: what they share can lie at its end.
 
-    A set inside several is given to the largest only.
+    It can if all that ``node`` wants of its last spaces is shared, and of the space before them
+    some, and of earlier ones nothing. Of where the shared channels lie in ``other`` the original
+    asks nothing.
     """
-    nested: dict[Channels, list[Channels]] = {}
-    for node in sorted(nodes, key=len, reverse=True):
-        parent = next((other for other in nested if node < other), None)
-        if parent is None:
-            nested[node] = []
-        else:
-            nested[parent].append(node)
-    return nested
+    if node is other or node.channels.isdisjoint(other.channels):
+        return False
+    for i, part in reversed(list(enumerate(node.parts))):
+        if not part <= other.channels:
+            return all(earlier.isdisjoint(other.channels) for earlier in node.parts[:i])
+    return True
+
+
+def _shared(node: _Node, other: _Node) -> int:
+    """The weight of the channels that two nodes share, so that a path does not count them twice.
+
+    As a read's weight need not be its number of channels, it is at most proportional to either's.
+    """
+    shared = len(node.channels & other.channels)
+    return min(shared, *(n.weight * shared // len(n.channels) for n in (node, other)))
 
 
 def _best_path(
-    nodes: Sequence[int], weights: Sequence[int], shared: Sequence[dict[int, int]]
+    nodes: Sequence[int], weights: Sequence[int], shared: Sequence[Mapping[int, int]]
 ) -> tuple[int, ...]:
     """The chordless path of greatest cost: weights of its nodes minus what neighbours share.
 
@@ -154,5 +262,22 @@ def _best_path(
     return best
 
 
-def _appended(order: list[int], rest: Iterable[int]) -> list[int]:
-    return list(dict.fromkeys([*order, *rest]))
+def _completed(
+    instance: Instance, space: int, order: Sequence[int], weights: Sequence[int]
+) -> tuple[int, ...]:
+    """``order`` and the rest of the space, turned round if more weight of ends holds then."""
+    taken = set(order)
+    rest = [channel for channel in instance.spaces[space].channels if channel not in taken]
+    ends = [
+        (demand, weight)
+        for demand, weight in zip(instance.demands, weights, strict=True)
+        if demand.space == space and demand.kind != "interval" and weight > 0
+    ]
+    forward, backward = (*order, *rest), (*rest, *reversed(order))
+    return backward if _held(backward, ends) > _held(forward, ends) else forward
+
+
+def _held(order: Sequence[int], wanted: Iterable[tuple[Demand, int]]) -> int:
+    """The weight of the demands that hold under ``order``."""
+    position = {channel: i for i, channel in enumerate(order)}
+    return sum(weight for demand, weight in wanted if holds(demand, position, len(order)))

@@ -6,9 +6,9 @@ from upscale_opt.solver.instance import (
     Instance,
     Orders,
     Outcome,
+    Read,
+    cost,
     identity_orders,
-    satisfied,
-    total_cost,
 )
 
 
@@ -19,6 +19,13 @@ def solve_identity(instance: Instance) -> Outcome:
 
 def heuristic_outcome(instance: Instance, orders: Orders) -> Outcome:
     """``orders`` with their cost, and what the reads without any alternative cost as a bound."""
-    hopeless = [read.weight for read in instance.reads if read.view is None and not read.pieces]
-    objective = total_cost(instance, satisfied(instance, orders))
-    return Outcome(orders, objective, lower_bound=sum(hopeless))
+    if instance.measure == "blocks":
+        bound = sum(read.weight for read in instance.reads if _has_a_run(read))
+    else:
+        hopeless = (r.weight for r in instance.reads if r.view is None and not r.pieces)
+        bound = sum(hopeless)
+    return Outcome(orders, cost(instance, orders), bound)
+
+
+def _has_a_run(read: Read) -> bool:
+    return not read.parts or any(part.channels for part in read.parts)

@@ -4,15 +4,22 @@ An :class:`Instance` knows nothing of tensors or networks. A *space* is a set of
 needs an order. A *demand* asks that some channels of one space be consecutive in it (or be a
 prefix or a suffix). A *read* is free when all demands of its view hold, and otherwise costs its
 weight, unless it can be served piece by piece (the operands of a concatenation).
+
+That is the measure ``"copies"``; channels, bytes and numbers of gathers differ in the weights only.
+The measure ``"blocks"`` asks into how many contiguous runs the orders cut every read (*consecutive
+block minimisation*).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 DemandKind = Literal["interval", "prefix", "suffix"]
+
+Measure = Literal["copies", "blocks"]
+"""What orders cost: the weights of the reads that are not views, or the runs of all reads."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,10 @@ class Space:
 
 @dataclass(frozen=True)
 class Demand:
-    """``channels`` (not empty) shall be consecutive in the order of space number ``space``.
+    """``channels`` shall be consecutive in the order of space number ``space``.
 
-    ``"interval"``: anywhere; ``"prefix"``: at its beginning; ``"suffix"``: at its end.
+    ``"interval"``: anywhere; ``"prefix"``: at its beginning; ``"suffix"``: at its end. No channels
+    are always consecutive.
     """
 
     space: int
@@ -55,32 +63,55 @@ class Piece:
 
 
 @dataclass(frozen=True)
+class Part:
+    """What a read wants of one space in the memory it reads; possibly nothing."""
+
+    space: int
+    channels: frozenset[int]
+
+
+@dataclass(frozen=True)
 class Read:
     """One read: free as a view, ``weight`` as a gather, or served piece by piece.
 
     Attributes:
-        weight: the cost of one gather behind everything (copied channels).
+        weight: the cost of one gather behind everything (copied channels, say). Under the measure
+            ``"blocks"``: the cost of one run; of the whole read if there are no ``parts``.
         view: the demands that together make the read a view; ``()`` always, ``None`` never.
         pieces: the alternative in front of a concatenation; empty if there is none.
         max_gathers: the alternative may gather at most this many of the pieces.
+        parts: the spaces that lie one behind the other in the memory read, and what is wanted of
+            each. Looked at under the measure ``"blocks"``, and by the greedy heuristic, to which a
+            read with parts and without pieces is one node.
     """
 
     weight: int
     view: tuple[int, ...] | None
     pieces: tuple[Piece, ...] = ()
     max_gathers: int = 0
+    parts: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
 class Instance:
     """Spaces to order, demands on them, and the reads these demands make free.
 
-    Minimise the sum of :func:`read_cost` over the reads, over one permutation per space.
+    Minimise :func:`cost` over one permutation per space.
+
+    Attributes:
+        spaces: to be ordered.
+        demands: what reads refer to, by index.
+        reads: what the orders are for.
+        measure: what the orders cost.
+        wishes: reads (without pieces) that decide among orders of least cost: what they would cost
+            comes second.
     """
 
     spaces: tuple[Space, ...]
     demands: tuple[Demand, ...]
     reads: tuple[Read, ...]
+    measure: Measure = "copies"
+    wishes: tuple[Read, ...] = ()
 
 
 Orders = tuple[tuple[int, ...], ...]
@@ -89,6 +120,8 @@ Orders = tuple[tuple[int, ...], ...]
 
 def holds(demand: Demand, position: Mapping[int, int], size: int) -> bool:
     """Whether ``demand`` holds in a space of ``size`` channels with these channel positions."""
+    if not demand.channels:
+        return True
     places = [position[c] for c in demand.channels]
     low, high = min(places), max(places)
     if high - low + 1 != len(places):
@@ -138,13 +171,121 @@ def read_cost(read: Read, held: Collection[int]) -> int:
 
 
 def total_cost(instance: Instance, held: Collection[int]) -> int:
-    """The objective: the sum of all reads' costs."""
+    """The sum of all reads' costs under the measure ``"copies"``, whatever the instance's is."""
     return sum(read_cost(read, held) for read in instance.reads)
+
+
+def blocks(read: Read, orders: Orders) -> int:
+    """The contiguous runs that the read's channels form in the memory it reads."""
+    runs = 0
+    inside = False
+    for part in read.parts:
+        for channel in orders[part.space]:
+            wanted = channel in part.channels
+            runs += wanted and not inside
+            inside = wanted
+    return runs
+
+
+def cost(instance: Instance, orders: Orders) -> int:
+    """The objective: what ``orders`` cost under the instance's measure."""
+    if instance.measure == "copies":
+        return total_cost(instance, satisfied(instance, orders))
+    return sum(
+        read.weight * blocks(read, orders) if read.parts else read.weight for read in instance.reads
+    )
+
+
+def as_copies(instance: Instance) -> tuple[Instance, int]:
+    """A relaxation of an instance of measure ``"blocks"``, and what to add to its cost.
+
+    A read that is not one run has two at least. So it costs its weight once anyway, and once more
+    if it is no view. The instance's demands keep their numbers.
+    """
+    demands = list(instance.demands)
+    number = {demand: index for index, demand in enumerate(demands)}
+    reads = []
+    constant = 0
+    for read in instance.reads:
+        if not read.parts:
+            constant += read.weight
+        elif any(part.channels for part in read.parts):
+            constant += read.weight
+            view = _one_run(instance, read)
+            for demand in view or ():
+                if demand not in number:
+                    number[demand] = len(demands)
+                    demands.append(demand)
+            numbers = None if view is None else tuple(number[demand] for demand in view)
+            reads.append(Read(read.weight, numbers))
+    return Instance(instance.spaces, tuple(demands), tuple(reads)), constant
+
+
+def _one_run(instance: Instance, read: Read) -> list[Demand] | None:
+    """The demands under which the read's parts are one run, or ``None``."""
+    used = [i for i, part in enumerate(read.parts) if part.channels]
+    first, last = used[0], used[-1]
+    full = [len(p.channels) == len(instance.spaces[p.space].channels) for p in read.parts]
+    if not all(full[first + 1 : last]):
+        return None
+    kinds: list[tuple[int, DemandKind]] = [(first, "suffix"), (last, "prefix")]
+    if first == last:
+        kinds = [(first, "interval")]
+    view = []
+    for place, kind in kinds:
+        if not full[place]:
+            part = read.parts[place]
+            view.append(Demand(part.space, kind, part.channels))
+    return view
 
 
 def identity_orders(spaces: Sequence[Space]) -> Orders:
     """The original order of every space: no reordering at all."""
     return tuple(space.channels for space in spaces)
+
+
+@dataclass(frozen=True)
+class Group:
+    """At most ``limit`` of the ``demands`` (indices, on one space) can hold together.
+
+    Any ``limit + 1`` of them are a conflict.
+    """
+
+    demands: tuple[int, ...]
+    limit: int
+
+
+@dataclass(frozen=True)
+class Case:
+    """The part of a proof for orders under which some demands hold and some do not.
+
+    Attributes:
+        holds: demands that hold in this case.
+        fails: demands that do not.
+        prices: per group (index), what each of its demands is charged; groups at 0 left out.
+        shares: where several reads make one demand, how much of its price each is charged: by
+            read and demand.
+        unit: prices and shares are multiples of 1 / ``unit``.
+    """
+
+    holds: tuple[int, ...] = ()
+    fails: tuple[int, ...] = ()
+    prices: Mapping[int, int] = field(default_factory=dict)
+    shares: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    unit: int = 1
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Why no orders cost less: see ``proof.py``.
+
+    Attributes:
+        groups: of demands in conflict.
+        cases: for every part of the problem, cases that cover all orders.
+    """
+
+    groups: tuple[Group, ...] = ()
+    cases: tuple[Case, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -155,14 +296,13 @@ class Outcome:
         orders: one permutation per space.
         objective: the cost under ``orders``.
         lower_bound: no orders cost less than this.
-        conflicts: minimal sets of demands (indices) that cannot hold together; those the bound
-            rests on. Empty for heuristics.
+        proof: the conflicts the bound rests on. Empty for heuristics.
     """
 
     orders: Orders
     objective: int
     lower_bound: int
-    conflicts: tuple[tuple[int, ...], ...] = ()
+    proof: Proof = Proof()
 
     @property
     def optimal(self) -> bool:

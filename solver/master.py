@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +11,7 @@ from ortools.sat.python import cp_model
 
 from upscale_opt.solver.conflicts import Cut
 from upscale_opt.solver.instance import Piece, Read, gathered_pieces, is_view
+from upscale_opt.solver.interruptible import solve_interruptibly, whole_bound
 from upscale_opt.solver.reduction import Component
 
 _LARGEST_TOTAL = 1 << 58
@@ -47,6 +46,7 @@ class Master:
         for read in component.reads:
             self._encode(read)
         self._scale = self._minimize()
+        self._effort: float | None = None
 
     def add(self, cuts: Iterable[Cut]) -> None:
         """Forbid that more than ``cut.limit`` of ``cut.demands`` hold."""
@@ -82,13 +82,36 @@ class Master:
         solver.parameters.linearization_level = 2
         solver.parameters.random_seed = self._seed
         solver.parameters.max_time_in_seconds = max(time_limit, 0.0)
-        watcher = _Watcher(self._held, lambda held, bound: on_solution(held, bound * self._scale))
-        status = _solve(solver, self._model, watcher)
+        if self._effort is not None:
+            solver.parameters.max_deterministic_time = self._effort
+        total = sum(weight // self._scale for weight, _ in self._costs)
+        watcher = _Watcher(
+            self._held, total, lambda held, bound: on_solution(held, bound * self._scale)
+        )
+        status = solve_interruptibly(solver, self._model, watcher)
         bound = max(0, solver.response_proto.inner_objective_lower_bound) * self._scale
         chosen = None
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             chosen = frozenset(d for d, var in self._held.items() if solver.boolean_value(var))
         return Relaxed(chosen, bound, status == cp_model.OPTIMAL)
+
+    def prefer(self, wishes: Iterable[Read], limit: int, effort: float) -> None:
+        """From now on, meet as many wishes as orders of cost ``limit`` can.
+
+        Args:
+            wishes: reads without pieces; what those cost that are not met is the new objective.
+            limit: what the reads may cost.
+            effort: an end to each run, in CP-SAT's deterministic seconds.
+        """
+        literals = [literal for _, literal in self._costs]
+        weights = [weight // self._scale for weight, _ in self._costs]
+        total = cp_model.LinearExpr.weighted_sum(literals, weights)
+        self._model.add(total <= limit // self._scale)
+        self._costs = []
+        for wish in wishes:
+            self._encode(wish)
+        self._scale = self._minimize()
+        self._effort = effort
 
     def _encode(self, read: Read) -> None:
         """``read_cost`` in booleans: a view, or piece by piece, or one gather."""
@@ -155,32 +178,16 @@ def _is_gathered(read: Read, piece: Piece, held: Collection[int]) -> bool:
 
 class _Watcher(cp_model.CpSolverSolutionCallback):
     def __init__(
-        self, held: dict[int, cp_model.IntVar], tell: Callable[[frozenset[int], int], None]
+        self,
+        held: dict[int, cp_model.IntVar],
+        total: int,
+        tell: Callable[[frozenset[int], int], None],
     ) -> None:
         super().__init__()
         self._literals = held
+        self._total = total
         self._tell = tell
 
     def on_solution_callback(self) -> None:
         held = frozenset(d for d, var in self._literals.items() if self.boolean_value(var))
-        self._tell(held, max(0, math.ceil(self.best_objective_bound * (1 - 1e-12) - 1e-6)))
-
-
-def _solve(
-    solver: cp_model.CpSolver, model: cp_model.CpModel, watcher: _Watcher
-) -> cp_model.CpSolverStatus:
-    """Solve such that Ctrl-C ends the search and keeps its result.
-
-    CP-SAT can take over the signal, but does not hand it back. Python delivers signals to the main
-    thread only, so elsewhere there is nothing to take over.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        solver.parameters.catch_sigint_signal = False
-        return solver.solve(model, watcher)
-    handler = signal.getsignal(signal.SIGINT)
-    solver.parameters.catch_sigint_signal = True
-    try:
-        return solver.solve(model, watcher)
-    finally:
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
+        self._tell(held, max(0, whole_bound(self.best_objective_bound, self._total)))

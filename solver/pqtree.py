@@ -26,22 +26,22 @@ class End(enum.Enum):
     RIGHT = "right"
 
 
-class _P(NamedTuple):
+class PNode(NamedTuple):
     """Children in any order: the single elements ``loose`` and the subtrees ``children``."""
 
     mask: int
     loose: int
-    children: tuple[_P | _Q, ...]
+    children: tuple[PNode | QNode, ...]
 
 
-class _Q(NamedTuple):
+class QNode(NamedTuple):
     """Children in this order or its reverse."""
 
     mask: int
-    children: tuple[_P | _Q, ...]
+    children: tuple[PNode | QNode, ...]
 
 
-_Node = _P | _Q
+Node = PNode | QNode
 
 
 class PQTree:
@@ -65,12 +65,17 @@ class PQTree:
         if ends:
             self._bits |= {End.LEFT: 0, End.RIGHT: size + 1}
         inner = ((1 << size) - 1) << 1
-        self._root: _Node = _P(inner, inner, ())
+        self._root: Node = PNode(inner, inner, ())
         if ends:
             left, right = 1, 1 << (size + 1)
             middle = (self._root,) if inner else ()
-            nodes = (_P(left, left, ()), *middle, _P(right, right, ()))
-            self._root = _Q(left | inner | right, nodes)
+            nodes = (PNode(left, left, ()), *middle, PNode(right, right, ()))
+            self._root = QNode(left | inner | right, nodes)
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """What is ordered, as given."""
+        return self._elements
 
     def copy(self) -> PQTree:
         """A tree that can be reduced independently of this one, in constant time."""
@@ -101,7 +106,7 @@ class PQTree:
         """:meth:`reduce` for a set of elements given by :meth:`mask`."""
         if not wanted & (wanted - 1):
             return True
-        path: list[tuple[_Node, int]] = []
+        path: list[tuple[Node, int]] = []
         node = self._root
         while (index := _child_with(node, wanted)) is not None:
             path.append((node, index))
@@ -117,21 +122,26 @@ class PQTree:
         self._root = new
         return True
 
+    @property
+    def root(self) -> Node:
+        """The tree itself; element number i (from 1) is bit i of a mask, see :meth:`mask`."""
+        return self._root
+
     def frontier(self) -> list[int]:
         """One admissible order: the original one as far as the tree leaves it free."""
         order: list[int] = []
         size = len(self._elements)
-        stack: list[_Node | int] = [self._root]
+        stack: list[Node | int] = [self._root]
         while stack:
             node = stack.pop()
             if isinstance(node, int):
                 if 0 < node <= size:
                     order.append(self._elements[node - 1])
                 continue
-            if isinstance(node, _P):
-                singles = [(place, place) for place in _places(node.loose)]
+            if isinstance(node, PNode):
+                singles = [(place, place) for place in places_of(node.loose)]
                 subtrees = [(_first(child), child) for child in node.children]
-                items: list[_Node | int] = [
+                items: list[Node | int] = [
                     item for _, item in sorted([*singles, *subtrees], key=lambda pair: pair[0])
                 ]
             else:
@@ -141,15 +151,16 @@ class PQTree:
         return order
 
 
-def _places(mask: int) -> list[int]:
+def places_of(mask: int) -> list[int]:
+    """The bits of ``mask``, ascending."""
     return [place for place, bit in enumerate(reversed(f"{mask:b}")) if bit == "1"]
 
 
-def _first(node: _Node) -> int:
+def _first(node: Node) -> int:
     return (node.mask & -node.mask).bit_length() - 1
 
 
-def _child_with(node: _Node, wanted: int) -> int | None:
+def _child_with(node: Node, wanted: int) -> int | None:
     """The number of the child that holds all of ``wanted``: the pertinent root is further down."""
     lowest = wanted & -wanted
     for index, child in enumerate(node.children):
@@ -158,21 +169,21 @@ def _child_with(node: _Node, wanted: int) -> int | None:
     return None
 
 
-def _group(loose: int, children: Sequence[_Node]) -> list[_Node]:
+def _group(loose: int, children: Sequence[Node]) -> list[Node]:
     """A P-node over these items, as a list: empty without items, the item itself if only one."""
     if not loose and len(children) <= 1:
         return list(children)
     mask = loose
     for child in children:
         mask |= child.mask
-    return [_P(mask, loose, tuple(children))]
+    return [PNode(mask, loose, tuple(children))]
 
 
-def _split(children: Iterable[_Node], wanted: int) -> tuple[list[_Node], list[_Node], list[_Node]]:
+def _split(children: Iterable[Node], wanted: int) -> tuple[list[Node], list[Node], list[Node]]:
     """The children that are empty, partial and full."""
-    empty: list[_Node] = []
-    partial: list[_Node] = []
-    full: list[_Node] = []
+    empty: list[Node] = []
+    partial: list[Node] = []
+    full: list[Node] = []
     for child in children:
         if not child.mask & wanted:
             empty.append(child)
@@ -183,9 +194,9 @@ def _split(children: Iterable[_Node], wanted: int) -> tuple[list[_Node], list[_N
     return empty, partial, full
 
 
-def _reduce_root(node: _Node, wanted: int) -> _Node | None:
+def _reduce_root(node: Node, wanted: int) -> Node | None:
     """The pertinent root after the reduction (templates P2, P4, P6, Q2, Q3), None if impossible."""
-    if isinstance(node, _Q):
+    if isinstance(node, QNode):
         return _reduce_q_root(node, wanted)
     empty, partial, full = _split(node.children, wanted)
     if len(partial) > 2:
@@ -196,24 +207,24 @@ def _reduce_root(node: _Node, wanted: int) -> _Node | None:
         if any(side is None for side in sides):
             return None
         left, right = (sides[0] or []), (sides[1] or [] if len(sides) > 1 else [])
-        middle = [_Q(_union(partial) | _union(middle), (*left, *middle, *reversed(right)))]
+        middle = [QNode(_union(partial) | _union(middle), (*left, *middle, *reversed(right)))]
     return _group(node.loose & ~wanted, [*empty, *middle])[0]
 
 
-def _union(nodes: Iterable[_Node]) -> int:
+def _union(nodes: Iterable[Node]) -> int:
     mask = 0
     for node in nodes:
         mask |= node.mask
     return mask
 
 
-def _reduce_q_root(node: _Q, wanted: int) -> _Q | None:
+def _reduce_q_root(node: QNode, wanted: int) -> QNode | None:
     """Empty children outside, full ones in the middle, a partial one at most on either border."""
     touched = [i for i, child in enumerate(node.children) if child.mask & wanted]
     first, last = touched[0], touched[-1]
     if last - first + 1 != len(touched):
         return None
-    children: list[_Node] = []
+    children: list[Node] = []
     for index, child in enumerate(node.children):
         if not first <= index <= last or not child.mask & ~wanted:
             children.append(child)
@@ -222,25 +233,25 @@ def _reduce_q_root(node: _Q, wanted: int) -> _Q | None:
         if line is None:
             return None
         children.extend(line if index == first else reversed(line))
-    return _Q(node.mask, tuple(children))
+    return QNode(node.mask, tuple(children))
 
 
-def _linear(node: _Node, wanted: int) -> list[_Node] | None:
+def _linear(node: Node, wanted: int) -> list[Node] | None:
     """A partial node as a run of Q-children, the empty ones left, the full ones right.
 
     Templates P3, P5 and Q2 below the root. Only one child may be partial again, so the recursion of
     the textbook is a loop, and deep trees are no problem.
     """
-    left: list[_Node] = []
-    right: list[_Node] = []
+    left: list[Node] = []
+    right: list[Node] = []
     while True:
         children = node.children
-        if isinstance(node, _Q) and _falls(children, wanted):
+        if isinstance(node, QNode) and _falls(children, wanted):
             children = children[::-1]
         empty, partial, full = _split(children, wanted)
         if len(partial) > 1:
             return None
-        if isinstance(node, _P):
+        if isinstance(node, PNode):
             left.extend(_group(node.loose & ~wanted, empty))
             right.extend(_group(node.loose & wanted, full))
         else:
@@ -254,6 +265,6 @@ def _linear(node: _Node, wanted: int) -> list[_Node] | None:
         node = partial[0]
 
 
-def _falls(children: Sequence[_Node], wanted: int) -> bool:
+def _falls(children: Sequence[Node], wanted: int) -> bool:
     """Whether a Q-node must be reversed to have its empty children left."""
     return not children[-1].mask & wanted or not children[0].mask & ~wanted

@@ -6,11 +6,13 @@ demands translates into one between demands of the instance by :meth:`Core.origi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from upscale_opt.solver.instance import (
+    Case,
     Demand,
+    Group,
     Instance,
     Piece,
     Read,
@@ -43,11 +45,13 @@ class Component:
         spaces: numbers of the instance's spaces.
         demands: numbers of core demands.
         reads: their views and pieces name core demands.
+        numbers: the reads' numbers in the instance.
     """
 
     spaces: tuple[int, ...]
     demands: tuple[int, ...]
     reads: tuple[Read, ...]
+    numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -59,16 +63,42 @@ class Core:
         members: per core demand, the instance's demands (indices) equivalent to it.
         components: independent parts, the smallest first.
         constant: what the reads without a choice cost.
+        wishes: those that orders can meet and fail to meet; their demands come last, if no read
+            makes them.
     """
 
     demands: tuple[CoreDemand, ...]
     members: tuple[tuple[int, ...], ...]
     components: tuple[Component, ...]
     constant: int
+    wishes: tuple[Read, ...] = ()
 
-    def original(self, conflict: Iterable[int]) -> tuple[int, ...]:
-        """The conflict between core demands as one between demands of the instance."""
-        return tuple(sorted(self.members[demand][0] for demand in conflict))
+    def number(self) -> dict[int, int]:
+        """The core demand of every demand of the instance that has one."""
+        return {index: core for core, members in enumerate(self.members) for index in members}
+
+    def original(self, demands: Iterable[int]) -> tuple[int, ...]:
+        """Core demands as demands of the instance."""
+        return tuple(sorted(self.members[demand][0] for demand in demands))
+
+    def original_group(self, group: Group) -> Group:
+        """A group of core demands as one of demands of the instance."""
+        return Group(self.original(group.demands), group.limit)
+
+    def original_case(self, case: Case, place: Mapping[int, int]) -> Case:
+        """A case in core demands as one in demands of the instance.
+
+        Args:
+            case: the case.
+            place: the new numbers of the groups.
+        """
+        return Case(
+            self.original(case.holds),
+            self.original(case.fails),
+            {place[index]: price for index, price in case.prices.items()},
+            {(read, self.members[d][0]): price for (read, d), price in case.shares.items()},
+            case.unit,
+        )
 
     def restrict(self, held: Collection[int]) -> frozenset[int]:
         """The core demands among the instance's demands ``held``."""
@@ -78,30 +108,41 @@ class Core:
 def reduce_instance(instance: Instance) -> Core:
     """Evaluate constant demands and reads, merge equal demands, and split into components."""
     certain = _certain(instance)
-    reads: list[Read] = []
+    reads: dict[int, Read] = {}
     constant = 0
-    for read in instance.reads:
-        simple = _simplify(read, certain, instance)
+    for place, read in enumerate(instance.reads):
+        simple = _simplify(read, certain)
         if isinstance(simple, Read):
-            reads.append(simple)
+            reads[place] = simple
         else:
             constant += simple
+
+    wishes = [w for wish in instance.wishes if isinstance(w := _simplify(wish, certain), Read)]
 
     number: dict[CoreDemand, int] = {}
     translate: dict[int, int] = {}
     trees = {}
-    for index in sorted({d for read in reads for d in demands_of(read)}):
+    by_reads = sorted({d for read in reads.values() for d in demands_of(read)})
+    by_wishes = sorted({d for wish in wishes for d in demands_of(wish)}.difference(by_reads))
+    for index in (*by_reads, *by_wishes):
         demand = instance.demands[index]
         if demand.space not in trees:
             trees[demand.space] = PQTree(instance.spaces[demand.space].channels, ends=True)
-        key = _canonical(demand, trees[demand.space], instance)
+        key = _canonical(demand, trees[demand.space])
         translate[index] = number.setdefault(key, len(number))
     members: list[list[int]] = [[] for _ in number]
     for index, core_index in translate.items():
         members[core_index].append(index)
     demands = tuple(number)
-    core_reads = [_renumber(read, translate) for read in reads]
-    return Core(demands, tuple(map(tuple, members)), _components(demands, core_reads), constant)
+    made = len({translate[index] for index in by_reads})
+    core_reads = {place: _renumber(read, translate) for place, read in reads.items()}
+    return Core(
+        demands,
+        tuple(map(tuple, members)),
+        _components(demands[:made], core_reads),
+        constant,
+        tuple(_renumber(wish, translate) for wish in wishes),
+    )
 
 
 def demands_of(read: Read) -> frozenset[int]:
@@ -119,12 +160,12 @@ def _certain(instance: Instance) -> dict[int, bool]:
         size = len(demand.channels)
         if space.fixed:
             result[index] = index in in_place
-        elif size == len(space.channels) or (size == 1 and demand.kind == "interval"):
+        elif size in (0, len(space.channels)) or (size == 1 and demand.kind == "interval"):
             result[index] = True
     return result
 
 
-def _simplify(read: Read, certain: dict[int, bool], instance: Instance) -> Read | int:
+def _simplify(read: Read, certain: dict[int, bool]) -> Read | int:
     """The read without its constant demands, or its cost if that is constant."""
     view = _undecided(read.view, certain)
     if view == () or read.weight == 0:
@@ -149,14 +190,21 @@ def _undecided(view: tuple[int, ...] | None, certain: dict[int, bool]) -> tuple[
     return tuple(dict.fromkeys(demand for demand in view if demand not in certain))
 
 
-def _canonical(demand: Demand, tree: PQTree, instance: Instance) -> CoreDemand:
-    """Equal for equivalent demands: a suffix is its complement's being a prefix."""
-    if demand.kind == "interval":
-        return CoreDemand(demand.space, tree.mask(demand.channels), False)
-    channels = demand.channels
+def demand_mask(tree: PQTree, demand: Demand) -> int:
+    """The set that must be consecutive for the demand to hold, as bits of its space's tree.
+
+    A suffix is its complement's being a prefix, so the right sentinel is never needed, and
+    equivalent demands have equal masks.
+    """
+    mask = tree.mask(demand.channels)
     if demand.kind == "suffix":
-        channels = frozenset(instance.spaces[demand.space].channels) - channels
-    return CoreDemand(demand.space, tree.mask([End.LEFT, *channels]), True)
+        mask = tree.mask(tree.elements) & ~mask
+    return mask if demand.kind == "interval" else mask | tree.mask([End.LEFT])
+
+
+def _canonical(demand: Demand, tree: PQTree) -> CoreDemand:
+    """Equal for equivalent demands."""
+    return CoreDemand(demand.space, demand_mask(tree, demand), demand.kind != "interval")
 
 
 def _renumber(read: Read, translate: dict[int, int]) -> Read:
@@ -167,7 +215,7 @@ def _renumber(read: Read, translate: dict[int, int]) -> Read:
     return replace(read, view=new(read.view), pieces=pieces)
 
 
-def _components(demands: tuple[CoreDemand, ...], reads: list[Read]) -> tuple[Component, ...]:
+def _components(demands: tuple[CoreDemand, ...], reads: dict[int, Read]) -> tuple[Component, ...]:
     leader: dict[int, int] = {demand.space: demand.space for demand in demands}
 
     def find(space: int) -> int:
@@ -176,16 +224,16 @@ def _components(demands: tuple[CoreDemand, ...], reads: list[Read]) -> tuple[Com
             space = leader[space]
         return space
 
-    homes = []
-    for read in reads:
+    homes = {}
+    for place, read in reads.items():
         spaces = [demands[demand].space for demand in demands_of(read)]
         for space in spaces:
             leader[find(space)] = find(spaces[0])
-        homes.append(spaces[0])
+        homes[place] = spaces[0]
     parts = []
     for root in sorted({find(space) for space in leader}):
         own = tuple(d for d, demand in enumerate(demands) if find(demand.space) == root)
         spaces_here = tuple(sorted({demands[d].space for d in own}))
-        reads_here = tuple(r for r, home in zip(reads, homes, strict=True) if find(home) == root)
-        parts.append(Component(spaces_here, own, reads_here))
+        numbers = tuple(place for place, home in homes.items() if find(home) == root)
+        parts.append(Component(spaces_here, own, tuple(reads[n] for n in numbers), numbers))
     return tuple(sorted(parts, key=lambda part: (len(part.demands), part.demands)))

@@ -6,10 +6,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from upscale_opt.errors import SolverError
+from upscale_opt.solver.blocks import solve_blocks
+from upscale_opt.solver.direct import solve_direct
 from upscale_opt.solver.exact import Progress, solve_exact
 from upscale_opt.solver.greedy import solve_greedy
 from upscale_opt.solver.identity import solve_identity
 from upscale_opt.solver.instance import Instance, Outcome
+from upscale_opt.solver.local_search import solve_local_search
+from upscale_opt.solver.milp import solve_pulp, solve_pulp_cbc
 
 
 class Solver(Protocol):
@@ -46,8 +50,25 @@ def _heuristic(solve: Callable[[Instance], Outcome]) -> Solver:
     return solver
 
 
+def _cp_sat(
+    instance: Instance,
+    *,
+    time_limit: float,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Outcome:
+    """The exact solver for the instance's measure."""
+    solve = solve_blocks if instance.measure == "blocks" else solve_exact
+    return solve(instance, time_limit=time_limit, seed=seed, workers=workers, progress=progress)
+
+
 SOLVERS: dict[str, Solver] = {
-    "cp-sat": solve_exact,
+    "cp-sat": _cp_sat,
+    "cp-sat-direct": solve_direct,
+    "pulp": solve_pulp,
+    "pulp-cbc": solve_pulp_cbc,
+    "local-search": solve_local_search,
     "greedy": _heuristic(solve_greedy),
     "identity": _heuristic(solve_identity),
 }

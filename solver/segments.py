@@ -8,6 +8,9 @@ channels that any of them needs, in one order. Channels are selected where a seg
   consumer's private batch norm and activation run on its own channels alone;
 * at a sum, where an operand that is zero in some of the stored channels leaves them out: it is
   *placed* into the sum.
+
+That is the model ``"tensor"``. The model ``"segment"`` is UPSCALE's: one channel set per segment,
+and nothing but consumers (and slices) selects.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal, get_args
 
 from upscale_opt.ir.graph import (
     ChannelGraph,
@@ -32,6 +36,11 @@ from upscale_opt.ir.graph import (
 from upscale_opt.ir.masks import Masks
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids, channel_sets
 
+Model = Literal["tensor", "segment"]
+"""Which rules say where channels are selected and what tensors store."""
+
+MODELS: tuple[Model, ...] = get_args(Model)
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -41,25 +50,36 @@ class Segments:
         stored: for each structured tensor, the channels that it stores (before any trimming).
         selects: the edges at which channels are selected, with the channels taken.
         places: the edges at which a summand is placed into some of the sum's channels.
-        sole_reader: for each concatenation that is read by one select alone, that edge.
+        sole_reader: for each concatenation that is read by one select alone, that edge; it may
+            select in front of the concatenation instead. Empty in the model ``"segment"``.
+        model: the rules followed.
     """
 
     stored: dict[str, Ids]
     selects: dict[Edge, Ids]
     places: frozenset[Edge]
     sole_reader: dict[str, Edge]
+    model: Model = "tensor"
 
 
-def find_segments(graph: ChannelGraph, masks: Masks) -> tuple[ChannelSets, Segments]:
+def find_segments(
+    graph: ChannelGraph, masks: Masks, model: Model = "tensor"
+) -> tuple[ChannelSets, Segments]:
     """Fix where selections happen and what each tensor stores.
 
     A concatenation stores all channels of its segment, so an operand of which it needs none may
     yet have to deliver some: its place between the others must be filled.
+
+    Args:
+        graph: the channel graph.
+        masks: masks that fit it (:meth:`Masks.check`).
+        model: ``"tensor"``, all rules; ``"segment"``, without hoisting, placing at sums and early
+            selection: the problem as UPSCALE states it (Wan et al., ICML 2023).
     """
     extra: dict[Edge, Ids] = {}
     while True:
         sets = channel_sets(graph, masks, extra=extra)
-        segments = _Finder(graph, sets).find()
+        segments = _Finder(graph, sets, model).find()
         gaps = _gaps(graph, sets, segments)
         if not gaps:
             return sets, segments
@@ -79,9 +99,10 @@ def _gaps(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[Ed
 
 
 class _Finder:
-    def __init__(self, graph: ChannelGraph, sets: ChannelSets) -> None:
+    def __init__(self, graph: ChannelGraph, sets: ChannelSets, model: Model) -> None:
         self.graph = graph
         self.sets = sets
+        self.model = model
         self.operations = {op.name: op for op in graph.operations}
         self.producer = {name: op for op in graph.operations for name in op.outputs}
         self.readers: dict[str, list[Edge]] = defaultdict(list)
@@ -99,11 +120,15 @@ class _Finder:
                 self._visit(op)
         segment = self._join()
         stored = self._stored(segment)
-        places = self._leave_out_zeros(stored)
+        places = self._leave_out_zeros(stored) if self.model == "tensor" else set()
         for (name, operand), ids in self.selects.items():
             if not ids:  # a slice that is not hoisted takes whatever its result stores
                 self.selects[name, operand] = stored[self.operations[name].outputs[0]]
-        return Segments(stored, self.selects, frozenset(places), self._sole_readers())
+        if self.model == "tensor":
+            return Segments(stored, self.selects, frozenset(places), self._sole_readers())
+        # Readers in the order of execution: it decides between paths that are equally good.
+        selects = dict(reversed(self.selects.items()))
+        return Segments(stored, selects, frozenset(), {}, self.model)
 
     # Where channels are selected.
 
@@ -120,7 +145,7 @@ class _Finder:
 
     def _hoists(self, op: Operation) -> bool:
         """Whether the result stores just what all its readers want, so that we select before."""
-        if not self._may_hoist(op):
+        if self.model == "segment" or not self._may_hoist(op):
             return False
         ids = self.sets.needed[op.outputs[0]]
         edges = self.readers[op.outputs[0]]

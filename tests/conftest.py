@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import Documents, documents_of
+from helpers import Documents, ManyReaders, documents_of
+
+import upscale_opt as uo
 
 torch.set_num_threads(1)  # tests run side by side
 
@@ -32,3 +35,19 @@ def json_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         documents.graph.save(folder / f"{name}.graph.json")
         documents.masks.save(folder / f"{name}.masks.json")
     return folder
+
+
+@pytest.fixture(scope="session")
+def hard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The files of a graph and masks that no solver finishes."""
+    folder = tmp_path_factory.mktemp("hard")
+    files = folder / "graph.json", folder / "masks.json"
+    graph = uo.trace(ManyReaders(), torch.zeros(1, 3, 4, 4))
+    graph.save(files[0])
+    draw = random.Random(0)
+    kept = {
+        f"readers.{number}.weight": {1: tuple(sorted(draw.sample(range(60), draw.randint(2, 14))))}
+        for number in range(70)
+    }
+    uo.Masks(kept=kept).save(files[1])
+    return files

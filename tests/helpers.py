@@ -133,6 +133,19 @@ def documents_of(name: str, amount: float, side: Side = "input") -> Documents:
     return Documents(masked, graph, masks, uo.solve(graph, masks))
 
 
+class ManyReaders(nn.Module):
+    """Seventy readers of one tensor: with random masks, too hard to prove in a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 60, 1)
+        self.readers = nn.ModuleList(nn.Conv2d(60, 1, 1) for _ in range(70))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.stem(x)
+        return [reader(x) for reader in self.readers]
+
+
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     """All parameters and buffers."""
     yield from module.parameters()

@@ -235,7 +235,8 @@ def test_disagreeing_producers_and_readers_cost_a_copy() -> None:
     plans = [r.plan for r in chain.solution.reads if r.tensor == "stem"]
     assert sorted(plans) == ["gather", "view", "view"]
     (conflict,) = chain.solution.conflicts
-    demands = {chain.solution.demands[number].channels for number in conflict}
+    demands = {chain.solution.demands[number].channels for number in conflict.demands}
+    assert conflict.limit == 2
     first, second, third = chain.graph.tensors["stem"].channels
     assert demands == {(first, second), (second, third), (first, third)}
     assert [m.indices.numel() for m in chain.gathers()] == [2]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import random
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt import cli
@@ -137,7 +135,7 @@ def test_help_and_version_need_no_torch(option: str) -> None:
     assert (uo.__version__ if option == "--version" else "solve") in done.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "trace", "solve", "models"])
+@pytest.mark.parametrize("command", ["run", "trace", "solve", "compare", "models"])
 def test_every_command_has_help(command: str, capsys: Output) -> None:
     assert call(command, "--help") == 0
     assert "Usage" in capsys.readouterr().out
@@ -158,33 +156,16 @@ def test_solver_options(traced: Path, tmp_path: Path, capsys: Output) -> None:
     assert "greedy:" in capsys.readouterr().out
 
 
-class ManyReaders(nn.Module):
-    """Seventy readers of one tensor: with random masks, too hard to prove in a minute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 60, 1)
-        self.readers = nn.ModuleList(nn.Conv2d(60, 1, 1) for _ in range(70))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = self.stem(x)
-        return [reader(x) for reader in self.readers]
-
-
-@pytest.fixture(scope="module")
-def hard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A graph and masks that no solver finishes."""
-    folder = tmp_path_factory.mktemp("hard")
-    files = folder / "graph.json", folder / "masks.json"
-    graph = uo.trace(ManyReaders(), torch.zeros(1, 3, 4, 4))
-    graph.save(files[0])
-    draw = random.Random(0)
-    kept = {
-        f"readers.{number}.weight": {1: tuple(sorted(draw.sample(range(60), draw.randint(2, 14))))}
-        for number in range(70)
-    }
-    uo.Masks(kept=kept).save(files[1])
-    return files
+def test_model_and_objective(traced: Path, tmp_path: Path, capsys: Output) -> None:
+    out = tmp_path / "solution.json"
+    files = (traced / "graph.json", traced / "masks.json", "-o", out)
+    assert call("solve", *files, "--model", "segment", "--objective", "gathers") == 0
+    solution = uo.Solution.load(out)
+    assert (solution.model, solution.objective) == ("segment", "gathers")
+    assert solution.objective_value == solution.gathers
+    assert f"{solution.gathers:,} gathers, lower bound" in capsys.readouterr().out
+    assert call("run", "topology/unet", "--model", "segment", "--out", tmp_path) == 0
+    assert uo.Solution.load(out).model == "segment"
 
 
 def test_solve_gives_what_there_is_when_time_runs_out(
@@ -241,9 +222,11 @@ def one_line_error(capsys: Output) -> str:
         (["run", "topology/mlp", "--amount", "-0.1"], 2, ["--amount", "-0.1"]),
         (["run", "topology/mlp", "--amount", "nan"], 2, ["--amount"]),
         (["run", "topology/mlp", "--amount", "half"], 2, ["--amount"]),
+        (["run", "topology/mlp", "--amount", "0.5", "0.7"], 2, ["0.7"]),
         (["run", "topology/mlp", "--side", "left"], 2, ["--side", "left", "both"]),
         (["run", "topology/mlp", "--layers", "none"], 2, ["--layers", "none", "conv"]),
         (["run", "topology/mlp", "--solver", "magic"], 2, ["--solver", "magic", "cp-sat"]),
+        (["run", "topology/mlp", "--model", "whole"], 2, ["--model", "whole", "segment"]),
         (["run", "topology/mlp", "--time-limit", "0"], 2, ["--time-limit", "more than 0"]),
         (["run", "topology/mlp", "--batch", "0"], 2, ["--batch"]),
         (["run", "topology/mlp", "--batch", "90000000000000"], 1, ["memory", "--batch"]),

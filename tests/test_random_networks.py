@@ -52,6 +52,7 @@ def lossless(drawn: tuple[RandomNetwork, WeightMasks], biases: bool) -> None:
     assert solution.lower_bound == solution.objective_value
     assert sum(read.copied for read in solution.reads) == solution.objective_value
     assert uo.Solution.from_json(solution.to_json()) == solution
+    assert solution.check(graph, found).optimal
     pruned = uo.materialize(network, solution)
     want = call(network, inputs)
     assume(all(bool(leaf.isfinite().all()) for leaf in pytree.tree_leaves(want)))

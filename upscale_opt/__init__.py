@@ -29,6 +29,7 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver import solve
+from upscale_opt.solver.comparing import Comparison, ComparisonRow, compare, compare_instance
 
 if TYPE_CHECKING:
     from upscale_opt.masking import apply_masks, magnitude_masks
@@ -52,6 +53,8 @@ _WITH_TORCH = {
 
 __all__ = [
     "ChannelGraph",
+    "Comparison",
+    "ComparisonRow",
     "MaskError",
     "Masks",
     "MaterializeError",
@@ -64,6 +67,8 @@ __all__ = [
     "VerificationError",
     "VerificationReport",
     "apply_masks",
+    "compare",
+    "compare_instance",
     "magnitude_masks",
     "materialize",
     "prune",

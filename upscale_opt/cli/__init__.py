@@ -12,7 +12,11 @@ from typing import Annotated
 import typer
 
 from upscale_opt import __version__
+from upscale_opt.cli.check import check
+from upscale_opt.cli.compare import compare
+from upscale_opt.cli.explain import explain
 from upscale_opt.cli.models import models
+from upscale_opt.cli.options import spread
 from upscale_opt.cli.run import run
 from upscale_opt.cli.solve import solve
 from upscale_opt.cli.trace import trace
@@ -28,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, trace, solve, models):
+for _command in (run, trace, solve, check, explain, compare, models):
     app.command()(_command)
 
 
@@ -44,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["compare"]:
+        given = spread(given)
     sys.exit(_exit_code(given or ["--help"]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,8 @@ from typing import Annotated
 import typer
 
 from upscale_opt.errors import UpscaleError
+from upscale_opt.solver.objectives import OBJECTIVES
 from upscale_opt.solver.registry import SOLVERS
-from upscale_opt.solver.solve import OBJECTIVES
 
 
 class Side(str, Enum):
@@ -39,10 +40,21 @@ class Layers(str, Enum):
         return "all convolutions" if self is Layers.conv else "all layers"
 
 
+class Model(str, Enum):
+    """Where channels are selected."""
+
+    tensor = "tensor"
+    segment = "segment"
+
+
 def _amount(value: float) -> float:
     if not 0 <= value < 1:
         raise typer.BadParameter(f"it must be at least 0 and less than 1, not {value:g}")
     return value
+
+
+def _amounts(values: list[float]) -> list[float]:
+    return list(dict.fromkeys(map(_amount, values)))
 
 
 def _time_limit(value: float) -> float:
@@ -61,6 +73,10 @@ def _solver(value: str) -> str:
     return _one_of(tuple(SOLVERS), value)
 
 
+def _solvers(values: list[str]) -> list[str]:
+    return list(dict.fromkeys(map(_solver, values)))
+
+
 def _objective(value: str) -> str:
     return _one_of(OBJECTIVES, value)
 
@@ -72,14 +88,67 @@ Amount = Annotated[
     float,
     typer.Option(callback=_amount, help="The share of every layer's channels to drop, in [0, 1)."),
 ]
+Amounts = Annotated[
+    list[float],
+    typer.Option(
+        "--amount",
+        callback=_amounts,
+        metavar="FLOAT...",
+        help="The shares of every layer's channels to drop, in [0, 1): --amount 0.3 0.5 0.7",
+    ),
+]
 SideOption = Annotated[Side, typer.Option(help="Drop input channels, output channels, or both.")]
 LayersOption = Annotated[Layers, typer.Option(help="Prune all layers, or convolutions only.")]
 SolverName = Annotated[str, typer.Option(callback=_solver, help=f"{', '.join(SOLVERS)}.")]
+SolverNames = Annotated[
+    list[str],
+    typer.Option(
+        "--solver",
+        callback=_solvers,
+        metavar="SOLVER...",
+        help=f"One or several of {', '.join(SOLVERS)}.",
+    ),
+]
 Objective = Annotated[str, typer.Option(callback=_objective, help=f"{', '.join(OBJECTIVES)}.")]
+ModelOption = Annotated[
+    Model,
+    typer.Option(
+        "--model",
+        help="Select channels wherever it is best for each tensor, or as UPSCALE does, from one "
+        "channel set for a whole segment.",
+    ),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weight",
+        metavar="READ=FACTOR",
+        help="Multiply the cost of an operation's reads by a whole number; may be repeated.",
+    ),
+]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, help="Seed of the weights and the solver.")
 ]
 TimeLimit = Annotated[float, typer.Option(callback=_time_limit, help="Seconds for the solver.")]
+Workers = Annotated[int, typer.Option(min=1, help="Threads of the solver.")]
+
+
+def weights_of(options: list[str] | None) -> dict[str, int] | None:
+    """The factors that ``--weight`` gives, by read.
+
+        >>> weights_of(["conv1=3", "cat[2]=0"])
+        {'conv1': 3, 'cat[2]': 0}
+
+    Raises:
+        typer.BadParameter: if one is not READ=FACTOR.
+    """
+    weights: dict[str, int] = {}
+    for option in options or ():
+        name, _, factor = option.rpartition("=")
+        if not name or not factor.isdecimal():
+            raise typer.BadParameter(f"--weight is READ=FACTOR, such as conv1=3, not {option!r}")
+        weights[name] = int(factor)
+    return weights or None
 
 
 def check_file(path: Path) -> None:
@@ -107,3 +176,44 @@ def check_folder(folder: Path) -> None:
         raise UpscaleError(
             f"cannot write to {folder}: {error.strerror}; choose another place with --out"
         ) from None
+
+
+def spread(arguments: Iterable[str]) -> list[str]:
+    """Repeat a flag for each of the values behind it, which is the only way Typer takes several.
+
+        >>> spread(["--amount", "0.3", "0.5", "resnet18"])
+        ['--amount', '0.3', '--amount', '0.5', 'resnet18']
+
+    What follows belongs to the flag as long as it can: numbers to ``--amount``, names of solvers to
+    ``--solver``, JSON files to ``--instance``.
+    """
+    result: list[str] = []
+    flag, fed = "", False
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if name in _SEVERAL:
+            flag, fed = name, name != argument
+        elif flag and not fed:
+            fed = True  # whatever it is, it was given as this flag's value
+        elif flag and _SEVERAL[flag](argument):
+            result.append(flag)
+        else:
+            flag = ""
+        result.append(argument)
+    return result
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+_SEVERAL: dict[str, Callable[[str], bool]] = {
+    "--amount": _is_number,
+    "--solver": SOLVERS.__contains__,
+    "--instance": lambda text: text.endswith(".json"),
+}
+"""The flags that may be followed by several values, and what looks like one."""

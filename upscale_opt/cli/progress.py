@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from upscale_opt.solver.objectives import UNITS
+
 Tell = Callable[[str], None]
 """Says how a step is getting on."""
 
@@ -45,6 +47,10 @@ class Steps:
         if self._console.is_terminal:
             self._print(f"{name:<20}{seconds:8.2f} s")
 
+    def note(self, line: str) -> None:
+        """Say something that stays."""
+        self._print(line)
+
     @contextmanager
     def _live(self, name: str) -> Iterator[Tell]:
         columns = (SpinnerColumn("line"), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -67,6 +73,6 @@ class Steps:
         self._console.print(line, markup=False, soft_wrap=True)
 
 
-def solver_progress(tell: Tell) -> Callable[[int, int], None]:
+def solver_progress(tell: Tell, objective: str = "copied_channels") -> Callable[[int, int], None]:
     """The ``progress`` callback for :func:`upscale_opt.solve` that tells both numbers."""
-    return lambda best, bound: tell(f"{best:,} copied channels, lower bound {bound:,}")
+    return lambda best, bound: tell(f"{best:,} {UNITS[objective]}, lower bound {bound:,}")

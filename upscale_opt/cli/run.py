@@ -12,7 +12,9 @@ from upscale_opt.cli.options import (
     Amount,
     Layers,
     LayersOption,
+    Model,
     ModelName,
+    ModelOption,
     Seed,
     Side,
     SideOption,
@@ -48,6 +50,7 @@ def run(
     side: SideOption = Side.input,
     layers: LayersOption = Layers.all,
     solver: SolverName = "cp-sat",
+    selection: ModelOption = Model.tensor,
     time_limit: TimeLimit = 60.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     seed: Seed = 0,
@@ -85,7 +88,7 @@ def run(
             wanted = magnitude_masks(network, graph, amount, side.value, layers.value)
             apply_masks(network, graph, wanted)
             masks = Masks.from_model(network, graph)
-        solutions = _solve_all(steps, graph, masks, solver, time_limit, seed)
+        solutions = _solve_all(steps, graph, masks, solver, selection, time_limit, seed)
         solution = solutions[-1]
         with steps.step("materialize"):
             pruned = materialize(network, solution)
@@ -119,7 +122,13 @@ def run(
 
 
 def _solve_all(
-    steps: Steps, graph: ChannelGraph, masks: Masks, solver: str, time_limit: float, seed: int
+    steps: Steps,
+    graph: ChannelGraph,
+    masks: Masks,
+    solver: str,
+    selection: Model,
+    time_limit: float,
+    seed: int,
 ) -> list[Solution]:
     """The two heuristics to compare with, and last the solver that was asked for."""
     solutions = []
@@ -131,6 +140,7 @@ def _solve_all(
                     masks,
                     name,
                     time_limit=time_limit,
+                    model=selection.value,
                     seed=seed,
                     progress=solver_progress(tell),
                 )

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from upscale_opt.cli.options import Objective, Seed, SolverName, TimeLimit, check_file
+from upscale_opt.cli.options import (
+    Model,
+    ModelOption,
+    Objective,
+    Seed,
+    SolverName,
+    TimeLimit,
+    Weights,
+    Workers,
+    check_file,
+    weights_of,
+)
 from upscale_opt.cli.progress import Steps, solver_progress
 from upscale_opt.cli.tables import output, say, summary
 from upscale_opt.ir.graph import ChannelGraph
@@ -23,14 +34,17 @@ def solve(
     ),
     solver: SolverName = "cp-sat",
     objective: Objective = "copied_channels",
+    model: ModelOption = Model.tensor,
+    weight: Weights = None,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Threads of the solver.")] = 1,
+    workers: Workers = 1,
 ) -> None:
     """Find the channel orders that copy least. Ctrl-C stops with the best so far.
 
     Reads and writes JSON, and does not need PyTorch.
     """
+    weights = weights_of(weight)
     check_file(out)
     steps = Steps()
     with steps.step("read"):
@@ -42,9 +56,11 @@ def solve(
             solver,
             objective,
             time_limit,
+            model=model.value,
+            weights=weights,
             seed=seed,
             workers=workers,
-            progress=solver_progress(tell),
+            progress=solver_progress(tell, objective),
         )
     solution.save(out)
     console = output()

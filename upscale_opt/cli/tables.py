@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -12,6 +12,8 @@ from rich.table import Table
 
 from upscale_opt.ir.graph import ChannelGraph, Opaque
 from upscale_opt.ir.solution import Solution
+from upscale_opt.solver.comparing import ComparisonRow
+from upscale_opt.solver.objectives import UNITS
 
 if TYPE_CHECKING:
     from upscale_opt.costs import Costs
@@ -58,6 +60,39 @@ def orders_table(solutions: Mapping[str, Solution]) -> Table:
     return table
 
 
+def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
+    """One row per solver."""
+    table = _table("solver", unit_of(rows[0]), "views", "lower bound", "gap", "status", "seconds")
+    for row in rows:
+        table.add_row(
+            row.solver,
+            _number(row.objective_value),
+            "-" if row.views is None else f"{row.views:,} of {row.reads:,}",
+            _number(row.lower_bound),
+            "-" if row.gap is None else f"{100 * row.gap:.2f} %",
+            row.status,
+            f"{row.seconds:.2f}",
+        )
+    return table
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def unit_of(row: ComparisonRow) -> str:
+    """What the row's objective value counts; a bare instance does not know."""
+    return UNITS.get(row.objective, "cost")
+
+
+def row_line(row: ComparisonRow) -> str:
+    """What a solver found, in one line."""
+    if row.objective_value is None:
+        return f"{row.solver}: {row.status} after {row.seconds:.2f} s"
+    found = f"{unit_of(row)} {row.objective_value:,}"
+    return f"{row.solver}: {found}, {row.status}, {row.seconds:.2f} s"
+
+
 def times_table(seconds: Mapping[str, float]) -> Table:
     """Seconds by step."""
     table = _table("step", "seconds")
@@ -98,10 +133,13 @@ def lower_bound(solution: Solution) -> str:
 def summary(solution: Solution) -> str:
     """A solution in one line."""
     reads = solution.views + solution.gathers
+    if solution.objective == "copied_channels":
+        cost = f"{solution.objective_value:,} of {read_channels(solution):,} read channels copied"
+    else:
+        cost = f"{solution.objective_value:,} {UNITS[solution.objective]}"
     return (
         f"{order_name(solution)}: {reads:,} reads, {solution.views:,} views, "
-        f"{solution.gathers:,} gathers; {solution.objective_value:,} of "
-        f"{read_channels(solution):,} read channels copied, lower bound {lower_bound(solution)}"
+        f"{solution.gathers:,} gathers; {cost}, lower bound {lower_bound(solution)}"
     )
 
 

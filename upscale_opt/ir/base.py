@@ -71,7 +71,7 @@ class Document(Record):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            raise SchemaError(f"not a valid {cls.what}: {_first(error)}") from None
+            raise SchemaError(f"not a valid {cls.what}: {first_problem(error)}") from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON to ``path``, whole or not at all.
@@ -96,7 +96,7 @@ class Document(Record):
             raise SchemaError(f"{path}: {error}") from None
 
 
-def _first(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False, include_context=False)
     where = ".".join(str(part) for part in problems[0]["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

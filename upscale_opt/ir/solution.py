@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from upscale_opt.ir.base import Document, Record
-from upscale_opt.ir.graph import Example
+from upscale_opt.ir.graph import ChannelGraph, Example
 from upscale_opt.ir.ids import Ids
+from upscale_opt.ir.masks import Masks
+
+if TYPE_CHECKING:
+    from upscale_opt.solver.audit import AuditReport
+    from upscale_opt.solver.explaining import Explanation
 
 
 class Read(Record):
@@ -59,6 +66,37 @@ class Demand(Record):
     reads: tuple[str, ...]
 
 
+class Conflict(Record):
+    """At most ``limit`` of these demands can hold: no order meets any ``limit + 1`` of them.
+
+    Attributes:
+        demands: indices into ``Solution.demands``, all on one space.
+        limit: one less than their number, if the conflict is of all of them.
+    """
+
+    demands: Ids
+    limit: int = Field(ge=0)
+
+
+class Case(Record):
+    """A step of the proof of the lower bound: orders that meet some demands and not others.
+
+    Attributes:
+        holds: demands that hold in this case.
+        fails: demands that do not.
+        prices: per conflict (its index), what each of its demands is charged.
+        shares: ``[read, demand, price]``, where several reads of the problem make one demand: how
+            much of its price falls to each.
+        unit: prices are multiples of 1 / ``unit``.
+    """
+
+    holds: Ids = ()
+    fails: Ids = ()
+    prices: dict[NonNegativeInt, NonNegativeInt] = Field(default_factory=dict)
+    shares: tuple[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt], ...] = ()
+    unit: PositiveInt = 1
+
+
 class Times(Record):
     """Seconds spent, by step."""
 
@@ -76,10 +114,12 @@ class Solution(Document):
         example: the inputs to trace it with again.
         solver: the solver's name.
         objective: what was minimised.
+        model: in whose terms: ``"tensor"`` or ``"segment"``.
+        weights: factors for the cost of reads, by operation or ``"operation[operand]"``.
         seed: the solver's random seed.
         status: ``"optimal"`` if proven, else ``"feasible"``.
-        objective_value: the copied channels.
-        lower_bound: no choice of orders copies fewer, where a view's channels must be consecutive
+        objective_value: what the orders cost, by the objective and with the weights.
+        lower_bound: no choice of orders costs less, where a view's channels must be consecutive
             among all channels that their segment stores, with this choice of selection points.
         times: seconds by step.
         orders: for each space of the graph, its stored channels in the order chosen.
@@ -87,9 +127,10 @@ class Solution(Document):
             channel sequence that are stored, in order.
         reads: every read's plan.
         parameters: for each parameter and axis that changes, the indices kept, in order.
-        demands: what the conflicts speak of.
-        conflicts: minimal sets of demands (indices) that no order meets together; they prove the
-            lower bound.
+        demands: what the reads ask for, to be views.
+        conflicts: which demands exclude each other.
+        cases: how the conflicts prove the lower bound; see :meth:`check`.
+        hindrances: for reads (``"operation[operand]"``) that no order makes views, the reason.
     """
 
     what: ClassVar[str] = "solution"
@@ -99,6 +140,8 @@ class Solution(Document):
     example: Example
     solver: str
     objective: str
+    model: Literal["tensor", "segment"] = "tensor"
+    weights: dict[str, int] = Field(default_factory=dict)
     seed: int
     status: Literal["optimal", "feasible"]
     objective_value: int
@@ -109,7 +152,42 @@ class Solution(Document):
     reads: tuple[Read, ...]
     parameters: dict[str, dict[int, Ids]]
     demands: tuple[Demand, ...] = ()
-    conflicts: tuple[tuple[int, ...], ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    cases: tuple[Case, ...] = ()
+    hindrances: dict[str, str] = Field(default_factory=dict)
+
+    def check(self, graph: ChannelGraph, masks: Masks) -> AuditReport:
+        """Check everything that the solution says, without a solver.
+
+        The plan is sound and loses nothing; the orders cost what they are said to; every conflict
+        is one; and whether the lower bound follows from the conflicts alone, in whole numbers, or
+        rests on the solver's word, is what the report says.
+
+        Args:
+            graph: the graph that was solved.
+            masks: the masks that it was solved with.
+
+        Raises:
+            VerificationError: if something that the solution says is not true.
+            MaskError: if the masks do not fit the graph.
+        """
+        from upscale_opt.solver.audit import audit
+
+        return audit(graph, masks, self)
+
+    def explain(self, read: str | None = None) -> tuple[Explanation, ...]:
+        """Why reads are gathers: which reads cannot be views together, and channels that show it.
+
+        Args:
+            read: one read only, as ``"operation"``, ``"operation[operand]"`` or ``"tensor ->
+                operation"``; all gathers by default.
+
+        Raises:
+            SolverError: if there is no such read.
+        """
+        from upscale_opt.solver.explaining import explain
+
+        return explain(self, read)
 
     @property
     def views(self) -> int:

@@ -1,0 +1,169 @@
+"""How far the solvers get on large instances, and the PQ-tree on many sets.
+
+python benchmarks/solver_scaling.py --out docs/scaling.md
+python benchmarks/solver_scaling.py --solver cp-sat --solver local-search --time-limit 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+import upscale_opt as uo
+from upscale_opt.ir.base import write_atomically
+from upscale_opt.models import catalogue
+from upscale_opt.models.instances import one_space
+from upscale_opt.models.random_instances import (
+    chains,
+    correlated,
+    dense_block,
+    independent,
+    noisy_intervals,
+)
+from upscale_opt.solver import instance_of
+from upscale_opt.solver.instance import Instance
+from upscale_opt.solver.pqtree import PQTree
+from upscale_opt.solver.registry import SOLVERS, solve_instance
+
+SOLVERS_SHOWN = ("cp-sat", "local-search", "greedy", "identity")
+
+
+def densenet201() -> Instance:
+    """What the 48 layers of DenseNet-201's third block read, half of it masked, nothing else."""
+    model = catalogue.build("densenet201")
+    graph = uo.trace(model, catalogue.example_inputs("densenet201"))
+    masks = uo.magnitude_masks(model, graph, amount=0.5, layers="conv")
+    block = {
+        name: kept
+        for name, kept in masks.kept.items()
+        if name.startswith("features.denseblock3.") and name.endswith(".conv1.weight")
+    }
+    assert len(block) == 48
+    return instance_of(graph, uo.Masks(kept=block))
+
+
+def growing_sets(seed: int) -> Instance:
+    """The same 48 reads if the block were one space: half of 256, 288, ... 1,760 channels."""
+    rng = random.Random(seed)
+    sizes = [256 + 32 * layer for layer in range(48)]
+    return one_space(256 + 32 * 48, [rng.sample(range(size), size // 2) for size in sizes])
+
+
+CASES: Mapping[str, Callable[[], Instance]] = {
+    "36 random sets of 512 of 1,024 channels (ResNet-152's third stage)": lambda: independent(
+        random.Random(0), 36, 1024
+    ),
+    "64 random sets of 2,048 of 4,096 channels": lambda: independent(random.Random(0), 64, 4096),
+    "DenseNet-201's third block, traced, 50 % of its 48 bottlenecks' inputs masked": densenet201,
+    "48 random sets over that block as a single space of 1,792 channels": lambda: growing_sets(0),
+    "48 sets of 512 of 1,024 channels that agree (correlation 0.9)": lambda: correlated(
+        random.Random(0), 48, 1024, correlation=0.9
+    ),
+    "48 sets of 10 of 1,024 channels": lambda: independent(random.Random(0), 48, 1024, amount=0.01),
+    "48 sets of 51 of 1,024 channels": lambda: independent(random.Random(0), 48, 1024, amount=0.05),
+    "64 intervals of 1,024 channels, 0.1 % flipped": lambda: noisy_intervals(
+        random.Random(0), 64, 1024, flips=0.001
+    ),
+    "48 sets in three chains of 1,024 channels": lambda: chains(
+        random.Random(0), 48, 1024, count=3
+    ),
+    "dense block of 40 layers with 32 to 64 channels each, read piece by piece": lambda: (
+        dense_block(random.Random(0), 40, 64)
+    ),
+    "60 sets of 2 to 14 of 70 channels": lambda: _small_sets(60, 70, 2, 14),
+}
+
+
+def _small_sets(count: int, channels: int, smallest: int, largest: int) -> Instance:
+    rng = random.Random(3)
+    sizes = [rng.randint(smallest, largest) for _ in range(count)]
+    return one_space(channels, [rng.sample(range(channels), size) for size in sizes])
+
+
+def rows(solvers: Sequence[str], time_limit: float, workers: int) -> Iterator[str]:
+    """One row per instance and solver."""
+    for name, build in CASES.items():
+        instance = build()
+        for solver in solvers:
+            start = time.perf_counter()
+            outcome = solve_instance(instance, solver, time_limit=time_limit, workers=workers)
+            seconds = time.perf_counter() - start
+            status = "optimal" if outcome.optimal else "feasible"
+            yield (
+                f"| {name} | {len(instance.reads)} | {solver} | {outcome.objective:,} | "
+                f"{outcome.lower_bound:,} | {status} | {seconds:.2f} |"
+            )
+            name = ""  # once is enough
+
+
+def tree_rows() -> Iterator[str]:
+    """One row per number of sets and channels, for sets that can all be consecutive."""
+    for sets, channels in ((64, 1024), (64, 8192), (256, 8192), (64, 65536)):
+        instance = noisy_intervals(random.Random(0), sets, channels, flips=0)
+        wanted = [demand.channels for demand in instance.demands]
+        start = time.perf_counter()
+        tree = PQTree(range(channels))
+        reduced = sum(tree.reduce(members) for members in wanted)
+        tree.frontier()
+        seconds = time.perf_counter() - start
+        ones = sum(map(len, wanted))
+        yield f"| {sets} | {channels:,} | {ones:,} | {reduced} | {seconds:.2f} |"
+
+
+def document(options: argparse.Namespace) -> Iterator[str]:
+    """The lines of the page."""
+    yield from (
+        "# How far the solvers get",
+        "",
+        "Large instances: copied channels, what is proven of them, and seconds. Times are those of "
+        f"one run with {options.workers} of CP-SAT's workers and a limit of "
+        f"{options.time_limit:g} s.",
+        "",
+        f"Written by `python {' '.join(sys.argv)}`.",
+        "",
+        "| instance | reads | solver | copied channels | lower bound | status | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    )
+    solvers = options.solver or [solver for solver in SOLVERS_SHOWN if solver in SOLVERS]
+    yield from rows(solvers, options.time_limit, options.workers)
+    yield from (
+        "",
+        "## The PQ-tree alone",
+        "",
+        "Random intervals of a hidden order, reduced one by one; then the order is read off.",
+        "",
+        "| sets | channels | members of all sets | met | seconds |",
+        "| --- | --- | --- | --- | --- |",
+    )
+    yield from tree_rows()
+
+
+def main() -> int:
+    """Print the page, and write it where asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--solver", action="append", choices=list(SOLVERS), help="may be repeated")
+    parser.add_argument("--time-limit", type=float, default=60.0, help="seconds for each")
+    parser.add_argument("--workers", type=int, default=1, help="threads of CP-SAT")
+    parser.add_argument("--out", type=Path, help="write the page to this Markdown file")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = []
+    for line in document(options):
+        lines.append(line)
+        print(line, file=sys.stderr, flush=True)
+    text = "\n".join(lines) + "\n"
+    if options.out is None:
+        print(text)
+    else:
+        write_atomically(options.out, text.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

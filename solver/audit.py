@@ -1,0 +1,191 @@
+"""Check a solution and its proof of optimality, without a solver and without trusting one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from upscale_opt.errors import VerificationError
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.solution import Solution
+from upscale_opt.solver.check import damage, losses
+from upscale_opt.solver.instance import (
+    Case,
+    Demand,
+    Group,
+    Instance,
+    Proof,
+    as_copies,
+    cost,
+    satisfied,
+)
+from upscale_opt.solver.layout import lay_out
+from upscale_opt.solver.proof import false_group, proven_bound
+from upscale_opt.solver.solve import Problem, pose
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What :meth:`Solution.check` found out; that the plan is right goes without saying.
+
+    Attributes:
+        objective_value: what the orders cost.
+        lower_bound: what the solution says that no orders cost less than.
+        proven_bound: what the solution's conflicts and cases prove of it.
+    """
+
+    objective_value: int
+    lower_bound: int
+    proven_bound: int
+
+    @property
+    def proven(self) -> bool:
+        """Whether the lower bound is proven; else it rests on the solver's word."""
+        return self.proven_bound >= self.lower_bound
+
+    @property
+    def optimal(self) -> bool:
+        """Whether the orders are proven to be optimal, the solver's word apart."""
+        return self.proven_bound == self.objective_value
+
+    def __str__(self) -> str:
+        if self.optimal:
+            return f"{self.objective_value:,} is the optimum: proven by the conflicts alone"
+        if self.lower_bound == 0:
+            return f"{self.objective_value:,}; how few could be reached is not claimed"
+        if self.proven:
+            return (
+                f"{self.objective_value:,}, and no less than {self.lower_bound:,} can be reached: "
+                "proven by the conflicts alone"
+            )
+        return (
+            f"{self.objective_value:,}; that no less than {self.lower_bound:,} can be reached "
+            f"rests on the solver's word (the conflicts alone prove {self.proven_bound:,})"
+        )
+
+
+def audit(graph: ChannelGraph, masks: Masks, solution: Solution) -> AuditReport:
+    """Check everything that ``solution`` says, from the graph and the masks.
+
+    The orders are permutations and cost what it says; the plan is sound, follows from the orders
+    and drops nothing that matters; every conflict is one; and the bound follows from the conflicts,
+    in whole numbers (:mod:`upscale_opt.solver.proof`).
+
+    Raises:
+        VerificationError: if something is not true.
+        MaskError: if the masks do not fit the graph.
+    """
+    if solution.graph_fingerprint != graph.fingerprint:
+        raise VerificationError("the solution was made for another graph; solve this one")
+    problem = pose(graph, masks, solution.objective, model=solution.model, weights=solution.weights)
+    _check_orders(problem.formulation.instance, solution)
+    _check_plan(graph, masks, problem, solution)
+    proof = _proof(problem.formulation.instance, solution)
+    return _check_bound(problem.formulation.instance, solution, proof)
+
+
+def _check_orders(instance: Instance, solution: Solution) -> None:
+    if len(solution.orders) != len(instance.spaces):
+        raise VerificationError(
+            f"the solution orders {len(solution.orders)} spaces, but the graph with these masks "
+            f"has {len(instance.spaces)}; solve again"
+        )
+    for number, (space, order) in enumerate(zip(instance.spaces, solution.orders, strict=True)):
+        allowed = order == space.channels if space.fixed else None
+        if allowed is False or sorted(order) != sorted(space.channels):
+            raise VerificationError(
+                f"the order of space {number} is not one of its stored channels; solve again"
+            )
+    value = cost(instance, solution.orders)
+    if value != solution.objective_value:
+        raise VerificationError(
+            f"the orders cost {value:,}, not {solution.objective_value:,} as the solution says"
+        )
+
+
+def _check_plan(graph: ChannelGraph, masks: Masks, problem: Problem, solution: Solution) -> None:
+    broken = damage(graph, solution)
+    if broken is not None:
+        raise VerificationError(f"the solution is damaged: {broken}; solve again")
+    lost = losses(graph, masks, solution)
+    if lost:
+        raise VerificationError(f"the solution loses {lost[0]}; solve again")
+    held = satisfied(problem.formulation.instance, solution.orders)
+    layout = lay_out(
+        graph, problem.sets, problem.segments, problem.formulation, solution.orders, held
+    )
+    if (layout.tensors, layout.reads, layout.parameters) != (
+        solution.tensors,
+        solution.reads,
+        solution.parameters,
+    ):
+        raise VerificationError("the plan is not the one that its orders give; solve again")
+    copied = sum(read.copied for read in solution.reads)
+    counted = solution.objective == "copied_channels" and not solution.weights
+    if counted and copied != solution.objective_value:
+        raise VerificationError(
+            f"the plan copies {copied:,} channels, not {solution.objective_value:,} as it says"
+        )
+
+
+def _proof(instance: Instance, solution: Solution) -> Proof:
+    """The solution's proof in terms of the instance."""
+    known = {demand: index for index, demand in enumerate(instance.demands)}
+    numbers: dict[int, int] = {}
+    for place, asked in enumerate(solution.demands):
+        demand = Demand(asked.space, asked.kind, frozenset(asked.channels))
+        if demand not in known:
+            raise VerificationError(
+                f"demand {place} (of {', '.join(asked.reads)}) is made by no read; solve again"
+            )
+        numbers[place] = known[demand]
+    try:
+        groups = tuple(
+            Group(_renumbered(conflict.demands, numbers), conflict.limit)
+            for conflict in solution.conflicts
+        )
+        cases = tuple(
+            Case(
+                _renumbered(case.holds, numbers),
+                _renumbered(case.fails, numbers),
+                dict(case.prices),
+                {(read, numbers[demand]): price for read, demand, price in case.shares},
+                case.unit,
+            )
+            for case in solution.cases
+        )
+    except KeyError as error:
+        raise VerificationError(f"the proof speaks of demand {error}, which is missing") from None
+    return Proof(groups, cases)
+
+
+def _renumbered(demands: tuple[int, ...], numbers: Mapping[int, int]) -> tuple[int, ...]:
+    return tuple(numbers[demand] for demand in demands)
+
+
+def _check_bound(instance: Instance, solution: Solution, proof: Proof) -> AuditReport:
+    relaxed, constant = as_copies(instance) if instance.measure == "blocks" else (instance, 0)
+    wrong = false_group(relaxed, proof)
+    if wrong is not None:
+        raise VerificationError(
+            "the solution says that these demands exclude each other, but they do not: "
+            + ", ".join(_describe(instance.demands[demand]) for demand in wrong)
+        )
+    if solution.lower_bound > solution.objective_value:
+        raise VerificationError(
+            f"the lower bound {solution.lower_bound:,} is above what the orders cost, "
+            f"{solution.objective_value:,}"
+        )
+    optimal = solution.lower_bound == solution.objective_value
+    if (solution.status == "optimal") != optimal:
+        raise VerificationError(
+            f"the status is {solution.status!r}, but the lower bound is {solution.lower_bound:,} "
+            f"and the orders cost {solution.objective_value:,}"
+        )
+    bound = constant + proven_bound(relaxed, proof)
+    return AuditReport(solution.objective_value, solution.lower_bound, bound)
+
+
+def _describe(demand: Demand) -> str:
+    return f"{demand.kind} of {len(demand.channels)} channels in space {demand.space}"

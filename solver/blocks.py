@@ -1,0 +1,157 @@
+"""The fewest contiguous runs: consecutive block minimisation, as a travelling salesman's path.
+
+Channels that no read tells apart (one *atom*) lie side by side in some best order: taking one of
+them out of its place and putting it next to another never adds a run, by the triangle inequality.
+Along an order, a read's runs begin wherever an atom of it follows one that is not of it. So an
+order of a space is a path through its atoms, from an end that belongs to no read and back to it,
+whose arcs cost the runs that begin there (Kou 1977). Where two spaces lie side
+by side in the memory of a read, one run is spared if it has both the last atom of the one and the
+first of the other; that couples the paths.
+
+The paths are circuit constraints of CP-SAT. Large spaces, whose circuits would have too many arcs,
+are left to local search, with Held and Karp's bound. Another bound comes from the conflicts: a read
+that is not a view has two runs at least, and the exact solver knows how many reads cannot be views.
+"""
+
+from __future__ import annotations
+
+import time
+
+from upscale_opt.solver.block_circuit import Circuit
+from upscale_opt.solver.block_parts import parts_of, relaxed_bound
+from upscale_opt.solver.exact import Progress, solve_exact
+from upscale_opt.solver.greedy import greedy_orders
+from upscale_opt.solver.instance import (
+    Instance,
+    Orders,
+    Outcome,
+    Proof,
+    Read,
+    as_copies,
+    blocks,
+    cost,
+    identity_orders,
+)
+from upscale_opt.solver.local_search import improve
+
+_MAX_ARCS = 40_000
+"""Parts of the problem with more arcs than this are left to local search."""
+
+_LARGEST_TOTAL = 1 << 50
+"""Nor are those whose costs a floating-point number could not hold with certainty."""
+
+_SHARE = 0.1
+"""The share of the time left that local search and each of the simple bounds may take."""
+
+_INTERRUPTED = 0.9
+"""A search that ends unfinished before this share of its time was interrupted by the user."""
+
+
+def solve_blocks(
+    instance: Instance,
+    *,
+    time_limit: float,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Orders under which the reads fall into the fewest runs, with a bound.
+
+    Args:
+        instance: the problem, of measure ``"blocks"``.
+        time_limit: in seconds; a first answer may take a little longer if it is very small.
+        seed: for CP-SAT and the local search.
+        workers: threads of CP-SAT.
+        progress: told the cost of the best orders and the bound.
+    """
+    start = time.monotonic()
+    deadline = start + time_limit
+    search = _Search(instance, progress)
+    try:
+        search.consider(greedy_orders(instance, whole=False))
+        relaxed, constant = as_copies(instance)
+        limit = _SHARE * time_limit
+        outcome = solve_exact(relaxed, time_limit=limit, seed=seed, workers=workers)
+        search.bound = max(search.bound, constant + outcome.lower_bound)
+        search.proof = _known(outcome.proof, len(instance.demands))
+        search.consider(outcome.orders)
+        if not outcome.optimal and time.monotonic() < start + _INTERRUPTED * limit:
+            deadline = 0.0
+        if not search.optimal:
+            until = time.monotonic() + _SHARE * (deadline - time.monotonic())
+            search.consider(improve(instance, search.orders, deadline=until, seed=seed))
+        if not search.optimal:
+            search.split(deadline, seed, workers)
+    except KeyboardInterrupt:
+        pass
+    return Outcome(search.orders, search.cost, search.bound, search.proof)
+
+
+def _known(proof: Proof, demands: int) -> Proof:
+    """The proof, if it speaks of the instance's own demands only."""
+    spoken_of = [d for group in proof.groups for d in group.demands]
+    spoken_of += [d for case in proof.cases for d in (*case.holds, *case.fails)]
+    return proof if all(demand < demands for demand in spoken_of) else Proof()
+
+
+class _Search:
+    """The best orders and bound so far."""
+
+    def __init__(self, instance: Instance, progress: Progress | None) -> None:
+        self.instance = instance
+        self.orders = identity_orders(instance.spaces)
+        self.cost = cost(instance, self.orders)
+        self.bound = sum(_runs_at_least(read) for read in instance.reads)
+        self.proof = Proof()
+        self._progress = progress
+
+    @property
+    def optimal(self) -> bool:
+        return self.bound >= self.cost
+
+    def consider(self, orders: Orders) -> None:
+        value = cost(self.instance, orders)
+        if value < self.cost:
+            self.orders, self.cost = orders, value
+        self._report(self.cost)
+
+    def _report(self, value: int) -> None:
+        if self._progress is not None:
+            self._progress(value, self.bound)
+
+    def split(self, deadline: float, seed: int, workers: int) -> None:
+        """Solve the parts of the problem that share no read across spaces, the smallest first."""
+        parts = parts_of(self.instance)
+        bounds = [part.trivial_bound for part in parts]
+        constant = sum(read.weight for read in self.instance.reads if not read.parts)
+        for place, part in enumerate(parts):
+            now = time.monotonic()
+            if now >= deadline:
+                return
+            bounds[place] = relaxed_bound(part, now + _SHARE * (deadline - now))
+            self.bound = max(self.bound, constant + sum(bounds))
+            if part.arcs > _MAX_ARCS or part.runs > _LARGEST_TOTAL:
+                continue
+            limit = (deadline - now) / (len(parts) - place)
+            others = self.cost - sum(r.weight * blocks(r, self.orders) for r in part.reads)
+            bounds_of_others = constant + sum(bounds) - bounds[place]
+
+            def tell(
+                value: int, bound: int, more: int = others, floor: int = bounds_of_others
+            ) -> None:
+                self.bound = max(self.bound, floor + bound)
+                self._report(more + value)
+
+            circuit = Circuit(self.instance, part, self.orders)
+            paths = circuit.solve(limit, seed, workers, tell)
+            bounds[place] = max(bounds[place], paths.bound)
+            self.bound = max(self.bound, constant + sum(bounds))
+            new = [paths.orders.get(space, order) for space, order in enumerate(self.orders)]
+            self.consider(tuple(new))
+            if not paths.finished and time.monotonic() < now + _INTERRUPTED * limit:
+                return
+
+
+def _runs_at_least(read: Read) -> int:
+    some = not read.parts or any(part.channels for part in read.parts)
+    return read.weight if some else 0

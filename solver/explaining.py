@@ -1,0 +1,225 @@
+"""Why a read is a gather: the small set of reads that cannot all be views, and the witnesses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from upscale_opt.errors import SolverError
+from upscale_opt.ir.base import Record
+from upscale_opt.ir.ids import Ids, format_ids
+from upscale_opt.ir.solution import Demand, Read, Solution
+from upscale_opt.solver import instance
+from upscale_opt.solver.conflicts import Family
+from upscale_opt.solver.pqtree import End, PQTree
+from upscale_opt.solver.reduction import CoreDemand, demand_mask
+
+_MANY = 12
+"""At most so many names are listed in an error message."""
+
+
+class Member(Record):
+    """One of the demands that cannot hold together.
+
+    Attributes:
+        reads: the reads that make it, as ``"operation[operand]"``.
+        kind: ``"interval"``, or at the beginning (``"prefix"``) or end (``"suffix"``) of the space.
+        size: how many channels it wants side by side.
+        witnesses: those of the witness channels that it wants.
+    """
+
+    reads: tuple[str, ...]
+    kind: Literal["interval", "prefix", "suffix"]
+    size: int
+    witnesses: Ids
+
+
+class Explanation(Record):
+    """Why one read is a gather.
+
+    Attributes:
+        read: the read, as ``"operation[operand]"``.
+        tensor: what it reads.
+        copied: the channels that it copies.
+        reason: ``"conflict"``: it cannot be a view together with others, which are;
+            ``"hindrance"``: no order makes it a view; ``"choice"``: nothing forbids it, the solver
+            did not find it; ``"view"``: it is a view.
+        hindrance: what no order can change.
+        space: the space whose order is in question.
+        members: demands of which any but one can hold together, the read's own first.
+        witnesses: channels of the space that show it: even of these alone, no order has the
+            members' shares side by side, and without any one of them some order has.
+    """
+
+    read: str
+    tensor: str
+    copied: int
+    reason: Literal["conflict", "hindrance", "choice", "view"]
+    hindrance: str | None = None
+    space: int | None = None
+    members: tuple[Member, ...] = ()
+    witnesses: Ids = ()
+
+    def __str__(self) -> str:
+        if self.reason == "view":
+            return f"{self.read} reads a view of {self.tensor}: it copies nothing"
+        lines = [f"{self.read} gathers {self.copied:,} channels of {self.tensor}"]
+        if self.reason == "hindrance":
+            lines.append(f"  under every order: {self.hindrance}")
+        elif self.reason == "choice":
+            lines.append("  but need not: it could be a view together with all reads that are")
+        else:
+            own, *others = self.members
+            names = "; ".join(" = ".join(member.reads) for member in others)
+            lines.append(f"  it cannot be a view together with {names}")
+            lines.append(
+                f"  channels {format_ids(self.witnesses)} of space {self.space} show it; "
+                "side by side are wanted"
+            )
+            for member in (own, *others):
+                place = {"prefix": ", first", "suffix": ", last", "interval": ""}[member.kind]
+                wanted = format_ids(member.witnesses) or "none"
+                lines.append(f"    by {member.reads[0]} ({member.size:,}{place}): {wanted}")
+        return "\n".join(lines)
+
+
+def explain(solution: Solution, read: str | None = None) -> tuple[Explanation, ...]:
+    """Why reads are gathers.
+
+    Args:
+        solution: the solution; nothing else is needed.
+        read: one read only, as ``"operation"``, ``"operation[operand]"`` or ``"tensor ->
+            operation"``; all gathers by default.
+
+    Raises:
+        SolverError: if there is no such read.
+    """
+    reads = [r for r in solution.reads if not r.optional]
+    if read is None:
+        chosen = [r for r in reads if r.plan == "gather"]
+    else:
+        chosen = [r for r in reads if read in (r.op, _name(r), r.name)]
+        if not chosen:
+            gathers = list(dict.fromkeys(_name(r) for r in reads if r.plan == "gather"))
+            more = f" and {len(gathers) - _MANY} more" if len(gathers) > _MANY else ""
+            known = ", ".join(gathers[:_MANY]) + more or "none"
+            raise SolverError(f"no read is called {read!r}; the gathers are: {known}")
+    views = {_name(r) for r in reads if r.plan == "view"}
+    explainer = _Explainer(solution, views)
+    return tuple(explainer.explain(r) for r in chosen)
+
+
+def _name(read: Read) -> str:
+    return f"{read.op}[{read.operand}]"
+
+
+class _Explainer:
+    def __init__(self, solution: Solution, views: Iterable[str]) -> None:
+        self.solution = solution
+        self.views = frozenset(views)
+        self.places = [{c: i for i, c in enumerate(order)} for order in solution.orders]
+        self.holds = [self._holds(demand) for demand in solution.demands]
+        self.own: dict[str, list[int]] = {}
+        for index, demand in enumerate(solution.demands):
+            for name in demand.reads:
+                self.own.setdefault(name, []).append(index)
+
+    def _holds(self, demand: Demand) -> bool:
+        wanted = instance.Demand(demand.space, demand.kind, frozenset(demand.channels))
+        position = self.places[demand.space]
+        return instance.holds(wanted, position, len(position))
+
+    def explain(self, read: Read) -> Explanation:
+        name = _name(read)
+        if read.plan == "view":
+            return Explanation(read=name, tensor=read.tensor, copied=0, reason="view")
+        hindrance = self.solution.hindrances.get(name)
+        if hindrance is not None:
+            return self._explanation(read, "hindrance", hindrance=hindrance)
+        for demand in self.own.get(name, ()):
+            if not self.holds[demand]:
+                conflict = self._conflict(demand)
+                if conflict is not None:
+                    return self._by_conflict(read, demand, conflict)
+        return self._explanation(read, "choice")
+
+    def _explanation(
+        self,
+        read: Read,
+        reason: Literal["conflict", "hindrance", "choice"],
+        hindrance: str | None = None,
+    ) -> Explanation:
+        return Explanation(
+            read=_name(read),
+            tensor=read.tensor,
+            copied=read.copied,
+            reason=reason,
+            hindrance=hindrance,
+        )
+
+    def _conflict(self, demand: int) -> tuple[int, ...] | None:
+        """A minimal conflict between the demand and those of the views, if there is one."""
+        space = self.solution.demands[demand].space
+        rivals = [
+            index
+            for index, other in enumerate(self.solution.demands)
+            if other.space == space and self.holds[index] and not self.views.isdisjoint(other.reads)
+        ]
+        tree = PQTree(sorted(self.places[space]), ends=True)
+        masks = {i: self._mask(tree, self.solution.demands[i]) for i in (demand, *rivals)}
+        family = Family(len(self.places[space]), tree, masks)
+        return family.conflict([demand, *rivals])
+
+    def _mask(self, tree: PQTree, demand: Demand) -> CoreDemand:
+        wanted = instance.Demand(demand.space, demand.kind, frozenset(demand.channels))
+        return CoreDemand(demand.space, demand_mask(tree, wanted), demand.kind != "interval")
+
+    def _by_conflict(self, read: Read, demand: int, conflict: tuple[int, ...]) -> Explanation:
+        demands = [
+            self.solution.demands[i] for i in (demand, *(i for i in conflict if i != demand))
+        ]
+        space = demands[0].space
+        witnesses = _witnesses(sorted(self.places[space]), demands)
+        members = tuple(
+            Member(
+                reads=d.reads,
+                kind=d.kind,
+                size=len(d.channels),
+                witnesses=tuple(c for c in witnesses if c in frozenset(d.channels)),
+            )
+            for d in demands
+        )
+        return self._explanation(read, "conflict").model_copy(
+            update={"space": space, "members": members, "witnesses": witnesses}
+        )
+
+
+def _witnesses(channels: Sequence[int], demands: Sequence[Demand]) -> tuple[int, ...]:
+    """A minimal set of channels such that, even among these alone, the demands are in conflict.
+
+    What is left is one of Tucker's obstructions (1972), or one with a sentinel as a column.
+    """
+    sets = [frozenset(demand.channels) for demand in demands]
+    atoms: dict[tuple[bool, ...], int] = {}
+    for channel in channels:
+        atoms.setdefault(tuple(channel in members for members in sets), channel)
+    witnesses = list(atoms.values())
+    for channel in list(witnesses):
+        rest = [other for other in witnesses if other != channel]
+        if _in_conflict(rest, demands):
+            witnesses = rest
+    return tuple(sorted(witnesses))
+
+
+def _in_conflict(channels: Sequence[int], demands: Sequence[Demand]) -> bool:
+    tree = PQTree(channels, ends=True)
+    here = frozenset(channels)
+    ends: Mapping[str, list[int | End]] = {
+        "interval": [],
+        "prefix": [End.LEFT],
+        "suffix": [End.RIGHT],
+    }
+    return not all(
+        tree.reduce([*ends[demand.kind], *sorted(here.intersection(demand.channels))])
+        for demand in demands
+    )

@@ -1,0 +1,41 @@
+"""What can be minimised, and what one gather costs by each objective."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from upscale_opt.ir.graph import Tensor
+
+OBJECTIVES = ("copied_channels", "copied_bytes", "gathers", "blocks")
+"""What can be minimised: over all reads that are gathers, the channels they copy, the bytes they
+copy in one forward pass with the sizes that the graph was traced with, or their number; or over all
+reads, the contiguous runs that they fall into (a view is one run)."""
+
+UNITS = {
+    "copied_channels": "copied channels",
+    "copied_bytes": "copied bytes",
+    "gathers": "gathers",
+    "blocks": "blocks",
+}
+"""What the objectives count, in words."""
+
+
+def price(objective: str, tensor: Tensor, count: int) -> int:
+    """What it costs to gather ``count`` channels of ``tensor``; for blocks, what one run costs."""
+    if objective == "copied_channels":
+        return count
+    if objective == "copied_bytes":
+        return count * bytes_per_channel(tensor)
+    return 1 if count else 0
+
+
+def bytes_per_channel(tensor: Tensor) -> int:
+    """The bytes of one entry of the tensor's channel sequence, in the shape it was traced with."""
+    return math.prod(tensor.shape) // len(tensor.channels) * _item_size(tensor.dtype)
+
+
+def _item_size(dtype: str) -> int:
+    """Bytes per element, such as 4 for ``"float32"`` and 1 for ``"bool"``."""
+    bits = re.search(r"\d+", dtype)
+    return int(bits[0]) // 8 if bits else 1

@@ -1,0 +1,177 @@
+"""``upscale-opt compare``: solvers side by side, as tables, CSV, JSON and a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from enum import Enum
+from itertools import chain, groupby
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from upscale_opt.cli.cases import graph_case, instance_cases, network_cases
+from upscale_opt.cli.options import (
+    Amounts,
+    Layers,
+    LayersOption,
+    Model,
+    ModelOption,
+    Objective,
+    Seed,
+    Side,
+    SideOption,
+    SolverNames,
+    TimeLimit,
+    Weights,
+    Workers,
+    check_file,
+    weights_of,
+)
+from upscale_opt.cli.progress import Steps
+from upscale_opt.cli.side_by_side import name_of, run_cells
+from upscale_opt.cli.tables import comparison_table, output, row_line, say
+from upscale_opt.errors import UpscaleError
+from upscale_opt.ir.base import write_atomically
+from upscale_opt.solver.comparing import (
+    USUAL_SOLVERS,
+    Case,
+    Comparison,
+    ComparisonRow,
+    Settings,
+    problem_of,
+    with_gaps,
+)
+
+
+class Picture(str, Enum):
+    """The format of the picture."""
+
+    svg = "svg"
+    png = "png"
+
+
+_AMOUNTS = [0.5]
+_SOLVERS = list(USUAL_SOLVERS)
+
+
+def compare(
+    networks: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="Networks that `upscale-opt models` lists."),
+    ] = None,
+    amount: Amounts = _AMOUNTS,
+    side: SideOption = Side.input,
+    layers: LayersOption = Layers.all,
+    graph: Annotated[Path | None, typer.Option(help="A graph, from `trace`.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Masks for --graph.")] = None,
+    instance: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE...", help="Problems without a network, one per JSON file."),
+    ] = None,
+    solver: SolverNames = _SOLVERS,
+    objective: Objective = "copied_channels",
+    model: ModelOption = Model.tensor,
+    weight: Weights = None,
+    time_limit: TimeLimit = 60.0,
+    seed: Seed = 0,
+    workers: Workers = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that solve.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the files.")] = Path(
+        "out/compare"
+    ),
+    picture: Annotated[Picture, typer.Option(help="The picture's format.")] = Picture.svg,
+) -> None:
+    """Compare solvers on networks and amounts, one row per solver.
+
+    Prunes the networks as `run` does, or takes --graph and --masks, or --instance; these need no
+    PyTorch. Writes compare.csv, compare.json, and compare.svg or .png. Ctrl-C stops, with what is
+    finished.
+    """
+    names = list(dict.fromkeys(networks or ()))
+    if (graph is None) != (masks is None):
+        raise typer.BadParameter("--graph and --masks go together")
+    if not names and graph is None and not instance:
+        raise typer.BadParameter("name networks, or give --graph and --masks, or --instance")
+    files = [out / name for name in ("compare.csv", "compare.json", f"compare.{picture.value}")]
+    settings = Settings(objective, model.value, weights_of(weight), time_limit, seed, workers)
+    steps = Steps()
+    batches: list[Iterable[list[Case]]] = []
+    if graph is not None and masks is not None:
+        batches.append([[graph_case(graph, masks)]])
+    if instance:
+        batches.append([instance_cases(instance)])
+    if names:
+        batches.append(network_cases(names, amount, side.value, layers.value, seed, steps))
+    for file in files:
+        check_file(file)
+
+    rows: list[ComparisonRow] = []
+    try:
+        for cases in chain.from_iterable(batches):
+            _compare_on(cases, solver, settings, jobs, steps, rows)
+    finally:
+        if rows:
+            _write(files, rows)
+            say(output(), f"\nWritten to {out}: {', '.join(file.name for file in files)}")
+    if all(row.status == "failed" for row in rows):
+        raise UpscaleError("every solver failed; the table says why")
+
+
+def _compare_on(
+    cases: Sequence[Case],
+    solvers: Sequence[str],
+    settings: Settings,
+    jobs: int,
+    steps: Steps,
+    rows: list[ComparisonRow],
+) -> None:
+    """Solve these cases, print their tables, and add their rows; also if interrupted on the way."""
+    cells = [(case, solver) for case in cases for solver in solvers]
+    found: dict[int, ComparisonRow] = {}
+    same = len({case.label for case in cases}) == 1
+    try:
+        with steps.step(f"solve {cases[0].label}" if same else "solve") as tell:
+            for number, row in run_cells(cells, settings, jobs, tell):
+                found[number] = row
+                steps.note(f"{name_of(cells[number][0])}, {row_line(row)}")
+    finally:
+        finished = with_gaps(found[number] for number in sorted(found))
+        rows.extend(finished)
+        for _, problem in groupby(finished, key=problem_of):
+            _print(list(problem))
+
+
+def _print(rows: list[ComparisonRow]) -> None:
+    """The rows of one problem as a table, and why some failed."""
+    console = output()
+    say(console, f"\n{_heading(rows[0])}")
+    console.print(comparison_table(rows))
+    for row in rows:
+        if row.reason is not None:
+            say(console, f"{row.solver}: {row.reason}")
+
+
+def _heading(row: ComparisonRow) -> str:
+    if row.amount is None:
+        return row.label
+    return f"{row.label}, {100 * row.amount:g}% of the {Side(row.side).words} channels dropped"
+
+
+def _write(files: Sequence[Path], rows: Sequence[ComparisonRow]) -> None:
+    from upscale_opt.cli.pictures import draw
+
+    table, document, picture = files
+    write_atomically(table, _csv(rows).encode())
+    Comparison(rows=tuple(rows)).save(document)
+    write_atomically(picture, draw(rows, picture.suffix[1:]))
+
+
+def _csv(rows: Iterable[ComparisonRow]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(ComparisonRow.model_fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.model_dump() for row in rows)
+    return text.getvalue()

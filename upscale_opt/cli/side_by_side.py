@@ -1,0 +1,96 @@
+"""Solvers on cases, one after the other or in several processes; what Ctrl-C leaves is finished."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import contextmanager
+from types import FrameType
+
+from upscale_opt.cli.progress import Tell, solver_progress
+from upscale_opt.errors import UpscaleError
+from upscale_opt.solver.comparing import Case, ComparisonRow, Settings, run_case
+
+Cell = tuple[Case, str]
+"""One solver on one case."""
+
+
+def run_cells(
+    cells: Sequence[Cell], settings: Settings, jobs: int, tell: Tell
+) -> Iterator[tuple[int, ComparisonRow]]:
+    """Yield the number of a cell and its row, as soon as it is finished.
+
+    Args:
+        cells: what to solve.
+        settings: for all solvers.
+        jobs: how many processes solve; with 1 it is this one, and cells finish in their order.
+        tell: told how the solvers are getting on.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, when all that is finished was yielded.
+        UpscaleError: if a process was killed.
+    """
+    return _in_turn(cells, settings, tell) if jobs == 1 else _in_parallel(cells, settings, jobs)
+
+
+def _in_turn(
+    cells: Sequence[Cell], settings: Settings, tell: Tell
+) -> Iterator[tuple[int, ComparisonRow]]:
+    def progress(solver: str, best: int, bound: int) -> None:
+        solver_progress(lambda text: tell(f"{name_of(case)}, {solver}: {text}"), objective)(
+            best, bound
+        )
+
+    objective = settings.objective
+    with _noticing_interrupts() as interrupted:
+        for number, (case, solver) in enumerate(cells):
+            row = run_case(case, solver, settings, progress)
+            yield number, row
+            if interrupted():
+                raise KeyboardInterrupt
+
+
+def name_of(case: Case) -> str:
+    """What a case is called in a line about it."""
+    return case.label if case.amount is None else f"{case.label} {100 * case.amount:g}%"
+
+
+@contextmanager
+def _noticing_interrupts() -> Iterator[Callable[[], bool]]:
+    """Remember Ctrl-C: a solver that is interrupted returns what it has, as if time had run out."""
+    pressed = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _in_parallel(
+    cells: Sequence[Cell], settings: Settings, jobs: int
+) -> Iterator[tuple[int, ComparisonRow]]:
+    from joblib import Parallel, delayed
+
+    parallel = Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
+    try:
+        yield from parallel(
+            delayed(_numbered)(number, case, solver, settings)
+            for number, (case, solver) in enumerate(cells)
+        )
+    except BrokenExecutor:
+        raise UpscaleError(
+            "a worker process was killed, probably as the memory is full; use fewer --jobs"
+        ) from None
+
+
+def _numbered(
+    number: int, case: Case, solver: str, settings: Settings
+) -> tuple[int, ComparisonRow]:
+    return number, run_case(case, solver, settings)
