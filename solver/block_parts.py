@@ -123,4 +123,5 @@ def _distances(inside: Matrix, weights: Matrix) -> Matrix:
     """Weighted Hamming distances between rows."""
     heavy = inside * weights
     sizes = heavy.sum(axis=1)
-    return np.maximum(sizes[:, None] + sizes[None, :] - 2 * heavy @ inside.T, 0)
+    squares: Matrix = sizes[:, None] + sizes[None, :] - 2 * heavy @ inside.T
+    return squares

@@ -91,7 +91,7 @@ class PriceProgram:
             for use in self._by_demand[demand]:
                 self._charge(use)
         self._solver.SetTimeLimit(max(1, round(1000 * (deadline - time.monotonic()))))
-        solved = self._solver.Solve() == pywraplp.Solver.OPTIMAL
+        solved: bool = self._solver.Solve() == pywraplp.Solver.OPTIMAL
         self.work += cast(int, self._solver.iterations())
         return solved
 

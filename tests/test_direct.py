@@ -122,6 +122,7 @@ def test_the_model_allows_a_form_of_every_order(problem: Instance, rng: random.R
     program.minimize()
     solver = direct.cp_model.CpSolver()
     solver.parameters.fix_variables_to_their_hinted_value = True
+    solver.parameters.catch_sigint_signal = False  # it would not be handed back
     status = solver.solve(program.model)
     assert status == direct.cp_model.OPTIMAL
     assert solver.objective_value + program.constant <= instance.cost(copies, orders)
@@ -154,7 +155,7 @@ def test_short_time_on_a_hard_instance(measure: Measure, time_limit: float) -> N
 def test_interrupt_returns_what_there_is() -> None:
     problem = random_sets(60, 70, 3, 2, 14)
     handler = signal.getsignal(signal.SIGINT)
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     outcome = solve_direct(problem, time_limit=3600)
     timer.join()

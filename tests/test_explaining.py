@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from helpers import Documents, documents_of
 
 import upscale_opt as uo
-from tests.helpers import Documents, documents_of
 from upscale_opt.errors import SolverError
 from upscale_opt.solver.explaining import Explanation, Member
 from upscale_opt.solver.pqtree import End, PQTree
@@ -75,7 +75,7 @@ def test_a_view_says_that_it_is_one(documents: Documents) -> None:
 
 
 def test_unknown_reads_are_named(documents: Documents) -> None:
-    with pytest.raises(SolverError, match="'nonsense'; the gathers are: .*\\["):
+    with pytest.raises(SolverError, match=r"'nonsense'; the gathers are: .*\["):
         documents.solution.explain("nonsense")
 
 

@@ -1,4 +1,4 @@
-"""Proofs of bounds: never more than the truth, whatever they say, and complete where they can be."""
+"""Proofs of bounds: never more than the truth, and all of it where that can be."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from outcomes import instances, random_sets, terms_of_proof
 
-from tests.outcomes import instances, random_sets, terms_of_proof
 from upscale_opt.models.handmade_instances import HANDMADE
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.exact import solve_exact

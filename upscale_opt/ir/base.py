@@ -97,6 +97,7 @@ class Document(Record):
 
 
 def first_problem(error: ValidationError) -> str:
+    """The first of Pydantic's complaints, in one line."""
     problems = error.errors(include_url=False, include_context=False)
     where = ".".join(str(part) for part in problems[0]["loc"])
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
