@@ -14,6 +14,7 @@ status: 0 if all is well, 1 after a failure, 130 if interrupted before any.
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import random
 import signal
@@ -92,7 +93,8 @@ def try_case(case: tuple[int, Measure], solvers: Sequence[str]) -> Result:
         except Exception as error:
             failures[solver] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             continue
-        seconds[solver] = time.perf_counter() - start
+        finally:
+            seconds[solver] = time.perf_counter() - start
         if problem is not None:
             failures[solver] = problem
         if outcome.objective == optimum:
@@ -170,19 +172,20 @@ def results(
 
 def report(console: Console, found: Sequence[Result], solvers: Sequence[str]) -> None:
     """Print one row per measure and solver."""
-    for measure in MEASURES:
-        tried = [result for result in found if result.measure == measure]
-        for solver in solvers if tried else ():
-            optimal = sum(solver in result.optimal for result in tried)
-            checked = sum(solver in result.checked for result in tried)
-            failed = sum(solver in result.failures for result in tried)
-            seconds = sum(result.seconds.get(solver, 0) for result in tried)
-            console.print(
-                f"{measure}, {solver}: {optimal:,} of {len(tried):,} optimal, bound shown by its "
-                f"proof alone {checked:,} times, {failed:,} failed, {seconds:.0f} s",
-                highlight=False,
-                soft_wrap=True,
-            )
+    for measure, solver in itertools.product(MEASURES, solvers):
+        tried = [r for r in found if r.measure == measure and solver in r.seconds]
+        if not tried:
+            continue
+        optimal = sum(solver in result.optimal for result in tried)
+        checked = sum(solver in result.checked for result in tried)
+        failed = sum(solver in result.failures for result in tried)
+        seconds = sum(result.seconds[solver] for result in tried)
+        console.print(
+            f"{measure}, {solver}: {optimal:,} of {len(tried):,} optimal, bound shown by its "
+            f"proof alone {checked:,} times, {failed:,} failed, {seconds:.0f} s",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -175,7 +175,7 @@ class _Formulator:
 
     def _count(self, tensor: str, ids: Ids) -> int:
         """How many entries of the tensor's channel sequence are among ``ids``."""
-        return sum(c in ids for c in self.graph.tensors[tensor].channels)
+        return sum(map(ids.__contains__, self.graph.tensors[tensor].channels))
 
     def _with_pieces(
         self, edge: Edge, read: Read, cat: str, ids: Ids

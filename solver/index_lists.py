@@ -26,7 +26,9 @@ def index_lists(
 
     def keep(parameter: str, axis: int, tensor: str, entries: tuple[int, ...]) -> None:
         features = graph.tensors[tensor].features
-        indices = tuple(e * features + f for e in entries for f in range(features))
+        indices = entries
+        if features > 1:
+            indices = tuple(e * features + f for e in entries for f in range(features))
         if indices != tuple(range(graph.parameters[parameter][axis])):
             lists.setdefault(parameter, {})[axis] = indices
 

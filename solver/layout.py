@@ -131,7 +131,8 @@ class _Writer:
         while at < len(sequence):
             size = len(self.graph.spaces[self.space_of[sequence[at]]].channels)
             entries = [i for i in range(at, at + size) if sequence[i] in stored]
-            result.extend(sorted(entries, key=lambda i: self.rank[sequence[i]]))
+            rank = dict(zip(entries, [self.rank[sequence[i]] for i in entries], strict=True))
+            result.extend(sorted(entries, key=rank.__getitem__))
             at += size
         return tuple(result)
 

@@ -30,6 +30,10 @@ _KICKS_PER_ATOM = 10
 _MOST_KICKS = 2_000
 """How many kicks without an improvement end the search in one space."""
 
+_TURNS_PER_SPACE = 50
+_MOST_TURNS = 500
+"""How many turns at the ends of spaces without an improvement end the search."""
+
 _ROWS = 256
 """How many rows of distances are computed between two looks at the clock."""
 
@@ -45,23 +49,24 @@ def improve_blocks(
         deadline: when to stop at the latest, by ``time.monotonic()``.
         rng: for all random choices.
     """
-    record = cost(instance, orders)
     beside = _beside(instance)
     for kicks in (False, True):
-        waiting = deque(beside)
-        while waiting:
-            now = time.monotonic()
-            if now >= deadline:
-                return
-            number = waiting.popleft()
-            share = now + (deadline - now) / (len(waiting) + 1)
-            for order in _better(instance, orders, number, kicks, share, rng):
-                candidate = (*orders[:number], order, *orders[number + 1 :])
-                value = cost(instance, candidate)
-                if value < record:
-                    orders, record = candidate, value
-                    waiting.extend(s for s in sorted(beside[number]) if s not in waiting)
-                    yield orders
+        for orders in _one_by_one(instance, orders, beside, kicks, deadline, rng):
+            yield orders
+    tied = [number for number, others in beside.items() if others]
+    record = cost(instance, orders)
+    idle = 0
+    while tied and idle < min(_TURNS_PER_SPACE * len(tied), _MOST_TURNS):
+        idle += 1
+        candidate = _turned(instance, orders, rng.choice(tied), beside, deadline, rng)
+        if time.monotonic() > deadline:
+            return
+        value = cost(instance, candidate)
+        if value < record:
+            idle = 0
+            yield candidate
+        if value <= record:
+            orders, record = candidate, value
 
 
 def _beside(instance: Instance) -> dict[int, set[int]]:
@@ -73,7 +78,7 @@ def _beside(instance: Instance) -> dict[int, set[int]]:
             if not instance.spaces[part.space].fixed:
                 beside.setdefault(part.space, set())
         for left, right in pairwise(parts):
-            if {left.space, right.space} <= beside.keys() and left.space != right.space:
+            if {left.space, right.space} <= beside.keys():
                 beside[left.space].add(right.space)
                 beside[right.space].add(left.space)
     return dict(sorted(beside.items()))
@@ -81,6 +86,36 @@ def _beside(instance: Instance) -> dict[int, set[int]]:
 
 def _laid_out(instance: Instance, parts: Iterable[Part]) -> list[Part]:
     return [part for part in parts if instance.spaces[part.space].channels]
+
+
+def _one_by_one(
+    instance: Instance,
+    orders: Orders,
+    beside: dict[int, set[int]],
+    kicks: bool,
+    deadline: float,
+    rng: random.Random,
+) -> Iterator[Orders]:
+    """Improve every space for itself, and again when one beside it has changed."""
+    record = cost(instance, orders)
+    waiting = deque(beside)
+    while waiting:
+        now = time.monotonic()
+        if now >= deadline:
+            return
+        number = waiting.popleft()
+        share = now + (deadline - now) / (len(waiting) + 1)
+        for order in _better(instance, orders, number, kicks, share, rng):
+            candidate = _with(orders, number, order)
+            value = cost(instance, candidate)
+            if value < record:
+                orders, record = candidate, value
+                waiting.extend(s for s in sorted(beside[number]) if s not in waiting)
+                yield orders
+
+
+def _with(orders: Orders, number: int, order: tuple[int, ...]) -> Orders:
+    return (*orders[:number], order, *orders[number + 1 :])
 
 
 def _better(
@@ -120,6 +155,26 @@ def _better(
         if tour.kick(rng):
             idle = 0
             yield order(tour.path)
+
+
+def _turned(
+    instance: Instance,
+    orders: Orders,
+    number: int,
+    beside: dict[int, set[int]],
+    deadline: float,
+    rng: random.Random,
+) -> Orders:
+    """Put another channel at an end of a space, and let those beside it, then itself, adapt."""
+    order = list(orders[number])
+    channel = order.pop(rng.randrange(len(order)))
+    order.insert(rng.choice([0, len(order)]), channel)
+    orders = _with(orders, number, tuple(order))
+    for other in (*sorted(beside[number] - {number}), number):
+        first = next(_better(instance, orders, other, False, deadline, rng), None)
+        if first is not None:
+            orders = _with(orders, other, first)
+    return orders
 
 
 def _atoms(instance: Instance, orders: Orders, number: int) -> list[tuple[int, ...]]:

@@ -71,7 +71,7 @@ def _validate(value: Any) -> tuple[int, ...]:
         return parse_ids(value)
     if isinstance(value, (list, tuple, range)):
         ids = tuple(value)
-        if all(type(i) is int and i >= 0 for i in ids):
+        if not ids or (set(map(type, ids)) == {int} and min(ids) >= 0):
             return ids
     raise ValueError("expected runs of channels such as '0-3,7', or a list of non-negative ints")
 

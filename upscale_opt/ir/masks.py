@@ -65,10 +65,9 @@ class Masks(Document):
                         f"{', '.join(map(str, axes[name]))}"
                     )
                 size = graph.parameters[name][axis]
-                if any(index >= size for index in kept):
-                    bad = max(kept)
+                if kept and max(kept) >= size:
                     raise MaskError(
-                        f"masks keep index {bad} on axis {axis} of {name!r}, which has only "
+                        f"masks keep index {max(kept)} on axis {axis} of {name!r}, which has only "
                         f"{size} slices"
                     )
                 if len(set(kept)) != len(kept):
