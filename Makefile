@@ -14,7 +14,7 @@ MYPY := MYPYPATH=build/typecheck $(RUN) -m mypy --strict
 SCRIPTS := tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint setup bench fuzz wheel clean
+.PHONY: help run test lint setup bench solvers fuzz wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list.
@@ -43,6 +43,12 @@ setup: $(READY)  ## Set up .venv; the other targets do it by themselves.
 bench: $(BENCH_READY)  ## Export many networks; time us beside apple-upscale.
 	@$(RUN) benchmarks/networks.py
 	@$(RUN) benchmarks/speed_vs_upscale.py
+
+solvers: $(BENCH_READY)  ## Check the solvers against brute force; compare them, on networks and beyond.
+	@$(RUN) benchmarks/solver_sweep.py --jobs $(WORKERS)
+	@$(RUN) benchmarks/solver_scaling.py
+	@$(RUN) benchmarks/greedy_vs_exact.py --jobs $(WORKERS)
+	@$(RUN) benchmarks/greedy_vs_upscale.py
 
 fuzz: $(READY)  ## Export thousands of random networks and check that nothing is lost.
 	@$(RUN) benchmarks/lossless.py --networks $(NETWORKS) --jobs $(WORKERS)

@@ -11,6 +11,7 @@ Ours is solved on UPSCALE's terms (``model="segment"``), greedily and exactly, a
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import sys
 import time
@@ -166,6 +167,7 @@ def main() -> int:
     for network, amount in ((name, amount) for name in names for amount in options.amount):
         start = time.perf_counter()
         rows.append(compare(network, amount, options.seed))
+        gc.collect()  # models are in cycles, and Python does not know how large they are
         print(f"{rows[-1]} {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     text = page(rows, f"python {' '.join(sys.argv)}")
     if options.out is None:

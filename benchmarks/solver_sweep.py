@@ -89,12 +89,12 @@ def try_case(case: tuple[int, Measure], solvers: Sequence[str]) -> Result:
         start = time.perf_counter()
         try:
             outcome = solve_instance(instance, solver, time_limit=60, seed=seed)
+            seconds[solver] = time.perf_counter() - start
             problem = wrong(instance, solver, outcome, optimum)
         except Exception as error:
             failures[solver] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            seconds.setdefault(solver, 0.0)
             continue
-        finally:
-            seconds[solver] = time.perf_counter() - start
         if problem is not None:
             failures[solver] = problem
         if outcome.objective == optimum:

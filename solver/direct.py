@@ -6,7 +6,6 @@ no PQ-trees. It can take some dozens of channels per space; the other one takes 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 
@@ -127,5 +126,5 @@ class _Watcher(cp_model.CpSolverSolutionCallback):
         self._tell = tell
 
     def on_solution_callback(self) -> None:
-        bound = self.best_objective_bound
-        self._tell(self.value, math.ceil(bound - abs(bound) * 1e-12 - 1e-6))
+        # best_objective_bound is a floating-point number, and off by what large costs round to
+        self._tell(self.value, self.response_proto.inner_objective_lower_bound)

@@ -3,8 +3,8 @@
 Channels that belong to the same sets stay together (an *atom*), and the runs that a space's order
 cuts its reads into are half the length of a path through the atoms, the distance of two being the
 weight of the sets that one of them belongs to and the other does not. What lies beside the space in
-the memory that is read stands at the path's ends; so spaces are improved in turn, as long as that
-helps.
+the memory that is read stands at the path's ends; so spaces are improved one by one, as long as
+that helps, and then turned against each other.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ def improve_blocks(
     """
     beside = _beside(instance)
     for kicks in (False, True):
-        for orders in _one_by_one(instance, orders, beside, kicks, deadline, rng):
-            yield orders
+        for better in _one_by_one(instance, orders, beside, kicks, deadline, rng):
+            yield better
+            orders = better
     tied = [number for number, others in beside.items() if others]
+    patience = min(_TURNS_PER_SPACE * len(tied), _MOST_TURNS)
     record = cost(instance, orders)
     idle = 0
-    while tied and idle < min(_TURNS_PER_SPACE * len(tied), _MOST_TURNS):
+    while idle < patience and time.monotonic() < deadline:
         idle += 1
         candidate = _turned(instance, orders, rng.choice(tied), beside, deadline, rng)
-        if time.monotonic() > deadline:
-            return
         value = cost(instance, candidate)
         if value < record:
             idle = 0

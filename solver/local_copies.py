@@ -1,9 +1,9 @@
 """Local search for orders that copy less: serve one more read, then all others as well as they fit.
 
 A solution is a set of demands that hold together, in PQ-trees; thousands of channels cost nothing.
-A step forces one read in, serves in a random sequence, the better served the sooner, most of those
-that were served before, and then what else fits (a large neighbourhood search, Shaw 1998). The
-result is taken if it costs hardly more than the best one so far (record-to-record travel, Dueck
+A step forces one read in, restores in a random sequence, heavy ones rather first, most of the views
+that there were before, and then serves what else fits (a large neighbourhood search, Shaw 1998).
+The result is taken if it costs hardly more than the best one so far (record-to-record travel, Dueck
 1993).
 """
 
@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from upscale_opt.solver.conflicts import Family
 from upscale_opt.solver.instance import Instance, Orders, Read, read_cost, satisfied
@@ -19,16 +20,21 @@ from upscale_opt.solver.packing import Packing, pack, served_by
 from upscale_opt.solver.reduction import Component, Core, reduce_instance
 from upscale_opt.solver.search import families_of
 
+Item = TypeVar("Item")
+
 _DROPPED = 0.8
-"""At most this share of the reads served loses its place."""
+"""At most this share of the views is given up."""
 
 _NOISE = 512
-"""By how much of 1,024 parts, at most, chance lowers a read's weight in the sequence."""
+"""By how much of 1,024 parts, at most, chance lowers a weight that decides about a sequence."""
+
+_PIECES_FIRST = 0.25
+"""How often a read that could be a view is served piece by piece."""
 
 _WORSE = 200
 """A result may cost this part of the best cost more."""
 
-_STEPS_PER_READ = 20
+_STEPS_PER_DEMAND = 20
 _MOST_STEPS = 1_000
 _MOST_REDUCTIONS = 200_000
 _FEWEST_STEPS = 50
@@ -92,7 +98,7 @@ def _improve(
 
 def _patience(component: Component) -> int:
     reductions = _MOST_REDUCTIONS // len(component.demands)
-    steps = min(_STEPS_PER_READ * len(component.reads), _MOST_STEPS, reductions)
+    steps = min(_STEPS_PER_DEMAND * len(component.demands), _MOST_STEPS, reductions)
     return max(steps, _FEWEST_STEPS)
 
 
@@ -106,23 +112,42 @@ def _step(
     """Serve a read that is not served well, and repair the rest; None if time runs out."""
     costs = [read_cost(read, held) for read in reads]
     packing = Packing(families)
-    packing.serve(reads[rng.choice([i for i, cost in enumerate(costs) if cost > 0])])
+    _serve(packing, reads[rng.choice([i for i, cost in enumerate(costs) if cost > 0])], rng)
     dropped = rng.uniform(0, _DROPPED)
-    gains = [read.weight - cost for read, cost in zip(reads, costs, strict=True)]
-    for index in _roughly_by(gains, rng):
+    for view in _roughly_sorted(_served(reads, held), rng):
         if time.monotonic() > deadline:
             return None
-        if gains[index] > 0 and rng.random() >= dropped:
-            for view in served_by(reads[index], held):
-                packing.add(view)
-    for index in _roughly_by([read.weight for read in reads], rng):
+        if rng.random() >= dropped:
+            packing.add(view)
+    for read in _roughly_sorted([(read.weight, read) for read in reads], rng):
         if time.monotonic() > deadline:
             return None
-        packing.serve(reads[index])
+        _serve(packing, read, rng)
     return packing
 
 
-def _roughly_by(values: Sequence[int], rng: random.Random) -> list[int]:
-    """The indices, those of greater values rather earlier."""
-    keys = [-value * rng.randint(1_024 - _NOISE, 1_024) for value in values]
-    return sorted(range(len(values)), key=keys.__getitem__)
+def _served(reads: Sequence[Read], held: set[int]) -> list[tuple[int, tuple[int, ...]]]:
+    """The views that serve reads and pieces of them, with their weights."""
+    served = []
+    for read in reads:
+        views = served_by(read, held)
+        if views and views[0] is read.view:
+            served.append((read.weight, views[0]))
+        else:
+            weights = {piece.view: piece.weight for piece in read.pieces}
+            served.extend((weights[view], view) for view in views)
+    return served
+
+
+def _serve(packing: Packing, read: Read, rng: random.Random) -> None:
+    """Serve ``read`` as a view or, rather if that cannot be, piece by piece."""
+    as_view = read.view is not None and not (read.pieces and rng.random() < _PIECES_FIRST)
+    if not (as_view and packing.add(read.view or ())):
+        pieces = [(piece.weight, piece) for piece in read.pieces]
+        packing.serve_by_pieces(read, _roughly_sorted(pieces, rng))
+
+
+def _roughly_sorted(items: Iterable[tuple[int, Item]], rng: random.Random) -> list[Item]:
+    """The second of each pair, those with a greater first rather earlier."""
+    keyed = [(-weight * rng.randint(1_024 - _NOISE, 1_024), item) for weight, item in items]
+    return [item for _, item in sorted(keyed, key=lambda pair: pair[0])]

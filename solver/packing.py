@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 
 from upscale_opt.solver.conflicts import Family
-from upscale_opt.solver.instance import Read, gathered_pieces, is_view, read_cost
+from upscale_opt.solver.instance import Piece, Read, gathered_pieces, is_view, read_cost
 from upscale_opt.solver.pqtree import PQTree
 from upscale_opt.solver.reduction import Component
 
@@ -46,10 +46,13 @@ class Packing:
         """Make ``read`` as cheap as its demands still allow; add nothing if that is no use."""
         if read.view is not None and self.add(read.view):
             return
-        if not read.pieces:
-            return
+        if read.pieces:
+            self.serve_by_pieces(read, sorted(read.pieces, key=lambda piece: -piece.weight))
+
+    def serve_by_pieces(self, read: Read, pieces: Iterable[Piece]) -> None:
+        """Make views of these pieces of ``read``, as far as possible; of none if that is no use."""
         before = set(self.held), dict(self.trees), set(self._hopeless)
-        for piece in sorted(read.pieces, key=lambda piece: -piece.weight):
+        for piece in pieces:
             if piece.view is not None:
                 self.add(piece.view)
         if gathered_pieces(read, self.held) is None:

@@ -14,6 +14,7 @@ from types import ModuleType
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ortools.sat.python import cp_model
 from outcomes import check, instances, random_sets
 
 from upscale_opt.models.instances import with_measure
@@ -120,11 +121,11 @@ def test_the_model_allows_a_form_of_every_order(problem: Instance, rng: random.R
     program = direct_program.Program(float("inf"))
     direct_copies.model_copies(program, copies, orders)
     program.minimize()
-    solver = direct.cp_model.CpSolver()
+    solver = cp_model.CpSolver()
     solver.parameters.fix_variables_to_their_hinted_value = True
     solver.parameters.catch_sigint_signal = False  # it would not be handed back
     status = solver.solve(program.model)
-    assert status == direct.cp_model.OPTIMAL
+    assert status == cp_model.OPTIMAL
     assert solver.objective_value + program.constant <= instance.cost(copies, orders)
 
 

@@ -24,6 +24,7 @@ from upscale_opt.solver.greedy import solve_greedy
 from upscale_opt.solver.identity import solve_identity
 from upscale_opt.solver.instance import Instance, Measure, Orders, cost
 from upscale_opt.solver.local_search import improve, solve_local_search
+from upscale_opt.solver.registry import solve_instance
 from upscale_opt.solver.tours import Distances, Tour, nearest
 
 NEVER = math.inf
@@ -98,7 +99,8 @@ def test_poisoned_instances(name: str, measure: Measure) -> None:
     outcome = solve_local_search(instance, time_limit=60)
     check(instance, outcome)
     best = min(solve_greedy(instance), solve_identity(instance), key=lambda o: o.objective)
-    assert brute_force(instance) <= outcome.objective <= best.objective
+    least = solve_instance(instance, "cp-sat", time_limit=600).lower_bound
+    assert least <= outcome.objective <= best.objective
     assert outcome.lower_bound == best.lower_bound
 
 
@@ -202,14 +204,17 @@ def test_tours_stay_tours_and_know_their_length(size: int, seed: int) -> None:
     tour = Tour(distances, start, NEVER)
     known = length(distances, start)
     assert tour.length == known
-    for step in range(10):
-        shorter = tour.kick(rng) if step else tour.settle(range(size))
+    tour.settle(range(size))
+    assert tour.length <= known
+    known = tour.length
+    for _ in range(10):
+        shorter = tour.kick(rng)
         inner = tour.path[1:-1].tolist()
         assert sorted(inner) == list(range(size))
         assert tour.path[0] == size
         assert tour.path[-1] == size + 1
         assert tour.length == length(distances, inner) <= known
-        assert step == 0 or shorter == (tour.length < known)
+        assert shorter == (tour.length < known)
         known = tour.length
     assert sorted(nearest(distances)) == list(range(size))
 

@@ -108,7 +108,7 @@ def test_sweep_finds_false_conflicts() -> None:
 def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page, with one small case instead of its own."""
     module = command("solver_scaling")
-    monkeypatch.setattr(module, "CASES", {"four sets": lambda: CASE})
+    monkeypatch.setattr(module, "CASES", {"four sets": lambda rng: CASE})
     page = tmp_path / "scaling.md"
     monkeypatch.setattr(
         sys, "argv", ["solver_scaling.py", "--solver", "cp-sat", "--out", str(page)]

@@ -72,12 +72,15 @@ def _cases_of(
     seed: int,
     steps: Steps,
 ) -> list[Case]:
+    import gc
+
     import torch
 
     from upscale_opt.cli import networks
     from upscale_opt.masking import apply_masks, magnitude_masks
     from upscale_opt.tracing import trace
 
+    gc.collect()  # the network before is in cycles, and Python does not know how large it is
     with networks.memory_errors():
         with steps.step(f"build {name}"):
             place = torch.device("cpu")
