@@ -6,7 +6,7 @@ name (`GENERATORS`):
 
 >>> instance = GENERATORS["correlated"](random.Random(0), 3, 8)
 >>> [sorted(demand.channels) for demand in instance.demands]
-[[0, 1, 4, 5], [0, 3, 6, 7], [1, 3, 6, 7]]
+[[0, 2, 3, 5], [0, 2, 5, 6], [0, 3, 4, 7]]
 
 Every read has its `parts`, so that each instance makes sense under both measures: as generated,
 copies, of as many channels as a read takes; by `instances.with_measure`, blocks or anything else.

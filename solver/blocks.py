@@ -78,10 +78,10 @@ def solve_blocks(
         if not outcome.optimal and time.monotonic() < start + _INTERRUPTED * limit:
             deadline = 0.0
         if not search.optimal:
-            until = time.monotonic() + _SHARE * (deadline - time.monotonic())
-            search.consider(improve(instance, search.orders, deadline=until, seed=seed))
-        if not search.optimal:
-            search.split(deadline, seed, workers)
+            search.descend(time.monotonic() + _SHARE * (deadline - time.monotonic()), seed)
+        goes_on = search.optimal or search.split(deadline, seed, workers)
+        if not search.optimal and goes_on:
+            search.descend(deadline, seed + 1)
     except KeyboardInterrupt:
         pass
     return Outcome(search.orders, search.cost, search.bound, search.proof)
@@ -119,15 +119,23 @@ class _Search:
         if self._progress is not None:
             self._progress(value, self.bound)
 
-    def split(self, deadline: float, seed: int, workers: int) -> None:
-        """Solve the parts of the problem that share no read across spaces, the smallest first."""
+    def descend(self, deadline: float, seed: int) -> None:
+        """Improve the orders by local search."""
+        improve(self.instance, self.orders, deadline=deadline, seed=seed, found=self.consider)
+
+    def split(self, deadline: float, seed: int, workers: int) -> bool:
+        """Solve the parts of the problem that share no read across spaces, the smallest first.
+
+        Returns:
+            False if the user wants to stop.
+        """
         parts = parts_of(self.instance)
         bounds = [part.trivial_bound for part in parts]
         constant = sum(read.weight for read in self.instance.reads if not read.parts)
         for place, part in enumerate(parts):
             now = time.monotonic()
             if now >= deadline:
-                return
+                return True
             bounds[place] = relaxed_bound(part, now + _SHARE * (deadline - now))
             self.bound = max(self.bound, constant + sum(bounds))
             if part.arcs > _MAX_ARCS or part.runs > _LARGEST_TOTAL:
@@ -149,7 +157,8 @@ class _Search:
             new = [paths.orders.get(space, order) for space, order in enumerate(self.orders)]
             self.consider(tuple(new))
             if not paths.finished and time.monotonic() < now + _INTERRUPTED * limit:
-                return
+                return False
+        return True
 
 
 def _runs_at_least(read: Read) -> int:

@@ -79,7 +79,7 @@ def solve_exact(
     if any(search.interrupted for search in searches):
         deadline = 0.0
     best = _orders(instance, core, searches, seed, workers, deadline)
-    if not all(search.done for search in searches) and time.monotonic() < deadline:
+    if any(search.bound < search.cost for search in searches) and time.monotonic() < deadline:
         with suppress(KeyboardInterrupt):
             best = improve(instance, best, deadline=deadline, seed=seed)
     try:
@@ -95,15 +95,21 @@ def solve_exact(
 
 
 def _proof(core: Core, searches: Iterable[Search], deadline: float) -> Proof:
-    """What shows the bound; all conflicts, where what they show falls short of it."""
+    """What shows the bounds; all conflicts, where what they show falls short of it.
+
+    Bounds of masters that had to round are raised to what is shown.
+    """
     groups: dict[Group, int] = {}
     cases: list[Case] = []
     for search in searches:
-        if search.bound == 0:
+        aim = search.cost if search.exhausted else search.bound
+        if aim == 0:
             continue
         own = [Group(cut.demands, cut.limit) for cut in search.cuts]
-        steps = prove(search.component, own, search.bound, deadline)
-        complete = all(case_bound(search.component, own, s) >= search.bound for s in steps)
+        steps = prove(search.component, own, aim, deadline)
+        shown = min(case_bound(search.component, own, step) for step in steps)
+        complete = shown >= search.bound
+        search.bound = max(search.bound, shown)
         priced = {index for step in steps for index in step.prices}
         place = {
             index: groups.setdefault(core.original_group(group), len(groups))

@@ -21,7 +21,7 @@ from upscale_opt.solver.instance import Case, Group, Read
 from upscale_opt.solver.proof import common_weight, users
 from upscale_opt.solver.reduction import Component
 
-_MAX_STEPS = 100_000
+_MAX_STEPS = 10_000
 """Of the simplex method, which can go round in circles where weights are very far apart."""
 
 _FRACTION = 1e-6

@@ -17,7 +17,7 @@ _UNITS = (1, 2, 6, 12, 60, 2520, 1 << 20)
 _MAX_CASES = 1000
 """A proof of more cases than this is not tried for."""
 
-_MAX_WORK = 150_000
+_MAX_WORK = 60_000
 """Nor one that takes more work than this to find: some seconds."""
 
 _SLACK = 1e-6
@@ -78,9 +78,11 @@ class _Prover:
 
     def priced(self, case: Case) -> tuple[Case, int | None]:
         """The case with the prices that prove most, and a demand to distinguish cases by."""
+        best, most = case, case_bound(self._component, self._groups, case)
+        if most >= self._bound:
+            return case, None
         if not self._program.solve(case.holds, case.fails, self._deadline):
             return case, self._most_entangled((*case.holds, *case.fails))
-        best, most = case, 0
         hopeless = self._program.value() < (self._bound - self._step) * (1 - _SLACK)
         for unit in _UNITS[-1:] if hopeless else _UNITS:
             candidate = self._program.case(unit)

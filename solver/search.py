@@ -49,6 +49,8 @@ class Search:
         cuts: that the bound rests on, in the sequence found.
         trees: per space, the orders that reach ``cost``.
         interrupted: the user wants to stop.
+        exhausted: what the master chose last can hold, so nothing better is left to be found, but
+            for what rounding hid.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Search:
         self.trees, self.held = first.trees, frozenset(first.held)
         self.bound = 0
         self.interrupted = False
-        self._exhausted = False
+        self.exhausted = False
 
     @property
     def done(self) -> bool:
@@ -80,7 +82,7 @@ class Search:
         Usually because the orders are optimal; but costs near 2**58 and above reach the master
         rounded, and a gap of that rounding can remain.
         """
-        return self._exhausted or self.bound >= self.cost
+        return self.exhausted or self.bound >= self.cost
 
     def improve(self, preferred: Collection[int]) -> None:
         """Look for better orders that serve reads as ``preferred`` does, as far as possible."""
@@ -110,7 +112,7 @@ class Search:
             if not relaxed.finished:
                 self.interrupted = deadline - time.monotonic() > left / 10
                 return
-            self._exhausted = not self._fresh
+            self.exhausted = not self._fresh
 
     def _first_master(self, deadline: float) -> AnyMaster:
         """The master that knows all conflicts of two or three demands."""

@@ -79,9 +79,8 @@ def _kept(parameter: str, axis: int, tensor: Tensor, graph: ChannelGraph, masks:
     if parameter not in masks.kept or axis not in masks.kept[parameter]:
         return frozenset(tensor.channels)
     kept = masks.kept_on(parameter, axis, graph.parameters[parameter][axis])
-    if tensor.features > 1:
-        kept = tuple({index // tensor.features for index in kept})
-    return frozenset(map(tensor.channels.__getitem__, kept))
+    entries = {index // tensor.features for index in kept} if tensor.features > 1 else kept
+    return frozenset(map(tensor.channels.__getitem__, entries))
 
 
 def _defined(graph: ChannelGraph, masks: Masks, columns: dict[str, Ids]) -> dict[str, Ids]:

@@ -79,6 +79,33 @@ def tight(rng: random.Random, measure: Measure) -> Instance:
     return Instance(tuple(spaces), tuple(demands), tuple(reads), measure)
 
 
+def heavy(instance: Instance, rng: random.Random) -> Instance:
+    """With weights of up to 30 digits, of which some are small."""
+    largest = 10 ** rng.randint(4, 30)
+
+    def weight() -> int:
+        return rng.randint(0, rng.choice([3, largest, largest]))
+
+    reads = []
+    for read in instance.reads:
+        pieces = tuple(replace(piece, weight=weight() // 2) for piece in read.pieces)
+        reads.append(replace(read, weight=weight(), pieces=pieces))
+    return replace(instance, reads=tuple(reads))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**20), st.sampled_from(MEASURES))
+def test_bounds_are_true_under_heavy_weights(seed: int, measure: Measure) -> None:
+    """CP-SAT tells some bounds as floating-point numbers, which end at 53 bits."""
+    rng = random.Random(seed)
+    problem = heavy(tight(rng, measure), rng)
+    outcome = solve_direct(problem, time_limit=600)
+    check(problem, outcome)
+    assert outcome.lower_bound <= brute_force(problem)
+    total = sum(read.weight * max(1, len(read.parts)) for read in problem.reads)
+    assert outcome.optimal or total > 2**40
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**20), st.sampled_from(MEASURES))
 def test_tight_instances(seed: int, measure: Measure) -> None:

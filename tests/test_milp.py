@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from outcomes import check, random_sets
-from test_direct import tight
+from outcomes import check, is_solved, random_sets
+from test_direct import heavy, tight
 
 from upscale_opt.errors import SolverError
 from upscale_opt.models.instances import with_measure
@@ -80,6 +80,21 @@ def test_tight_instances(process: MilpProcess, seed: int) -> None:
     outcome = solve_in(process, instance)
     check(instance, outcome)
     assert outcome.objective == outcome.lower_bound == brute_force(instance)
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(seed=st.integers(0, 2**20))
+def test_bounds_are_true_under_heavy_weights(process: MilpProcess, seed: int) -> None:
+    rng = random.Random(seed)
+    instance = heavy(tight(rng, "copies"), rng)
+    outcome = solve_in(process, instance)
+    check(instance, outcome)
+    assert outcome.lower_bound <= brute_force(instance)
+    assert is_solved(instance, NAMES[process.solver], outcome)
 
 
 @settings(
