@@ -11,6 +11,7 @@ import numpy as np
 from upscale_opt.solver.held_karp import Matrix, tour_bound
 from upscale_opt.solver.instance import Instance, Read
 from upscale_opt.solver.interruptible import whole_bound
+from upscale_opt.solver.union_find import UnionFind
 
 _MAX_NODES = 3000
 """Spaces of more atoms than this do without the bound by 1-trees."""
@@ -46,30 +47,23 @@ class BlockPart:
 
 def parts_of(instance: Instance) -> list[BlockPart]:
     """The parts of an instance, the smallest first."""
-    leader = list(range(len(instance.spaces)))
-
-    def find(space: int) -> int:
-        while leader[space] != space:
-            leader[space] = leader[leader[space]]
-            space = leader[space]
-        return space
-
+    union = UnionFind()
     members: dict[int, dict[int, int]] = defaultdict(lambda: defaultdict(int))
     bit = 1
     for read in instance.reads:
         used = [part for part in read.parts if part.channels]
         for part in used:
-            leader[find(part.space)] = find(used[0].space)
+            union.join((used[0].space, part.space))
             for channel in part.channels:
                 members[part.space][channel] |= bit
             bit <<= 1
     parts = []
-    for root in sorted({find(space) for space in members}):
-        spaces = tuple(space for space in range(len(leader)) if find(space) == root)
+    for root in sorted({union.find(space) for space in members}):
+        spaces = tuple(s for s in union.members() if union.find(s) == root)
         reads = tuple(
             read
             for read in instance.reads
-            if any(part.channels and find(part.space) == root for part in read.parts)
+            if any(part.channels and union.find(part.space) == root for part in read.parts)
         )
         atoms = {space: _atoms(instance, space, members[space]) for space in spaces}
         parts.append(BlockPart(spaces, atoms, reads, sum(read.weight for read in reads)))

@@ -20,6 +20,7 @@ from upscale_opt.solver.instance import (
     satisfied,
 )
 from upscale_opt.solver.pqtree import End, PQTree
+from upscale_opt.solver.union_find import UnionFind
 
 
 @dataclass(frozen=True)
@@ -216,24 +217,16 @@ def _renumber(read: Read, translate: dict[int, int]) -> Read:
 
 
 def _components(demands: tuple[CoreDemand, ...], reads: dict[int, Read]) -> tuple[Component, ...]:
-    leader: dict[int, int] = {demand.space: demand.space for demand in demands}
-
-    def find(space: int) -> int:
-        while leader[space] != space:
-            leader[space] = leader[leader[space]]
-            space = leader[space]
-        return space
-
+    union = UnionFind()
     homes = {}
     for place, read in reads.items():
         spaces = [demands[demand].space for demand in demands_of(read)]
-        for space in spaces:
-            leader[find(space)] = find(spaces[0])
+        union.join(spaces)
         homes[place] = spaces[0]
     parts = []
-    for root in sorted({find(space) for space in leader}):
-        own = tuple(d for d, demand in enumerate(demands) if find(demand.space) == root)
+    for root in sorted({union.find(space) for space in union.members()}):
+        own = tuple(d for d, demand in enumerate(demands) if union.find(demand.space) == root)
         spaces_here = tuple(sorted({demands[d].space for d in own}))
-        numbers = tuple(place for place, home in homes.items() if find(home) == root)
+        numbers = tuple(place for place, home in homes.items() if union.find(home) == root)
         parts.append(Component(spaces_here, own, tuple(reads[n] for n in numbers), numbers))
     return tuple(sorted(parts, key=lambda part: (len(part.demands), part.demands)))

@@ -18,6 +18,7 @@ from upscale_opt.solver.packing import Packing, served_by
 from upscale_opt.solver.pqtree import PQTree
 from upscale_opt.solver.reduction import Component, Core, demands_of
 from upscale_opt.solver.search import Search, conflicts_among, families_of, used_demands
+from upscale_opt.solver.union_find import UnionFind
 
 _ROUNDS = 20
 """How often a master is asked before the best orders so far must do."""
@@ -67,31 +68,21 @@ class _Group:
 
 
 def _groups(core: Core, searches: Sequence[Search]) -> Iterator[_Group]:
-    leader: dict[int, int] = {}
-
-    def find(space: int) -> int:
-        leader.setdefault(space, space)
-        while leader[space] != space:
-            leader[space] = leader[leader[space]]
-            space = leader[space]
-        return space
-
-    def join(spaces: Sequence[int]) -> None:
-        for space in spaces:
-            leader[find(space)] = find(spaces[0])
-
+    union = UnionFind()
     for search in searches:
-        join(search.component.spaces)
+        union.join(search.component.spaces)
     homes = []
     for wish in core.wishes:
         spaces = [core.demands[demand].space for demand in sorted(demands_of(wish))]
-        join(spaces)
+        union.join(spaces)
         homes.append(spaces[0])
-    for root in sorted({find(home) for home in homes}):
+    for root in sorted({union.find(home) for home in homes}):
         yield _Group(
-            tuple(w for w, home in zip(core.wishes, homes, strict=True) if find(home) == root),
-            tuple(sorted(space for space in leader if find(space) == root)),
-            tuple(s for s in searches if find(s.component.spaces[0]) == root),
+            tuple(
+                w for w, home in zip(core.wishes, homes, strict=True) if union.find(home) == root
+            ),
+            tuple(space for space in union.members() if union.find(space) == root),
+            tuple(s for s in searches if union.find(s.component.spaces[0]) == root),
         )
 
 
