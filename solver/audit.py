@@ -184,6 +184,11 @@ def _check_bound(instance: Instance, solution: Solution, proof: Proof) -> AuditR
             f"and the orders cost {solution.objective_value:,}"
         )
     bound = constant + proven_bound(relaxed, proof)
+    if bound > solution.objective_value or solution.lower_bound < 0:
+        raise VerificationError(
+            f"the proof shows {bound:,} of {solution.objective_value:,} and the solution claims "
+            f"{solution.lower_bound:,}, which cannot be"
+        )
     return AuditReport(solution.objective_value, solution.lower_bound, bound)
 
 

@@ -41,14 +41,14 @@ class Circuit:
         solver.parameters.num_workers = workers
         solver.parameters.random_seed = seed
         solver.parameters.max_time_in_seconds = max(time_limit, 0.0)
-        status = solve_interruptibly(solver, self._model, _Watcher(self._total, tell))
+        status, interrupted = solve_interruptibly(solver, self._model, _Watcher(self._total, tell))
         bound = max(0, whole_bound(solver.best_objective_bound, self._total))
         orders: dict[int, tuple[int, ...]] = {}
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             for space, arcs in self._arcs.items():
                 after = {a: b for (a, b), literal in arcs.items() if solver.boolean_value(literal)}
                 orders[space] = self._follow(space, after)
-        return Paths(orders, bound, status == cp_model.OPTIMAL)
+        return Paths(orders, bound, interrupted)
 
     def _follow(self, space: int, after: dict[int, int]) -> tuple[int, ...]:
         atoms = self._part.atoms[space]
@@ -123,12 +123,12 @@ class Paths:
     Attributes:
         orders: of the part's spaces.
         bound: the part's reads have no fewer runs, by weight.
-        finished: the orders are proven to be the best.
+        interrupted: by Ctrl-C.
     """
 
     orders: dict[int, tuple[int, ...]]
     bound: int
-    finished: bool
+    interrupted: bool
 
 
 class _Watcher(cp_model.CpSolverSolutionCallback):

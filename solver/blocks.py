@@ -40,11 +40,11 @@ _MAX_ARCS = 40_000
 _LARGEST_TOTAL = 1 << 50
 """Nor are those whose costs a floating-point number could not hold with certainty."""
 
+_FOREVER = 1e9
+"""In seconds; with infinity no shares could be computed."""
+
 _SHARE = 0.1
 """The share of the time left that local search and each of the simple bounds may take."""
-
-_INTERRUPTED = 0.9
-"""A search that ends unfinished before this share of its time was interrupted by the user."""
 
 
 def solve_blocks(
@@ -64,18 +64,18 @@ def solve_blocks(
         workers: threads of CP-SAT.
         progress: told the cost of the best orders and the bound.
     """
-    start = time.monotonic()
-    deadline = start + time_limit
+    time_limit = min(time_limit, _FOREVER)
+    deadline = time.monotonic() + time_limit
     search = _Search(instance, progress)
     try:
-        search.consider(greedy_orders(instance, whole=False))
-        relaxed, constant = as_copies(instance)
         limit = _SHARE * time_limit
+        search.consider(greedy_orders(instance, whole=False, deadline=time.monotonic() + limit))
+        relaxed, constant = as_copies(instance)
         outcome = solve_exact(relaxed, time_limit=limit, seed=seed, workers=workers)
         search.bound = max(search.bound, constant + outcome.lower_bound)
         search.proof = _known(outcome.proof, len(instance.demands))
         search.consider(outcome.orders)
-        if not outcome.optimal and time.monotonic() < start + _INTERRUPTED * limit:
+        if outcome.interrupted:
             deadline = 0.0
         if not search.optimal:
             search.descend(time.monotonic() + _SHARE * (deadline - time.monotonic()), seed)
@@ -91,6 +91,7 @@ def _known(proof: Proof, demands: int) -> Proof:
     """The proof, if it speaks of the instance's own demands only."""
     spoken_of = [d for group in proof.groups for d in group.demands]
     spoken_of += [d for case in proof.cases for d in (*case.holds, *case.fails)]
+    spoken_of += [d for case in proof.cases for _, d in case.shares]
     return proof if all(demand < demands for demand in spoken_of) else Proof()
 
 
@@ -156,7 +157,7 @@ class _Search:
             self.bound = max(self.bound, constant + sum(bounds))
             new = [paths.orders.get(space, order) for space, order in enumerate(self.orders)]
             self.consider(tuple(new))
-            if not paths.finished and time.monotonic() < now + _INTERRUPTED * limit:
+            if paths.interrupted:
                 return False
         return True
 

@@ -73,14 +73,16 @@ def small_cuts(family: Family, stop: Callable[[], bool], max_triples: int) -> li
     numbers = list(family.demands)
     size = len(numbers)
     graph = _Conflicts(list(family.demands.values()), family.size)
-    graph.find_pairs()
+    graph.find_pairs(stop)
     if size * (size - 1) * (size - 2) // 6 <= max_triples:
         graph.find_triples(stop)
-    return [
-        Cut(tuple(sorted(numbers[i] for i in clique)), limit)
-        for limit, cliques in ((1, graph.pair_cliques()), (2, graph.triple_cliques()))
-        for clique in cliques
-    ]
+    cuts: list[Cut] = []
+    for limit, cliques in ((1, graph.pair_cliques()), (2, graph.triple_cliques())):
+        for clique in cliques:
+            cuts.append(Cut(tuple(sorted(numbers[i] for i in clique)), limit))
+            if stop():
+                return cuts
+    return cuts
 
 
 class _Conflicts:
@@ -98,10 +100,12 @@ class _Conflicts:
         self.pairs = [0] * size
         self.triples = [[0] * size for _ in range(size)]
 
-    def find_pairs(self) -> None:
+    def find_pairs(self, stop: Callable[[], bool]) -> None:
         """Only demands for a space's end can conflict in pairs: they must be nested."""
         ends = [i for i, prefix in enumerate(self.prefix) if prefix]
         for i in ends:
+            if stop():
+                return
             for j in ends:
                 if self.sets[i] & ~self.sets[j] and self.sets[j] & ~self.sets[i]:
                     self.pairs[i] |= 1 << j
@@ -160,6 +164,8 @@ class _Conflicts:
 
     def triple_cliques(self) -> Iterator[tuple[int, ...]]:
         """Sets in which any three conflict, that cover all conflicting triples."""
+        if not any(map(any, self.triples)):
+            return
         size = len(self.sets)
         everyone = (1 << size) - 1
         thirds = [

@@ -14,7 +14,7 @@ from ortools.sat.python import cp_model
 from upscale_opt.solver.direct_blocks import count_blocks_literals, model_blocks
 from upscale_opt.solver.direct_copies import count_copies_literals, model_copies
 from upscale_opt.solver.direct_program import OutOfTimeError, Program, Values
-from upscale_opt.solver.greedy import solve_greedy
+from upscale_opt.solver.greedy import GRACE, greedy_orders
 from upscale_opt.solver.identity import solve_identity
 from upscale_opt.solver.instance import Instance, Orders, Outcome, cost
 from upscale_opt.solver.interruptible import solve_interruptibly
@@ -41,7 +41,7 @@ def solve_direct(
 
     Args:
         instance: the problem.
-        time_limit: in seconds; the first orders, the greedy ones, are looked for in any case.
+        time_limit: in seconds; the greedy orders may take a little longer.
         seed: for CP-SAT.
         workers: threads of CP-SAT.
         progress: told the incumbent and the bound.
@@ -49,7 +49,7 @@ def solve_direct(
     deadline = time.monotonic() + time_limit
     best = _Best(solve_identity(instance), instance, progress)
     try:
-        best.improve(solve_greedy(instance).orders)
+        best.improve(greedy_orders(instance, deadline=deadline + GRACE))
         best.report()
         if best.outcome.optimal or time.monotonic() >= deadline:
             return best.outcome
@@ -115,7 +115,7 @@ def _search(
     solver.parameters.random_seed = seed
     solver.parameters.linearization_level = 2 if linear else 0
     solver.parameters.max_time_in_seconds = max(0.0, deadline - time.monotonic())
-    status = solve_interruptibly(solver, program.model, _Watcher(found))
+    status, _ = solve_interruptibly(solver, program.model, _Watcher(found))
     solved = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
     found(solver.value if solved else None, solver.response_proto.inner_objective_lower_bound)
 

@@ -9,8 +9,7 @@ choice is repaired into orders, so there is always an answer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 
 from upscale_opt.solver.arranging import arranged
 from upscale_opt.solver.greedy import greedy_orders
@@ -27,6 +26,7 @@ from upscale_opt.solver.instance import (
 )
 from upscale_opt.solver.local_search import improve
 from upscale_opt.solver.master import Master
+from upscale_opt.solver.pqtree import PQTree
 from upscale_opt.solver.pricing import prove
 from upscale_opt.solver.proof import case_bound
 from upscale_opt.solver.reduction import Core, reduce_instance
@@ -37,8 +37,15 @@ Progress = Callable[[int, int], None]
 """Told the best cost so far and the bound, whenever one of them improves."""
 
 
+_SHARE = 0.2
+"""The share of the time that the greedy heuristic may take."""
+
 _FALLBACK = 0.1
 """The share of the time that is kept for local search, in case that the rest is too short."""
+
+
+_FOREVER = 1e9
+"""In seconds; with infinity no shares could be computed."""
 
 
 def solve_exact(
@@ -64,33 +71,47 @@ def solve_exact(
         progress: told the incumbent and the bound.
         master: what solves the master programs; CP-SAT by default.
     """
+    time_limit = min(time_limit, _FOREVER)
     deadline = time.monotonic() + time_limit
     core: Core | None = None
     searches: list[Search] = []
+    interrupted = False
     try:
         core = reduce_instance(instance)
         searches = _searches(instance, core, deadline, seed, workers, master)
         _run(searches, core.constant, deadline - _FALLBACK * time_limit, progress)
     except KeyboardInterrupt:
-        deadline = 0.0
+        deadline, interrupted = 0.0, True
     if core is None or len(searches) < len(core.components):
         orders = identity_orders(instance.spaces)
-        return Outcome(orders, cost(instance, orders), core.constant if core else 0)
+        bound = core.constant if core else 0
+        return Outcome(orders, cost(instance, orders), bound, interrupted=interrupted)
     if any(search.interrupted for search in searches):
-        deadline = 0.0
-    best = _orders(instance, core, searches, seed, workers, deadline)
+        deadline, interrupted = 0.0, True
+    try:
+        trees = settle(instance, core, searches, seed=seed, workers=workers, deadline=deadline)
+    except KeyboardInterrupt:
+        deadline, interrupted = 0.0, True
+        trees = {space: tree for search in searches for space, tree in search.trees.items()}
+    best = _orders(instance, core, searches, trees)
     if any(search.bound < search.cost for search in searches) and time.monotonic() < deadline:
-        with suppress(KeyboardInterrupt):
-            best = improve(instance, best, deadline=deadline, seed=seed)
+        better = [best]
+        try:
+            improve(instance, best, deadline=deadline, seed=seed, found=better.append)
+        except KeyboardInterrupt:
+            deadline, interrupted = 0.0, True
+        best = better[-1]
     try:
         proof = _proof(core, searches, deadline)
     except KeyboardInterrupt:
+        interrupted = True
         proof = _proof(core, searches, 0.0)
     return Outcome(
         orders=best,
         objective=cost(instance, best),
         lower_bound=core.constant + sum(search.bound for search in searches),
         proof=proof,
+        interrupted=interrupted,
     )
 
 
@@ -131,8 +152,10 @@ def _searches(
 ) -> list[Search]:
     """One search per component, each starting from the better of identity and greedy."""
     starts = [core.restrict(satisfied(instance, identity_orders(instance.spaces)))]
-    if core.components and time.monotonic() < deadline:
-        starts.append(core.restrict(satisfied(instance, greedy_orders(instance, whole=False))))
+    if core.components and (now := time.monotonic()) < deadline:
+        soon = now + _SHARE * (deadline - now)
+        orders = greedy_orders(instance, whole=False, deadline=soon)
+        starts.append(core.restrict(satisfied(instance, orders)))
     searches = []
     for component in core.components:
         families = families_of(instance, core, component)
@@ -166,18 +189,9 @@ def _run(searches: list[Search], constant: int, deadline: float, progress: Progr
 
 
 def _orders(
-    instance: Instance,
-    core: Core,
-    searches: list[Search],
-    seed: int,
-    workers: int,
-    deadline: float,
+    instance: Instance, core: Core, searches: list[Search], trees: Mapping[int, PQTree]
 ) -> Orders:
-    """Of the best orders, those that meet the most wishes, and of these some with few blocks."""
-    try:
-        trees = settle(instance, core, searches, seed=seed, workers=workers, deadline=deadline)
-    except KeyboardInterrupt:
-        trees = {space: tree for search in searches for space, tree in search.trees.items()}
+    """Of the orders that the trees allow, some with few blocks."""
     orders = list(identity_orders(instance.spaces))
     wanted: dict[int, list[int]] = {space: [] for space in trees}
     for search in searches:

@@ -14,6 +14,8 @@ from upscale_opt.solver.conflicts import Family
 from upscale_opt.solver.pqtree import End, PQTree
 from upscale_opt.solver.reduction import CoreDemand, demand_mask
 
+_AT_ODDS = "it wants channels of one space at both of its ends, or in two places at once"
+
 _MANY = 12
 """At most so many names are listed in an error message."""
 
@@ -46,7 +48,7 @@ class Explanation(Record):
             did not find it; ``"view"``: it is a view.
         hindrance: what no order can change.
         space: the space whose order is in question.
-        members: demands of which any but one can hold together, the read's own first.
+        members: demands of which any but one can hold together, the read's own (one, or two) first.
         witnesses: channels of the space that show it: even of these alone, no order has the
             members' shares side by side, and without any one of them some order has.
     """
@@ -69,14 +71,14 @@ class Explanation(Record):
         elif self.reason == "choice":
             lines.append("  but need not: it could be a view together with all reads that are")
         else:
-            own, *others = self.members
+            others = [m for m in self.members if self.read not in m.reads]
             names = "; ".join(" = ".join(member.reads) for member in others)
             lines.append(f"  it cannot be a view together with {names}")
             lines.append(
                 f"  channels {format_ids(self.witnesses)} of space {self.space} show it; "
                 "side by side are wanted"
             )
-            for member in (own, *others):
+            for member in self.members:
                 place = {"prefix": ", first", "suffix": ", last", "interval": ""}[member.kind]
                 wanted = format_ids(member.witnesses) or "none"
                 lines.append(f"    by {member.reads[0]} ({member.size:,}{place}): {wanted}")
@@ -136,11 +138,16 @@ class _Explainer:
         hindrance = self.solution.hindrances.get(name)
         if hindrance is not None:
             return self._explanation(read, "hindrance", hindrance=hindrance)
-        for demand in self.own.get(name, ()):
-            if not self.holds[demand]:
-                conflict = self._conflict(demand)
-                if conflict is not None:
-                    return self._by_conflict(read, demand, conflict)
+        own = self.own.get(name, [])
+        for space in dict.fromkeys(self.solution.demands[d].space for d in own):
+            here = [d for d in own if self.solution.demands[d].space == space]
+            if all(self.holds[demand] for demand in here):
+                continue
+            if self._conflict(here, ()) is not None:
+                return self._explanation(read, "hindrance", hindrance=_AT_ODDS)
+            conflict = self._conflict(here, self._rivals(space))
+            if conflict is not None:
+                return self._by_conflict(read, here, conflict)
         return self._explanation(read, "choice")
 
     def _explanation(
@@ -157,27 +164,32 @@ class _Explainer:
             hindrance=hindrance,
         )
 
-    def _conflict(self, demand: int) -> tuple[int, ...] | None:
-        """A minimal conflict between the demand and those of the views, if there is one."""
-        space = self.solution.demands[demand].space
-        rivals = [
+    def _rivals(self, space: int) -> list[int]:
+        """The demands of the views on this space that hold."""
+        return [
             index
             for index, other in enumerate(self.solution.demands)
             if other.space == space and self.holds[index] and not self.views.isdisjoint(other.reads)
         ]
+
+    def _conflict(self, own: Sequence[int], rivals: Sequence[int]) -> tuple[int, ...] | None:
+        """A minimal conflict between a read's demands and others, if there is one."""
+        space = self.solution.demands[own[0]].space
         tree = PQTree(sorted(self.places[space]), ends=True)
-        masks = {i: self._mask(tree, self.solution.demands[i]) for i in (demand, *rivals)}
+        masks = {i: self._mask(tree, self.solution.demands[i]) for i in (*own, *rivals)}
         family = Family(len(self.places[space]), tree, masks)
-        return family.conflict([demand, *rivals])
+        return family.conflict([*own, *(rival for rival in rivals if rival not in own)])
 
     def _mask(self, tree: PQTree, demand: Demand) -> CoreDemand:
         wanted = instance.Demand(demand.space, demand.kind, frozenset(demand.channels))
         return CoreDemand(demand.space, demand_mask(tree, wanted), demand.kind != "interval")
 
-    def _by_conflict(self, read: Read, demand: int, conflict: tuple[int, ...]) -> Explanation:
-        demands = [
-            self.solution.demands[i] for i in (demand, *(i for i in conflict if i != demand))
-        ]
+    def _by_conflict(
+        self, read: Read, own: Sequence[int], conflict: tuple[int, ...]
+    ) -> Explanation:
+        first = [demand for demand in own if demand in conflict]
+        numbers = (*first, *(demand for demand in conflict if demand not in first))
+        demands = [self.solution.demands[number] for number in numbers]
         space = demands[0].space
         witnesses = _witnesses(sorted(self.places[space]), demands)
         members = tuple(

@@ -9,6 +9,8 @@ A set inside others is left out of the graph and ordered within them.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,7 +50,15 @@ def solve_greedy(instance: Instance) -> Outcome:
     return heuristic_outcome(instance, greedy_orders(instance))
 
 
-def greedy_orders(instance: Instance, *, whole: bool = True) -> Orders:
+GRACE = 2.0
+"""Seconds by which solvers that start from the greedy orders let them be late."""
+
+
+class _LateError(Exception):
+    """The time is up."""
+
+
+def greedy_orders(instance: Instance, *, whole: bool = True, deadline: float = math.inf) -> Orders:
     """Order the channels by UPSCALE's heuristic.
 
     A read that says what it wants of each space (``Read.parts``), and has no pieces, is one node,
@@ -67,6 +77,7 @@ def greedy_orders(instance: Instance, *, whole: bool = True) -> Orders:
         instance: the problem.
         whole: reads may be nodes. If not, all demands are, which is mostly better where reads want
             channels of several spaces.
+        deadline: by ``time.monotonic()``; spaces not ordered by then stay as they are.
     """
     wholes = [
         (order, read)
@@ -80,7 +91,11 @@ def greedy_orders(instance: Instance, *, whole: bool = True) -> Orders:
     names = [(i, c) for i, space in enumerate(instance.spaces) for c in space.channels]
     for group in _groups(_nodes(instance, names, weights, wholes)):
         ordered: dict[int, list[int]] = {space: [] for node in group for space in node.spaces}
-        for number in _order(group):
+        try:
+            numbers = _order(group, deadline)
+        except _LateError:
+            break
+        for number in numbers:
             space, channel = names[number]
             ordered[space].append(channel)
         for space, order in ordered.items():
@@ -154,7 +169,12 @@ def _groups(nodes: Iterable[_Node]) -> list[list[_Node]]:
 # The order.
 
 
-def _order(nodes: Iterable[_Node]) -> list[int]:
+def _check(deadline: float) -> None:
+    if time.monotonic() >= deadline:
+        raise _LateError
+
+
+def _order(nodes: Iterable[_Node], deadline: float) -> list[int]:
     """The channels of all sets in ``nodes``, in the heuristic's order.
 
     The smallest sets come first, each after those inside it; last comes what holds all of them.
@@ -164,6 +184,7 @@ def _order(nodes: Iterable[_Node]) -> list[int]:
     orders: dict[_Channels, list[int]] = {}
     within: list[set[int]] = [set() for _ in largest_first]
     for i in reversed(range(-1, len(largest_first))):
+        _check(deadline)
         channels = everything if i < 0 else largest_first[i].channels
         inside: set[int] = set()
         outermost: list[_Node] = []
@@ -171,30 +192,35 @@ def _order(nodes: Iterable[_Node]) -> list[int]:
             if j not in inside and other.channels <= channels:
                 inside |= {j} | within[j]
                 outermost.append(other)
-        order = _along_paths(outermost, orders)
+        order = _along_paths(outermost, orders, deadline)
         orders[channels] = list(dict.fromkeys([*order, *sorted(channels)]))
         if i >= 0:
             within[i] = inside
     return orders[everything]
 
 
-def _along_paths(nodes: Iterable[_Node], orders: Mapping[_Channels, Sequence[int]]) -> list[int]:
+def _along_paths(
+    nodes: Iterable[_Node], orders: Mapping[_Channels, Sequence[int]], deadline: float
+) -> list[int]:
     """The channels of ``nodes``, none in another, along one best path after the other.
 
     Args:
         nodes: the sets.
         orders: the order that each set would have by itself.
+        deadline: when to give up.
     """
     ranked = sorted(nodes, key=lambda node: node.rank)
-    shared = [
-        {j: _shared(node, other) for j, other in enumerate(ranked) if _leads_to(node, other)}
-        for node in ranked
-    ]
+    shared = []
+    for node in ranked:
+        _check(deadline)
+        shared.append(
+            {j: _shared(node, other) for j, other in enumerate(ranked) if _leads_to(node, other)}
+        )
     channels: list[int] = []
     nothing: _Channels = frozenset()
     left = list(range(len(ranked)))
     while left:
-        numbers = _best_path(left, [node.weight for node in ranked], shared)
+        numbers = _best_path(left, [node.weight for node in ranked], shared, deadline)
         left = [number for number in left if number not in numbers]
         path = [ranked[number].channels for number in numbers]
         for before, here, after in zip(
@@ -232,7 +258,10 @@ def _shared(node: _Node, other: _Node) -> int:
 
 
 def _best_path(
-    nodes: Sequence[int], weights: Sequence[int], shared: Sequence[Mapping[int, int]]
+    nodes: Sequence[int],
+    weights: Sequence[int],
+    shared: Sequence[Mapping[int, int]],
+    deadline: float,
 ) -> tuple[int, ...]:
     """The chordless path of greatest cost: weights of its nodes minus what neighbours share.
 
@@ -245,6 +274,7 @@ def _best_path(
     everyone = sum(1 << node for node in nodes)
     steps = max(1, _MAX_STEPS // len(nodes))
     for source in nodes:
+        _check(deadline)
         stack: list[_Partial] = [(weights[source], (source,), everyone & ~(1 << source))]
         for _ in range(steps):
             if not stack:

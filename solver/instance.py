@@ -297,12 +297,14 @@ class Outcome:
         objective: the cost under ``orders``.
         lower_bound: no orders cost less than this.
         proof: the conflicts the bound rests on. Empty for heuristics.
+        interrupted: by Ctrl-C; whoever called the solver may want to stop as well.
     """
 
     orders: Orders
     objective: int
     lower_bound: int
     proof: Proof = Proof()
+    interrupted: bool = False
 
     @property
     def optimal(self) -> bool:

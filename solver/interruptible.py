@@ -13,8 +13,8 @@ def solve_interruptibly(
     solver: cp_model.CpSolver,
     model: cp_model.CpModel,
     watcher: cp_model.CpSolverSolutionCallback,
-) -> cp_model.CpSolverStatus:
-    """``solver.solve``, which an interrupt stops as if the time had run out.
+) -> tuple[cp_model.CpSolverStatus, bool]:
+    """``solver.solve``, which an interrupt stops as if the time had run out; and whether it did.
 
     CP-SAT could take over the signal, but then nobody else hears of it. So it searches in a thread,
     and this one waits for it and for Ctrl-C; which a handler of the caller's hears first. Python
@@ -22,7 +22,7 @@ def solve_interruptibly(
     """
     solver.parameters.catch_sigint_signal = False
     if threading.current_thread() is not threading.main_thread():
-        return solver.solve(model, watcher)
+        return solver.solve(model, watcher), False
     with ThreadPoolExecutor(1) as pool:
         search = pool.submit(solver.solve, model, watcher)
         interrupted = False
@@ -33,7 +33,7 @@ def solve_interruptibly(
                 wait([search], timeout=0.05 if interrupted else None)
             except KeyboardInterrupt:
                 interrupted = True
-        return search.result()
+        return search.result(), interrupted
 
 
 def whole_bound(bound: float, total: int) -> int:

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable
 
-from upscale_opt.solver.greedy import solve_greedy
+from upscale_opt.solver.greedy import GRACE, greedy_orders
 from upscale_opt.solver.identity import heuristic_outcome, solve_identity
 from upscale_opt.solver.instance import Instance, Orders, Outcome, cost
 from upscale_opt.solver.local_blocks import improve_blocks
@@ -28,7 +28,7 @@ def solve_local_search(
 
     Args:
         instance: the problem.
-        time_limit: in seconds; the greedy orders are looked for in any case.
+        time_limit: in seconds; the greedy orders may take a little longer.
         seed: for all random choices.
         workers: makes no difference.
         progress: told the cost, and a bound that never changes.
@@ -43,7 +43,7 @@ def solve_local_search(
             progress(best.objective, best.lower_bound)
 
     try:
-        take(solve_greedy(instance).orders)
+        take(greedy_orders(instance, deadline=deadline + GRACE))
         if not best.optimal:
             improve(instance, best.orders, deadline=deadline, seed=seed, found=take)
     except KeyboardInterrupt:

@@ -26,11 +26,13 @@ class Relaxed:
         chosen: demands to hold for the best cost; None if the run found no solution.
         bound: nothing that respects the cuts so far costs less.
         finished: ``chosen`` is proven to be the best.
+        interrupted: by Ctrl-C.
     """
 
     chosen: frozenset[int] | None
     bound: int
     finished: bool
+    interrupted: bool = False
 
 
 class Master:
@@ -88,12 +90,12 @@ class Master:
         watcher = _Watcher(
             self._held, total, lambda held, bound: on_solution(held, bound * self._scale)
         )
-        status = solve_interruptibly(solver, self._model, watcher)
+        status, interrupted = solve_interruptibly(solver, self._model, watcher)
         bound = max(0, solver.response_proto.inner_objective_lower_bound) * self._scale
         chosen = None
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             chosen = frozenset(d for d, var in self._held.items() if solver.boolean_value(var))
-        return Relaxed(chosen, bound, status == cp_model.OPTIMAL)
+        return Relaxed(chosen, bound, status == cp_model.OPTIMAL, interrupted)
 
     def prefer(self, wishes: Iterable[Read], limit: int, effort: float) -> None:
         """From now on, meet as many wishes as orders of cost ``limit`` can.

@@ -24,6 +24,12 @@ from upscale_opt.solver.instance import Case, Group, Instance, Proof, Read, Spac
 from upscale_opt.solver.pqtree import PQTree
 from upscale_opt.solver.reduction import Component, demand_mask, demands_of, reduce_instance
 
+_MAX_LOOKED_AT = 2_000_000
+"""Cases, over all demands that they are distinguished by."""
+
+_MAX_SUBSETS = 20_000_000
+"""A group of which more subsets would have to be tried is not believed."""
+
 
 def proven_bound(instance: Instance, proof: Proof) -> int:
     """What no orders cost less than, if the groups of ``proof`` are right (:func:`false_group`).
@@ -61,6 +67,8 @@ def false_group(instance: Instance, proof: Proof) -> tuple[int, ...] | None:
         spaces = {instance.demands[demand].space for demand in group.demands}
         if len(spaces) != 1 or len(set(group.demands)) < len(group.demands):
             return group.demands
+        if group.limit < 0 or math.comb(len(group.demands), group.limit + 1) > _MAX_SUBSETS:
+            return group.demands
         found = _compatible(instance, instance.spaces[spaces.pop()], group)
         if found is not None:
             return found
@@ -92,8 +100,10 @@ def _translated_group(group: Group, number: Mapping[int, int]) -> Group:
 
 
 def _translated_case(case: Case, number: Mapping[int, int], groups: Sequence[Group]) -> Case | None:
-    """The case in core demands, or ``None`` if it distinguishes by demands that do not matter."""
+    """The case in core demands; ``None`` if its demands do not matter, or a price is negative."""
     if any(demand not in number for demand in (*case.holds, *case.fails)):
+        return None
+    if case.unit < 1 or min((0, *case.prices.values(), *case.shares.values())) < 0:
         return None
     return Case(
         holds=tuple(number[demand] for demand in case.holds),
@@ -105,25 +115,23 @@ def _translated_case(case: Case, number: Mapping[int, int], groups: Sequence[Gro
 
 
 def complete(cases: Collection[tuple[Collection[int], Collection[int]]]) -> bool:
-    """Whether always at least one of the cases (demands that hold, demands that fail) is given."""
-    if any(not holds and not fails for holds, fails in cases):
-        return True
-    if not cases:
-        return False
-    holds, fails = next(iter(cases))
-    demand = next(iter((*holds, *fails)))
-    for held in (True, False):
-        rest = []
-        for holds, fails in cases:
-            if demand not in (fails if held else holds):
-                rest.append(
-                    (
-                        [other for other in holds if other != demand],
-                        [other for other in fails if other != demand],
-                    )
-                )
-        if not complete(rest):
+    """Whether always at least one of the cases (demands that hold, demands that fail) is given.
+
+    Cases that take very long to look through are taken for incomplete.
+    """
+    waiting = [[(frozenset(holds), frozenset(fails)) for holds, fails in cases]]
+    looked_at = 0
+    while waiting:
+        here = waiting.pop()
+        looked_at += 1 + len(here)
+        if any(not holds and not fails for holds, fails in here):
+            continue
+        if not here or looked_at > _MAX_LOOKED_AT:
             return False
+        demand = min(here[0][0] | here[0][1])
+        one = frozenset((demand,))
+        waiting.append([(holds - one, fails) for holds, fails in here if demand not in fails])
+        waiting.append([(holds, fails - one) for holds, fails in here if demand not in holds])
     return True
 
 

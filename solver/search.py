@@ -110,7 +110,7 @@ class Search:
             relaxed = self._master.run(left, self.held, visit)
             visit(relaxed.chosen or frozenset(), relaxed.bound)
             if not relaxed.finished:
-                self.interrupted = deadline - time.monotonic() > left / 10
+                self.interrupted = relaxed.interrupted or deadline - time.monotonic() > left / 10
                 return
             self.exhausted = not self._fresh
 

@@ -48,6 +48,9 @@ def settle(
         seed: for CP-SAT and the search for conflicts.
         workers: threads of CP-SAT.
         deadline: when to stop at the latest, by ``time.monotonic()``.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C.
     """
     trees = {space: tree for search in searches for space, tree in search.trees.items()}
     for group in _groups(core, searches):
@@ -114,6 +117,8 @@ class _Settling:
             if self._left == 0 or left <= 0:
                 return
             relaxed = master.run(left, self.best.held, lambda held, bound: None)
+            if relaxed.interrupted:
+                raise KeyboardInterrupt
             if relaxed.chosen is None or relaxed.bound >= self._left:
                 return
             self._consider(self._pack(relaxed.chosen))

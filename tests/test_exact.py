@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import random
 import signal
 import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -18,9 +20,9 @@ from upscale_opt.models.handmade_instances import HANDMADE
 from upscale_opt.models.random_instances import dense_block
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.exact import solve_exact
-from upscale_opt.solver.greedy import solve_greedy
+from upscale_opt.solver.greedy import greedy_orders, solve_greedy
 from upscale_opt.solver.identity import solve_identity
-from upscale_opt.solver.instance import Instance, Outcome, Read, cost
+from upscale_opt.solver.instance import Instance, Outcome, Read, cost, identity_orders
 from upscale_opt.solver.proof import proven_bound
 from upscale_opt.solver.registry import solve_instance
 
@@ -166,3 +168,32 @@ def test_wishes_come_second(instance: Instance, data: st.DataObject) -> None:
     check(instance, outcome)
     wished = cost(replace(instance, reads=tuple(wishes), wishes=()), outcome.orders)
     assert (outcome.objective, wished) == divmod(best, most)
+
+
+@pytest.mark.parametrize("solver", ["cp-sat", "pulp", "cp-sat-direct", "local-search"])
+def test_an_unlimited_time_ends(solver: str) -> None:
+    outcome = solve_instance(random_sets(12, 20, 0, 2, 8), solver, time_limit=math.inf)
+    assert outcome.lower_bound <= outcome.objective
+
+
+def test_greedy_stops_at_its_deadline() -> None:
+    """Spaces that were not ordered in time keep their order."""
+    instance = random_sets(300, 512, 0, 200, 300)
+    orders = greedy_orders(instance, deadline=time.monotonic() - 1)
+    assert orders == identity_orders(instance.spaces)
+
+
+def test_many_reads_in_little_time() -> None:
+    """Neither the greedy start nor the enumeration of conflicts uses up what time there is."""
+    for instance in (random_sets(600, 200, 0, 3, 3), random_sets(200, 400, 1, 100, 300)):
+        outcome = solve_exact(instance, time_limit=0.5)
+        check(instance, outcome)
+
+
+def test_an_interrupt_is_passed_on() -> None:
+    def interrupt(incumbent: int, bound: int) -> None:
+        raise KeyboardInterrupt
+
+    instance = random_sets(24, 30, 3, 2, 5)
+    assert solve_exact(instance, time_limit=60, progress=interrupt).interrupted
+    assert not solve_exact(instance, time_limit=60).interrupted

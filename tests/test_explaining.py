@@ -116,3 +116,12 @@ def test_text() -> None:
         "    by a[0] (2, first): 4,5",
         "    by b[0] (2): 5,6",
     ]
+
+
+def test_a_read_whose_own_demands_exclude_each_other() -> None:
+    """A read of a space joined with itself wants the same channels first and last."""
+    documents = documents_of("topology/add_of_slices", 0.5)
+    solution = uo.solve(documents.graph, documents.masks)
+    assert solution.status == "optimal"
+    for explanation in solution.explain():
+        assert explanation.reason != "choice", str(explanation)

@@ -83,7 +83,7 @@ def test_one_wrong_weight_is_caught(name: str, place: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "efficientnet_b0"])
-def test_two_swapped_gather_indices_are_caught(name: str) -> None:
+def test_misplaced_gather_indices_are_caught(name: str) -> None:
     masked, graph = masked_network(name, "input", 0.5)
     pruned = uo.materialize(masked, uo.solve(graph, uo.Masks.from_model(masked, graph)))
     gathers = [m for m in pruned.modules() if isinstance(m, Gather)]
@@ -91,7 +91,7 @@ def test_two_swapped_gather_indices_are_caught(name: str) -> None:
         broken = copy.deepcopy(pruned)
         target = next(n for n, m in pruned.named_modules() if m is gather)
         indices = broken.get_submodule(target).get_buffer("indices")
-        indices[:2] = indices[:2].flip(0)
+        indices.copy_(indices.roll(1))  # of two alone, a relu may leave nothing to be seen
         with pytest.raises(uo.VerificationError, match="deviates by"):
             uo.verify(masked, broken, images(2, 64))
 

@@ -108,3 +108,20 @@ def test_cases_are_needed_and_found() -> None:
     assert outcome.optimal
     assert len(outcome.proof.cases) > 1
     assert proven_bound(instance, outcome.proof) == outcome.objective
+
+
+def test_negative_prices_prove_nothing() -> None:
+    """JSON cannot have them, but objects can."""
+    instance = HANDMADE["cycle-of-pairs"]
+    groups = tuple(Group((demand,), 1) for demand in range(len(instance.demands)))
+    prices = dict.fromkeys(range(len(groups)), -1000)
+    assert proven_bound(instance, Proof(groups, (Case(prices=prices),))) == 0
+    shares = {(read, demand): -1000 for read in range(7) for demand in range(7)}
+    assert proven_bound(instance, Proof(groups, (Case(shares=shares),))) == 0
+    assert proven_bound(instance, Proof(groups, (Case(unit=0),))) == 0
+
+
+def test_hostile_cases_do_no_harm() -> None:
+    """Looking through these would take 2**60 steps."""
+    assert not complete([((2 * i, 2 * i + 1), ()) for i in range(60)])
+    assert false_group(HANDMADE["cycle-of-pairs"], Proof((Group((0, 1), -1),))) == (0, 1)
