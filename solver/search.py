@@ -97,7 +97,7 @@ class Search:
         def visit(chosen: frozenset[int], bound: int) -> None:
             known = self.cost, self.bound
             self.bound = max(self.bound, bound)
-            self._separate(chosen)
+            self._separate(chosen, deadline)
             self.improve(chosen)
             if (self.cost, self.bound) != known:
                 report()
@@ -123,13 +123,15 @@ class Search:
             master.add(cuts)
         return master
 
-    def _separate(self, chosen: frozenset[int]) -> None:
-        """Find conflicts among the demands that ``chosen`` makes use of."""
+    def _separate(self, chosen: frozenset[int], deadline: float) -> None:
+        """Find conflicts among the demands that ``chosen`` makes use of: one at least."""
         needed = used_demands(self.component.reads, chosen)
         for cut in conflicts_among(needed, self._families, self._random):
             if cut not in self.cuts:
                 self.cuts[cut] = None
                 self._fresh.append(cut)
+            if time.monotonic() >= deadline:
+                return
 
 
 def used_demands(reads: Iterable[Read], chosen: Collection[int]) -> frozenset[int]:

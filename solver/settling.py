@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from upscale_opt.solver.conflicts import Cut
 from upscale_opt.solver.instance import Instance, Read, is_view
 from upscale_opt.solver.master import Master
 from upscale_opt.solver.packing import Packing, served_by
@@ -123,8 +124,12 @@ class _Settling:
                 return
             self._consider(self._pack(relaxed.chosen))
             wanted = used_demands((*self._component.reads, *self.group.wishes), relaxed.chosen)
-            fresh = dict.fromkeys(conflicts_among(wanted, self._families, self._random))
-            fresh = {cut: None for cut in fresh if cut not in known}
+            fresh: dict[Cut, None] = {}
+            for cut in conflicts_among(wanted, self._families, self._random):
+                if cut not in known:
+                    fresh[cut] = None
+                if time.monotonic() >= deadline:
+                    return
             if not fresh:
                 return
             known.update(fresh)
