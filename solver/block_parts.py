@@ -110,7 +110,8 @@ def _space_bound(part: BlockPart, space: int, deadline: float) -> int:
         inside[1:, column] = [atom[0] in channels for atom in atoms]
     weights = np.array([weight for weight, _ in wanted], dtype=float)
     length = tour_bound(_distances(inside, weights), deadline=deadline)
-    return max(floor, whole_bound(length, sum(w * len(c) for w, c in wanted) * 2) + 1 >> 1)
+    slack = len(inside) * 2 * sum(weight * len(channels) for weight, channels in wanted)
+    return max(floor, (whole_bound(length, slack) + 1) // 2)
 
 
 def _distances(inside: Matrix, weights: Matrix) -> Matrix:

@@ -4,9 +4,9 @@ Channels that no read tells apart (one *atom*) lie side by side in some best ord
 them out of its place and putting it next to another never adds a run, by the triangle inequality.
 Along an order, a read's runs begin wherever an atom of it follows one that is not of it. So an
 order of a space is a path through its atoms, from an end that belongs to no read and back to it,
-whose arcs cost the runs that begin there (Kou 1977). Where two spaces lie side
-by side in the memory of a read, one run is spared if it has both the last atom of the one and the
-first of the other; that couples the paths.
+whose arcs cost the runs that begin there (Kou 1977). Where two spaces lie side by side in the
+memory of a read, one run is spared if it has both the last atom of the one and the first of the
+other; that couples the paths.
 
 The paths are circuit constraints of CP-SAT. Large spaces, whose circuits would have too many arcs,
 are left to local search, with Held and Karp's bound. Another bound comes from the conflicts: a read
@@ -15,16 +15,19 @@ that is not a view has two runs at least, and the exact solver knows how many re
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import replace
 
 from upscale_opt.solver.block_circuit import Circuit
 from upscale_opt.solver.block_parts import parts_of, relaxed_bound
-from upscale_opt.solver.exact import Progress, solve_exact
+from upscale_opt.solver.exact import solve_exact
 from upscale_opt.solver.greedy import greedy_orders
 from upscale_opt.solver.instance import (
     Instance,
     Orders,
     Outcome,
+    Progress,
     Proof,
     Read,
     as_copies,
@@ -39,9 +42,6 @@ _MAX_ARCS = 40_000
 
 _LARGEST_TOTAL = 1 << 50
 """Nor are those whose costs a floating-point number could not hold with certainty."""
-
-_FOREVER = 1e9
-"""In seconds; with infinity no shares could be computed."""
 
 _SHARE = 0.1
 """The share of the time left that local search and each of the simple bounds may take."""
@@ -64,7 +64,6 @@ def solve_blocks(
         workers: threads of CP-SAT.
         progress: told the cost of the best orders and the bound.
     """
-    time_limit = min(time_limit, _FOREVER)
     deadline = time.monotonic() + time_limit
     search = _Search(instance, progress)
     try:
@@ -130,31 +129,36 @@ class _Search:
         Returns:
             False if the user wants to stop.
         """
-        parts = parts_of(self.instance)
+        unit = math.gcd(*(read.weight for read in self.instance.reads)) or 1
+        light = tuple(replace(r, weight=r.weight // unit) for r in self.instance.reads)
+        parts = parts_of(replace(self.instance, reads=light))
         bounds = [part.trivial_bound for part in parts]
-        constant = sum(read.weight for read in self.instance.reads if not read.parts)
+        constant = sum(read.weight for read in light if not read.parts)
         for place, part in enumerate(parts):
             now = time.monotonic()
             if now >= deadline:
                 return True
+            if part.runs > _LARGEST_TOTAL:
+                continue
             bounds[place] = relaxed_bound(part, now + _SHARE * (deadline - now))
-            self.bound = max(self.bound, constant + sum(bounds))
-            if part.arcs > _MAX_ARCS or part.runs > _LARGEST_TOTAL:
+            self.bound = max(self.bound, unit * (constant + sum(bounds)))
+            if part.arcs > _MAX_ARCS:
                 continue
             limit = (deadline - now) / (len(parts) - place)
-            others = self.cost - sum(r.weight * blocks(r, self.orders) for r in part.reads)
+            own = sum(read.weight * blocks(read, self.orders) for read in part.reads)
+            others = self.cost - unit * own
             bounds_of_others = constant + sum(bounds) - bounds[place]
 
             def tell(
                 value: int, bound: int, more: int = others, floor: int = bounds_of_others
             ) -> None:
-                self.bound = max(self.bound, floor + bound)
-                self._report(more + value)
+                self.bound = max(self.bound, unit * (floor + bound))
+                self._report(more + unit * value)
 
             circuit = Circuit(self.instance, part, self.orders)
             paths = circuit.solve(limit, seed, workers, tell)
             bounds[place] = max(bounds[place], paths.bound)
-            self.bound = max(self.bound, constant + sum(bounds))
+            self.bound = max(self.bound, unit * (constant + sum(bounds)))
             new = [paths.orders.get(space, order) for space, order in enumerate(self.orders)]
             self.consider(tuple(new))
             if paths.interrupted:

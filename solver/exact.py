@@ -9,7 +9,7 @@ choice is repaired into orders, so there is always an answer.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from upscale_opt.solver.arranging import arranged
 from upscale_opt.solver.greedy import greedy_orders
@@ -19,6 +19,7 @@ from upscale_opt.solver.instance import (
     Instance,
     Orders,
     Outcome,
+    Progress,
     Proof,
     cost,
     identity_orders,
@@ -33,19 +34,11 @@ from upscale_opt.solver.reduction import Core, reduce_instance
 from upscale_opt.solver.search import MasterFactory, Search, families_of
 from upscale_opt.solver.settling import settle
 
-Progress = Callable[[int, int], None]
-"""Told the best cost so far and the bound, whenever one of them improves."""
-
-
 _SHARE = 0.2
 """The share of the time that the greedy heuristic may take."""
 
 _FALLBACK = 0.1
 """The share of the time that is kept for local search, in case that the rest is too short."""
-
-
-_FOREVER = 1e9
-"""In seconds; with infinity no shares could be computed."""
 
 
 def solve_exact(
@@ -71,7 +64,6 @@ def solve_exact(
         progress: told the incumbent and the bound.
         master: what solves the master programs; CP-SAT by default.
     """
-    time_limit = min(time_limit, _FOREVER)
     deadline = time.monotonic() + time_limit
     core: Core | None = None
     searches: list[Search] = []

@@ -12,7 +12,7 @@ block minimisation*).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -194,6 +194,10 @@ def cost(instance: Instance, orders: Orders) -> int:
     return sum(
         read.weight * blocks(read, orders) if read.parts else read.weight for read in instance.reads
     )
+
+
+Progress = Callable[[int, int], None]
+"""Told the best cost so far and the bound, whenever one of them improves."""
 
 
 def as_copies(instance: Instance) -> tuple[Instance, int]:

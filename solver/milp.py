@@ -36,8 +36,8 @@ from typing import Any
 
 from upscale_opt.errors import SolverError
 from upscale_opt.solver.conflicts import Cut
-from upscale_opt.solver.exact import Progress, solve_exact
-from upscale_opt.solver.instance import Instance, Outcome
+from upscale_opt.solver.exact import solve_exact
+from upscale_opt.solver.instance import Instance, Outcome, Progress
 from upscale_opt.solver.master import Relaxed
 from upscale_opt.solver.milp_process import MISSING, MilpProcess
 from upscale_opt.solver.reduction import Component

@@ -96,8 +96,8 @@ class PriceProgram:
         return solved
 
     def value(self) -> float:
-        """What the best prices prove, before anything is rounded."""
-        return cast(float, self._goal.Value()) * self._scale
+        """What the best prices prove, as a multiple of the common weight, before rounding."""
+        return cast(float, self._goal.Value())
 
     def case(self, unit: int) -> Case:
         """The prices as multiples of 1 / ``unit``."""
@@ -122,7 +122,7 @@ class PriceProgram:
         for use in self._uses:
             extent = abs(use.row.dual_value())
             for demand in use.view - self._holds - self._fails:
-                stakes[demand] += max(use.weight, 1) * min(extent, 1 - extent)
+                stakes[demand] += max(use.weight / self._scale, 1) * min(extent, 1 - extent)
         best = max(stakes, key=lambda demand: (stakes[demand], -demand), default=None)
         return best if best is not None and stakes[best] > _FRACTION else None
 

@@ -20,6 +20,9 @@ _MAX_CASES = 1000
 _MAX_WORK = 60_000
 """Nor one that takes more work than this to find: some seconds."""
 
+_LARGEST = 1 << 500
+"""Nor with weights that are more times the common one than floating-point numbers can say."""
+
 _SLACK = 1e-6
 
 
@@ -42,6 +45,10 @@ def prove(
         be too many.
     """
     if time.monotonic() >= deadline or sum(len(g.demands) for g in groups) > _MAX_WORK:
+        return (Case(),)
+    weights = [read.weight for read in component.reads]
+    weights += [piece.weight for read in component.reads for piece in read.pieces]
+    if max(weights) // (common_weight(component) or 1) > _LARGEST:
         return (Case(),)
     program = PriceProgram(component, groups)
     prover = _Prover(component, groups, program, bound, deadline)
@@ -83,7 +90,7 @@ class _Prover:
             return case, None
         if not self._program.solve(case.holds, case.fails, self._deadline):
             return case, self._most_entangled((*case.holds, *case.fails))
-        hopeless = self._program.value() < (self._bound - self._step) * (1 - _SLACK)
+        hopeless = self._program.value() < (self._bound / self._step - 1) * (1 - _SLACK)
         for unit in _UNITS[-1:] if hopeless else _UNITS:
             candidate = self._program.case(unit)
             proven = case_bound(self._component, self._groups, candidate)

@@ -8,12 +8,15 @@ from typing import Protocol
 from upscale_opt.errors import SolverError
 from upscale_opt.solver.blocks import solve_blocks
 from upscale_opt.solver.direct import solve_direct
-from upscale_opt.solver.exact import Progress, solve_exact
+from upscale_opt.solver.exact import solve_exact
 from upscale_opt.solver.greedy import solve_greedy
 from upscale_opt.solver.identity import solve_identity
-from upscale_opt.solver.instance import Instance, Outcome
+from upscale_opt.solver.instance import Instance, Outcome, Progress
 from upscale_opt.solver.local_search import solve_local_search
 from upscale_opt.solver.milp import solve_pulp, solve_pulp_cbc
+
+_FOREVER = 1e9
+"""Seconds in place of infinity, of which solvers could not take shares."""
 
 
 class Solver(Protocol):
@@ -88,7 +91,7 @@ def solve_instance(
     Args:
         instance: the problem.
         solver: a key of :data:`SOLVERS`.
-        time_limit: in seconds; heuristics ignore it.
+        time_limit: in seconds, maybe infinity; heuristics ignore it.
         seed: for solvers that make random choices.
         workers: threads, for solvers that can use several.
         progress: told the best cost and the bound, whenever one of them improves.
@@ -99,6 +102,7 @@ def solve_instance(
     if solver not in SOLVERS:
         known = ", ".join(repr(name) for name in SOLVERS)
         raise SolverError(f"unknown solver {solver!r}; the solvers are {known}")
+    limit = min(time_limit, _FOREVER)
     return SOLVERS[solver](
-        instance, time_limit=time_limit, seed=seed, workers=workers, progress=progress
+        instance, time_limit=limit, seed=seed, workers=workers, progress=progress
     )

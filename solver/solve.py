@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from upscale_opt.errors import SolverError
@@ -11,15 +11,12 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times
 from upscale_opt.solver.formulate import Formulation, edge_name, formulate
-from upscale_opt.solver.instance import Instance, Proof, satisfied
+from upscale_opt.solver.instance import Instance, Progress, Proof, satisfied
 from upscale_opt.solver.layout import lay_out
 from upscale_opt.solver.objectives import OBJECTIVES
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 from upscale_opt.solver.segments import MODELS, Model, Segments, find_segments
 from upscale_opt.solver.sets import ChannelSets, Edge
-
-Progress = Callable[[int, int], None]
-"""Called with the best objective value so far and the bound so far."""
 
 
 def solve(

@@ -24,7 +24,7 @@ from upscale_opt.solver.greedy import greedy_orders, solve_greedy
 from upscale_opt.solver.identity import solve_identity
 from upscale_opt.solver.instance import Instance, Outcome, Read, cost, identity_orders
 from upscale_opt.solver.proof import proven_bound
-from upscale_opt.solver.registry import solve_instance
+from upscale_opt.solver.registry import SOLVERS, solve_instance
 
 
 def exclude_each_other(instance: Instance, demands: tuple[int, ...]) -> bool:
@@ -197,3 +197,17 @@ def test_an_interrupt_is_passed_on() -> None:
     instance = random_sets(24, 30, 3, 2, 5)
     assert solve_exact(instance, time_limit=60, progress=interrupt).interrupted
     assert not solve_exact(instance, time_limit=60).interrupted
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("lightest", [0, 10**400])
+def test_weights_that_no_float_can_hold(solver: str, lightest: int) -> None:
+    """Alike, and beside small ones."""
+    instance = random_sets(6, 8, 0, 2, 5)
+    reads = tuple(
+        replace(read, weight=lightest or 10 ** (80 * i)) for i, read in enumerate(instance.reads)
+    )
+    heavy = replace(instance, reads=reads)
+    outcome = solve_instance(heavy, solver, time_limit=60)
+    check(heavy, outcome)
+    assert outcome.lower_bound <= brute_force(heavy) <= outcome.objective
