@@ -88,10 +88,7 @@ def solve_blocks(
 
 def _known(proof: Proof, demands: int) -> Proof:
     """The proof, if it speaks of the instance's own demands only."""
-    spoken_of = [d for group in proof.groups for d in group.demands]
-    spoken_of += [d for case in proof.cases for d in (*case.holds, *case.fails)]
-    spoken_of += [d for case in proof.cases for _, d in case.shares]
-    return proof if all(demand < demands for demand in spoken_of) else Proof()
+    return proof if all(demand < demands for demand in proof.demands()) else Proof()
 
 
 class _Search:

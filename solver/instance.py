@@ -291,6 +291,13 @@ class Proof:
     groups: tuple[Group, ...] = ()
     cases: tuple[Case, ...] = ()
 
+    def demands(self) -> frozenset[int]:
+        """All demands (indices) that it speaks of."""
+        spoken_of = {demand for group in self.groups for demand in group.demands}
+        for case in self.cases:
+            spoken_of.update(case.holds, case.fails, (demand for _, demand in case.shares))
+        return frozenset(spoken_of)
+
 
 @dataclass(frozen=True)
 class Outcome:

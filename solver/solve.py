@@ -77,7 +77,7 @@ def solve(
     layout = lay_out(
         graph, problem.sets, problem.segments, problem.formulation, outcome.orders, held
     )
-    demands, numbers = _demands(problem.formulation)
+    demands, numbers = _demands(problem.formulation, outcome.proof)
     return Solution(
         graph_fingerprint=graph.fingerprint,
         capture=graph.capture,
@@ -155,9 +155,9 @@ def instance_of(
     return pose(graph, masks, objective, model=model, weights=weights).formulation.instance
 
 
-def _demands(formulation: Formulation) -> tuple[tuple[Demand, ...], dict[int, int]]:
-    """The demands that reads make, with the reads, and their numbers by those in the instance."""
-    readers: dict[int, dict[str, None]] = {}
+def _demands(formulation: Formulation, proof: Proof) -> tuple[tuple[Demand, ...], dict[int, int]]:
+    """The demands that reads make or the proof speaks of, and their numbers by the instance's."""
+    readers: dict[int, dict[str, None]] = {d: {} for d in proof.demands()}
     for views in _views(formulation):
         for edge, view in views:
             for demand in view or ():
