@@ -56,7 +56,8 @@ def channel_sets(
     Args:
         graph: the channel graph.
         masks: masks that fit it (:meth:`Masks.check`).
-        keep_one: a layer that needs no channel at all still gets one, as PyTorch wants.
+        keep_one: a layer that needs no channel at all still gets one, as PyTorch wants, and a sum
+            gets every channel of its result from some operand, though all of them be zero there.
         extra: channels that operands of concatenations shall deliver although nobody needs them.
     """
     columns = kept_columns(graph, masks)
@@ -184,7 +185,7 @@ def _needed(
                 elif keep_one:
                     any_channel.setdefault(op.inputs[0], []).append((op.name, 0))
         elif isinstance(op, Elementwise) and op.additive:
-            for operand, ids in enumerate(_summands(op, result, defined)):
+            for operand, ids in enumerate(_summands(op, result, defined, keep_one)):
                 want(op, operand, ids)
         elif isinstance(op, Concat):
             for operand, name in enumerate(op.inputs):
@@ -198,8 +199,9 @@ def _needed(
     return frozen, wants, frozenset(live)
 
 
-def _summands(op: Elementwise, result: Ids, defined: dict[str, Ids]) -> list[Ids]:
+def _summands(op: Elementwise, result: Ids, defined: dict[str, Ids], keep_one: bool) -> list[Ids]:
     """What a sum needs of each operand: where it can be non-zero; all of the rest of the first."""
     parts = [result & defined[name] for name in op.inputs]
-    parts[0] |= result.difference(*parts)
+    if keep_one:
+        parts[0] |= result.difference(*parts)
     return parts

@@ -47,6 +47,14 @@ def test_solve_without_torch(tmp_path: Path) -> None:
     assert "PyTorch was not needed" in printed
 
 
+def test_switch_from_upscale() -> None:
+    lines = run("switch_from_upscale.py").splitlines()
+    assert len(lines) == 6
+    assert all("output (1, 1000)" in line for line in lines)
+    left = {line.split(":")[0]: int(line.split()[1].replace(",", "")) for line in lines}
+    assert left["feature_maps"] < left["other_heuristic"] < left["own_masks"] < 11_689_512
+
+
 def test_every_example_is_tested() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested

@@ -258,3 +258,14 @@ def test_verify_leaves_the_inputs_alone() -> None:
     before = X.clone()
     assert uo.verify(model, export(model), X).float64_error < 1e-10
     assert torch.equal(X, before)
+
+
+def test_a_sum_whose_summands_are_zero_although_the_masks_do_not_say_so() -> None:
+    model = Net(
+        lambda m, x: m.c(torch.exp(m.a(x) + m.b(x))), a=conv(3, 4), b=conv(3, 4), c=conv(4, 2)
+    )
+    for part in ("a.weight", "a.bias", "b.weight", "b.bias"):
+        nn.init.zeros_(model.get_parameter(part))
+    graph = uo.trace(model, X)
+    solution = uo.solve(graph, uo.Masks(kept={"a.weight": {0: ()}, "a.bias": {0: ()}}))
+    assert_lossless(model, uo.materialize(model, solution), X)

@@ -2,48 +2,56 @@
 
 from __future__ import annotations
 
-import copy
-import operator
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any
-
-import torch
-from torch import fx, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from upscale_opt.errors import MaterializeError, TraceError
-from upscale_opt.ir import graph as ir
-from upscale_opt.ir.solution import Read, Solution
-from upscale_opt.masking import masks_from_model
-from upscale_opt.modules import Gather, PlacedSum, Placement, fit_sizes
+from upscale_opt.ir.solution import Solution
+from upscale_opt.masking.masks import masks_from_model
+from upscale_opt.origin import kind_of
 from upscale_opt.pruned_module import PrunedModule
+from upscale_opt.rebuilding import rebuild
 from upscale_opt.solver.check import damage, losses
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program, run_as
 from upscale_opt.tracing.recent import recall
-from upscale_opt.tracing.resize import resized
 
 
-def materialize(model: nn.Module, solution: Solution) -> nn.Module:
+def materialize(
+    model: nn.Module, solution: Solution, *, gather_views: bool = False
+) -> PrunedModule:
     """The pruned model: smaller weights, and views and gathers where the solution says.
 
     Args:
         model: the masked model that the solution was made for. It is not changed.
         solution: from :func:`upscale_opt.solve`.
+        gather_views: gather what the solution serves as views, too, as exports do that know no
+            views. To compare with; the orders remain the solution's.
 
     Returns:
         A module on the same device, of the same dtype and in the same mode. It shares no storage
-        with ``model``; its submodules keep their names.
+        with ``model``; its submodules keep their names. Its attribute ``solution`` is the
+        solution, so that :func:`upscale_opt.save` can save it.
 
     Raises:
         MaterializeError: if the solution is for another model, or would drop something that is
             not zero in this one.
     """
+    program = _program(model, solution)
+    lost = losses(program.graph, masks_from_model(model, program.graph), solution)
+    if lost:
+        raise MaterializeError(
+            f"the solution drops what is not zero in this model: {lost[0]}; apply the masks to the "
+            "model first (upscale_opt.apply_masks), or solve for the masks it has"
+        )
+    return rebuild(model, program, solution, gather_views=gather_views)
+
+
+def _program(model: nn.Module, solution: Solution) -> Program:
+    """The model captured, if it is the one that the solution is for, and the solution is sound."""
     program = recall(model, solution.example, solution.capture)
     if program is None:
         try:
-            program = run_as(model, *remake(solution.example, *_kind_of(model)), solution.capture)
+            program = run_as(model, *remake(solution.example, *kind_of(model)), solution.capture)
         except TraceError as error:
             raise MaterializeError(f"{_another(model)} ({error})") from None
     if program.graph.fingerprint != solution.graph_fingerprint:
@@ -51,13 +59,7 @@ def materialize(model: nn.Module, solution: Solution) -> nn.Module:
     broken = damage(program.graph, solution)
     if broken is not None:
         raise MaterializeError(f"the solution is damaged: {broken}; solve again")
-    lost = losses(program.graph, masks_from_model(model, program.graph), solution)
-    if lost:
-        raise MaterializeError(
-            f"the solution drops what is not zero in this model: {lost[0]}; apply the masks to the "
-            "model first (upscale_opt.apply_masks), or solve for the masks it has"
-        )
-    return _Rebuild(model, program, solution).build()
+    return program
 
 
 def _another(model: nn.Module) -> str:
@@ -65,376 +67,3 @@ def _another(model: nn.Module) -> str:
         f"the solution was made for another model than this {type(model).__name__} (or for "
         "another mode, train or eval); trace and solve again"
     )
-
-
-def _kind_of(model: nn.Module) -> tuple[torch.dtype, torch.device]:
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            return tensor.dtype, tensor.device
-    return torch.get_default_dtype(), torch.device("cpu")
-
-
-class _Rebuild:
-    """Writes the pruned program, call by call."""
-
-    def __init__(self, model: nn.Module, program: Program, solution: Solution) -> None:
-        self.model = model
-        self.program = program
-        self.graph = program.graph
-        self.solution = solution
-        self.device = _kind_of(model)[1]
-        self.operations = {op.name: op for op in self.graph.operations}
-        self.selects: dict[tuple[str, int], Read] = {}
-        self.places: dict[tuple[str, int], Read] = {}
-        for read in solution.reads:
-            table = self.places if read.kind == "place" else self.selects
-            table[read.op, read.operand] = read
-        self.new = fx.Graph()
-        self.env: dict[fx.Node, Any] = {}
-        self.root = nn.Module()
-        self.memo: dict[int, Any] = {}
-        self.computed: set[fx.Node] = set()
-
-    def build(self) -> nn.Module:
-        self._slice_parameters()
-        old = self.program.captured.graph
-        for node in old.nodes:
-            self.env[node] = self._emit(node)
-        self.new.set_codegen(copy.deepcopy(old._codegen))
-        effects = {self.env[node] for node in self.program.effects if node in self.env}
-        self.new.eliminate_dead_code(
-            is_impure_node=lambda n: n.op in ("placeholder", "output") or n in effects
-        )
-        self._protect()
-        self._fill_root()
-        pruned = PrunedModule(self.root, self.new)
-        for name, module in pruned.named_modules():
-            own = _submodule(self.model, name)
-            module.training = self.model.training if own is None else own.training
-        pruned.carry(self.model, type(self.model).__name__)
-        return pruned
-
-    # Parameters and modules.
-
-    def _slice_parameters(self) -> None:
-        """Copy what changes, smaller; the memo makes deep copies use these."""
-        own: dict[str, torch.Tensor] = dict(self.model.named_parameters(remove_duplicate=False))
-        own.update(self.model.named_buffers(remove_duplicate=False))
-        for name, by_axis in self.solution.parameters.items():
-            tensor = own[name]
-            data = tensor.detach()
-            for axis, indices in by_axis.items():
-                data = data.index_select(axis, torch.tensor(indices, device=data.device))
-            form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(data.ndim)
-            if form is not None and tensor.is_contiguous(memory_format=form):
-                data = data.contiguous(memory_format=form)
-            self.memo[id(tensor)] = (
-                nn.Parameter(data.clone(), requires_grad=tensor.requires_grad)
-                if isinstance(tensor, nn.Parameter)
-                else data.clone()
-            )
-
-    def _protect(self) -> None:
-        """Let no call modify in place what others still read.
-
-        The original is free of that (tracing sees to it), but here a tensor may be a view of
-        another where the original had a copy. Only what was just computed is safe to modify.
-        """
-        fresh = {self.env[node] for node in self.program.fresh} & self.computed
-        for node in self.program.mutations - self.program.effects:
-            call = self.env[node]
-            if not isinstance(call, fx.Node) or call not in self.computed:
-                continue
-            for value in (*call.args[:1], *call.kwargs.values()):
-                if isinstance(value, fx.Node) and not (value in fresh and len(value.users) == 1):
-                    with self.new.inserting_before(call):
-                        copied = self.new.call_method("clone", (value,))
-                    call.replace_input_with(value, copied)
-
-    def _fill_root(self) -> None:
-        """Copy the modules and tensors that the new program names into the root."""
-        captured = self.program.captured
-        for node in self.new.nodes:
-            target = str(node.target)
-            if node.op == "call_module" and target in captured.modules:
-                module = copy.deepcopy(captured.modules[target], self.memo)
-                fit_sizes(module)
-                _attach(self.root, target, module)
-            elif node.op == "get_attr":
-                _attach(self.root, target, copy.deepcopy(captured.tensors[target], self.memo))
-
-    # Calls.
-
-    def _emit(self, node: fx.Node) -> Any:
-        if node.op == "placeholder":
-            copied = self.new.node_copy(node)
-            copied.type = None  # an annotation given as a string cannot be pickled
-            return copied
-        if node.op == "get_attr":
-            return self.new.create_node("get_attr", node.target, name=node.name)
-        size = self._channel_count(node)
-        if size is not None:
-            return size
-        names = self.program.operations.get(node, ())
-        operations = [self.operations[name] for name in names]
-        if operations and not any(self._alive(op) for op in operations):
-            return None
-        if operations and isinstance(operations[0], ir.Select):
-            return self._emit_selects(node, operations)
-        op = operations[0] if operations else None
-        if isinstance(op, ir.Concat):
-            return self._emit_concat(node, op)
-        if isinstance(op, ir.Elementwise) and self._is_partial(op):
-            return self._emit_sum(node, op)
-        if node.target is operator.getitem:
-            container = self._argument(node.args[0], None)
-            if not isinstance(container, fx.Node):
-                return None if container is None else container[node.args[1]]
-        return self._emit_call(node, op)
-
-    def _alive(self, op: ir.Operation) -> bool:
-        """Whether the result is computed at all; tensors without channels are left to FX."""
-        return not op.outputs or any(
-            name in self.solution.tensors or self.graph.tensors[name].axis is None
-            for name in op.outputs
-        )
-
-    def _channel_count(self, node: fx.Node) -> int | None:
-        """The original channel count, for calls that ask a tensor for the size of that axis."""
-        value = self.program.values.get(node)
-        if not isinstance(value, int) or isinstance(value, bool) or not node.args:
-            return None
-        source = node.args[0]
-        if node.target is operator.getitem and isinstance(source, fx.Node) and source.args:
-            asked, index = source.args[0], node.args[1]
-        elif (node.op == "call_method" and node.target == "size") or (
-            isinstance(node.target, torch._ops.OpOverload)
-            and node.target._schema.name == "aten::sym_size"
-        ):
-            asked, index = source, node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        else:
-            return None
-        name = self.program.values.get(asked) if isinstance(asked, fx.Node) else None
-        if not isinstance(name, str) or name not in self.graph.tensors:
-            return None
-        tensor = self.graph.tensors[name]
-        if tensor.axis is None or not isinstance(index, int):
-            return None
-        return value if index % len(tensor.shape) == tensor.axis else None
-
-    def _argument(
-        self,
-        tree: Any,
-        reads: dict[str, Any] | None,
-        constants: Mapping[fx.Node, Any] = MappingProxyType({}),
-    ) -> Any:
-        """A call's arguments in the new program.
-
-        Args:
-            tree: the arguments in the old one.
-            reads: what to read instead of tensors of the graph.
-            constants: what to read instead of parameters.
-        """
-
-        def swap(node: fx.Node) -> Any:
-            if node in constants:
-                return constants[node]
-            name = self.program.values.get(node)
-            if reads is not None and isinstance(name, str) and name in reads:
-                return reads[name]
-            value = self.env[node]
-            if reads is not None and isinstance(name, (tuple, list)) and isinstance(value, tuple):
-                return tuple(reads.get(n, part) for n, part in zip(name, value, strict=True))
-            return value
-
-        return fx.node.map_arg(tree, swap)
-
-    def _emit_call(self, node: fx.Node, op: ir.Operation | None) -> fx.Node:
-        reads: dict[str, Any] = {}
-        if op is not None:
-            for operand, name in enumerate(op.inputs):
-                read = self.selects.get((op.name, operand))
-                if read is not None and name not in reads:
-                    reads[name] = self._select(self._node_of(node, name), read)
-        constants = {
-            source: reads[name]
-            for name in reads.keys() & self.program.constants.keys()
-            for source in node.all_input_nodes
-            if source.op == "get_attr" and self._names(source, self.program.constants[name])
-        }
-        args = self._argument(node.args, reads, constants)
-        kwargs = self._argument(dict(node.kwargs), reads, constants)
-        target = node.target
-        if op is not None and len(op.outputs) == 1 and op.outputs[0] in self.solution.tensors:
-            tensor = self.graph.tensors[op.outputs[0]]
-            assert tensor.axis is not None
-            size = len(self.solution.tensors[op.outputs[0]]) * tensor.features
-            args, kwargs = resized(node, (args, kwargs), tensor.axis, size)
-            if op.kind == "channelwise":
-                args, kwargs = self._regroup(node, args, kwargs, size)
-        if node.op == "call_method" and target == "view" and not isinstance(args[1], torch.dtype):
-            target = "reshape"  # what is read may be a view that is not contiguous
-        elif target is torch.ops.aten.view.default:
-            target = torch.ops.aten.reshape.default
-        call = self.new.create_node(node.op, target, args, kwargs, name=node.name)
-        self.computed.add(call)
-        return call
-
-    def _regroup(
-        self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], size: int
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A depthwise convolution called as a function has one group per channel."""
-        name = getattr(node.target, "__name__", "") or str(node.target)
-        if node.op != "call_function" or "conv" not in name:
-            return args, kwargs
-        place = 8 if "convolution" in name else 6
-        if len(args) > place:
-            return (*args[:place], size, *args[place + 1 :]), kwargs
-        return args, {**kwargs, "groups": size}
-
-    # Reads.
-
-    def _node_of(self, reader: fx.Node, name: str) -> Any:
-        """The new program's value of tensor ``name``, among the arguments of ``reader``."""
-        for node in reader.all_input_nodes:
-            value = self.program.values[node]
-            if value == name:
-                return self.env[node]
-            if isinstance(value, (tuple, list)) and name in value:
-                container, index = self.env[node], list(value).index(name)
-                if isinstance(container, fx.Node):
-                    return self.new.call_function(operator.getitem, (container, index))
-                return container[index]
-            if isinstance(value, dict) and name in value.values():
-                key = next(k for k, v in value.items() if v == name)
-                return self.new.call_function(operator.getitem, (self.env[node], key))
-        if name in self.program.constants:  # a parameter as a tensor
-            for node in reader.all_input_nodes:
-                if node.op == "get_attr" and self._names(node, self.program.constants[name]):
-                    return self.env[node]
-        raise MaterializeError(f"call {reader.name!r} does not read {name!r}")
-
-    def _names(self, node: fx.Node, parameter: str) -> bool:
-        tensors = self.program.captured.tensors
-        own = tensors.get(parameter)
-        if own is None:
-            state: dict[str, torch.Tensor] = {}
-            state.update(self.model.named_parameters(remove_duplicate=False))
-            state.update(self.model.named_buffers(remove_duplicate=False))
-            own = state[parameter]
-        return tensors[str(node.target)] is own or str(node.target) == parameter
-
-    def _select(self, value: fx.Node, read: Read) -> fx.Node:
-        tensor = self.graph.tensors[read.tensor]
-        layout = self.solution.tensors[read.tensor]
-        assert tensor.axis is not None
-        if read.channels == layout:
-            return value
-        place = {entry: i for i, entry in enumerate(layout)}
-        indices = [place[entry] for entry in read.channels]
-        if read.plan == "view":
-            start, length = indices[0] * tensor.features, len(indices) * tensor.features
-            return self.new.call_function(torch.narrow, (value, tensor.axis, start, length))
-        elements = [i * tensor.features + f for i in indices for f in range(tensor.features)]
-        name = self._unused(f"gather_{read.op.replace('.', '_')}_{read.operand}")
-        self.root.add_module(name, Gather(elements, tensor.axis, self.device))
-        return self.new.call_module(name, (value,))
-
-    def _emit_selects(self, node: fx.Node, operations: Sequence[ir.Operation]) -> Any:
-        results: dict[str, Any] = {}
-        for op in operations:
-            if not self._alive(op):
-                continue
-            value = self._node_of(node, op.inputs[0])
-            read = self.selects.get((op.name, 0))
-            results[op.outputs[0]] = value if read is None else self._select(value, read)
-        return pytree.tree_map(results.get, self.program.values[node])
-
-    def _emit_concat(self, node: fx.Node, op: ir.Concat) -> fx.Node:
-        kept = set(self.solution.tensors[op.outputs[0]])
-        parts: list[fx.Node] = []
-        start = 0
-        for operand, name in enumerate(op.inputs):
-            size = len(self.graph.tensors[name].channels)
-            if kept.intersection(range(start, start + size)):
-                value = self._node_of(node, name)
-                read = self.selects.get((op.name, operand))
-                parts.append(value if read is None else self._select(value, read))
-            start += size
-        if len(parts) == 1:
-            return parts[0]
-        axis = self.graph.tensors[op.outputs[0]].axis
-        return self.new.create_node(
-            "call_function", torch.cat, (parts,), {"dim": axis}, name=node.name
-        )
-
-    def _is_partial(self, op: ir.Elementwise) -> bool:
-        return op.additive and any(
-            name not in self.solution.tensors
-            or (op.name, operand) in self.places
-            or self._skipped(op, operand)
-            for operand, name in enumerate(op.inputs)
-        )
-
-    def _skipped(self, op: ir.Elementwise, operand: int) -> bool:
-        read = self.selects.get((op.name, operand))
-        return read is not None and not read.channels
-
-    def _emit_sum(self, node: fx.Node, op: ir.Elementwise) -> fx.Node:
-        """A sum in which operands are placed into some of the channels, or left out."""
-        result = self.graph.tensors[op.outputs[0]]
-        layout = self.solution.tensors[op.outputs[0]]
-        place_of = {entry: i for i, entry in enumerate(layout)}
-        values: list[fx.Node] = []
-        placements: list[Placement] = []
-        for operand, name in enumerate(op.inputs):
-            if name not in self.solution.tensors or self._skipped(op, operand):
-                continue
-            value = self._node_of(node, name)
-            select = self.selects.get((op.name, operand))
-            values.append(value if select is None else self._select(value, select))
-            place = self.places.get((op.name, operand))
-            if place is None or place.channels == layout:
-                placements.append(None)
-                continue
-            at = [place_of[entry] for entry in place.channels]
-            f = result.features
-            if place.plan == "view":
-                placements.append((at[0] * f, len(at) * f))
-            else:
-                placements.append([i * f + k for i in at for k in range(f)])
-        if len(values) == 1 and placements[0] is None:
-            return values[0]
-        assert result.axis is not None
-        module = PlacedSum(placements, len(layout) * result.features, result.axis, self.device)
-        target = self._unused(f"sum_{node.name}")
-        self.root.add_module(target, module)
-        return self.new.create_node("call_module", target, tuple(values), name=node.name)
-
-    def _unused(self, name: str) -> str:
-        """``name``, or a longer one if the model has that already."""
-        while hasattr(self.model, name) or hasattr(self.root, name):
-            name += "_"
-        return name
-
-
-def _attach(root: nn.Module, target: str, value: Any) -> None:
-    """Set ``value`` as attribute ``target``, with plain modules on the way to it."""
-    *path, last = target.split(".")
-    for part in path:
-        if not hasattr(root, part):
-            root.add_module(part, nn.Module())
-        root = getattr(root, part)
-    if isinstance(value, nn.Module):
-        root.add_module(last, value)
-    elif isinstance(value, nn.Parameter):
-        root.register_parameter(last, value)
-    else:
-        root.register_buffer(last, value)
-
-
-def _submodule(model: nn.Module, name: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(name)
-    except AttributeError:
-        return None

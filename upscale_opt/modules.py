@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 Placement = tuple[int, int] | list[int] | None
 """Where a summand goes: everywhere (``None``), at (start, length), or at listed indices."""
@@ -23,6 +24,12 @@ class Gather(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` with only those elements along the axis, in that order."""
+        if isinstance(x, fx.Proxy):  # traced again: then the indices shall be part of the program
+            chosen = self._buffers["indices"]
+            assert chosen is not None
+            everything = [slice(None)] * self.dim
+            place = (*everything, chosen.tolist())
+            return x[place]
         return x.index_select(self.dim, self.indices)
 
     def extra_repr(self) -> str:
@@ -37,14 +44,15 @@ class PlacedSum(nn.Module):
         placements: one per summand.
         size: the result's size along ``dim``.
         dim: the channel axis.
+        rank: the number of axes. Known beforehand, so that :mod:`torch.fx` can trace the sum.
         device: where the indices live.
     """
 
     def __init__(
-        self, placements: Sequence[Placement], size: int, dim: int, device: torch.device
+        self, placements: Sequence[Placement], size: int, dim: int, rank: int, device: torch.device
     ) -> None:
         super().__init__()
-        self.size, self.dim = size, dim
+        self.size, self.dim, self.rank = size, dim, rank
         self.slices = [p if isinstance(p, tuple) else None for p in placements]
         self.whole = [p is None for p in placements]
         for number, placement in enumerate(placements):
@@ -60,18 +68,30 @@ class PlacedSum(nn.Module):
             for x in whole[2:]:
                 total = total + x
         else:
-            shape = list(summands[0].shape)
-            shape[self.dim] = self.size
-            total = summands[0].new_zeros(shape)
+            first = summands[0]
+            shape = [self.size if a == self.dim else first.size(a) for a in range(self.rank)]
+            total = first.new_zeros(shape)
         for number, x in enumerate(summands):
             if self.whole[number]:
                 continue
             place = self.slices[number]
-            if place is not None:
+            if place is not None and isinstance(total, fx.Proxy):
+                total = self._add_traced(total, x, *place)
+            elif place is not None:
                 total.narrow(self.dim, *place).add_(x)
             else:
                 total = total.index_add(self.dim, getattr(self, f"indices_{number}"), x)
         return total
+
+    def _add_traced(self, total: torch.Tensor, x: torch.Tensor, start: int, length: int) -> Any:
+        """The same while :mod:`torch.fx` traces, which cannot modify a tensor through a view."""
+        end = start + length
+        parts = [total.narrow(self.dim, start, length) + x]
+        if start > 0:
+            parts.insert(0, total.narrow(self.dim, 0, start))
+        if end < self.size:
+            parts.append(total.narrow(self.dim, end, self.size - end))
+        return torch.cat(parts, dim=self.dim)
 
     def extra_repr(self) -> str:
         """What is placed where."""

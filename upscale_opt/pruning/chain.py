@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from upscale_opt.errors import MaskError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.masking import Side, apply_masks, magnitude_masks
+from upscale_opt.masking import Method, Side, choose_masks
+from upscale_opt.masking.masks import masked_copy
+from upscale_opt.masking.segments import Layers
 from upscale_opt.materializing import materialize
 from upscale_opt.solver import solve
+from upscale_opt.solver.coupling import constrain
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying import VerificationReport, verify
+
+if TYPE_CHECKING:
+    from upscale_opt.importance import Importance
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Pruned:
         model: the pruned model.
         masked: the masked model that it equals.
         graph: the channel graph.
-        masks: what the masked model's zeros say.
+        masks: what the masked model's zeros say; with constraints, those on which layers agree.
         solution: orders, plans and proof.
         report: how far the two models are apart; ``None`` if not verified.
     """
@@ -48,7 +53,10 @@ def prune(
     *,
     amount: float | None = None,
     side: Side = "input",
-    layers: Literal["all", "conv"] = "all",
+    layers: Layers = "all",
+    criterion: Importance | Callable[[Tensor], Tensor] | None = None,
+    method: Method = "unconstrained",
+    is_global: bool = False,
     masks: Masks | None = None,
     solver: str = "cp-sat",
     objective: str = "copied_channels",
@@ -62,10 +70,16 @@ def prune(
     Args:
         model: the model.
         inputs: example inputs, as for :func:`upscale_opt.trace`.
-        amount: drop this share of every layer's channels by magnitude. If neither this nor
-            ``masks`` is given, the zeros that the weights have are the masks.
+        amount: drop this share of the channels. If neither this nor ``masks`` is given, the zeros
+            that the weights have are the masks.
         side: with ``amount``: drop input channels, output channels, or both.
         layers: with ``amount``: prune all layers, or convolutions only.
+        criterion: with ``amount``: which channels are important; the L2 norm by default. See
+            :mod:`upscale_opt.importance`.
+        method: ``"unconstrained"``: every layer decides for itself; ``"constrained"``: layers that
+            share a channel drop it together (:func:`upscale_opt.constrain`), so that nothing is
+            copied.
+        is_global: with ``amount``: rank the channels of all layers together.
         masks: explicit masks, instead of ``amount``.
         solver: see :func:`upscale_opt.solve`.
         objective: see :func:`upscale_opt.solve`.
@@ -80,16 +94,25 @@ def prune(
     """
     if amount is not None and masks is not None:
         raise MaskError("give amount or masks, not both")
-    masked = model if amount is None and masks is None else copy.deepcopy(model)
     step("trace")
-    graph = trace(masked, inputs)
+    graph = trace(model, inputs)
     step("mask")
-    if amount is not None or masks is not None:
-        if masks is None:
-            assert amount is not None
-            masks = magnitude_masks(masked, graph, amount, side, layers)
-        apply_masks(masked, graph, masks)
+    if amount is not None:
+        masks = choose_masks(
+            model,
+            graph,
+            amount,
+            criterion=criterion,
+            side=side,
+            method=method,
+            is_global=is_global,
+            layers=layers,
+        )
+    masked = model if masks is None else masked_copy(model, graph, masks)
     found = Masks.from_model(masked, graph)
+    if method == "constrained":
+        found = constrain(graph, found)
+        masked = masked_copy(masked, graph, found)
     step("solve")
     solution = solve(graph, found, solver, objective, time_limit, seed=seed)
     step("materialize")

@@ -1,0 +1,191 @@
+"""Coupled channels: which slices of which parameters go together, and masks that respect it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Constant, Layer, Tensor
+from upscale_opt.ir.masks import Masks
+
+
+@dataclass(frozen=True)
+class Member:
+    """A parameter's part of a group.
+
+    Attributes:
+        parameter: its name.
+        axis: its axis along which the group's channels lie.
+        slices: for each of the group's channels, the slices along ``axis`` that belong to it.
+    """
+
+    parameter: str
+    axis: int
+    slices: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that every tensor holds or lacks together: a coupled group.
+
+    To remove one of the channels without copying anything, remove its slices from all members.
+    Fang et al., *DepGraph: Towards Any Structural Pruning*, CVPR 2023, find such groups by the
+    dependencies between layers; here they are the spaces of the channel graph.
+
+    Attributes:
+        channels: the channel ids.
+        fixed: why none of them can be removed; ``None`` if they can.
+        consumers: the weights that read them.
+        producers: the weights that write them.
+        biases: of the producers.
+        norms: what scales, shifts or centres each of them: batch norms, layer scale, depthwise
+            filters.
+        constants: parameters that are tensors of these channels themselves.
+    """
+
+    channels: tuple[int, ...]
+    fixed: str | None
+    consumers: tuple[Member, ...] = ()
+    producers: tuple[Member, ...] = ()
+    biases: tuple[Member, ...] = ()
+    norms: tuple[Member, ...] = ()
+    constants: tuple[Member, ...] = ()
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The weights of the coupled layers, each once."""
+        return tuple(dict.fromkeys(m.parameter for m in (*self.producers, *self.consumers)))
+
+
+def groups(graph: ChannelGraph) -> tuple[Group, ...]:
+    """Which layers are coupled: one group for every space of the graph, in its order."""
+    whole = _read_whole(graph)
+    places = _Places(graph)
+    roles = ("consumers", "producers", "biases", "norms", "constants")
+    members: dict[str, dict[int, list[Member]]] = {role: defaultdict(list) for role in roles}
+
+    def add(role: str, parameter: str, axis: int, tensor: str) -> None:
+        for space, slices in places.of(tensor).items():
+            members[role][space].append(Member(parameter, axis, slices))
+
+    for op in graph.operations:
+        if isinstance(op, Layer):
+            if op.inputs:
+                add("consumers", op.weight, op.in_axis, op.inputs[0])
+            add("producers", op.weight, op.out_axis, op.outputs[0])
+            if op.bias is not None:
+                add("biases", op.bias, 0, op.outputs[0])
+        elif isinstance(op, ChannelWise):
+            for use in op.parameters:
+                if use.role != "neutral":
+                    add("norms", use.name, use.axis, op.outputs[0])
+        elif isinstance(op, Constant):
+            axis = graph.tensors[op.outputs[0]].axis
+            if axis is not None:
+                add("constants", op.parameter, axis, op.outputs[0])
+    return tuple(
+        Group(
+            channels=tuple(space.channels),
+            fixed=space.fixed or whole.get(number),
+            **{role: tuple(found[number]) for role, found in members.items()},
+        )
+        for number, space in enumerate(graph.spaces)
+    )
+
+
+def constrain(graph: ChannelGraph, masks: Masks) -> Masks:
+    """Grow masks until coupled layers agree, so that nothing need be copied.
+
+    A channel that any layer does not read, or does not write, is removed from all of them. Where
+    channels cannot be removed (they are fixed), all of them are kept by all layers.
+
+    Args:
+        graph: the channel graph.
+        masks: which slices of each parameter are kept.
+
+    Returns:
+        Masks for the weights, biases, norms and constants of every group. To make a model obey
+        them, use :func:`upscale_opt.apply_masks`.
+
+    Raises:
+        MaskError: if the masks do not fit the graph.
+    """
+    masks.check(graph)
+    dropped: dict[tuple[str, int], set[int]] = defaultdict(set)
+    touched: dict[tuple[str, int], None] = {}
+    for group in groups(graph):
+        gone = set() if group.fixed is not None else _disputed(graph, masks, group)
+        everything = (
+            *group.consumers,
+            *group.producers,
+            *group.biases,
+            *group.norms,
+            *group.constants,
+        )
+        for member in everything:
+            key = member.parameter, member.axis
+            touched[key] = None
+            dropped[key].update(i for channel in gone for i in member.slices[channel])
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    for parameter, axis in touched:
+        size = graph.parameters[parameter][axis]
+        gone = dropped[parameter, axis]
+        kept.setdefault(parameter, {})[axis] = tuple(i for i in range(size) if i not in gone)
+    return Masks(kept=kept)
+
+
+def _disputed(graph: ChannelGraph, masks: Masks, group: Group) -> set[int]:
+    """The channels of the group, by their place in it, that at least one layer drops."""
+    gone: set[int] = set()
+    for member in (*group.consumers, *group.producers):
+        size = graph.parameters[member.parameter][member.axis]
+        kept = masks.kept_on(member.parameter, member.axis, size)
+        if len(kept) < size:
+            gone.update(
+                place for place, slices in enumerate(member.slices) if kept.isdisjoint(slices)
+            )
+    return gone
+
+
+def _read_whole(graph: ChannelGraph) -> dict[int, str]:
+    """The spaces of tensors that an operation reads as they are, with the reason."""
+    space_of = {c: number for number, space in enumerate(graph.spaces) for c in space.channels}
+    found: dict[int, str] = {}
+    for op in graph.operations:
+        for name in op.whole:
+            for channel in graph.tensors[name].channels:
+                found.setdefault(space_of[channel], f"{op.name} reads {name} as it is")
+    return found
+
+
+class _Places:
+    """Where each space lies in each tensor."""
+
+    def __init__(self, graph: ChannelGraph) -> None:
+        self.graph = graph
+        self.space_of = {
+            c: number for number, space in enumerate(graph.spaces) for c in space.channels
+        }
+        self.known: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {}
+
+    def of(self, name: str) -> dict[int, tuple[tuple[int, ...], ...]]:
+        """For each space in the tensor, for each channel, the elements along the channel axis."""
+        if name not in self.known:
+            self.known[name] = _places(self.graph, self.graph.tensors[name], self.space_of)
+        return self.known[name]
+
+
+def _places(
+    graph: ChannelGraph, tensor: Tensor, space_of: dict[int, int]
+) -> dict[int, tuple[tuple[int, ...], ...]]:
+    found: dict[int, list[list[int]]] = {}
+    at = 0
+    while at < len(tensor.channels):
+        space = space_of[tensor.channels[at]]
+        size = len(graph.spaces[space].channels)
+        elements = found.setdefault(space, [[] for _ in range(size)])
+        for place in range(size):
+            first = (at + place) * tensor.features
+            elements[place].extend(range(first, first + tensor.features))
+        at += size
+    return {space: tuple(map(tuple, elements)) for space, elements in found.items()}

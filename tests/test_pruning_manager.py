@@ -1,0 +1,349 @@
+"""PruningManager: what it is told, the mock model, and pruning in place."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any, Literal
+
+import pytest
+import torch
+import torchvision
+from helpers import assert_lossless, built, call, deviation, images, same_state, size, state
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import network_and_masks
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+import upscale_opt as uo
+from upscale_opt.models import catalogue
+from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
+from upscale_opt.models.random_networks import RandomNetwork
+from upscale_opt.modules import Gather
+
+X = images(2, 64)
+Side = Literal["input", "output", "both"]
+
+
+def resnet(side: Side = "input", amount: float = 0.5) -> nn.Module:
+    """A ResNet-18 with masks, in float64, with nothing else zero."""
+    model = copy.deepcopy(built("resnet18")[0]).double()
+    uo.MaskingManager(model, side=side).importance().mask(amount)
+    return model
+
+
+@pytest.mark.parametrize("side", ["input", "output", "both"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"constrained": True},
+        {"reorder_producer": False},
+        {"reorder_consumer": False},
+        {"solver": "greedy"},
+        {"objective": "gathers"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("baseline", [False, True])
+def test_the_pruned_model_is_the_masked_one(
+    side: Side, options: dict[str, Any], baseline: bool
+) -> None:
+    model = resnet(side)
+    before, old = size(model), copy.deepcopy(model)
+    manager = uo.PruningManager(model).compute([X.double()], **options)
+    mock = manager.get_mock_model()
+    want = call(mock, X.double())
+    if "constrained" not in options:
+        assert deviation(call(old, X.double()), want) == 0
+    manager.prune(baseline=baseline)
+    assert deviation(want, call(model, X.double())) < 1e-10
+    assert manager.report is not None
+    assert manager.report.float64_error < 1e-10
+    assert deviation(want, call(mock, X.double())) == 0  # as before, though the model has changed
+    assert size(model) < before
+    gathers = [module for module in model.modules() if isinstance(module, Gather)]
+    assert not ("constrained" in options and not baseline and gathers)
+
+
+def test_baseline_gathers_everything() -> None:
+    ours, baseline = resnet(), resnet()
+    uo.PruningManager(ours).compute([X]).prune()
+    uo.PruningManager(baseline).compute([X]).prune(baseline=True)
+    counts = [sum(isinstance(m, Gather) for m in model.modules()) for model in (ours, baseline)]
+    assert counts[0] < counts[1]
+
+
+def test_the_order_stays_without_reordering() -> None:
+    model = resnet()
+    manager = uo.PruningManager(model).compute([X], reorder_producer=False)
+    assert manager.solution is not None
+    assert manager.solution.solver == "identity"
+    assert all(list(order) == sorted(order) for order in manager.solution.orders)
+
+
+def test_explicit_channels() -> None:
+    model = copy.deepcopy(built("resnet18")[0]).double()
+    old = copy.deepcopy(model)
+    manager = uo.PruningManager(model).compute(
+        [X.double()],
+        pruned_inputs=[("layer1.1.conv1.weight", 5), ("layer1.1.conv1", 7)],
+        pruned_outputs=[("layer2.0.conv1.weight", 3)],
+    )
+    masked = copy.deepcopy(old)
+    with torch.no_grad():
+        masked.get_parameter("layer1.1.conv1.weight")[:, [5, 7]] = 0
+        masked.get_parameter("layer2.0.conv1.weight")[3] = 0
+        masked.get_parameter("layer2.0.bn1.weight")[3] = 0
+        masked.get_parameter("layer2.0.bn1.bias")[3] = 0
+    mock = manager.get_mock_model()
+    assert deviation(call(masked, X.double()), call(mock, X.double())) < 1e-14
+    assert same_state(state(model), state(old))
+    manager.prune()
+    assert_lossless(masked, model, X.double())
+    assert model.get_submodule("layer1.1.conv1").in_channels == 62
+    assert model.get_submodule("layer2.0.conv1").out_channels == 127
+
+
+def test_zeros_are_found_beside_explicit_channels() -> None:
+    model = resnet()
+    channels = [("fc.weight", 1)]
+    manager = uo.PruningManager(model).compute([X], pruned_inputs=channels)
+    assert manager.masks is not None
+    assert len(manager.masks.kept["layer1.0.conv1.weight"][1]) == 32
+    assert 1 not in manager.masks.kept["fc.weight"][1]
+
+
+def test_depthwise_filters_can_be_named() -> None:
+    model = copy.deepcopy(built("mobilenet_v2")[0]).double()
+    manager = uo.PruningManager(model).compute(
+        [X.double()], pruned_outputs=[("features.2.conv.1.0.weight", 4)]
+    )
+    want = call(manager.get_mock_model(), X.double())
+    assert manager.prune().report is not None
+    assert deviation(want, call(model, X.double())) < 1e-10
+
+
+def test_explicit_channels_grow_with_constraints() -> None:
+    model = copy.deepcopy(built("resnet18")[0])
+    manager = uo.PruningManager(model).compute(
+        [X], pruned_inputs=[("layer1.1.conv1.weight", 5)], constrained=True
+    )
+    assert manager.masks is not None
+    for weight, axis in (("layer1.0.conv1", 1), ("layer1.1.conv2", 0), ("conv1", 0)):
+        assert 5 not in manager.masks.kept[f"{weight}.weight"][axis]
+    assert manager.prune().report is not None
+    assert model.get_submodule("conv1").out_channels == 63
+
+
+def test_computing_again() -> None:
+    manager = uo.PruningManager(resnet())
+    first = manager.compute([X]).solution
+    assert manager.compute([X]).solution is first
+    assert manager.compute([X], force=True).solution is not first
+    assert manager.compute([X], constrained=True).solution != first
+
+
+def test_the_mock_model_trains_the_model() -> None:
+    model = resnet()
+    manager = uo.PruningManager(model).compute([X.double()])
+    mock = manager.get_mock_model().train()
+    before = state(model)
+    optimizer = torch.optim.SGD(mock.parameters(), lr=0.01, momentum=0.9)
+    for _ in range(2):
+        optimizer.zero_grad()
+        mock(X.double()).square().mean().backward()
+        optimizer.step()
+    assert not same_state(before, state(model))
+    mock.eval()
+    want = call(mock, X.double())
+    manager.prune()
+    assert deviation(want, call(model, X.double())) < 1e-10
+
+
+def test_a_manager_is_a_module_that_computes_what_the_model_does() -> None:
+    model = built("resnet18")[0]
+    manager = uo.PruningManager(model)
+    assert torch.equal(call(manager, X), call(model, X))
+    graph = manager.trace([X])
+    assert manager.trace([X]) is graph
+    assert manager.trace([X], force=True) is not graph
+
+
+@pytest.fixture(scope="module")
+def pruned() -> tuple[nn.Module, nn.Module, nn.Module]:
+    """A masked network, the same pruned in place, and one of its modules from before."""
+    model = resnet("both").float()
+    vars(model)["note"] = {"trained": "never"}
+    masked = copy.deepcopy(model)
+    convolution = model.get_submodule("layer1.0.conv1")
+    uo.PruningManager(model).compute([X]).prune()
+    return masked, model, convolution
+
+
+def test_in_place_it_stays_what_it_was(pruned: tuple[nn.Module, nn.Module, nn.Module]) -> None:
+    masked, model, convolution = pruned
+    assert isinstance(model, torchvision.models.ResNet)
+    assert type(model).__name__ == "ResNet"
+    assert vars(model)["note"] == {"trained": "never"}
+    assert vars(model)["inplanes"] == vars(masked)["inplanes"]
+    block = model.layer1[0]
+    assert isinstance(block, BasicBlock)
+    assert block.conv1 is convolution
+    assert isinstance(convolution, nn.Conv2d)
+    assert convolution.weight.shape[:2] == (convolution.out_channels, convolution.in_channels)
+    assert convolution.in_channels < 64
+    assert {name for name, _ in model.named_parameters()} <= {
+        name for name, _ in masked.named_parameters()
+    }
+    assert "BasicBlock" in repr(model)
+    assert deviation(call(masked, X), call(model, X)) < 1e-5
+
+
+def test_in_place_it_can_be_copied_and_pickled(
+    pruned: tuple[nn.Module, nn.Module, nn.Module],
+) -> None:
+    _, model, _ = pruned
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    for other in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+        assert isinstance(other, torchvision.models.ResNet)
+        assert isinstance(other.layer1[0], BasicBlock)
+        assert vars(other)["note"] == {"trained": "never"}
+        assert torch.equal(call(other, X), call(model, X))
+        assert same_state(state(other), state(model))
+        assert {id(p) for p in other.parameters()}.isdisjoint(id(p) for p in model.parameters())
+        assert other.solution == model.solution
+        with torch.no_grad():
+            other.layer1[0].conv1.weight.zero_()
+        assert not torch.equal(call(other, X), call(model, X))
+
+
+class Own(nn.Module):
+    """Has a method, a hook, an argument it cannot do without, and a child that it owns."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, width, 1)
+        self.second = nn.Conv2d(width, 2, 1)
+        self.scale = nn.Parameter(torch.full((1, width, 1, 1), 2.0))
+
+    def forward(self, x: Tensor, flip: bool = False) -> Tensor:
+        x = self.first(x) * self.scale
+        scores: Tensor = self.second(x.flip(3) if flip else x)
+        return scores
+
+    def classes(self, x: Tensor) -> Tensor:
+        """A method that calls the model."""
+        answer: Tensor = self(x).mean((2, 3)).argmax(1)
+        return answer
+
+
+def test_methods_and_hooks_go_on() -> None:
+    model = Own(6).eval()
+    holder = nn.ModuleList([model])
+    calls: list[str] = []
+    handle = model.register_forward_hook(lambda *_: calls.append("called"))
+    uo.MaskingManager(model, inputs=X).importance().mask(0.5)
+    want = model.classes(X)
+    uo.PruningManager(model).compute([X]).prune(check=False)
+    calls.clear()
+    assert torch.equal(model.classes(X), want)
+    assert calls == ["called"]
+    handle.remove()
+    assert torch.equal(model.classes(X), want)
+    assert calls == ["called"]
+    assert holder[0] is model
+    assert size(model) == 6 * 3 // 2 + 3 + 3 + 3 * 2 + 2
+    twice = copy.deepcopy(model)
+    assert torch.equal(twice.classes(X), want)
+
+
+def test_a_pruned_model_can_be_trained_and_pruned_again() -> None:
+    model = resnet("both").float()
+    uo.PruningManager(model).compute([X]).prune()
+    first = size(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    model.train()
+    model(X).square().mean().backward()
+    optimizer.step()
+    model.eval()
+    uo.MaskingManager(model).importance().mask(0.3)
+    masked = copy.deepcopy(model).double()
+    uo.PruningManager(model).compute([X]).prune()
+    assert size(model) < first
+    assert isinstance(model, torchvision.models.ResNet)
+    assert isinstance(model.layer1[0], BasicBlock)
+    assert_lossless(masked, copy.deepcopy(model).double(), X.double())
+
+
+@given(network_and_masks(), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_any_network_in_place(case: tuple[RandomNetwork, WeightMasks], constrained: bool) -> None:
+    network, weight_masks = case
+    model = apply_weight_masks(copy.deepcopy(network), weight_masks).double()
+    inputs = network.example_inputs(dtype=torch.float64)
+    manager = uo.PruningManager(model).compute(inputs, constrained=constrained)
+    want = call(manager.get_mock_model(), inputs)
+    if not all(t.isfinite().all() for t in (want if isinstance(want, tuple) else (want,))):
+        return
+    manager.prune()
+    assert isinstance(model, RandomNetwork)
+    assert deviation(want, call(model, inputs)) < 1e-10
+    assert deviation(want, call(copy.deepcopy(model), inputs)) < 1e-10
+
+
+def test_a_model_that_fails_to_verify_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = resnet()
+    before = state(model)
+
+    def fail(*_: object) -> None:
+        raise uo.VerificationError("deviates")
+
+    monkeypatch.setattr("upscale_opt.pruning.manager.verify", fail)
+    manager = uo.PruningManager(model).compute([X])
+    with pytest.raises(uo.VerificationError):
+        manager.prune()
+    assert same_state(before, state(model))
+    assert type(model) is torchvision.models.ResNet
+
+
+def test_errors() -> None:
+    model = copy.deepcopy(built("resnet18")[0])
+    manager = uo.PruningManager(model)
+    for too_early in (manager.prune, manager.get_mock_model):
+        with pytest.raises(uo.MaterializeError, match="call compute"):
+            too_early()
+    for wrong, message in (
+        ([("layer9.weight", 1)], "'layer9.weight' is not the name"),
+        ([(17, 1)], "17 is not the name"),
+        ([("conv1.weight", 3)], "no input channel 3; it has 3"),
+        ([("conv1.weight", -1)], "no input channel -1"),
+    ):
+        with pytest.raises(uo.MaskError, match=message):
+            manager.compute([X], pruned_inputs=wrong)  # type: ignore[arg-type]
+    manager.compute([X]).prune()
+    with pytest.raises(uo.MaterializeError, match="call compute"):
+        manager.prune()
+    with pytest.raises(uo.MaskError, match="cannot prune a str"):
+        uo.PruningManager("resnet18")  # type: ignore[arg-type]
+
+
+def test_masks_that_were_undone_are_noticed() -> None:
+    model = resnet()
+    manager = uo.PruningManager(model).compute([X])
+    with torch.no_grad():
+        model.get_parameter("layer1.0.conv1.weight").fill_(1)
+    with pytest.raises(uo.MaterializeError, match="not zero in this model"):
+        manager.prune()
+
+
+def test_the_catalogue_knows_no_surprises() -> None:
+    model = catalogue.build("topology/dict_input")
+    inputs = catalogue.example_inputs("topology/dict_input")
+    uo.MaskingManager(model, inputs=inputs).importance().mask()
+    want = call(model, inputs)
+    uo.PruningManager(model).compute(inputs).prune()
+    assert deviation(want, call(model, inputs)) < 1e-4

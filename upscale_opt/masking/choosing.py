@@ -1,0 +1,98 @@
+"""Choose masks by a criterion, without touching the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.masks import Masks
+from upscale_opt.masking.ranking import least
+from upscale_opt.masking.segments import Layers, Method, Segment, Side, find_segments
+
+if TYPE_CHECKING:
+    from upscale_opt.importance import Importance
+
+
+def choose_masks(
+    model: nn.Module,
+    graph: ChannelGraph,
+    amount: float,
+    *,
+    criterion: Importance | Callable[[Tensor], Tensor] | None = None,
+    side: Side = "input",
+    method: Method = "unconstrained",
+    is_global: bool = False,
+    layers: Layers = "all",
+) -> Masks:
+    """Masks that drop the least important channels.
+
+    The network's own inputs and outputs are left alone.
+
+    Args:
+        model: the model. It is not changed.
+        graph: its graph.
+        amount: the share of channels to drop, in [0, 1); rounded down.
+        criterion: scores the channels; the L2 norm of their weights by default.
+        side: drop input channels, output channels, or both.
+        method: every layer decides for itself (``"unconstrained"``), or all layers that share a
+            channel together (``"constrained"``).
+        is_global: rank the channels of all layers together, rather than each layer's by
+            themselves.
+        layers: prune all layers, or convolutions only.
+
+    Raises:
+        MaskError: if an option is not one of those, graph and model do not fit together, or the
+            criterion does not give one score per channel.
+    """
+    from upscale_opt.importance import score_segments
+
+    segments = find_segments(model, graph, side, method, layers)
+    score_segments(segments, criterion)
+    chosen = choose(segments, amount, is_global)
+    return merge(segment.masks(rows) for segment, rows in zip(segments, chosen, strict=True))
+
+
+def magnitude_masks(
+    model: nn.Module,
+    graph: ChannelGraph,
+    amount: float,
+    side: Side = "input",
+    layers: Layers = "all",
+) -> Masks:
+    """Unconstrained magnitude pruning: every layer drops its channels of least L2 norm.
+
+    As :func:`choose_masks` with its defaults.
+    """
+    return choose_masks(model, graph, amount, side=side, layers=layers)
+
+
+def choose(segments: Sequence[Segment], amount: float, is_global: bool) -> list[list[int]]:
+    """For each segment, the channels to drop, by their place in it; none where there are no scores.
+
+    Raises:
+        MaskError: if ``amount`` is out of range, or a score is not a number.
+    """
+    scores = [segment.scores for segment in segments]
+    known = [one for one in scores if one is not None]
+    together = [known] if is_global else [[one] for one in known]
+    rows = iter([rows for ranked in together for rows in least(ranked, amount)])
+    return [[] if one is None else next(rows) for one in scores]
+
+
+def merge(masks: Iterable[Masks]) -> Masks:
+    """Masks that drop whatever one of ``masks`` drops."""
+    kept: dict[str, dict[int, set[int]]] = {}
+    for one in masks:
+        for name, by_axis in one.kept.items():
+            known = kept.setdefault(name, {})
+            for axis, indices in by_axis.items():
+                known[axis] = known[axis] & set(indices) if axis in known else set(indices)
+    return Masks(
+        kept={
+            name: {axis: tuple(sorted(indices)) for axis, indices in by_axis.items()}
+            for name, by_axis in kept.items()
+        }
+    )

@@ -1,0 +1,121 @@
+"""``MaskingManager``: score a model's channels and zero the least important, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from upscale_opt.errors import MaskError
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.masking.choosing import choose, merge
+from upscale_opt.masking.inputs import trace_without_inputs
+from upscale_opt.masking.masks import apply_masks
+from upscale_opt.masking.segments import Layers, Method, Segment, Side, find_segments
+from upscale_opt.tracing import trace
+
+if TYPE_CHECKING:
+    from upscale_opt.importance import Importance
+    from upscale_opt.tracing.examples import Inputs
+
+
+class MaskingManager:
+    """Masks a model by a criterion, as UPSCALE's class of that name does.
+
+        >>> from upscale_opt.importance import LAMP
+        >>> from upscale_opt.models import catalogue
+        >>> model = catalogue.build("topology/residual_stage")
+        >>> manager = MaskingManager(model).importance(LAMP()).mask(amount=0.25)
+
+    Attributes:
+        model: the model.
+        graph: its channel graph.
+        side: the side pruned.
+        method: with or without constraints.
+        is_global: whether all channels are ranked together.
+
+    Args:
+        model: any model that can be traced, on any device.
+        side: prune the channels that layers read (``"input"``), those that they write
+            (``"output"``), or ``"both"``.
+        method: ``"unconstrained"``: every layer decides for itself; ``"constrained"``: all layers
+            that share a channel decide together, so that the export copies nothing.
+        is_global: rank the channels of the whole model together, rather than those of every
+            segment by themselves. Some segments may lose all of their channels then.
+        inputs: example inputs, as for :func:`upscale_opt.trace`. Needed only for models that take
+            something else than one batch of images or vectors.
+        layers: prune convolutions only (and what is coupled to them), as UPSCALE does, or all
+            layers.
+
+    Raises:
+        MaskError: if an option is not one of those, or ``inputs`` are needed.
+        TraceError: if the model cannot be traced.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        side: Side = "input",
+        method: Method = "unconstrained",
+        is_global: bool = False,
+        *,
+        inputs: Inputs | None = None,
+        layers: Layers = "conv",
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise MaskError(f"cannot mask a {type(model).__name__}; give an nn.Module")
+        self.model = model
+        self.side = side
+        self.method = method
+        self.is_global = is_global
+        self.graph: ChannelGraph = (
+            trace_without_inputs(model) if inputs is None else trace(model, inputs)
+        )
+        self._segments = find_segments(model, self.graph, side, method, layers)
+        self._scored = False
+
+    def segments(self) -> list[Segment]:
+        """The units that masks are chosen for, in the order of execution.
+
+        A :class:`Segment` has the ``layers`` concerned (modules), and their ``weights()`` by
+        channel; ``drop(...)`` zeroes channels by number.
+        """
+        return self._segments
+
+    def importance(self, criterion: Importance | Callable[[Tensor], Tensor] | None = None) -> Self:
+        """Score the channels of all segments.
+
+        Args:
+            criterion: one of :mod:`upscale_opt.importance`, or a function from weights (a float64
+                tensor of shape (channels, weights per channel)) to scores of shape (channels,);
+                higher is more important. The L2 norm by default.
+
+        Raises:
+            MaskError: if it does not give one score per channel.
+        """
+        from upscale_opt.importance import score_segments
+
+        score_segments(self._segments, criterion)
+        self._scored = True
+        return self
+
+    def mask(self, amount: float = 0.5) -> Self:
+        """Zero the least important channels, in place.
+
+        A masked input channel is a zero column of the weights that would read it. A masked output
+        channel is a zero row, without bias, and stays zero behind its batch norm.
+
+        Args:
+            amount: the share of channels to zero, in [0, 1); rounded down.
+
+        Raises:
+            MaskError: if ``amount`` is out of range, or :meth:`importance` was not called.
+        """
+        if not self._scored:
+            raise MaskError("call importance() before mask(), so that there are scores to rank by")
+        chosen = choose(self._segments, amount, self.is_global)
+        pairs = zip(self._segments, chosen, strict=True)
+        apply_masks(self.model, self.graph, merge(segment.masks(rows) for segment, rows in pairs))
+        return self

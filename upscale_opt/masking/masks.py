@@ -1,0 +1,153 @@
+"""Masks from a model's zeros, and models that obey masks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from upscale_opt.errors import MaskError
+from upscale_opt.ir.graph import (
+    ChannelGraph,
+    ChannelWise,
+    Concat,
+    Elementwise,
+    Layer,
+    Operation,
+    Select,
+    maskable_axes,
+)
+from upscale_opt.ir.masks import Masks
+
+
+def masks_from_model(model: nn.Module, graph: ChannelGraph) -> Masks:
+    """What the model's zeros say: a slice is kept unless it is zero throughout.
+
+    Args:
+        model: the (masked) model.
+        graph: its graph.
+
+    Raises:
+        MaskError: if the model lacks a parameter that the graph names, or has it in another shape.
+    """
+    tensors = state_of(model, graph)
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, axes in maskable_axes(graph).items():
+        nonzero = tensors[name].detach() != 0
+        kept[name] = {}
+        for axis in axes:
+            others = [a for a in range(nonzero.ndim) if a != axis]
+            slices = nonzero.any(dim=others) if others else nonzero
+            kept[name][axis] = tuple(torch.nonzero(slices).flatten().tolist())
+    return Masks(kept=kept)
+
+
+def state_of(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:
+    """The parameters and buffers that the graph names, as the model holds them.
+
+    Raises:
+        MaskError: if one is missing or has another shape.
+    """
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors.update(model.named_buffers(remove_duplicate=False))
+    for name, shape in graph.parameters.items():
+        if name not in tensors:
+            raise MaskError(
+                f"the model has no parameter {name!r}, which the graph names; "
+                "was the graph made from another model?"
+            )
+        if tuple(tensors[name].shape) != shape:
+            raise MaskError(
+                f"parameter {name!r} has the shape {tuple(tensors[name].shape)} in the model but "
+                f"{shape} in the graph; trace the model again"
+            )
+    return tensors
+
+
+def apply_masks(model: nn.Module, graph: ChannelGraph, masks: Masks) -> None:
+    """Make ``model`` obey ``masks``, in place: what is not kept becomes zero.
+
+    Where the masks drop an output channel of a layer, that channel becomes zero for real: the
+    weight's slice, the bias, and the scales and shifts of batch norms and depthwise convolutions
+    behind, up to a sum with a layer that does not drop it.
+
+    Args:
+        model: the model to mask.
+        graph: its graph.
+        masks: what to keep.
+
+    Raises:
+        MaskError: if masks, graph and model do not fit together.
+    """
+    tensors = state_of(model, graph)
+    with torch.no_grad():
+        for name, axis, indices in (*dropped_slices(graph, masks), *_dropped_behind(graph, masks)):
+            index = torch.tensor(indices, device=tensors[name].device)
+            tensors[name].index_fill_(axis, index, 0)
+
+
+def masked_copy(model: nn.Module, graph: ChannelGraph, masks: Masks) -> nn.Module:
+    """A copy of ``model`` that obeys ``masks``; see :func:`apply_masks`."""
+    masked = copy.deepcopy(model)
+    apply_masks(masked, graph, masks)
+    return masked
+
+
+def dropped_slices(graph: ChannelGraph, masks: Masks) -> Iterator[tuple[str, int, list[int]]]:
+    """Parameter, axis and indices of all slices that the masks drop.
+
+    Raises:
+        MaskError: if the masks do not fit the graph.
+    """
+    masks.check(graph)
+    for name, by_axis in masks.kept.items():
+        for axis, kept in by_axis.items():
+            dropped = sorted(set(range(graph.parameters[name][axis])).difference(kept))
+            if dropped:
+                yield name, axis, dropped
+
+
+def _dropped_behind(graph: ChannelGraph, masks: Masks) -> Iterator[tuple[str, int, list[int]]]:
+    """What must be zero besides, for the output channels that the masks drop to be zero."""
+    gone: dict[str, frozenset[int]] = {}  # per tensor, the entries of its channel sequence
+    for op in graph.operations:
+        if not op.outputs:
+            continue
+        name = op.outputs[0]
+        gone[name] = _gone(
+            graph, masks, op, [gone.get(source, frozenset()) for source in op.inputs]
+        )
+        if not gone[name]:
+            continue
+        if isinstance(op, Layer) and op.bias is not None:
+            yield op.bias, 0, sorted(gone[name])
+        elif isinstance(op, ChannelWise):
+            features = graph.tensors[name].features
+            slices = [e * features + k for e in sorted(gone[name]) for k in range(features)]
+            for use in op.parameters:
+                if use.role != "neutral":
+                    yield use.name, use.axis, slices
+
+
+def _gone(
+    graph: ChannelGraph, masks: Masks, op: Operation, inputs: list[frozenset[int]]
+) -> frozenset[int]:
+    """The entries of the result that are zero because layers drop them."""
+    if isinstance(op, Layer):
+        size = graph.parameters[op.weight][op.out_axis]
+        return frozenset(range(size)) - masks.kept_on(op.weight, op.out_axis, size)
+    if isinstance(op, ChannelWise) and op.keeps_zero:
+        return inputs[0]
+    if isinstance(op, Elementwise) and op.zero_if != "never":
+        first, *others = inputs
+        return first.union(*others) if op.zero_if == "any" else first.intersection(*others)
+    if isinstance(op, Concat):
+        sizes = [len(graph.tensors[source].channels) for source in op.inputs]
+        starts = [sum(sizes[:operand]) for operand in range(len(sizes))]
+        pairs = zip(starts, inputs, strict=True)
+        return frozenset(start + entry for start, entries in pairs for entry in entries)
+    if isinstance(op, Select):
+        return frozenset(i for i, source in enumerate(op.positions) if source in inputs[0])
+    return frozenset()

@@ -1,0 +1,230 @@
+"""Segments: the units that masks are chosen for, and the slices of weights that belong to each.
+
+Without constraints, a segment is one side of one layer, which decides for itself. With them, it is
+a space of the channel graph: all layers that read (or write) its channels decide together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from upscale_opt.errors import MaskError
+from upscale_opt.ir.graph import ChannelGraph, Layer
+from upscale_opt.ir.masks import Masks
+from upscale_opt.masking.masks import apply_masks, state_of
+from upscale_opt.masking.ranking import least
+from upscale_opt.solver.coupling import groups
+
+if TYPE_CHECKING:
+    from upscale_opt.importance import Importance
+
+Side = Literal["input", "output", "both"]
+Method = Literal["unconstrained", "constrained"]
+Layers = Literal["all", "conv"]
+_OneSide = Literal["input", "output"]
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """One layer's part of a segment.
+
+    Attributes:
+        weight: the parameter's name.
+        axis: the weight's axis along which the segment's channels lie.
+        side: whether that is the layer's ``"input"`` or its ``"output"``.
+        slices: which slices of the weight along ``axis`` belong to each channel, an int64 tensor
+            of shape (channels, slices per channel) on the CPU.
+    """
+
+    weight: str
+    axis: int
+    side: _OneSide
+    slices: Tensor
+
+    @property
+    def module(self) -> str:
+        """The name of the module that the weight belongs to."""
+        return self.weight.rpartition(".")[0]
+
+
+@dataclass(eq=False)
+class Segment:
+    """Channels that are dropped or kept together by all layers of the segment.
+
+    Attributes:
+        model: the model.
+        graph: its channel graph.
+        channels: the channel ids, one per row of :meth:`weights`; an id may occur more than once.
+        shares: the layers, and which slices of their weights belong to which channel.
+        scores: what :meth:`importance` found, a tensor of shape (channels,); ``None`` before, and
+            where the criterion has nothing to say about these layers.
+    """
+
+    model: nn.Module
+    graph: ChannelGraph
+    channels: tuple[int, ...]
+    shares: tuple[Share, ...]
+    scores: Tensor | None = None
+
+    @cached_property
+    def layers(self) -> list[nn.Module]:
+        """The modules whose weights the segment prunes."""
+        return [self.model.get_submodule(share.module) for share in self.shares]
+
+    @property
+    def name(self) -> str:
+        """The segment as text, such as ``"layer1.0.conv1.weight (input)"``."""
+        return ", ".join(f"{share.weight} ({share.side})" for share in self.shares)
+
+    def weights(self) -> Tensor:
+        """All weights of every channel, a float64 tensor of shape (channels, weights)."""
+        return self.matrix(state_of(self.model, self.graph))
+
+    def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What ``tensors`` hold for every channel, a float64 tensor of shape (channels, values).
+
+        Args:
+            tensors: for every weight of the segment by name, a tensor of the weight's shape: the
+                weight itself, its gradient, their product.
+        """
+        rows = []
+        for share in self.shares:
+            tensor = tensors[share.weight].detach()
+            slices = tensor.movedim(share.axis, 0).flatten(1).double()
+            rows.append(slices[share.slices.to(tensor.device)].flatten(1))
+        return torch.cat([row.to(rows[0].device) for row in rows], dim=1)
+
+    def importance(
+        self, criterion: Importance | Callable[[Tensor], Tensor] | None = None
+    ) -> Segment:
+        """Score the channels; see :meth:`MaskingManager.importance`."""
+        from upscale_opt.importance import score_segments
+
+        score_segments([self], criterion)
+        return self
+
+    def mask(self, amount: float = 0.5) -> Segment:
+        """Zero the least important ``amount`` of the channels, in [0, 1), in place.
+
+        Raises:
+            MaskError: if there are no scores, or ``amount`` is out of range.
+        """
+        if self.scores is None:
+            raise MaskError(f"segment {self.name} has no scores; call importance() first")
+        return self.drop(least([self.scores], amount)[0])
+
+    def drop(self, rows: Iterable[int]) -> Segment:
+        """Zero the channels in these rows of :meth:`weights`, in place."""
+        apply_masks(self.model, self.graph, self.masks(rows))
+        return self
+
+    def masks(self, rows: Iterable[int]) -> Masks:
+        """The masks that drop the channels in these rows, and nothing else.
+
+        Raises:
+            MaskError: if there is no such row.
+        """
+        dropped = sorted(set(rows))
+        for row in dropped:
+            if not 0 <= row < len(self.channels):
+                raise MaskError(
+                    f"segment {self.name} has {len(self.channels)} channels, and no channel {row}"
+                )
+        kept: dict[str, dict[int, tuple[int, ...]]] = {}
+        for share in self.shares:
+            gone = set(share.slices[dropped].flatten().tolist())
+            size = self.graph.parameters[share.weight][share.axis]
+            kept.setdefault(share.weight, {})[share.axis] = tuple(
+                i for i in range(size) if i not in gone
+            )
+        return Masks(kept=kept)
+
+
+def find_segments(
+    model: nn.Module,
+    graph: ChannelGraph,
+    side: Side = "input",
+    method: Method = "unconstrained",
+    layers: Layers = "all",
+) -> list[Segment]:
+    """The segments of a model, in the order of execution.
+
+    What the network's own inputs and outputs carry is left out, and with constraints also what
+    opaque operations read or write: those channels must stay.
+
+    Args:
+        model: the model.
+        graph: its graph.
+        side: prune what layers read, what they write, or both.
+        method: every layer by itself, or coupled layers together.
+        layers: all layers, or convolutions (and what is coupled to them) only.
+
+    Raises:
+        MaskError: if an option is not one of those.
+    """
+    for name, value, choices in (
+        ("side", side, ("input", "output", "both")),
+        ("method", method, ("unconstrained", "constrained")),
+        ("layers", layers, ("all", "conv")),
+    ):
+        if value not in choices:
+            raise MaskError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    both: tuple[_OneSide, ...] = ("input", "output")
+    sides = [one for one in both if side in (one, "both")]
+    if method == "constrained":
+        return _constrained(model, graph, sides, layers)
+    return _unconstrained(model, graph, sides, layers)
+
+
+def _unconstrained(
+    model: nn.Module, graph: ChannelGraph, sides: Sequence[_OneSide], layers: Layers
+) -> list[Segment]:
+    given = {name for op in graph.operations if op.kind == "input" for name in op.outputs}
+    wanted = {
+        c
+        for op in graph.operations
+        if op.kind == "output"
+        for name in op.inputs
+        for c in graph.tensors[name].channels
+    }
+    found: list[Segment] = []
+    for op in graph.operations:
+        if not isinstance(op, Layer) or (layers == "conv" and not _is_conv(graph, op.weight)):
+            continue
+        if "input" in sides and op.inputs and op.inputs[0] not in given:
+            tensor = graph.tensors[op.inputs[0]]
+            slices = torch.arange(len(tensor.channels) * tensor.features)
+            share = Share(op.weight, op.in_axis, "input", slices.reshape(-1, tensor.features))
+            found.append(Segment(model, graph, tuple(tensor.channels), (share,)))
+        channels = tuple(graph.tensors[op.outputs[0]].channels)
+        if "output" in sides and wanted.isdisjoint(channels):
+            share = Share(op.weight, op.out_axis, "output", torch.arange(len(channels))[:, None])
+            found.append(Segment(model, graph, channels, (share,)))
+    return found
+
+
+def _constrained(
+    model: nn.Module, graph: ChannelGraph, sides: Sequence[_OneSide], layers: Layers
+) -> list[Segment]:
+    found: list[Segment] = []
+    for group in groups(graph):
+        if group.fixed is not None:
+            continue
+        shares = [
+            Share(member.parameter, member.axis, side, torch.tensor(member.slices))
+            for side in sides
+            for member in (group.consumers if side == "input" else group.producers)
+        ]
+        if shares and (layers == "all" or any(_is_conv(graph, s.weight) for s in shares)):
+            found.append(Segment(model, graph, group.channels, tuple(shares)))
+    return found
+
+
+def _is_conv(graph: ChannelGraph, weight: str) -> bool:
+    return len(graph.parameters[weight]) > 2

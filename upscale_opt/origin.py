@@ -1,0 +1,157 @@
+"""What a pruned model was made of, and how: enough to make its like from another definition."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from upscale_opt.ir.base import Record
+from upscale_opt.modules import Gather, PlacedSum
+from upscale_opt.tracing.examples import dtype_name
+
+DTYPES = {dtype_name(value): value for value in vars(torch).values() if type(value) is torch.dtype}
+"""All dtypes by name."""
+
+
+class Modes(Record):
+    """Which modules of a model are in training mode.
+
+    Attributes:
+        training: whether the model itself is.
+        others: its submodules of the other mode.
+    """
+
+    training: bool
+    others: tuple[str, ...] = ()
+
+
+class Origin(Record):
+    """The original of a pruned model as it was when it was pruned, and what was made of it.
+
+    Attributes:
+        model: the original's class.
+        modes: the modes of the original's modules.
+        dtype: of most of its floating-point parameters and buffers.
+        dtypes: of the others, by name.
+        gather_views: whether views were served as gathers.
+        shapes: of the pruned model's parameters and buffers.
+        calls: the pruned model's program, call by call.
+    """
+
+    model: str
+    modes: Modes
+    dtype: str
+    dtypes: dict[str, str]
+    gather_views: bool
+    shapes: dict[str, tuple[int, ...]]
+    calls: tuple[str, ...]
+
+    def dtype_of(self, name: str, tensor: torch.Tensor) -> torch.dtype:
+        """The dtype that the original's tensor ``name`` had; ``tensor`` is its like."""
+        own = self.dtypes.get(name, self.dtype if tensor.is_floating_point() else "")
+        return DTYPES.get(own, tensor.dtype)
+
+
+def origin_of(model: nn.Module, pruned: fx.GraphModule, gather_views: bool) -> Origin:
+    """How ``pruned`` was made of ``model``."""
+    floats = {
+        name: dtype_name(tensor.dtype)
+        for name, tensor in registered(model)
+        if tensor.is_floating_point() or tensor.is_complex()
+    }
+    usual = Counter(floats.values()).most_common(1)
+    dtype = usual[0][0] if usual else dtype_name(torch.get_default_dtype())
+    return Origin(
+        model=type(model).__name__,
+        modes=modes_of(model),
+        dtype=dtype,
+        dtypes={name: own for name, own in floats.items() if own != dtype},
+        gather_views=gather_views,
+        shapes={name: tuple(tensor.shape) for name, tensor in tensors_of(pruned).items()},
+        calls=calls_of(pruned.graph),
+    )
+
+
+def kind_of(model: nn.Module) -> tuple[torch.dtype, torch.device]:
+    """The dtype and device of the model's first floating-point parameter or buffer."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            return tensor.dtype, tensor.device
+    return torch.get_default_dtype(), torch.device("cpu")
+
+
+def modes_of(model: nn.Module) -> Modes:
+    """Which modules of ``model`` are in training mode."""
+    others = [name for name, module in model.named_modules() if module.training != model.training]
+    return Modes(training=model.training, others=tuple(others))
+
+
+def set_modes(model: nn.Module, modes: Modes) -> None:
+    """Put every module of ``model`` into the mode that ``modes`` says."""
+    others = set(modes.others)
+    for name, module in model.named_modules():
+        module.training = modes.training != (name in others)
+
+
+def tensors_of(pruned: nn.Module) -> dict[str, torch.Tensor]:
+    """All parameters and buffers by name, but the indices that follow from the solution."""
+    own = [name for name, module in pruned.named_modules() if isinstance(module, _OURS)]
+    return {
+        name: tensor for name, tensor in registered(pruned) if name.rpartition(".")[0] not in own
+    }
+
+
+_OURS = (Gather, PlacedSum)
+
+
+def registered(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """All parameters and buffers, those with several names by each."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def calls_of(graph: fx.Graph) -> tuple[str, ...]:
+    """What the program calls with what, line by line: ``"3: call_method clone(%2)"``.
+
+    The same on every device, and for what is left of the program in a pickle (which names calls
+    anew, and has ``x + y`` for ``x += y``).
+    """
+    numbers = {node: number for number, node in enumerate(graph.nodes)}
+    return tuple(f"{number}: {_call(node, numbers)}" for node, number in numbers.items())
+
+
+def _call(node: fx.Node, numbers: dict[fx.Node, int]) -> str:
+    target = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    if isinstance(target, torch._ops.OpOverload):
+        name = str(target)
+    elif getattr(target, "__module__", "") == "_operator":
+        name = _IN_PLACE.get(name, name)
+    if node.op in ("placeholder", "output"):
+        name = ""
+    given = [_text(value, numbers) for value in node.args]
+    given += [f"{key}={_text(value, numbers)}" for key, value in node.kwargs.items()]
+    return f"{node.op} {name}({', '.join(given)})"
+
+
+_IN_PLACE = {f"i{name.rstrip('_')}": name for name in dir(operator)}
+
+
+def _text(value: Any, numbers: dict[fx.Node, int]) -> str:
+    """An argument; devices are left out."""
+    if isinstance(value, fx.Node):
+        return f"%{numbers[value]}"
+    if isinstance(value, torch.device):
+        return "device"
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(_text(item, numbers) for item in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {_text(value[key], numbers)}' for key in value)}}}"
+    if isinstance(value, slice):
+        return f"slice{_text([value.start, value.stop, value.step], numbers)}"
+    return repr(value)

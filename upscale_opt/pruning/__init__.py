@@ -1,0 +1,7 @@
+"""Pruning: the whole chain in one call, or in place by a manager."""
+
+from upscale_opt.pruning.chain import Pruned, prune
+from upscale_opt.pruning.manager import PruningManager
+from upscale_opt.pruning.mock import MockModel
+
+__all__ = ["MockModel", "Pruned", "PruningManager", "prune"]

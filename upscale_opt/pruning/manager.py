@@ -1,0 +1,229 @@
+"""``PruningManager``: find a model's zeros, plan its export, and prune it in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakSet
+
+from torch import nn
+from typing_extensions import Self
+
+from upscale_opt.errors import MaskError, MaterializeError
+from upscale_opt.ir.graph import ChannelGraph, Layer, maskable_axes
+from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.solution import Solution
+from upscale_opt.masking.masks import masked_copy, masks_from_model
+from upscale_opt.materializing import materialize
+from upscale_opt.pruned_module import replace
+from upscale_opt.pruning.mock import MockModel
+from upscale_opt.solver import solve
+from upscale_opt.solver.coupling import constrain
+from upscale_opt.tracing import trace
+from upscale_opt.tracing.examples import Inputs
+from upscale_opt.verifying import VerificationReport, verify
+
+Channels = Iterable[tuple[str, int]]
+"""Pairs of a weight's name (or its module's) and a channel's number."""
+
+
+class PruningManager(nn.Module):
+    """Prunes a model in place, as UPSCALE's class of that name does.
+
+        >>> import torch
+        >>> from upscale_opt.models import catalogue
+        >>> model = catalogue.build("topology/residual_stage")
+        >>> x = catalogue.example_inputs("topology/residual_stage")
+        >>> pruned_inputs = [("blocks.0.conv1.weight", 5)]
+        >>> manager = PruningManager(model).compute([x], pruned_inputs=pruned_inputs)
+        >>> mock = manager.get_mock_model()
+        >>> want = mock(x)
+        >>> _ = manager.prune()
+        >>> torch.allclose(model(x), want, atol=1e-5)
+        True
+
+    Attributes:
+        net: the model.
+        graph: its channel graph, once computed.
+        masks: which slices of its parameters are kept, once computed.
+        solution: the plan of the export, once computed; after :meth:`prune`, ``net.solution``.
+        report: how far the export was from the masked model, after :meth:`prune`.
+
+    Args:
+        net: any model that can be traced, on any device.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(net, nn.Module):
+            raise MaskError(f"cannot prune a {type(net).__name__}; give an nn.Module")
+        self.net = net
+        self.graph: ChannelGraph | None = None
+        self.masks: Masks | None = None
+        self.solution: Solution | None = None
+        self.report: VerificationReport | None = None
+        self._inputs: Inputs = ()
+        self._asked: object = None
+        self._given: Masks | None = None  # what the model does not obey by itself
+        self._mocks: WeakSet[MockModel] = WeakSet()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model computes."""
+        return self.net(*args, **kwargs)
+
+    def trace(self, inputs: Inputs, force: bool = False) -> ChannelGraph:
+        """The model's channel graph; traced anew only if ``force`` is set."""
+        if self.graph is None or force:
+            self.graph = trace(self.net, inputs)
+        return self.graph
+
+    def compute(
+        self,
+        inputs: Inputs,
+        force: bool = False,
+        pruned_inputs: Channels | None = None,
+        pruned_outputs: Channels | None = None,
+        constrained: bool = False,
+        reorder_producer: bool = True,
+        reorder_consumer: bool = True,
+        *,
+        solver: str = "cp-sat",
+        objective: str = "copied_channels",
+        time_limit: float = 60.0,
+        seed: int = 0,
+    ) -> Self:
+        """Plan the export. The model is not changed.
+
+        If neither ``pruned_inputs`` nor ``pruned_outputs`` is given, the zeros that the weights
+        have are pruned.
+
+        Args:
+            inputs: a list or tuple of positional arguments, a tensor, or a dict of keyword
+                arguments.
+            force: compute anew even if just that has been computed.
+            pruned_inputs: input channels to prune, as pairs of a weight's name and a number:
+                ``[("layer1.1.conv1.weight", 5)]``. The weights' own zeros are pruned as well.
+            pruned_outputs: output channels to prune.
+            constrained: also prune, in all layers that share a channel, what one of them prunes
+                (:func:`upscale_opt.constrain`). Then nothing is copied.
+            reorder_producer: let channels be reordered. If this or ``reorder_consumer`` is off,
+                all stay in their order.
+            reorder_consumer: as ``reorder_producer``.
+            solver: see :func:`upscale_opt.solve`.
+            objective: see :func:`upscale_opt.solve`.
+            time_limit: seconds for the solver.
+            seed: seed of the solver.
+
+        Raises:
+            MaskError: if a channel to prune does not exist.
+            TraceError: if the model cannot be traced.
+            SolverError: for an unknown solver or objective.
+        """
+        pruned_inputs = None if pruned_inputs is None else tuple(pruned_inputs)
+        pruned_outputs = None if pruned_outputs is None else tuple(pruned_outputs)
+        solver = solver if reorder_producer and reorder_consumer else "identity"
+        asked = (pruned_inputs, pruned_outputs, constrained, solver, objective, time_limit, seed)
+        if self.solution is not None and asked == self._asked and not force:
+            return self
+        graph = self.trace(inputs, force=True)
+        given: Masks | None = None
+        if pruned_inputs is not None or pruned_outputs is not None:
+            given = _explicit(graph, pruned_inputs or (), pruned_outputs or ())
+        masks = masks_from_model(self._masked(graph, given), graph)
+        if constrained:
+            given = masks = constrain(graph, masks)
+        self.solution = solve(graph, masks, solver, objective, time_limit, seed=seed)
+        self.masks, self._given, self._inputs, self._asked = masks, given, inputs, asked
+        return self
+
+    def get_mock_model(self) -> MockModel:
+        """The masked model that the export will equal; it shares the model's parameters.
+
+        Raises:
+            MaterializeError: if nothing has been computed.
+        """
+        graph, masks, _ = self._computed()
+        mock = MockModel(self.net, graph, masks)
+        self._mocks.add(mock)
+        return mock
+
+    def prune(
+        self, is_not_ane: bool = False, baseline: bool = False, *, check: bool = True
+    ) -> Self:
+        """Prune the model in place, and verify it on the inputs given to :meth:`compute`.
+
+        The model stays the same object and an instance of its class. Its parameters are new ones:
+        make a new optimizer to train it. Mock models keep computing what they did.
+
+        Args:
+            is_not_ane: accepted because UPSCALE has it: how its export writes a gather. Ours is
+                always one ``index_select``.
+            baseline: export without reordering, and gather even what could be viewed: what UPSCALE
+                compares with.
+            check: verify that nothing was lost; if something is, the model stays as it was.
+
+        Raises:
+            MaterializeError: if nothing has been computed, or the model was changed since.
+            VerificationError: if the export deviates from the masked model.
+        """
+        graph, masks, solution = self._computed()
+        if baseline:
+            solution = solve(graph, masks, "identity")
+        masked = self._masked(graph, self._given)
+        pruned = materialize(masked, solution, gather_views=baseline)
+        self.report = verify(masked, pruned, self._inputs) if check else None
+        for mock in self._mocks:
+            mock.part_with_net()
+        replace(self.net, pruned)
+        self.graph = self.masks = self.solution = self._given = None
+        return self
+
+    def _masked(self, graph: ChannelGraph, masks: Masks | None) -> nn.Module:
+        """The model if it obeys the masks by itself, else a copy that does."""
+        return self.net if masks is None else masked_copy(self.net, graph, masks)
+
+    def _computed(self) -> tuple[ChannelGraph, Masks, Solution]:
+        if self.graph is None or self.masks is None or self.solution is None:
+            raise MaterializeError("nothing has been computed; call compute(inputs) first")
+        return self.graph, self.masks, self.solution
+
+
+def _explicit(graph: ChannelGraph, inputs: Channels, outputs: Channels) -> Masks:
+    """Masks that drop the listed channels.
+
+    Raises:
+        MaskError: naming the first that does not exist.
+    """
+    layers = {op.weight: op for op in graph.operations if isinstance(op, Layer)}
+    axes = maskable_axes(graph)
+    kept: dict[str, dict[int, set[int]]] = {}
+    for side, channels in (("input", inputs), ("output", outputs)):
+        for name, channel in channels:
+            weight = _weight(name, axes)
+            layer = layers.get(weight)
+            if layer is None:
+                axis = axes[weight][0]
+            else:
+                axis = layer.in_axis if side == "input" else layer.out_axis
+            size = graph.parameters[weight][axis]
+            if not 0 <= channel < size:
+                raise MaskError(f"{weight!r} has no {side} channel {channel}; it has {size}")
+            known = kept.setdefault(weight, {}).setdefault(axis, set(range(size)))
+            known.discard(channel)
+    return Masks(
+        kept={
+            name: {axis: tuple(sorted(left)) for axis, left in by_axis.items()}
+            for name, by_axis in kept.items()
+        }
+    )
+
+
+def _weight(name: object, axes: dict[str, tuple[int, ...]]) -> str:
+    if isinstance(name, str):
+        for weight in (name, f"{name}.weight"):
+            if weight in axes:
+                return weight
+    raise MaskError(
+        f"{name!r} is not the name of a weight whose channels are understood; name weights as the "
+        "state_dict does, such as 'layer1.1.conv1.weight'"
+    )
