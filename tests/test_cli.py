@@ -52,7 +52,7 @@ def test_run_prints_the_report_and_writes_what_it_says(tmp_path: Path, capsys: O
     printed = capsys.readouterr()
     for text in (
         *("parameters", "multiply-adds", "no reordering", "greedy", "optimum"),
-        *("copied channels", "lower bound", "verify", "float64", "weights_only=False"),
+        *("copied channels", "lower bound", "verify", "float64", "upscale_opt.load("),
     ):
         assert text in printed.out
     assert "verify ..." in printed.err
@@ -70,13 +70,27 @@ def test_run_prints_the_report_and_writes_what_it_says(tmp_path: Path, capsys: O
     assert again.model_copy(update={"times": solution.times}) == solution
 
     uo.apply_masks(model, graph, masks)
-    pruned = torch.load(tmp_path / "pruned.pt", weights_only=False)
+    pruned = uo.load(catalogue.build(name), tmp_path / "pruned.safetensors")
     uo.verify(model, pruned, inputs)
     expected = uo.materialize(model, solution)(inputs)
     assert torch.equal(pruned(inputs), expected)
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("graph.json", "masks.json", "solution.json", "pruned.pt")
+        *("graph.json", "masks.json", "solution.json", "pruned.safetensors")
     }
+
+
+@pytest.mark.parametrize("name", ["topology/mlp", "mobilenet_v3_small"])
+def test_run_says_how_to_load_what_it_wrote(name: str, tmp_path: Path, capsys: Output) -> None:
+    """What it prints can be pasted into Python."""
+    assert call("run", name, "--out", tmp_path / "it's", "--solver", "identity") == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("Load it in Python: import ")
+    program = line.removeprefix("Load it in Python: ")
+    more = "print(type(pruned).__name__, pruned.solution.solver, pruned.training)"
+    command = [sys.executable, "-c", f"{program}; {more}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    kind = type(catalogue.build(name)).__name__
+    assert done.stdout.split() == [kind, "identity", "False"], done.stderr
 
 
 @pytest.mark.parametrize("solver", ["identity", "greedy"])
@@ -94,7 +108,7 @@ def test_run_writes_to_out_by_default(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert call("run", "topology/mlp") == 0
-    assert (tmp_path / "out/topology/mlp/pruned.pt").is_file()
+    assert (tmp_path / "out/topology/mlp/pruned.safetensors").is_file()
     assert "out/topology/mlp" in capsys.readouterr().out
 
 
@@ -268,7 +282,7 @@ def test_no_gpu(tmp_path: Path, capsys: Output) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_gpu(tmp_path: Path) -> None:
     assert call("run", "topology/unet", "--device", "cuda", "--out", tmp_path) == 0
-    pruned = torch.load(tmp_path / "pruned.pt", weights_only=False)
+    pruned = uo.load(catalogue.build("topology/unet").cuda(), tmp_path / "pruned.safetensors")
     assert all(parameter.is_cuda for parameter in pruned.parameters())
 
 
@@ -290,9 +304,9 @@ def test_unwritable_folder(command: str, traced: Path, tmp_path: Path, capsys: O
 def test_output_is_a_folder(traced: Path, tmp_path: Path, capsys: Output) -> None:
     assert call("solve", traced / "graph.json", traced / "masks.json", "-o", tmp_path) == 1
     assert f"{tmp_path} is a folder" in one_line_error(capsys)
-    (tmp_path / "pruned.pt").mkdir()
+    (tmp_path / "pruned.safetensors").mkdir()
     assert call("run", "topology/mlp", "-o", tmp_path) == 1
-    assert str(tmp_path / "pruned.pt") in one_line_error(capsys)
+    assert str(tmp_path / "pruned.safetensors") in one_line_error(capsys)
 
 
 def test_bad_files(traced: Path, tmp_path: Path, capsys: Output) -> None:

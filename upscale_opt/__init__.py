@@ -30,23 +30,31 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver import solve
 from upscale_opt.solver.comparing import Comparison, ComparisonRow, compare, compare_instance
+from upscale_opt.solver.coupling import Group, Member, constrain, groups
 
 if TYPE_CHECKING:
-    from upscale_opt.masking import apply_masks, magnitude_masks
+    from upscale_opt.loading import load
+    from upscale_opt.masking import MaskingManager, apply_masks, choose_masks, magnitude_masks
     from upscale_opt.materializing import materialize
-    from upscale_opt.pruning import Pruned, prune
+    from upscale_opt.pruning import Pruned, PruningManager, prune
+    from upscale_opt.saving import save
     from upscale_opt.tracing import trace
     from upscale_opt.verifying import VerificationReport, verify
 
 __version__ = "0.1.0"
 
 _WITH_TORCH = {
+    "MaskingManager": "masking",
     "Pruned": "pruning",
+    "PruningManager": "pruning",
     "VerificationReport": "verifying",
     "apply_masks": "masking",
+    "choose_masks": "masking",
+    "load": "loading",
     "magnitude_masks": "masking",
     "materialize": "materializing",
     "prune": "pruning",
+    "save": "saving",
     "trace": "tracing",
     "verify": "verifying",
 }
@@ -55,10 +63,14 @@ __all__ = [
     "ChannelGraph",
     "Comparison",
     "ComparisonRow",
+    "Group",
     "MaskError",
+    "MaskingManager",
     "Masks",
     "MaterializeError",
+    "Member",
     "Pruned",
+    "PruningManager",
     "SchemaError",
     "Solution",
     "SolverError",
@@ -67,11 +79,16 @@ __all__ = [
     "VerificationError",
     "VerificationReport",
     "apply_masks",
+    "choose_masks",
     "compare",
     "compare_instance",
+    "constrain",
+    "groups",
+    "load",
     "magnitude_masks",
     "materialize",
     "prune",
+    "save",
     "solve",
     "trace",
     "verify",

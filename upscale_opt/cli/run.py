@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from upscale_opt.cli.options import (
     Amount,
+    CriterionOption,
     Layers,
     LayersOption,
+    Method,
+    MethodOption,
     Model,
     ModelName,
     ModelOption,
@@ -32,16 +34,13 @@ from upscale_opt.cli.tables import (
     say,
     times_table,
 )
-from upscale_opt.ir.base import write_atomically
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver import solve
+from upscale_opt.solver.coupling import constrain
 
-if TYPE_CHECKING:
-    from torch import nn
-
-_FILES = ("graph.json", "masks.json", "solution.json", "pruned.pt")
+_FILES = ("graph.json", "masks.json", "solution.json", "pruned.safetensors")
 
 
 def run(
@@ -49,6 +48,11 @@ def run(
     amount: Amount = 0.5,
     side: SideOption = Side.input,
     layers: LayersOption = Layers.all,
+    criterion: CriterionOption = "l2",
+    method: MethodOption = Method.unconstrained,
+    is_global: Annotated[
+        bool, typer.Option("--global", help="Rank the channels of all layers together.")
+    ] = False,
     solver: SolverName = "cp-sat",
     selection: ModelOption = Model.tensor,
     time_limit: TimeLimit = 60.0,
@@ -61,16 +65,19 @@ def run(
 ) -> None:
     """Prune MODEL, find its best channel orders, export it, and verify the export.
 
-    The weights are random, and the channels of least L2 norm are dropped, by every layer for
-    itself. Writes graph.json, masks.json, solution.json and pruned.pt.
+    The weights are random, and every layer drops its least important channels: for itself, or,
+    with constraints, together with the layers that share them. Writes graph.json, masks.json,
+    solution.json and pruned.safetensors.
     """
     folder = Path("out") / model if out is None else out
     steps = Steps()
     with steps.step("load PyTorch"):
         from upscale_opt.cli import networks
         from upscale_opt.costs import count_costs
-        from upscale_opt.masking import apply_masks, magnitude_masks
+        from upscale_opt.importance import CRITERIA
+        from upscale_opt.masking import apply_masks, choose_masks
         from upscale_opt.materializing import materialize
+        from upscale_opt.saving import save
         from upscale_opt.tracing import trace
         from upscale_opt.verifying import verify
 
@@ -85,9 +92,21 @@ def run(
         with steps.step("count costs"):
             before = count_costs(network, inputs)
         with steps.step("mask"):
-            wanted = magnitude_masks(network, graph, amount, side.value, layers.value)
+            wanted = choose_masks(
+                network,
+                graph,
+                amount,
+                criterion=CRITERIA[criterion](),
+                side=side.value,
+                method=method.value,
+                is_global=is_global,
+                layers=layers.value,
+            )
             apply_masks(network, graph, wanted)
             masks = Masks.from_model(network, graph)
+            if method is Method.constrained:
+                masks = constrain(graph, masks)
+                apply_masks(network, graph, masks)
         solutions = _solve_all(steps, graph, masks, solver, selection, time_limit, seed)
         solution = solutions[-1]
         with steps.step("materialize"):
@@ -97,10 +116,15 @@ def run(
         with steps.step("count costs"):
             after = count_costs(pruned, inputs)
     with steps.step("write"):
-        _write(folder, graph, masks, solution, pruned)
+        graph_file, masks_file, solution_file, pruned_file = (folder / name for name in _FILES)
+        graph.save(graph_file)
+        masks.save(masks_file)
+        solution.save(solution_file)
+        save(pruned, pruned_file)
 
     console = output()
     dropped = f"{amount:.0%} of the {side.words} channels of {layers.words} dropped"
+    dropped += f" by {criterion}, {method.words}"
     say(console, f"{model}, {dropped}")
     for table in (
         costs_table(before, after),
@@ -118,7 +142,7 @@ def run(
         f"{report.dtype}, relative to the largest output.",
     )
     say(console, f"Written to {folder}: {', '.join(_FILES)}")
-    say(console, f"Load it with torch.load({str(folder / _FILES[-1])!r}, weights_only=False)")
+    say(console, f"Load it in Python: {_loading(model, pruned_file)}")
 
 
 def _solve_all(
@@ -148,15 +172,11 @@ def _solve_all(
     return solutions
 
 
-def _write(
-    folder: Path, graph: ChannelGraph, masks: Masks, solution: Solution, pruned: nn.Module
-) -> None:
-    import torch
-
-    pickled = io.BytesIO()
-    torch.save(pruned, pickled)
-    graph_file, masks_file, solution_file, pruned_file = (folder / name for name in _FILES)
-    graph.save(graph_file)
-    masks.save(masks_file)
-    solution.save(solution_file)
-    write_atomically(pruned_file, pickled.getvalue())
+def _loading(model: str, path: Path) -> str:
+    """Python that loads what is pruned of the network called ``model``."""
+    module, definition = "torchvision", f"torchvision.models.{model}()"
+    if model.startswith("topology/"):
+        module = "upscale_opt.models.catalogue"
+        definition = f"{module}.build({model!r})"
+    call = f"upscale_opt.load({definition}, {str(path)!r})"
+    return f"import upscale_opt, {module}; pruned = {call}"

@@ -1,0 +1,168 @@
+"""Load a pruned model from its file into the definition of its original."""
+
+from __future__ import annotations
+
+import copy
+import os
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from upscale_opt.errors import MaterializeError, SchemaError, TraceError
+from upscale_opt.origin import Origin, kind_of, registered, set_modes, tensors_of
+from upscale_opt.pruned_file import Contents, Manifest, unpack
+from upscale_opt.pruned_module import PrunedModule
+from upscale_opt.rebuilding import rebuild
+from upscale_opt.settings import difference
+from upscale_opt.solver.check import damage
+from upscale_opt.tracing.examples import remake
+from upscale_opt.tracing.program import Program, run_as
+
+
+def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedModule:
+    """Read a pruned model that :func:`save` wrote, into the definition of its original.
+
+    The definition is captured as the original was when it was pruned, made smaller as the solution
+    says, and given the file's tensors. Nothing in the file is executed.
+
+    Args:
+        model_definition: an instance of the original's class, made with the same arguments. Its
+            weights do not matter, and it is not changed.
+        path: the file.
+
+    Returns:
+        The pruned model as it was saved, but on the definition's device (on the CPU, if that is
+        the meta device). It can be trained further, and saved again.
+
+    Raises:
+        SchemaError: if the file cannot be read, is damaged or foreign, or of a newer version.
+        MaterializeError: if the definition is that of another model.
+    """
+    if not isinstance(model_definition, nn.Module):
+        given = getattr(model_definition, "__name__", type(model_definition).__name__)
+        raise MaterializeError(
+            f"cannot load into {given}, which is not a module; give an instance of the original's "
+            "class, such as torchvision.models.resnet18()"
+        )
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise SchemaError(f"cannot read pruned model {path}: {error.strerror}") from None
+    try:
+        contents = unpack(data)
+        blank = _blank(model_definition, contents.manifest.origin)
+        program = _captured(blank, contents)
+        options = {"gather_views": contents.manifest.origin.gather_views}
+        pruned = rebuild(blank, program, contents.solution, **options)
+        _check_definition(pruned, contents.manifest)
+        _fill(pruned, contents)
+    except (SchemaError, MaterializeError) as error:
+        raise type(error)(f"{path}: {error}") from None
+    pruned.carry(model_definition, type(model_definition).__name__)
+    set_modes(pruned, contents.manifest.modes)
+    return pruned
+
+
+def _blank(definition: nn.Module, origin: Origin) -> nn.Module:
+    """A copy of the definition in the modes and dtypes of the original."""
+    blank = copy.deepcopy(definition)
+    _leave_meta(blank)
+    set_modes(blank, origin.modes)
+    for name, tensor in registered(blank):
+        dtype = origin.dtype_of(name, tensor)
+        if tensor.dtype != dtype:
+            tensor.data = tensor.data.to(dtype)
+    return blank
+
+
+def _leave_meta(model: nn.Module) -> None:
+    """Give memory on the CPU to what has none. Unlike ``to_empty``, this keeps ties."""
+    made: dict[int, torch.Tensor] = {}
+    for name, tensor in list(registered(model)):
+        if tensor.is_meta:
+            if id(tensor) not in made:
+                empty = torch.empty_like(tensor, device="cpu")
+                learns = tensor.requires_grad
+                made[id(tensor)] = (
+                    nn.Parameter(empty, learns) if isinstance(tensor, nn.Parameter) else empty
+                )
+            _replace(model, name, made[id(tensor)])
+
+
+def _captured(blank: nn.Module, contents: Contents) -> Program:
+    """The definition's program, if it is that of the original."""
+    solution, origin = contents.solution, contents.manifest.origin
+    try:
+        args, kwargs = remake(solution.example, *kind_of(blank))
+    except (AttributeError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        raise SchemaError(f"the solution's example inputs cannot be made: {error}") from None
+    try:
+        program = run_as(blank, args, kwargs, solution.capture)
+    except TraceError as error:
+        raise MaterializeError(_another(contents.manifest, blank, str(error))) from None
+    if program.graph.fingerprint != solution.graph_fingerprint:
+        names = {name for name, _ in registered(blank)}
+        lacking = next((name for name in origin.shapes if name not in names), None)
+        reason = "its channel graph differs" if lacking is None else f"it has no {lacking!r}"
+        raise MaterializeError(_another(contents.manifest, blank, reason))
+    broken = damage(program.graph, solution)
+    if broken is not None:
+        raise SchemaError(f"the solution is damaged: {broken}")
+    return program
+
+
+def _another(manifest: Manifest, definition: nn.Module, reason: str) -> str:
+    other = "" if manifest.torch == torch.__version__ else f" with PyTorch {manifest.torch}"
+    return (
+        f"a pruned {manifest.origin.model} was saved here{other}, and the definition, a "
+        f"{type(definition).__name__}, is another model than its original: {reason}; give an "
+        "instance of the same class, made with the same arguments"
+    )
+
+
+def _check_definition(pruned: PrunedModule, manifest: Manifest) -> None:
+    """Refuse a definition that has the same channels, but computes something else."""
+    assert pruned.origin is not None
+    reason = difference(pruned, manifest.settings)
+    for call, own in zip_longest(manifest.origin.calls, pruned.origin.calls):
+        if reason is None and own != call:
+            reason = f"it computes {own or 'nothing'} instead of {call or 'nothing'}"
+    for name, shape in manifest.origin.shapes.items():
+        size = pruned.origin.shapes.get(name, "no shape")
+        if reason is None and size != shape:
+            reason = f"tensor {name!r} gets {size} instead of {shape}"
+    if reason is not None:
+        raise MaterializeError(_another(manifest, pruned, reason))
+
+
+def _fill(pruned: PrunedModule, contents: Contents) -> None:
+    """Replace every parameter and buffer by the file's."""
+    aliases, frozen = contents.manifest.aliases, set(contents.manifest.frozen)
+    wanted = tensors_of(pruned)
+    given = contents.tensors | {alias: contents.tensors[name] for alias, name in aliases.items()}
+    for name in (*wanted, *given):
+        if name not in given or name not in wanted:
+            what = "lacks" if name not in given else "holds"
+            raise SchemaError(f"the file {what} the tensor {name!r}, unlike the model it describes")
+        if given[name].shape != wanted[name].shape:
+            raise SchemaError(
+                f"the file holds {name!r} with the shape {tuple(given[name].shape)}, but its "
+                f"solution leaves {tuple(wanted[name].shape)}"
+            )
+    made: dict[int, torch.Tensor] = {}  # so that what was one tensor becomes one again
+    for name, old in wanted.items():
+        tensor = given[name]
+        if id(tensor) not in made:
+            placed = tensor.to(old.device)
+            learns = name not in frozen and (placed.is_floating_point() or placed.is_complex())
+            made[id(tensor)] = (
+                nn.Parameter(placed, learns) if isinstance(old, nn.Parameter) else placed
+            )
+        _replace(pruned, name, made[id(tensor)])
+
+
+def _replace(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, tensor)

@@ -1,0 +1,106 @@
+"""Save a pruned model to one file."""
+
+from __future__ import annotations
+
+import os
+from itertools import zip_longest
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import upscale_opt
+from upscale_opt.errors import MaterializeError
+from upscale_opt.ir.base import write_atomically
+from upscale_opt.origin import Origin, calls_of, modes_of, tensors_of
+from upscale_opt.pruned_file import Contents, Manifest, pack
+from upscale_opt.pruned_module import PrunedModule
+from upscale_opt.pruning import Pruned
+from upscale_opt.settings import settings_of
+
+
+def save(pruned: nn.Module | Pruned, path: str | os.PathLike[str]) -> None:
+    """Write a pruned model to ``path``: a safetensors file, written whole or not at all.
+
+    It holds the tensors, the solution and a checksum; no code, and no pickle. :func:`load` reads
+    it. What is no tensor, such as the ``p`` of a dropout, comes from the definition then, and must
+    be the same there; hooks come from the definition as they are.
+
+    Args:
+        pruned: what :func:`upscale_opt.materialize` or :func:`upscale_opt.prune` returned; it may
+            have been trained, or moved to another device or dtype, since.
+        path: where to; the usual ending is ``.safetensors``.
+
+    Raises:
+        MaterializeError: if it is not a pruned model, or no longer fits its solution.
+        OSError: if the file cannot be written; a file that was there is as before.
+    """
+    module = pruned.model if isinstance(pruned, Pruned) else pruned
+    if not isinstance(module, PrunedModule) or module.solution is None or module.origin is None:
+        raise MaterializeError(
+            f"a {type(module).__name__} cannot be saved, as it carries no solution; give what "
+            "materialize or prune returned (if something wraps that, the model inside)"
+        )
+    tensors = tensors_of(module)
+    _check_unchanged(module, module.origin, tensors)
+    _check_plain(module, tensors)
+    # A parameter may have several names. It is stored by the first.
+    names: dict[int, str] = {}
+    aliases: dict[str, str] = {}
+    for name, tensor in tensors.items():
+        first = names.setdefault(id(tensor), name)
+        if first != name:
+            aliases[name] = first
+    manifest = Manifest(
+        package=upscale_opt.__version__,
+        torch=str(torch.__version__),
+        origin=module.origin,
+        modes=modes_of(module),
+        frozen=tuple(name for name, p in module.named_parameters() if not p.requires_grad),
+        aliases=aliases,
+        settings=settings_of(module),
+    )
+    stored = {
+        name: tensor.detach().cpu().resolve_conj().resolve_neg()
+        for name, tensor in tensors.items()
+        if name not in aliases
+    }
+    write_atomically(Path(path), pack(Contents(module.solution, manifest, stored)))
+
+
+def _check_unchanged(
+    pruned: PrunedModule, origin: Origin, tensors: dict[str, torch.Tensor]
+) -> None:
+    """Refuse what the solution does not describe, and :func:`load` could not make again."""
+    for name in (*origin.shapes, *tensors):
+        want, got = origin.shapes.get(name), tensors.get(name)
+        if got is None or want is None or tuple(got.shape) != want:
+            now = "is gone" if got is None else f"has the shape {tuple(got.shape)}"
+            was = "did not exist" if want is None else f"had the shape {want}"
+            raise MaterializeError(
+                f"the model no longer fits its solution: tensor {name!r} {now}, but {was} when "
+                f"the model was pruned; {_WAY_OUT}"
+            )
+    for was, now in zip_longest(origin.calls, calls_of(pruned.graph)):
+        if was != now:
+            raise MaterializeError(
+                "the model no longer fits its solution: its program was edited after pruning, call "
+                f"{now or was}; {_WAY_OUT}"
+            )
+
+
+_WAY_OUT = "save it before changing it, change the original before pruning, or use torch.save"
+
+
+def _check_plain(pruned: PrunedModule, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse what is not plain numbers."""
+    for name, tensor in tensors.items():
+        if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
+            what = "on the meta device" if tensor.is_meta else "sparse or quantized"
+            raise MaterializeError(f"tensor {name!r} is {what}, and cannot be saved so")
+    for name, module in pruned.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise MaterializeError(
+                f"module {name!r} ({type(module).__name__}) has extra state, which only torch.save "
+                "can save"
+            )
