@@ -14,7 +14,7 @@ MYPY := MYPYPATH=build/typecheck $(RUN) -m mypy --strict
 SCRIPTS := tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint setup bench solvers fuzz wheel clean
+.PHONY: help run test lint setup bench solvers study fuzz wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list.
@@ -49,6 +49,10 @@ solvers: $(BENCH_READY)  ## Check the solvers against brute force; compare them,
 	@$(RUN) benchmarks/solver_scaling.py
 	@$(RUN) benchmarks/greedy_vs_exact.py --jobs $(WORKERS)
 	@$(RUN) benchmarks/greedy_vs_upscale.py
+
+study: $(READY)  ## Train small networks, prune them with and without constraints, and compare.
+	@$(VENV)/bin/upscale-opt study --net resnet densenet mobilenet efficientnet-lite0 \
+		--jobs $(WORKERS) --doc docs/study.md
 
 fuzz: $(READY)  ## Export thousands of random networks and check that nothing is lost.
 	@$(RUN) benchmarks/lossless.py --networks $(NETWORKS) --jobs $(WORKERS)

@@ -19,6 +19,7 @@ from upscale_opt.cli.models import models
 from upscale_opt.cli.options import spread
 from upscale_opt.cli.run import run
 from upscale_opt.cli.solve import solve
+from upscale_opt.cli.study import study
 from upscale_opt.cli.trace import trace
 from upscale_opt.errors import UpscaleError
 
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, trace, solve, check, explain, compare, models):
+for _command in (run, trace, solve, check, explain, compare, study, models):
     app.command()(_command)
 
 
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["compare"]:
+    if given[:1] in (["compare"], ["study"]):
         given = spread(given)
     sys.exit(_exit_code(given or ["--help"]))
 

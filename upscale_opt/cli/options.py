@@ -13,6 +13,7 @@ import typer
 from upscale_opt.errors import UpscaleError
 from upscale_opt.solver.objectives import OBJECTIVES
 from upscale_opt.solver.registry import SOLVERS
+from upscale_opt.study.names import CRITERIA, DATA, METHODS, NETS
 
 
 class Side(str, Enum):
@@ -38,6 +39,18 @@ class Layers(str, Enum):
     def words(self) -> str:
         """As it stands in a sentence."""
         return "all convolutions" if self is Layers.conv else "all layers"
+
+
+class Method(str, Enum):
+    """Whether layers that share a channel drop it together."""
+
+    unconstrained = "unconstrained"
+    constrained = "constrained"
+
+    @property
+    def words(self) -> str:
+        """As it stands in a sentence."""
+        return "coupled layers together" if self is Method.constrained else "every layer for itself"
 
 
 class Model(str, Enum):
@@ -81,6 +94,14 @@ def _objective(value: str) -> str:
     return _one_of(OBJECTIVES, value)
 
 
+DATA_FREE = ("l2", "l1", "lamp", "fpgm", "batch-norm", "random")
+"""The criteria that need no data; named here because importing them would load PyTorch."""
+
+
+def _criterion(value: str) -> str:
+    return _one_of(DATA_FREE, value)
+
+
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A network that `upscale-opt models` lists.")
 ]
@@ -99,6 +120,18 @@ Amounts = Annotated[
 ]
 SideOption = Annotated[Side, typer.Option(help="Drop input channels, output channels, or both.")]
 LayersOption = Annotated[Layers, typer.Option(help="Prune all layers, or convolutions only.")]
+CriterionOption = Annotated[
+    str,
+    typer.Option(
+        "--criterion",
+        callback=_criterion,
+        help=f"What ranks the channels: {', '.join(DATA_FREE)}.",
+    ),
+]
+MethodOption = Annotated[
+    Method,
+    typer.Option(help="Every layer for itself, or all layers that share a channel together."),
+]
 SolverName = Annotated[str, typer.Option(callback=_solver, help=f"{', '.join(SOLVERS)}.")]
 SolverNames = Annotated[
     list[str],
@@ -215,5 +248,9 @@ _SEVERAL: dict[str, Callable[[str], bool]] = {
     "--amount": _is_number,
     "--solver": SOLVERS.__contains__,
     "--instance": lambda text: text.endswith(".json"),
+    "--net": NETS.__contains__,
+    "--data": DATA.__contains__,
+    "--criterion": CRITERIA.__contains__,
+    "--method": METHODS.__contains__,
 }
 """The flags that may be followed by several values, and what looks like one."""

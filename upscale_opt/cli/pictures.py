@@ -31,13 +31,14 @@ _PANEL_HEIGHT = 2.6
 _BAR_WIDTH = 0.16
 """In inches, like the heights."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "upscale-opt",  # or else the ids in the file are random
     "svg.fonttype": "none",
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
+"""For all pictures: the same data give the same bytes."""
 
 
 def draw(rows: Sequence[ComparisonRow], kind: str) -> bytes:
@@ -58,7 +59,7 @@ def draw(rows: Sequence[ComparisonRow], kind: str) -> bytes:
     down = -(-len(panels) // across)
     bars = max(len(panel) for _, panel in panels)
     width = max(6.0, across * max(2.0, _BAR_WIDTH * bars + 1.0))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure((width, down * _PANEL_HEIGHT + 0.6), dpi=120, layout="constrained")
         grid = figure.subplots(down, across, squeeze=False)
         for axes in grid.flat[len(panels) :]:
