@@ -94,10 +94,12 @@ def groups(graph: ChannelGraph) -> tuple[Group, ...]:
 
 
 def constrain(graph: ChannelGraph, masks: Masks) -> Masks:
-    """Grow masks until coupled layers agree, so that nothing need be copied.
+    """Grow masks until coupled layers agree, so that pruning causes no copies.
 
     A channel that any layer does not read, or does not write, is removed from all of them. Where
-    channels cannot be removed (they are fixed), all of them are kept by all layers.
+    channels cannot be removed (they are fixed), all of them are kept by all layers; and so is one
+    channel where a layer would be left without any, as PyTorch wants. What the network itself
+    copies (it flips or rolls channels, say) is copied still.
 
     Args:
         graph: the channel graph.
@@ -111,10 +113,10 @@ def constrain(graph: ChannelGraph, masks: Masks) -> Masks:
         MaskError: if the masks do not fit the graph.
     """
     masks.check(graph)
+    found = groups(graph)
     dropped: dict[tuple[str, int], set[int]] = defaultdict(set)
     touched: dict[tuple[str, int], None] = {}
-    for group in groups(graph):
-        gone = set() if group.fixed is not None else _disputed(graph, masks, group)
+    for group, gone in zip(found, _gone(graph, masks, found), strict=True):
         everything = (
             *group.consumers,
             *group.producers,
@@ -134,17 +136,35 @@ def constrain(graph: ChannelGraph, masks: Masks) -> Masks:
     return Masks(kept=kept)
 
 
-def _disputed(graph: ChannelGraph, masks: Masks, group: Group) -> set[int]:
-    """The channels of the group, by their place in it, that at least one layer drops."""
-    gone: set[int] = set()
+def _gone(graph: ChannelGraph, masks: Masks, found: tuple[Group, ...]) -> list[set[int]]:
+    """For every group, the channels to remove, by their place in it."""
+    votes = [_votes(graph, masks, group) for group in found]
+    gone = [
+        set() if group.fixed is not None else {place for place, count in enumerate(own) if count}
+        for group, own in zip(found, votes, strict=True)
+    ]
+    space_of = {c: number for number, space in enumerate(graph.spaces) for c in space.channels}
+    for op in graph.operations:
+        if isinstance(op, Layer) and op.inputs:
+            read = {space_of[channel] for channel in graph.tensors[op.inputs[0]].channels}
+            if all(len(gone[space]) == len(found[space].channels) for space in read):
+                _, space, place = min(
+                    (votes[space][place], space, place) for space in read for place in gone[space]
+                )
+                gone[space].discard(place)
+    return gone
+
+
+def _votes(graph: ChannelGraph, masks: Masks, group: Group) -> list[int]:
+    """How many layers drop each channel of the group."""
+    votes = [0] * len(group.channels)
     for member in (*group.consumers, *group.producers):
         size = graph.parameters[member.parameter][member.axis]
         kept = masks.kept_on(member.parameter, member.axis, size)
         if len(kept) < size:
-            gone.update(
-                place for place, slices in enumerate(member.slices) if kept.isdisjoint(slices)
-            )
-    return gone
+            for place, slices in enumerate(member.slices):
+                votes[place] += kept.isdisjoint(slices)
+    return votes
 
 
 def _read_whole(graph: ChannelGraph) -> dict[int, str]:

@@ -120,6 +120,18 @@ def test_concatenations_and_slices() -> None:
     }
 
 
+def test_channels_that_are_repeated() -> None:
+    model = Net(
+        lambda m, x: m.b(m.norm(m.a(x).repeat(1, 2, 1, 1))),
+        a=conv(3, 2),
+        norm=nn.BatchNorm2d(4),
+        b=conv(4, 2),
+    )
+    found = bn_scores(model, "both")
+    assert found["a.weight (output)"] == [2.5, 3.5]
+    assert found["b.weight (input)"] == [1.5, 2.5, 3.5, 4.5]
+
+
 def test_the_mean_of_all_readers_norms() -> None:
     def run(m: Any, x: Tensor) -> Any:
         x = m.a(x)

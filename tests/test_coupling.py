@@ -6,15 +6,16 @@ import copy
 
 import pytest
 import torch
-from helpers import assert_lossless, built, deviation, keep
+from helpers import assert_lossless, built, cast, deviation, keep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import network_and_masks
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt.masking import Side
+from upscale_opt.masking import Side, find_segments
 from upscale_opt.masking.masks import masked_copy
+from upscale_opt.models import catalogue
 from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
 from upscale_opt.models.random_networks import RandomNetwork
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
@@ -148,8 +149,25 @@ def test_a_constrained_export_copies_nothing(name: str, side: Side) -> None:
     assert report.float64_error < 1e-10
 
 
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_every_topology_is_exported_without_copies(name: str) -> None:
+    model = catalogue.randomize(catalogue.build(f"topology/{name}")).double()
+    inputs = cast(example_inputs(name), torch.float64)
+    graph = uo.trace(model, inputs)
+    if not find_segments(model, graph, "both", "constrained"):
+        assert all(group.fixed or not group.layers for group in uo.groups(graph))
+        return
+    pruned = uo.prune(model, inputs, amount=0.4, side="both", method="constrained")
+    kinds = {op.name: op.kind for op in graph.operations}
+    gathered = {read.op for read in pruned.solution.reads if read.plan == "gather"}
+    assert all(kinds[op] == "select" for op in gathered)  # flips and rolls of the network itself
+    assert bool(gathered) == (name in ("strided_slice", "add_flipped", "rolled_read"))
+    assert pruned.report is not None
+    assert pruned.report.float64_error < 1e-10
+
+
 @given(network_and_masks(), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_constrained_exports_are_lossless_and_copy_nothing(
     case: tuple[RandomNetwork, WeightMasks], biases: bool
 ) -> None:
@@ -191,13 +209,43 @@ def _assert_agreed(graph: uo.ChannelGraph, masks: uo.Masks) -> None:
             assert group.fixed is None or answers != {False}
 
 
-def test_masks_that_disagree_everywhere_leave_a_constant() -> None:
+def test_masks_that_disagree_everywhere_leave_one_channel() -> None:
     model, graph = block()
     keep(model.get_parameter("expand.weight"), 1, [0, 1])
     keep(model.get_parameter("head.weight"), 1, list(range(8, 16)))
     grown = uo.constrain(graph, uo.Masks.from_model(model, graph))
-    assert grown.kept["stem.weight"][0] == ()
+    assert grown.kept["stem.weight"][0] == (0,)
+    assert grown.kept["head.weight"][1] == (0, 1, 2, 3)
     masked = masked_copy(model, graph, grown)
     pruned = uo.materialize(masked, uo.solve(graph, grown))
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    assert deviation(masked(x), pruned(x)) < 1e-10
+    assert deviation(masked(x).detach(), pruned(x).detach()) < 1e-10
+
+
+class Fork(nn.Module):
+    """A layer reads all of a tensor, and another one a slice in the middle of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 1)
+        self.all = nn.Conv2d(6, 2, 1)
+        self.some = nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.sigmoid(self.stem(x))
+        y: Tensor = self.all(x) + self.some(x[:, 2:4])
+        return y
+
+
+def test_a_layer_that_loses_everything_keeps_a_channel_that_all_keep() -> None:
+    torch.manual_seed(0)
+    model = Fork().double().eval()
+    keep(model.all.weight, 1, [1, 5])  # not 2 and 3: the other layer has nothing left
+    graph = uo.trace(model, X.double())
+    grown = uo.constrain(graph, uo.Masks.from_model(model, graph))
+    assert grown.kept["all.weight"][1] == grown.kept["stem.weight"][0] == (1, 2, 5)
+    assert grown.kept["some.weight"][1] == (0,)
+    masked = masked_copy(model, graph, grown)
+    solution = uo.solve(graph, grown)
+    assert solution.objective_value == 0
+    assert_lossless(masked, uo.materialize(masked, solution), X.double())

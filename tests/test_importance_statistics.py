@@ -173,9 +173,14 @@ def test_taylor_in_half_precision() -> None:
 )
 def test_losses_that_are_none(wrong: Any, message: str) -> None:
     model = Small()
+    torch.autograd.backward(loss(model, DATA[0]))
+    before = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     with pytest.raises(uo.MaskError, match=message):
         score_segments(segments_of(model), Taylor(wrong, DATA))
-    assert all(p.grad is None for p in model.parameters())
+    for parameter, gradient in zip(model.parameters(), before, strict=True):
+        assert parameter.grad is not None
+        assert gradient is not None
+        assert torch.equal(parameter.grad, gradient)
 
 
 def _backward(value: Tensor) -> Tensor:
@@ -299,6 +304,19 @@ def test_statistics_follow_the_weights() -> None:
         assert scores_of(segments, criterion) != before
         model.load_state_dict(kept)
         assert scores_of(segments, criterion) == before
+
+
+@pytest.mark.parametrize("criterion", [Taylor(loss, DATA), BatchNormScale()], ids=str)
+def test_scores_of_an_earlier_call_are_not_kept(criterion: Importance) -> None:
+    model = Small()
+    segments = segments_of(model)
+    before = scores_of(segments, criterion)
+    with torch.no_grad():
+        model.norm.weight.mul_(2)
+    criterion.prepare(segments[1:])
+    fresh = criterion.score(segments[0])
+    assert fresh is not None
+    assert fresh.tolist() != before[segments[0].name]
 
 
 def test_a_generator_of_batches_can_draw_random_numbers() -> None:

@@ -139,7 +139,8 @@ def test_equal_channels_go_from_the_first(stream: Stream) -> None:
 
 
 def test_a_users_own_criterion(stream: Stream) -> None:
-    manager = uo.MaskingManager(stream).importance(lambda weights: -weights.abs().amax(1))
+    manager = uo.MaskingManager(stream)
+    manager.importance(heuristic=lambda weights: -weights.abs().amax(1))
     largest = stream.two.weight.abs().amax((0, 2, 3)).argsort(descending=True)
     manager.mask(0.25)
     assert zeros(stream.two.weight, 1) == sorted(largest[:2].tolist())

@@ -22,7 +22,7 @@ from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
 from upscale_opt.models.random_networks import RandomNetwork
 from upscale_opt.modules import Gather
 
-X = images(2, 64)
+X = images(2, 32)
 Side = Literal["input", "output", "both"]
 
 

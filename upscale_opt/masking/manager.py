@@ -84,11 +84,11 @@ class MaskingManager:
         """
         return self._segments
 
-    def importance(self, criterion: Importance | Callable[[Tensor], Tensor] | None = None) -> Self:
+    def importance(self, heuristic: Importance | Callable[[Tensor], Tensor] | None = None) -> Self:
         """Score the channels of all segments.
 
         Args:
-            criterion: one of :mod:`upscale_opt.importance`, or a function from weights (a float64
+            heuristic: one of :mod:`upscale_opt.importance`, or a function from weights (a float64
                 tensor of shape (channels, weights per channel)) to scores of shape (channels,);
                 higher is more important. The L2 norm by default.
 
@@ -97,7 +97,7 @@ class MaskingManager:
         """
         from upscale_opt.importance import score_segments
 
-        score_segments(self._segments, criterion)
+        score_segments(self._segments, heuristic)
         self._scored = True
         return self
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from upscale_opt.errors import MaskError
 from upscale_opt.ir.graph import ChannelGraph, Layer
 from upscale_opt.ir.masks import Masks
-from upscale_opt.masking.masks import apply_masks, state_of
+from upscale_opt.masking.masks import apply_masks
 from upscale_opt.masking.ranking import least
 from upscale_opt.solver.coupling import groups
 
@@ -84,7 +84,9 @@ class Segment:
 
     def weights(self) -> Tensor:
         """All weights of every channel, a float64 tensor of shape (channels, weights)."""
-        return self.matrix(state_of(self.model, self.graph))
+        return self.matrix(
+            {share.weight: _tensor(self.model, share.weight) for share in self.shares}
+        )
 
     def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """What ``tensors`` hold for every channel, a float64 tensor of shape (channels, values).
@@ -101,12 +103,12 @@ class Segment:
         return torch.cat([row.to(rows[0].device) for row in rows], dim=1)
 
     def importance(
-        self, criterion: Importance | Callable[[Tensor], Tensor] | None = None
+        self, heuristic: Importance | Callable[[Tensor], Tensor] | None = None
     ) -> Segment:
         """Score the channels; see :meth:`MaskingManager.importance`."""
         from upscale_opt.importance import score_segments
 
-        score_segments([self], criterion)
+        score_segments([self], heuristic)
         return self
 
     def mask(self, amount: float = 0.5) -> Segment:
@@ -144,6 +146,16 @@ class Segment:
                 i for i in range(size) if i not in gone
             )
         return Masks(kept=kept)
+
+
+def _tensor(model: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of that name."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    found = module._parameters.get(leaf, module._buffers.get(leaf))
+    if found is None:
+        raise MaskError(f"the model has no parameter {name!r} any more; make new segments")
+    return found
 
 
 def find_segments(

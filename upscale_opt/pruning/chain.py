@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,8 +13,7 @@ from upscale_opt.errors import MaskError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.masking import Method, Side, choose_masks
-from upscale_opt.masking.masks import masked_copy
+from upscale_opt.masking import Method, Side, apply_masks, choose_masks
 from upscale_opt.masking.segments import Layers
 from upscale_opt.materializing import materialize
 from upscale_opt.solver import solve
@@ -94,12 +94,14 @@ def prune(
     """
     if amount is not None and masks is not None:
         raise MaskError("give amount or masks, not both")
+    own_zeros = amount is None and masks is None and method == "unconstrained"
+    masked = model if own_zeros else copy.deepcopy(model)
     step("trace")
-    graph = trace(model, inputs)
+    graph = trace(masked, inputs)
     step("mask")
     if amount is not None:
         masks = choose_masks(
-            model,
+            masked,
             graph,
             amount,
             criterion=criterion,
@@ -108,11 +110,12 @@ def prune(
             is_global=is_global,
             layers=layers,
         )
-    masked = model if masks is None else masked_copy(model, graph, masks)
+    if masks is not None:
+        apply_masks(masked, graph, masks)
     found = Masks.from_model(masked, graph)
     if method == "constrained":
         found = constrain(graph, found)
-        masked = masked_copy(masked, graph, found)
+        apply_masks(masked, graph, found)
     step("solve")
     solution = solve(graph, found, solver, objective, time_limit, seed=seed)
     step("materialize")
