@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Constant, Layer, Tensor
+from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Constant, Layer, Opaque, Tensor
 from upscale_opt.ir.masks import Masks
 
 
@@ -59,7 +59,7 @@ class Group:
 
 def groups(graph: ChannelGraph) -> tuple[Group, ...]:
     """Which layers are coupled: one group for every space of the graph, in its order."""
-    whole = _read_whole(graph)
+    opaque = _in_opaque_hands(graph)
     places = _Places(graph)
     roles = ("consumers", "producers", "biases", "norms", "constants")
     members: dict[str, dict[int, list[Member]]] = {role: defaultdict(list) for role in roles}
@@ -86,7 +86,7 @@ def groups(graph: ChannelGraph) -> tuple[Group, ...]:
     return tuple(
         Group(
             channels=tuple(space.channels),
-            fixed=space.fixed or whole.get(number),
+            fixed=space.fixed or opaque.get(number),
             **{role: tuple(found[number]) for role, found in members.items()},
         )
         for number, space in enumerate(graph.spaces)
@@ -167,14 +167,15 @@ def _votes(graph: ChannelGraph, masks: Masks, group: Group) -> list[int]:
     return votes
 
 
-def _read_whole(graph: ChannelGraph) -> dict[int, str]:
-    """The spaces of tensors that an operation reads as they are, with the reason."""
+def _in_opaque_hands(graph: ChannelGraph) -> dict[int, str]:
+    """The spaces that an operation reads or writes as they are, with the reason."""
     space_of = {c: number for number, space in enumerate(graph.spaces) for c in space.channels}
     found: dict[int, str] = {}
     for op in graph.operations:
-        for name in op.whole:
+        opaque = (*op.inputs, *op.outputs) if isinstance(op, Opaque) else ()
+        for name in (*op.whole, *opaque):
             for channel in graph.tensors[name].channels:
-                found.setdefault(space_of[channel], f"{op.name} reads {name} as it is")
+                found.setdefault(space_of[channel], f"{op.name} takes {name} as it is")
     return found
 
 

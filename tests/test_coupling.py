@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import network_and_masks
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 import upscale_opt as uo
 from upscale_opt.masking import Side, find_segments
@@ -124,6 +125,19 @@ def test_what_is_read_as_it_is_is_fixed() -> None:
     found = uo.groups(graph)
     assert len(found) == len(graph.spaces)
     assert all(found[number].fixed for number in whole)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_what_an_opaque_operation_writes_is_fixed(batch: int) -> None:
+    model = VisionTransformer(32, 8, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16)
+    catalogue.randomize(model.eval())
+    inputs = torch.randn(batch, 3, 32, 32)
+    for side in ("output", "both"):
+        pruned = uo.prune(model, inputs, amount=0.5, side=side, method="constrained")
+        assert pruned.solution.objective_value == 0
+        free = uo.prune(model, inputs, amount=0.5, side=side)
+        grown = uo.prune(free.masked, inputs, method="constrained")
+        assert grown.solution.objective_value == 0
 
 
 def test_masks_of_another_model_are_refused() -> None:

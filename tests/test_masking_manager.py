@@ -155,7 +155,10 @@ def test_a_users_own_loop(stream: Stream) -> None:
         segment.drop([0, 7])
     assert zeros(stream.one.weight, 1) == zeros(stream.two.weight, 1) == [0, 7]
     segment.importance().mask(0.5)
-    assert len(zeros(stream.two.weight, 1)) == 4
+    gone = zeros(stream.two.weight, 1)
+    assert len(gone) == 4
+    segment.mask(torch.tensor([0, 1, 1, 1, 0, 0, 0, 0]))
+    assert zeros(stream.two.weight, 1) == sorted({0, 4, 5, 6, 7} | set(gone))
 
 
 def test_choosing_leaves_the_model_alone(stream: Stream) -> None:
@@ -253,6 +256,10 @@ def test_errors(stream: Stream) -> None:
         manager.importance(lambda weights: weights)
     with pytest.raises(uo.MaskError, match="not a number"):
         manager.importance(lambda weights: weights.sum(1) * float("nan")).mask()
+    with pytest.raises(uo.MaskError, match="amount must be"):
+        manager.mask("0.5")  # type: ignore[arg-type]
+    with pytest.raises(uo.MaskError, match="has the shape"):
+        manager.segments()[0].mask(torch.zeros(3))
     with pytest.raises(uo.MaskError, match="no channel 8"):
         manager.segments()[0].drop([8])
     with pytest.raises(uo.MaskError, match="criterion is"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 from typing import Any, Literal
 
 import pytest
@@ -125,6 +126,37 @@ def test_depthwise_filters_can_be_named() -> None:
     assert deviation(want, call(model, X.double())) < 1e-10
 
 
+class Tied(nn.Module):
+    """One weight of two names, of which only one is used; and one whose channels are opaque."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 1)
+        self.second = nn.Conv2d(6, 6, 1)
+        self.other = nn.Conv2d(6, 6, 1)
+        self.other.weight = self.second.weight
+        self.grouped = nn.Conv2d(6, 6, 1, groups=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.grouped(self.second(self.first(x)))
+        return y
+
+
+@pytest.mark.parametrize("name", ["second", "other.weight"])
+def test_tied_weights_can_be_named_either_way(name: str) -> None:
+    model = Tied().double().eval()
+    manager = uo.PruningManager(model).compute([X.double()], pruned_inputs=[(name, 4)])
+    want = call(manager.get_mock_model(), X.double())
+    manager.prune()
+    assert deviation(want, call(model, X.double())) < 1e-10
+    assert model.first.out_channels == 5
+
+
+def test_weights_that_are_not_understood_say_so() -> None:
+    with pytest.raises(uo.MaskError, match="not understood"):
+        uo.PruningManager(Tied()).compute([X], pruned_inputs=[("grouped.weight", 0)])
+
+
 def test_explicit_channels_grow_with_constraints() -> None:
     model = copy.deepcopy(built("resnet18")[0])
     manager = uo.PruningManager(model).compute(
@@ -143,6 +175,13 @@ def test_computing_again() -> None:
     assert manager.compute([X]).solution is first
     assert manager.compute([X], force=True).solution is not first
     assert manager.compute([X], constrained=True).solution != first
+    again = manager.compute([X]).solution
+    with torch.no_grad():
+        manager.net.get_parameter("fc.weight")[:, 3] = 0
+    assert manager.compute([X]).solution is not again  # there is more to prune now
+    other = manager.compute([images(1, 48)]).graph
+    assert other is not None
+    assert other.example.items[0].shape == (1, 3, 48, 48)
 
 
 def test_the_mock_model_trains_the_model() -> None:
@@ -157,6 +196,27 @@ def test_the_mock_model_trains_the_model() -> None:
         optimizer.step()
     assert not same_state(before, state(model))
     mock.eval()
+    want = call(mock, X.double())
+    manager.prune()
+    assert deviation(want, call(model, X.double())) < 1e-10
+
+
+def test_the_mock_model_of_a_fresh_network_trains_all_that_is_left() -> None:
+    torch.manual_seed(0)
+    model = torchvision.models.resnet18(num_classes=5).double().eval()
+    uo.MaskingManager(model, side="both").importance().mask(0.25)
+    manager = uo.PruningManager(model).compute([X.double()])
+    mock = manager.get_mock_model().train()
+    optimizer = torch.optim.SGD(mock.parameters(), lr=0.05, momentum=0.9)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss: Tensor = nn.functional.cross_entropy(mock(X.double()), torch.tensor([1, 3]))
+        loss.backward()
+        optimizer.step()
+    mock.eval()
+    shift = model.get_parameter("layer1.0.bn1.bias")
+    assert bool(shift.any())  # zero at first, but not masked
+    assert not bool(shift.all())
     want = call(mock, X.double())
     manager.prune()
     assert deviation(want, call(model, X.double())) < 1e-10
@@ -261,6 +321,75 @@ def test_methods_and_hooks_go_on() -> None:
     assert torch.equal(twice.classes(X), want)
 
 
+class Trainer(nn.Module):
+    """A network with all that its training needs, a second name for a part, and own ``meta``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Own(8)
+        self.again = self.net
+        self.criterion = nn.CrossEntropyLoss(weight=torch.ones(2))
+        self.temperature = nn.Parameter(torch.full((1,), 2.0))
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+        self.meta = {"epoch": 3}
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.net(x).mean((2, 3))
+        return scores
+
+    def training_step(self, x: Tensor, labels: Tensor) -> Tensor:
+        """What a training loop calls."""
+        self.get_buffer("steps").add_(1)
+        loss: Tensor = self.criterion(self(x) / self.temperature, labels)
+        return loss
+
+
+def test_what_forward_does_not_use_stays() -> None:
+    model = Trainer().eval()
+    uo.MaskingManager(model, inputs=X, side="both").importance().mask(0.5)
+    labels = torch.tensor([0, 1])
+    want = model.training_step(X, labels)
+    uo.PruningManager(model).compute([X]).prune()
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    for other in (model, copy.deepcopy(model), copy.copy(model), loaded):
+        assert isinstance(other, Trainer)
+        assert torch.allclose(other.training_step(X, labels), want, atol=1e-5)
+        assert other.again is other.net
+        assert other.meta == {"epoch": 3}
+        assert {"temperature", "criterion.weight"} <= other.state_dict().keys()
+        assert "steps" not in other.state_dict()
+    assert float(model.get_buffer("steps")) == 2 + 1  # shared with the shallow copy
+    assert size(model.net) < size(Own(8))
+
+
+class Picky(nn.Module):
+    """Wants more of its subclasses than bases."""
+
+    def __init_subclass__(cls, *, purpose: str) -> None:
+        super().__init_subclass__()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 4, 1)
+        self.two = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.two(self.one(x))
+        return y
+
+
+def test_a_class_that_cannot_be_inherited_from() -> None:
+    model = Picky().eval()
+    uo.MaskingManager(model, inputs=X).importance().mask(0.5)
+    want = call(model, X)
+    uo.PruningManager(model).compute([X]).prune()
+    assert torch.allclose(call(model, X), want, atol=1e-6)
+    assert model.two.in_channels == 2
+
+
 def test_a_pruned_model_can_be_trained_and_pruned_again() -> None:
     model = resnet("both").float()
     uo.PruningManager(model).compute([X]).prune()
@@ -318,11 +447,14 @@ def test_errors() -> None:
             too_early()
     for wrong, message in (
         ([("layer9.weight", 1)], "'layer9.weight' is not the name"),
-        ([(17, 1)], "17 is not the name"),
+        ([(17, 1)], "(17, 1) is no pair"),
+        (["conv1.weight"], "'conv1.weight' is no pair"),
+        ([("conv1.weight", 1.5)], "('conv1.weight', 1.5) is no pair"),
+        ([("bn1.running_var", 1, 2)], "is no pair"),
         ([("conv1.weight", 3)], "no input channel 3; it has 3"),
         ([("conv1.weight", -1)], "no input channel -1"),
     ):
-        with pytest.raises(uo.MaskError, match=message):
+        with pytest.raises(uo.MaskError, match=re.escape(message)):
             manager.compute([X], pruned_inputs=wrong)  # type: ignore[arg-type]
     manager.compute([X]).prune()
     with pytest.raises(uo.MaterializeError, match="call compute"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
@@ -30,14 +31,16 @@ class PrunedModule(fx.GraphModule):
     Attributes:
         solution: what it was made by.
         origin: what it was made of, and how.
+        named: the original's modules and tensors that its program named.
     """
 
     solution: Solution | None = None
     origin: Origin | None = None
+    named: frozenset[str] = frozenset()
 
     def carry(self, source: nn.Module, name: str) -> None:
         """Take over the mode and the forward hooks of ``source``, and call the class ``name``."""
-        self.__class__.__name__ = name
+        _rename(self, name)
         self.training = source.training
         for table in _HOOKS:
             getattr(self, table).update(getattr(source, table))
@@ -45,15 +48,29 @@ class PrunedModule(fx.GraphModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
         copied = super().__deepcopy__(memo)
         assert isinstance(copied, PrunedModule)
-        copied.carry(self, type(self).__name__)
-        for table in _TREE:  # a GraphModule makes up plain modules between itself and its leaves
-            copied.__dict__[table] = copy.deepcopy(self.__dict__[table], memo)
-        for name in self.__dict__.keys() - copied.__dict__.keys():
-            value = self.__dict__[name]
+
+        def copied_value(value: Any) -> Any:
             # Documents are frozen, and a solution may be large.
-            shared = isinstance(value, Document)
-            copied.__dict__[name] = value if shared else copy.deepcopy(value, memo)
-        return copied
+            return value if isinstance(value, Document) else copy.deepcopy(value, memo)
+
+        return copied._complete(self, copied_value)
+
+    def __copy__(self) -> PrunedModule:
+        plain = fx.GraphModule(self, self.graph)
+        copied = _kind(_original_class(type(self)))(plain, plain.graph)
+        return copied._complete(
+            self, lambda value: copy.copy(value) if isinstance(value, dict) else value
+        )
+
+    def _complete(self, source: PrunedModule, copied: Callable[[Any], Any]) -> PrunedModule:
+        """Take over what a plain copy of ``source`` lacks."""
+        self.carry(source, type(source).__name__)
+        # A GraphModule makes up plain modules between itself and its leaves.
+        for table in (*_TREE, "meta"):
+            self.__dict__[table] = copied(source.__dict__[table])
+        for name in source.__dict__.keys() - self.__dict__.keys():
+            self.__dict__[name] = copied(source.__dict__[name])
+        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild, arguments = super().__reduce__()[:2]
@@ -65,10 +82,10 @@ def _restore(
 ) -> PrunedModule:
     body: dict[str, Any] = arguments[0]
     plain = rebuild(*arguments)
-    kind = PrunedModule if original is None else _kind(original)
-    module = kind(plain, plain.graph, class_name=name)
+    module = _kind(original)(plain, plain.graph)
+    _rename(module, name)
     module.training = body["training"]
-    for table in (*_TREE, *_HOOKS):
+    for table in (*_TREE, *_HOOKS, "meta"):
         module.__dict__[table] = body[table]
     for attribute in body.keys() - module.__dict__.keys() - {"_graphmodule_cls_name"}:
         module.__dict__[attribute] = body[attribute]
@@ -79,44 +96,73 @@ def replace(model: nn.Module, pruned: PrunedModule) -> None:
     """Turn ``model`` into ``pruned``, in place.
 
     It stays the same object and an instance of its class, with that one's methods and its own
-    attributes and hooks; and so do the modules within it, as far as they are still there.
+    attributes and hooks; and so do the modules within it, as far as they are still there. What
+    pruning did not look at, because ``forward`` does not use it, stays as it is.
 
     Args:
         model: the original.
         pruned: its export, which is used up.
     """
     original = _original_class(type(model)) if isinstance(model, PrunedModule) else type(model)
-    kind = PrunedModule if original is None else _kind(original)
-    new = kind(pruned, pruned.graph, class_name=type(model).__name__)
-    _adopt(model, new)
+    new = _kind(original)(pruned, pruned.graph)
+    _rename(new, type(model).__name__)
+    _adopt(model, new, pruned.named)
     body = new.__dict__
     tree = {name for table in _TREE for name in body[table]}
     plain = nn.Module().__dict__.keys() - set(_TREE)
+    for name in pruned.__dict__.keys() - nn.Module().__dict__.keys():
+        body.setdefault(name, pruned.__dict__[name])
     for name, value in model.__dict__.items():
         if name in plain or (name not in body and name not in tree and name != "forward"):
             body[name] = value
-    for name in pruned.__dict__.keys() - nn.Module().__dict__.keys():
-        body.setdefault(name, pruned.__dict__[name])
-    body["solution"], body["origin"] = pruned.solution, pruned.origin
+    if isinstance(model.__dict__.get("meta"), dict):  # every GraphModule has one, too
+        body["meta"] = model.__dict__["meta"]
     object.__setattr__(model, "__class__", type(new))
     object.__setattr__(model, "__dict__", body)
 
 
-def _adopt(old: nn.Module, new: nn.Module) -> None:
-    """Put the modules of ``old`` where ``new`` has their successors."""
-    for name, successor in new._modules.items():
-        module = old._modules.get(name)
-        if module is None or successor is None or module is successor:
-            continue
-        if type(successor) is nn.Module and not (module._parameters or module._buffers):
-            _adopt(module, successor)  # nothing but a place for others
-            for table in _TREE:
-                module.__dict__[table] = successor.__dict__[table]
-        elif type(successor) is type(module):
-            object.__setattr__(module, "__dict__", successor.__dict__)
-        else:
-            continue
-        new._modules[name] = module
+def _adopt(old: nn.Module, new: nn.Module, named: frozenset[str], path: str = "") -> None:
+    """Put the modules of ``old`` where ``new`` has their successors, and those of no concern.
+
+    Args:
+        old: a module of the original that has others.
+        new: its successor.
+        named: the modules and tensors that the original's program names.
+        path: the module's name, with a dot behind.
+    """
+    for name, module in old._modules.items():
+        successor = new._modules.get(name)
+        if successor is None:
+            if module is None or not _is_named(path + name, named):
+                new._modules[name] = module
+        elif module is not None and module is not successor:
+            if type(successor) is nn.Module and not _is_torchs(module):
+                _adopt(module, successor, named, f"{path}{name}.")  # a place for others
+                for table in _TREE:
+                    module.__dict__[table] = successor.__dict__[table]
+            elif type(successor) is type(module):
+                object.__setattr__(module, "__dict__", successor.__dict__)
+            else:
+                continue
+            new._modules[name] = module
+    for table in ("_parameters", "_buffers"):
+        for name, tensor in old.__dict__[table].items():
+            if name not in new.__dict__[table] and path + name not in named:
+                new.__dict__[table][name] = tensor
+                if name in old._non_persistent_buffers_set:
+                    new._non_persistent_buffers_set.add(name)
+
+
+def _is_named(path: str, named: frozenset[str]) -> bool:
+    """Whether the program names the module, or something in it, or what it is in."""
+    return any(f"{name}.".startswith(f"{path}.") or path.startswith(f"{name}.") for name in named)
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether it is one of PyTorch's layers, which say about themselves what no longer holds."""
+    return type(module).__module__.startswith("torch.nn.") and not isinstance(
+        module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    )
 
 
 class _Barrier(nn.Module):
@@ -126,12 +172,21 @@ class _Barrier(nn.Module):
         nn.Module.__init__(self)
 
 
-def _kind(original: type[nn.Module]) -> type[PrunedModule]:
-    """A class of pruned modules that are instances of ``original``, too."""
-    if issubclass(original, fx.GraphModule):
+def _kind(original: type[nn.Module] | None) -> type[PrunedModule]:
+    """A class of pruned modules that are instances of ``original``, too, if that is possible."""
+    if original is None or issubclass(original, fx.GraphModule):
         return PrunedModule
-    return type(original.__name__, (PrunedModule, _Barrier, original), {"_original": original})
+    try:
+        bases = (PrunedModule, _Barrier, original)
+        return type(original.__name__, bases, {"_original": original})
+    except TypeError:  # it asks its subclasses for more than bases
+        return PrunedModule
 
 
 def _original_class(kind: type) -> type[nn.Module] | None:
     return getattr(kind, "_original", None)
+
+
+def _rename(module: PrunedModule, name: str) -> None:
+    """Call the class ``name``; by its qualified name, FX knows that it belongs to one module."""
+    type(module).__name__ = name

@@ -36,6 +36,7 @@ def rebuild(
     """
     pruned = _Rebuild(model, program, solution, gather_views).build()
     pruned.solution = solution
+    pruned.named = frozenset((*program.captured.modules, *program.captured.tensors))
     pruned.origin = origin_of(model, pruned, gather_views)
     return pruned
 

@@ -83,7 +83,7 @@ def apply_masks(model: nn.Module, graph: ChannelGraph, masks: Masks) -> None:
     """
     tensors = state_of(model, graph)
     with torch.no_grad():
-        for name, axis, indices in (*dropped_slices(graph, masks), *_dropped_behind(graph, masks)):
+        for name, axis, indices in masked_slices(graph, masks):
             index = torch.tensor(indices, device=tensors[name].device)
             tensors[name].index_fill_(axis, index, 0)
 
@@ -95,8 +95,8 @@ def masked_copy(model: nn.Module, graph: ChannelGraph, masks: Masks) -> nn.Modul
     return masked
 
 
-def dropped_slices(graph: ChannelGraph, masks: Masks) -> Iterator[tuple[str, int, list[int]]]:
-    """Parameter, axis and indices of all slices that the masks drop.
+def masked_slices(graph: ChannelGraph, masks: Masks) -> Iterator[tuple[str, int, list[int]]]:
+    """Parameter, axis and indices of all slices that :func:`apply_masks` zeroes.
 
     Raises:
         MaskError: if the masks do not fit the graph.
@@ -107,6 +107,7 @@ def dropped_slices(graph: ChannelGraph, masks: Masks) -> Iterator[tuple[str, int
             dropped = sorted(set(range(graph.parameters[name][axis])).difference(kept))
             if dropped:
                 yield name, axis, dropped
+    yield from _dropped_behind(graph, masks)
 
 
 def _dropped_behind(graph: ChannelGraph, masks: Masks) -> Iterator[tuple[str, int, list[int]]]:

@@ -15,7 +15,7 @@ def least(scores: Sequence[Tensor], amount: float) -> list[list[int]]:
 
     Args:
         scores: per segment, a tensor of shape (channels,).
-        amount: the share to drop, in [0, 1); the number of channels is rounded down.
+        amount: the share to drop, in [0, 1); the number of channels is ``int(amount * n)``.
 
     Returns:
         Per segment, the places of the channels to drop, ascending.
@@ -23,8 +23,8 @@ def least(scores: Sequence[Tensor], amount: float) -> list[list[int]]:
     Raises:
         MaskError: if ``amount`` is out of range, or a score is not a number.
     """
-    if not 0 <= amount < 1:
-        raise MaskError(f"amount must be at least 0 and less than 1, not {amount}")
+    if not isinstance(amount, (int, float)) or not 0 <= amount < 1:
+        raise MaskError(f"amount must be at least 0 and less than 1, not {amount!r}")
     sizes = [len(one) for one in scores]
     if not sizes:
         return []

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from upscale_opt.errors import MaskError
 from upscale_opt.ir.graph import ChannelGraph, Layer
 from upscale_opt.ir.masks import Masks
-from upscale_opt.masking.masks import apply_masks
+from upscale_opt.masking.masks import apply_masks, state_of
 from upscale_opt.masking.ranking import least
 from upscale_opt.solver.coupling import groups
 
@@ -111,15 +111,24 @@ class Segment:
         score_segments([self], heuristic)
         return self
 
-    def mask(self, amount: float = 0.5) -> Segment:
+    def mask(self, amount: float | Tensor = 0.5) -> Segment:
         """Zero the least important ``amount`` of the channels, in [0, 1), in place.
+
+        Or, given a tensor of shape (channels,), those where it is zero.
 
         Raises:
             MaskError: if there are no scores, or ``amount`` is out of range.
         """
+        if isinstance(amount, Tensor) and amount.ndim:
+            if tuple(amount.shape) != (len(self.channels),):
+                raise MaskError(
+                    f"a mask for segment {self.name} has the shape ({len(self.channels)},), not "
+                    f"{tuple(amount.shape)}"
+                )
+            return self.drop(torch.nonzero(amount == 0).flatten().tolist())
         if self.scores is None:
             raise MaskError(f"segment {self.name} has no scores; call importance() first")
-        return self.drop(least([self.scores], amount)[0])
+        return self.drop(least([self.scores], float(amount))[0])
 
     def drop(self, rows: Iterable[int]) -> Segment:
         """Zero the channels in these rows of :meth:`weights`, in place."""
@@ -178,7 +187,7 @@ def find_segments(
         layers: all layers, or convolutions (and what is coupled to them) only.
 
     Raises:
-        MaskError: if an option is not one of those.
+        MaskError: if an option is not one of those, or graph and model do not fit together.
     """
     for name, value, choices in (
         ("side", side, ("input", "output", "both")),
@@ -187,6 +196,7 @@ def find_segments(
     ):
         if value not in choices:
             raise MaskError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    state_of(model, graph)  # or else the graph is another model's
     both: tuple[_OneSide, ...] = ("input", "output")
     sides = [one for one in both if side in (one, "both")]
     if method == "constrained":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakSet
@@ -20,7 +21,7 @@ from upscale_opt.pruning.mock import MockModel
 from upscale_opt.solver import solve
 from upscale_opt.solver.coupling import constrain
 from upscale_opt.tracing import trace
-from upscale_opt.tracing.examples import Inputs
+from upscale_opt.tracing.examples import Inputs, as_call, describe
 from upscale_opt.verifying import VerificationReport, verify
 
 Channels = Iterable[tuple[str, int]]
@@ -100,7 +101,7 @@ class PruningManager(nn.Module):
         Args:
             inputs: a list or tuple of positional arguments, a tensor, or a dict of keyword
                 arguments.
-            force: compute anew even if just that has been computed.
+            force: compute anew even if nothing has changed since.
             pruned_inputs: input channels to prune, as pairs of a weight's name and a number:
                 ``[("layer1.1.conv1.weight", 5)]``. The weights' own zeros are pruned as well.
             pruned_outputs: output channels to prune.
@@ -123,15 +124,17 @@ class PruningManager(nn.Module):
         pruned_outputs = None if pruned_outputs is None else tuple(pruned_outputs)
         solver = solver if reorder_producer and reorder_consumer else "identity"
         asked = (pruned_inputs, pruned_outputs, constrained, solver, objective, time_limit, seed)
-        if self.solution is not None and asked == self._asked and not force:
-            return self
-        graph = self.trace(inputs, force=True)
+        if self.graph is None or force or describe(*as_call(inputs)) != self.graph.example:
+            self.solution, self.graph = None, trace(self.net, inputs)
+        graph = self.graph
         given: Masks | None = None
         if pruned_inputs is not None or pruned_outputs is not None:
-            given = _explicit(graph, pruned_inputs or (), pruned_outputs or ())
+            given = _explicit(self.net, graph, pruned_inputs or (), pruned_outputs or ())
         masks = masks_from_model(self._masked(graph, given), graph)
         if constrained:
             given = masks = constrain(graph, masks)
+        if self.solution is not None and (asked, masks) == (self._asked, self.masks):
+            return self
         self.solution = solve(graph, masks, solver, objective, time_limit, seed=seed)
         self.masks, self._given, self._inputs, self._asked = masks, given, inputs, asked
         return self
@@ -142,8 +145,8 @@ class PruningManager(nn.Module):
         Raises:
             MaterializeError: if nothing has been computed.
         """
-        graph, masks, _ = self._computed()
-        mock = MockModel(self.net, graph, masks)
+        graph, _, solution = self._computed()
+        mock = MockModel(self.net, graph, solution, self._given)
         self._mocks.add(mock)
         return mock
 
@@ -188,7 +191,7 @@ class PruningManager(nn.Module):
         return self.graph, self.masks, self.solution
 
 
-def _explicit(graph: ChannelGraph, inputs: Channels, outputs: Channels) -> Masks:
+def _explicit(net: nn.Module, graph: ChannelGraph, inputs: Channels, outputs: Channels) -> Masks:
     """Masks that drop the listed channels.
 
     Raises:
@@ -198,8 +201,9 @@ def _explicit(graph: ChannelGraph, inputs: Channels, outputs: Channels) -> Masks
     axes = maskable_axes(graph)
     kept: dict[str, dict[int, set[int]]] = {}
     for side, channels in (("input", inputs), ("output", outputs)):
-        for name, channel in channels:
-            weight = _weight(name, axes)
+        for pair in channels:
+            name, channel = _pair(pair)
+            weight = _weight(net, name, axes)
             layer = layers.get(weight)
             if layer is None:
                 axis = axes[weight][0]
@@ -218,12 +222,38 @@ def _explicit(graph: ChannelGraph, inputs: Channels, outputs: Channels) -> Masks
     )
 
 
-def _weight(name: object, axes: dict[str, tuple[int, ...]]) -> str:
-    if isinstance(name, str):
-        for weight in (name, f"{name}.weight"):
-            if weight in axes:
-                return weight
+def _pair(pair: object) -> tuple[str, int]:
+    """A weight's name and a channel's number.
+
+    Raises:
+        MaskError: if it is anything else.
+    """
+    if isinstance(pair, (tuple, list)) and len(pair) == 2:
+        name, channel = pair
+        if isinstance(name, str):
+            try:
+                return name, operator.index(channel)
+            except TypeError:
+                pass
     raise MaskError(
-        f"{name!r} is not the name of a weight whose channels are understood; name weights as the "
-        "state_dict does, such as 'layer1.1.conv1.weight'"
+        f"{pair!r} is no pair of a weight's name, as the state_dict has it, and a channel's "
+        "number; give such as ('layer1.1.conv1.weight', 5)"
+    )
+
+
+def _weight(net: nn.Module, name: str, axes: dict[str, tuple[int, ...]]) -> str:
+    """The name by which the graph knows a weight."""
+    tensors = dict(net.named_parameters(remove_duplicate=False))
+    for full in (name, f"{name}.weight"):
+        for weight in axes:
+            if weight == full or (full in tensors and tensors.get(weight) is tensors[full]):
+                return weight
+        if full in tensors:
+            raise MaskError(
+                f"the channels of {full!r} are not understood, so they cannot be pruned; the graph "
+                "says why (the reasons of its opaque operations)"
+            )
+    raise MaskError(
+        f"{name!r} is not the name of a weight; name weights as the state_dict does, such as "
+        "'layer1.1.conv1.weight'"
     )

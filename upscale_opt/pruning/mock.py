@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,14 +12,15 @@ from torch.func import functional_call
 
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.masking.masks import dropped_slices, state_of
+from upscale_opt.ir.solution import Solution
+from upscale_opt.masking.masks import masked_slices
 
 
 class MockModel(nn.Module):
-    """Computes what a model would compute if it obeyed its masks.
+    """Computes what a model's export would compute, with the model's own parameters.
 
-    It shares the model's parameters, so that training it trains the model; what is masked gets no
-    gradient.
+    What the export removes, and what else is to be masked, is multiplied by zero. Training the mock
+    model trains the model; what is masked gets no gradient.
 
     Attributes:
         net: the model.
@@ -26,19 +28,26 @@ class MockModel(nn.Module):
     Args:
         net: the model. It is not changed.
         graph: its channel graph.
-        masks: what it shall obey.
+        solution: the plan of the export.
+        masks: what the model shall obey but does not by itself.
     """
 
-    def __init__(self, net: nn.Module, graph: ChannelGraph, masks: Masks) -> None:
+    def __init__(
+        self, net: nn.Module, graph: ChannelGraph, solution: Solution, masks: Masks | None = None
+    ) -> None:
         super().__init__()
         self.net = net
         self._factors: dict[str, list[Tensor]] = {}
-        tensors = state_of(net, graph)
-        for name, axis, indices in dropped_slices(graph, masks):
-            shape = [1] * tensors[name].ndim
-            shape[axis] = -1
-            factor = torch.ones(tensors[name].shape[axis])
+        removed = _removed(graph, solution)
+        masked = [] if masks is None else list(masked_slices(graph, masks))
+        buffers = {name for name, _ in net.named_buffers()} - {name for name, *_ in masked}
+        for name, axis, indices in (*removed, *masked):
+            if name in buffers:  # of channels that are zero or dead, and need no masking
+                continue
+            sizes = graph.parameters[name]
+            factor = torch.ones(sizes[axis])
             factor[indices] = 0
+            shape = [-1 if other == axis else 1 for other in range(len(sizes))]
             self._factors.setdefault(name, []).append(factor.reshape(shape))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -57,3 +66,12 @@ class MockModel(nn.Module):
     def part_with_net(self) -> None:
         """Go on with a copy of the model, before that is pruned."""
         self.net = copy.deepcopy(self.net)
+
+
+def _removed(graph: ChannelGraph, solution: Solution) -> Iterator[tuple[str, int, list[int]]]:
+    """Parameter, axis and indices of all slices that the export lacks."""
+    for name, by_axis in solution.parameters.items():
+        for axis, kept in by_axis.items():
+            removed = sorted(set(range(graph.parameters[name][axis])).difference(kept))
+            if removed:
+                yield name, axis, removed
