@@ -342,7 +342,10 @@ def test_metadata_nested_absurdly(part: str, depth: int, saved: Path, tmp_path: 
         ("manifest", put("strides", {"head.bias": [-1]}), "not a valid manifest"),
         ("manifest", put("strides", {"head.bias": [2**70]}), "not a valid manifest"),
         ("manifest", put("dtypes", {"head.bias": "complex64"}), "not stored as complex64"),
-        ("manifest", put("dtypes", {"head.bias": "load"}), "not stored as load"),
+        ("manifest", put("dtypes", {"head.bias": "load"}), "'load' is not a dtype"),
+        ("manifest", put("origin/dtype", "quint8"), "'quint8' is not a dtype"),
+        ("manifest", put("origin/dtypes", {"head.bias": "int4"}), "'int4' is not a dtype"),
+        ("manifest", put("earlier", [{"solution": {}}]), "not a valid manifest"),
         ("solution", lambda d: d.pop("graph_fingerprint"), "not a valid solution"),
         ("solution", put("status", "perfect"), "not a valid solution"),
         ("solution", put("tensors/stem", "0-99999999999"), "not a valid solution"),
@@ -355,6 +358,7 @@ def test_metadata_nested_absurdly(part: str, depth: int, saved: Path, tmp_path: 
         ("solution", put("reads/0/operand", 10**30), ""),
         ("solution", put("example/items/0/dtype", "load"), "example inputs cannot be made"),
         ("solution", put("example/items/0/dtype", "nothing"), "example inputs cannot be made"),
+        ("solution", put("example/items/0/dtype", "quint8"), "example inputs cannot be made"),
         ("solution", put("example/items/0/shape", [-1, 3, 4, 4]), "example inputs cannot be made"),
         ("solution", put("example/items/0/shape", [2**62, 3, 4, 4]), "example inputs cannot be"),
         ("solution", put("example/keys", ["x", "y", "z"]), "example inputs cannot be made"),
@@ -365,6 +369,59 @@ def test_forged_metadata(
 ) -> None:
     path = tmp_path / "forged.safetensors"
     assert words in refused(path, forge(saved, path, edit(part, change)))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        *("quint8", "qint8", "qint32", "quint4x2", "quint2x4", "bits8", "bits16", "bits2x4"),
+        *("uint1", "uint4", "int4", "float4_e2m1fn_x2", "float", "Tensor", ""),
+    ],
+)
+def test_dtypes_that_no_file_has(dtype: str, size: int, saved: Path, tmp_path: Path) -> None:
+    """PyTorch crashes on some of them."""
+    raw = torch.zeros(4, size, dtype=torch.uint8)
+    data = forge(
+        saved,
+        tmp_path,
+        edit("manifest", put("dtypes", {"head.bias": dtype})),
+        lambda tensors: tensors.update({"head.bias": raw}),
+    )
+    assert f"{dtype!r} is not a dtype" in refused(tmp_path / "forged.safetensors", data)
+
+
+def test_earlier_stages_are_checked_like_the_last(tmp_path: Path) -> None:
+    """And belong to what the checksum is of."""
+    once = build()
+    graph = uo.trace(once, images(1, 4))
+    keep(once.get_parameter("head.weight"), 1, [0, 2, 3])
+    path, forged_path = tmp_path / "twice.safetensors", tmp_path / "forged.safetensors"
+    uo.save(uo.materialize(once, uo.solve(graph, uo.Masks.from_model(once, graph))), path)
+    uo.load(Net(), path)
+    stage = "earlier/0"
+    for change, words in [
+        (put(f"{stage}/solution/reads", []), "solution is damaged"),
+        (put(f"{stage}/solution/parameters/stem.weight", {"7": "1"}), "solution is damaged"),
+        (put(f"{stage}/solution/schema_version", 2), "solution has schema_version 2"),
+        (put(f"{stage}/solution/example/items/0/dtype", "qint8"), "example inputs cannot be made"),
+        (put(f"{stage}/origin/dtype", "qint8"), "'qint8' is not a dtype"),
+        (put(f"{stage}/unknown", 1), "unknown field"),
+    ]:
+        assert words in refused(forged_path, forge(path, forged_path, edit("manifest", change)))
+    for change in (
+        lambda manifest: drop(manifest, "earlier"),
+        lambda manifest: manifest["earlier"].append(manifest["earlier"][0]),
+        put(f"{stage}/solution/graph_fingerprint", "0"),
+        put(f"{stage}/origin/calls", ["0: output ()"]),
+        put(f"{stage}/origin/shapes", {"stem.weight": [1]}),
+    ):
+        forged_path.write_bytes(forge(path, forged_path, edit("manifest", change)))
+        message = complaint(uo.MaterializeError, lambda: uo.load(Net(), forged_path))
+        assert "another model than its original" in message
+    data = path.read_bytes()
+    at = data.index(b"graph_fingerprint", data.index(b"earlier")) + 25
+    refused(forged_path, data[:at] + (b"1" if data[at : at + 1] == b"0" else b"0") + data[at + 1 :])
 
 
 @pytest.mark.parametrize("part", ["solution", "manifest"])
@@ -516,8 +573,9 @@ def replace_head(model: Any) -> None:
     model.head = nn.Conv2d(8, 10, 1)
 
 
-def append_layer(model: Any) -> None:
-    model.add_module("more", nn.Linear(2, 2))
+def append_parameter(model: Any) -> None:
+    """To a module that the program calls, which may use it."""
+    model.head.more = nn.Parameter(torch.zeros(2))
 
 
 def drop_bias(model: Any) -> None:
@@ -543,15 +601,21 @@ def sparse_weight(model: Any) -> None:
     model.head.weight = nn.Parameter(model.head.weight.detach().to_sparse())
 
 
+def odd_dtype(model: Any) -> None:
+    odd = torch.zeros(4, dtype=torch.uint8).view(torch.bits8)
+    model.head.bias = nn.Parameter(odd, requires_grad=False)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         (replace_head, ["'head.weight'", "(10, 8, 1, 1)", "(4, 8, 1, 1)", "solution"]),
-        (append_layer, ["'more.weight'", "did not exist", "(2, 2)"]),
+        (append_parameter, ["'head.more'", "did not exist", "(2,)"]),
         (drop_bias, ["'head.bias'", "is gone", "(4,)"]),
         (edit_program, ["program was edited", "neg(%"]),
         (extra_state, ["'head'", "Extra", "extra state", "torch.save"]),
         (sparse_weight, ["'head.weight'", "sparse"]),
+        (odd_dtype, ["'head.bias'", "bits8"]),
         (lambda model: model.to("meta"), ["'stem.weight'", "meta device"]),
     ],
 )

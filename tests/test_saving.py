@@ -38,7 +38,7 @@ from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
 from upscale_opt.models.random_networks import RandomNetwork
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
 from upscale_opt.modules import Gather, PlacedSum
-from upscale_opt.origin import calls_of
+from upscale_opt.origin import calls_of, registered
 from upscale_opt.pruned_file import unpack
 from upscale_opt.pruned_module import PrunedModule, replace
 from upscale_opt.tracing.examples import Inputs
@@ -496,27 +496,226 @@ def test_hooks_come_from_the_definition(path: Path) -> None:
     assert torch.equal(out, call(uo.load(build(), path), images(2, 8)))
 
 
+def train_a_little(model: nn.Module, inputs: Inputs) -> None:
+    """One step of fine-tuning, in training mode; then in evaluation mode."""
+    results = [leaf for leaf in pytree.tree_leaves(model.train()(inputs)) if leaf.requires_grad]
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    torch.autograd.backward(torch.stack([leaf.square().mean() for leaf in results]).sum())
+    optimizer.step()
+    optimizer.zero_grad()
+    model.eval()
+
+
 def test_a_pruned_model_pruned_again(path: Path) -> None:
-    """Its definition is the model pruned once, which is loaded into the original."""
+    """It is loaded into the original, or into the model pruned once."""
     model = catalogue.randomize(catalogue.build("topology/residual_stage"), 1)
     once = prune(model, images(2, 8), 0.3)
     uo.save(once, path.with_name("once.safetensors"))
     twice = prune(once, images(2, 8), 0.3)
     assert size(twice) < size(once)
-    first = uo.load(catalogue.build("topology/residual_stage"), path.with_name("once.safetensors"))
+    assert [stage.solution for stage in twice.earlier] == [once.solution]
+    definition = catalogue.build("topology/residual_stage")
+    loaded = round_trip(twice, definition, path, images(2, 8))
+    assert loaded.earlier == twice.earlier
+    first = uo.load(definition, path.with_name("once.safetensors"))
+    assert first.earlier == ()
     round_trip(twice, first, path, images(2, 8))
+    round_trip(twice, once, path, images(2, 8))
+
+
+def prune_in_place(model: nn.Module, inputs: Inputs, amount: float) -> None:
+    manager = uo.MaskingManager(model, side="both", inputs=inputs, layers="all")
+    manager.importance()
+    manager.mask(amount)
+    uo.PruningManager(model).compute(inputs).prune()
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "topology/dense_block", "topology/residual_stage", "topology/unet"]
+)
+def test_models_pruned_in_place_again_and_again(name: str, path: Path) -> None:
+    """Prune, fine-tune, and prune further: every file loads into the original definition."""
+    inputs = images(2, 32 if name == "resnet18" else 8)
+    model = catalogue.randomize(catalogue.build(name), 1, inputs)
+    sizes = [size(model)]
+    before: nn.Module = catalogue.build(name, seed=3)
+    for turn in range(1, 4):
+        prune_in_place(model, inputs, 0.2)
+        train_a_little(model, inputs)
+        sizes.append(size(model))
+        assert isinstance(model, PrunedModule)
+        assert len(model.earlier) == turn - 1
+        added = {n for n, m in model.named_modules() if isinstance(m, (Gather, PlacedSum))}
+        used = {str(node.target) for node in model.graph.nodes}
+        assert added <= used | {name.rpartition(".")[0] for name in used}
+        uo.save(model, path)
+        loaded = uo.load(catalogue.build(name, seed=7), path)
+        assert sizes[-1] == size(loaded) < sizes[-2]
+        assert all(map(same_bits, outputs(loaded, inputs), outputs(model, inputs)))
+        assert same_state(state(loaded), state(model))
+        assert (loaded.earlier, loaded.origin) == (model.earlier, model.origin)
+        step = uo.load(before, path)  # what was loaded before, too
+        assert all(map(same_bits, outputs(step, inputs), outputs(model, inputs)))
+        before = step
+        copied = pickled(model) if turn % 2 else copy.deepcopy(model)
+        assert (copied.earlier, copied.solution) == (model.earlier, model.solution)
+        uo.save(copied, path)
+        again = unpack(path.read_bytes())
+        assert again.manifest.earlier == loaded.earlier
+        assert_same(loaded, uo.load(catalogue.build(name), path), inputs)
+
+
+def pickled(model: nn.Module) -> Any:
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_topologies_pruned_twice(name: str, path: Path) -> None:
+    """With and without what the first pruning added being read by the second."""
+    inputs = example_inputs(name, 2)
+    model = catalogue.randomize(catalogue.build(catalogue.PREFIX + name), 1, inputs)
+    replace(model, prune(model, inputs, 0.3))
+    replace(model, prune(model, inputs, 0.3))
+    uo.save(model, path)
+    loaded = uo.load(catalogue.build(catalogue.PREFIX + name, seed=3), path)
+    assert len(loaded.earlier) == 1
+    assert all(map(same_bits, outputs(loaded, inputs), outputs(model, inputs)))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_models_captured_by_export_pruned_again(in_place: bool, path: Path) -> None:
+    model: Any = catalogue.randomize(Exported().eval(), 1)
+    x = images(2, 8)
+    for turn in range(3):
+        pruned = prune(model, x, 0.25)
+        if in_place:
+            replace(model, pruned)
+        else:
+            model = pruned
+        train_a_little(model, x)
+        uo.save(model, path)
+        loaded = uo.load(Exported(), path)
+        assert [stage.solution.capture for stage in loaded.earlier] == (["export"] + ["fx"] * 5)[
+            :turn
+        ]
+        assert torch.equal(call(loaded, x), call(model, x))
+        round_trip(loaded, Exported(), path, x)
+
+
+def test_stages_of_several_dtypes_modes_and_kinds(path: Path) -> None:
+    """Each stage is repeated as it was."""
+    name = "topology/residual_stage"
+    model = catalogue.randomize(catalogue.build(name), 1)
+    x = images(2, 8)
+    once = prune(model.double().train(), x.double(), 0.3).half().eval()
+    once.get_submodule("blocks.0.bn1").train()
+    graph = uo.trace(once, x.half())
+    uo.apply_masks(once, graph, uo.magnitude_masks(once, graph, 0.3, "both"))
+    solution = uo.solve(graph, uo.Masks.from_model(once, graph))
+    twice = uo.materialize(once, solution, gather_views=True).float()
+    loaded = round_trip(twice, catalogue.build(name), path, x)
+    assert [stage.origin.dtype for stage in loaded.earlier] == ["float64"]
+    assert loaded.origin is not None
+    assert loaded.origin.dtype == "float16"
+    assert loaded.origin.gather_views
+
+
+def test_a_pruned_model_edited_and_pruned_again(path: Path) -> None:
+    """What was edited cannot be repeated; the edited model is the definition."""
+    model = catalogue.randomize(catalogue.build("topology/residual_stage"), 1)
+    edited: Any = prune(model, images(2, 8), 0.3)
+    edited.head = nn.Conv2d(edited.head.in_channels, 5, 1)
+    twice = prune(edited, images(2, 8), 0.3)
+    assert twice.earlier == ()
+    round_trip(twice, edited, path, images(2, 8))
+    with pytest.raises(uo.MaterializeError, match="another model"):
+        uo.load(catalogue.build("topology/residual_stage"), path)
+
+
+class Learner(nn.Module):
+    """Holds more than its forward uses: a loss, a temperature, a step counter."""
+
+    steps: Tensor
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
+        self.register_buffer("steps", torch.zeros(2, dtype=torch.int64))
+        self.loss = nn.CrossEntropyLoss(weight=torch.ones(4))
+        self.unused = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.body = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.body(self.stem(x)).relu()
+        return self.head(x.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize("how", ["attached", "in place", "loaded"])
+def test_what_forward_does_not_use_is_not_saved(how: str, path: Path) -> None:
+    x = images(2, 8)
+    model: Any = catalogue.randomize(Learner(1).eval(), 1)
+    if how == "attached":
+        model = prune(model, x)
+        model.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
+        model.register_buffer("steps", torch.ones(2))
+        model.loss = nn.CrossEntropyLoss(weight=torch.ones(4))
+        model.unused = Extra()
+        model.body.unused = nn.Linear(2, 2, device="meta")
+    elif how == "in place":
+        for _ in range(2):
+            replace(model, prune(model, x, 0.3))
+    else:
+        uo.save(prune(model, x, 0.3), path)
+        model = uo.load(model, path)
+        model.loss = nn.CrossEntropyLoss(weight=torch.ones(4))
+    model.aside = model.head.weight  # a further name for what is used
+    model.head.weight.requires_grad_(False)
+    model.register_module("loss_", nn.MSELoss().train())
+    uo.save(model, path)
+    loaded = uo.load(Learner(2).eval(), path)
+    assert torch.equal(call(loaded, x), call(model, x))
+    stored = unpack(path.read_bytes())
+    assert {name.partition(".")[0] for name in stored.tensors} == {"stem", "body", "head"}
+    assert stored.tensors.keys() == set(dict(registered(loaded)))
+    assert not loaded.get_parameter("head.weight").requires_grad
+    assert loaded.get_parameter("head.bias").requires_grad
+    assert not hasattr(loaded, "temperature")
+    assert not hasattr(loaded, "loss")
+    again = path.with_name("again.safetensors")
+    uo.save(loaded, again)
+    assert unpack(again.read_bytes()).manifest == stored.manifest
+
+    # And pruned further: the stages count, whatever lies beside them.
+    del model.aside
+    further = prune(model, x, 0.3)
+    assert len(further.earlier) == (2 if how == "in place" else 1)
+    round_trip(further, Learner(2), path, x)
+
+
+class Extra(nn.Module):
+    """Has more state than tensors."""
+
+    def get_extra_state(self) -> Any:
+        return {"some": object()}
 
 
 def test_models_pruned_in_place(path: Path) -> None:
-    """Once and twice: what is saved is the last solution."""
+    """Once and twice; into the original, and what was loaded before."""
     model = catalogue.randomize(catalogue.build("topology/residual_stage"), 1)
     replace(model, prune(model, images(2, 8), 0.3))
     first = uo.load(catalogue.build("topology/residual_stage"), saved_to(model, path))
     assert torch.equal(call(first, images(2, 8)), call(model, images(2, 8)))
     replace(model, prune(model, images(2, 8), 0.3))
-    second = uo.load(first, saved_to(model, path))
-    assert size(second) < size(first)
-    assert torch.equal(call(second, images(2, 8)), call(model, images(2, 8)))
+    for definition in (first, catalogue.build("topology/residual_stage")):
+        second = uo.load(definition, saved_to(model, path))
+        assert size(second) < size(first)
+        assert torch.equal(call(second, images(2, 8)), call(model, images(2, 8)))
 
 
 def saved_to(model: nn.Module, path: Path) -> Path:

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import MaterializeError, SchemaError, TraceError
-from upscale_opt.origin import Origin, kind_of, registered, set_modes, tensors_of
+from upscale_opt.ir.graph import Example
+from upscale_opt.origin import DTYPES, Origin, Stage, kind_of, registered, set_modes, tensors_of
 from upscale_opt.pruned_file import Contents, Manifest, unpack
 from upscale_opt.pruned_module import PrunedModule
 from upscale_opt.rebuilding import rebuild
 from upscale_opt.settings import difference
 from upscale_opt.solver.check import damage
+from upscale_opt.stages import stages_of
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program, run_as
 
@@ -25,16 +27,17 @@ def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedMod
     """Read a pruned model that :func:`save` wrote, into the definition of its original.
 
     The definition is captured as the original was when it was pruned, made smaller as the solution
-    says, and given the file's tensors. Nothing in the file is executed.
+    says (as often as it was pruned), and given the file's tensors. Nothing in the file is executed.
 
     Args:
         model_definition: an instance of the original's class, made with the same arguments. Its
-            weights do not matter, and it is not changed.
+            weights do not matter, and it is not changed. Where a model was pruned several times,
+            it may also be that model as it was in between.
         path: the file.
 
     Returns:
         The pruned model as it was saved, but on the definition's device (on the CPU, if that is
-        the meta device). It can be trained further, and saved again.
+        the meta device). It can be trained further, saved again, and pruned further.
 
     Raises:
         SchemaError: if the file cannot be read, is damaged or foreign, or of a newer version.
@@ -52,11 +55,7 @@ def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedMod
         raise SchemaError(f"cannot read pruned model {path}: {error.strerror}") from None
     try:
         contents = unpack(data)
-        blank = _blank(model_definition, contents.manifest.origin)
-        program = _captured(blank, contents)
-        options = {"gather_views": contents.manifest.origin.gather_views}
-        pruned = rebuild(blank, program, contents.solution, **options)
-        _check_definition(pruned, contents.manifest)
+        pruned = _rebuilt(model_definition, contents)
         _fill(pruned, contents)
     except (SchemaError, MaterializeError) as error:
         raise type(error)(f"{path}: {error}") from None
@@ -65,16 +64,28 @@ def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedMod
     return pruned
 
 
-def _blank(definition: nn.Module, origin: Origin) -> nn.Module:
-    """A copy of the definition in the modes and dtypes of the original."""
+def _rebuilt(definition: nn.Module, contents: Contents) -> PrunedModule:
+    """The definition, made smaller as often as the original was. Its tensors are arbitrary."""
+    manifest = contents.manifest
+    stages = (*manifest.earlier, Stage(solution=contents.solution, origin=manifest.origin))
+    known = stages_of(definition)
+    done = len(known) if known == stages[: len(known)] and len(known) < len(stages) else 0
     blank = copy.deepcopy(definition)
     _leave_meta(blank)
-    set_modes(blank, origin.modes)
-    for name, tensor in registered(blank):
-        dtype = origin.dtype_of(name, tensor)
-        if tensor.dtype != dtype:
-            tensor.data = tensor.data.to(dtype)
-    return blank
+    for stage in stages[done:]:
+        _dress(blank, stage.origin)
+        program = _captured(blank, stage, manifest)
+        options = {"gather_views": stage.origin.gather_views}
+        pruned = rebuild(blank, program, stage.solution, **options)
+        reason = _difference(pruned, stage.origin)
+        if reason is not None:
+            raise MaterializeError(_another(manifest, definition, reason))
+        pruned.origin, blank = stage.origin, pruned
+    reason = difference(pruned, manifest.settings)
+    if reason is not None:
+        raise MaterializeError(_another(manifest, definition, reason))
+    pruned.earlier = manifest.earlier
+    return pruned
 
 
 def _leave_meta(model: nn.Module) -> None:
@@ -91,26 +102,61 @@ def _leave_meta(model: nn.Module) -> None:
             _replace(model, name, made[id(tensor)])
 
 
-def _captured(blank: nn.Module, contents: Contents) -> Program:
+def _dress(blank: nn.Module, origin: Origin) -> None:
+    """Bring a model into the modes and dtypes of the original."""
+    set_modes(blank, origin.modes)
+    for name, tensor in registered(blank):
+        dtype = origin.dtype_of(name, tensor)
+        if tensor.dtype != dtype:
+            tensor.data = tensor.data.to(dtype)
+
+
+def _captured(blank: nn.Module, stage: Stage, manifest: Manifest) -> Program:
     """The definition's program, if it is that of the original."""
-    solution, origin = contents.solution, contents.manifest.origin
+    solution, origin = stage.solution, stage.origin
     try:
+        _check_dtypes(solution.example)
         args, kwargs = remake(solution.example, *kind_of(blank))
     except (AttributeError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         raise SchemaError(f"the solution's example inputs cannot be made: {error}") from None
     try:
         program = run_as(blank, args, kwargs, solution.capture)
     except TraceError as error:
-        raise MaterializeError(_another(contents.manifest, blank, str(error))) from None
+        raise MaterializeError(_another(manifest, blank, str(error))) from None
     if program.graph.fingerprint != solution.graph_fingerprint:
         names = {name for name, _ in registered(blank)}
         lacking = next((name for name in origin.shapes if name not in names), None)
         reason = "its channel graph differs" if lacking is None else f"it has no {lacking!r}"
-        raise MaterializeError(_another(contents.manifest, blank, reason))
+        raise MaterializeError(_another(manifest, blank, reason))
     broken = damage(program.graph, solution)
     if broken is not None:
         raise SchemaError(f"the solution is damaged: {broken}")
     return program
+
+
+def _check_dtypes(example: Example) -> None:
+    """Refuse inputs of dtypes that cannot be made.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    if example.kind == "tensor" and example.dtype not in DTYPES:
+        raise ValueError(f"{example.dtype!r} is not a dtype of tensors")
+    for item in example.items:
+        _check_dtypes(item)
+
+
+def _difference(pruned: PrunedModule, origin: Origin) -> str | None:
+    """How a definition that has the same channels computes something else; ``None`` if not."""
+    assert pruned.origin is not None
+    for call, own in zip_longest(origin.calls, pruned.origin.calls):
+        if own != call:
+            return f"it computes {own or 'nothing'} instead of {call or 'nothing'}"
+    for name, shape in origin.shapes.items():
+        size = pruned.origin.shapes.get(name, "no shape")
+        if size != shape:
+            return f"tensor {name!r} gets {size} instead of {shape}"
+    return None
 
 
 def _another(manifest: Manifest, definition: nn.Module, reason: str) -> str:
@@ -120,21 +166,6 @@ def _another(manifest: Manifest, definition: nn.Module, reason: str) -> str:
         f"{type(definition).__name__}, is another model than its original: {reason}; give an "
         "instance of the same class, made with the same arguments"
     )
-
-
-def _check_definition(pruned: PrunedModule, manifest: Manifest) -> None:
-    """Refuse a definition that has the same channels, but computes something else."""
-    assert pruned.origin is not None
-    reason = difference(pruned, manifest.settings)
-    for call, own in zip_longest(manifest.origin.calls, pruned.origin.calls):
-        if reason is None and own != call:
-            reason = f"it computes {own or 'nothing'} instead of {call or 'nothing'}"
-    for name, shape in manifest.origin.shapes.items():
-        size = pruned.origin.shapes.get(name, "no shape")
-        if reason is None and size != shape:
-            reason = f"tensor {name!r} gets {size} instead of {shape}"
-    if reason is not None:
-        raise MaterializeError(_another(manifest, pruned, reason))
 
 
 def _fill(pruned: PrunedModule, contents: Contents) -> None:
@@ -156,7 +187,9 @@ def _fill(pruned: PrunedModule, contents: Contents) -> None:
         tensor = given[name]
         if id(tensor) not in made:
             placed = tensor.to(old.device)
-            learns = name not in frozen and (placed.is_floating_point() or placed.is_complex())
+            learns = aliases.get(name, name) not in frozen and (
+                placed.is_floating_point() or placed.is_complex()
+            )
             made[id(tensor)] = (
                 nn.Parameter(placed, learns) if isinstance(old, nn.Parameter) else placed
             )

@@ -5,17 +5,36 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator
 from torch import fx, nn
 
 from upscale_opt.ir.base import Record
+from upscale_opt.ir.solution import Solution
 from upscale_opt.modules import Gather, PlacedSum
 from upscale_opt.tracing.examples import dtype_name
 
-DTYPES = {dtype_name(value): value for value in vars(torch).values() if type(value) is torch.dtype}
-"""All dtypes by name."""
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+        *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    )
+    if hasattr(torch, name)
+}
+"""The dtypes that a file may name; PyTorch crashes on bytes that are said to be, say, quantized."""
+
+
+def _known_dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise ValueError(f"{name!r} is not a dtype that files of pruned models have")
+    return name
+
+
+Dtype = Annotated[str, AfterValidator(_known_dtype)]
 
 
 class Modes(Record):
@@ -39,14 +58,14 @@ class Origin(Record):
         dtype: of most of its floating-point parameters and buffers.
         dtypes: of the others, by name.
         gather_views: whether views were served as gathers.
-        shapes: of the pruned model's parameters and buffers.
+        shapes: of the parameters and buffers that the pruned model uses.
         calls: the pruned model's program, call by call.
     """
 
     model: str
     modes: Modes
-    dtype: str
-    dtypes: dict[str, str]
+    dtype: Dtype
+    dtypes: dict[str, Dtype]
     gather_views: bool
     shapes: dict[str, tuple[int, ...]]
     calls: tuple[str, ...]
@@ -57,12 +76,28 @@ class Origin(Record):
         return DTYPES.get(own, tensor.dtype)
 
 
+class Stage(Record):
+    """One pruning, of a model that was then pruned further.
+
+    Attributes:
+        solution: what was made by it.
+        origin: what it was made of, and how.
+    """
+
+    solution: Solution
+    origin: Origin
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Stage:
+        return self  # it is frozen, and may be large
+
+
 def origin_of(model: nn.Module, pruned: fx.GraphModule, gather_views: bool) -> Origin:
     """How ``pruned`` was made of ``model``."""
     floats = {
         name: dtype_name(tensor.dtype)
         for name, tensor in registered(model)
-        if tensor.is_floating_point() or tensor.is_complex()
+        if (tensor.is_floating_point() or tensor.is_complex())
+        and dtype_name(tensor.dtype) in DTYPES
     }
     usual = Counter(floats.values()).most_common(1)
     dtype = usual[0][0] if usual else dtype_name(torch.get_default_dtype())
@@ -78,11 +113,19 @@ def origin_of(model: nn.Module, pruned: fx.GraphModule, gather_views: bool) -> O
 
 
 def kind_of(model: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """The dtype and device of the model's first floating-point parameter or buffer."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_floating_point():
-            return tensor.dtype, tensor.device
-    return torch.get_default_dtype(), torch.device("cpu")
+    """The dtype and device that inputs of ``model`` have: those of its first weight.
+
+    That is the first floating-point parameter or buffer that a program (if it is one) uses, and of
+    two axes or more, as a scalar may be a loss's temperature.
+    """
+    used = tensors_of(model).values() if isinstance(model, fx.GraphModule) else ()
+    tensors = [t for t in (*used, *model.parameters(), *model.buffers()) if t.is_floating_point()]
+    first = next(
+        (tensor for tensor in tensors if tensor.ndim >= 2), tensors[0] if tensors else None
+    )
+    if first is None:
+        return torch.get_default_dtype(), torch.device("cpu")
+    return first.dtype, first.device
 
 
 def modes_of(model: nn.Module) -> Modes:
@@ -98,15 +141,45 @@ def set_modes(model: nn.Module, modes: Modes) -> None:
         module.training = modes.training != (name in others)
 
 
-def tensors_of(pruned: nn.Module) -> dict[str, torch.Tensor]:
-    """All parameters and buffers by name, but the indices that follow from the solution."""
-    own = [name for name, module in pruned.named_modules() if isinstance(module, _OURS)]
+def tensors_of(pruned: fx.GraphModule) -> dict[str, torch.Tensor]:
+    """The parameters and buffers that the program uses, but the indices that follow from it.
+
+    A model pruned in place may have others, which belong to its class.
+    """
+    called, read = _named(pruned.graph)
+    ours = {name for name, module in pruned.named_modules() if isinstance(module, _OURS)}
     return {
-        name: tensor for name, tensor in registered(pruned) if name.rpartition(".")[0] not in own
+        name: tensor
+        for name, tensor in registered(pruned)
+        if name in read
+        or (name.rpartition(".")[0] not in ours and not called.isdisjoint(_places(name)))
     }
 
 
 _OURS = (Gather, PlacedSum)
+
+
+def modules_of(pruned: fx.GraphModule) -> dict[str, nn.Module]:
+    """The modules that the program uses by name: those called, those within, and those around."""
+    called, read = _named(pruned.graph)
+    around = {place for name in (*called, *read) for place in _places(name)}
+    return {
+        name: module
+        for name, module in pruned.named_modules()
+        if name == "" or name in around or not called.isdisjoint(_places(name))
+    }
+
+
+def _named(graph: fx.Graph) -> tuple[set[str], set[str]]:
+    """The modules that the program calls, and the tensors that it reads itself."""
+    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
+    return called, {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+
+
+def _places(name: str) -> list[str]:
+    """``["a", "a.b", "a.b.c"]`` for ``"a.b.c"``."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
 def registered(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

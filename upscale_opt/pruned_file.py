@@ -19,7 +19,7 @@ from safetensors import torch as safetensors_torch
 from upscale_opt.errors import SchemaError
 from upscale_opt.ir.base import Record, first_problem
 from upscale_opt.ir.solution import Solution
-from upscale_opt.origin import DTYPES, Modes, Origin
+from upscale_opt.origin import DTYPES, Dtype, Modes, Origin, Stage
 from upscale_opt.settings import Settings
 from upscale_opt.tracing.examples import dtype_name
 
@@ -43,6 +43,7 @@ class Manifest(Record):
         strides: of tensors that are not contiguous.
         dtypes: of tensors that are stored as bytes, as safetensors has no such dtype.
         settings: of the modules that the model calls.
+        earlier: the prunings before the last one, the first one first.
     """
 
     package: str
@@ -52,8 +53,9 @@ class Manifest(Record):
     frozen: tuple[str, ...] = ()
     aliases: dict[str, str] = Field(default_factory=dict)
     strides: dict[str, tuple[Stride, ...]] = Field(default_factory=dict)
-    dtypes: dict[str, str] = Field(default_factory=dict)
+    dtypes: dict[str, Dtype] = Field(default_factory=dict)
     settings: tuple[Settings, ...] = ()
+    earlier: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Contents:
     """All that a file holds.
 
     Attributes:
-        solution: what the model was made by.
+        solution: what the model was made by, in the last pruning.
         manifest: the rest about it.
         tensors: on the CPU, of any dtype; where several names share one, by one of them.
     """
@@ -218,8 +220,8 @@ def _tensors(entries: Mapping[str, _Entry], manifest: Manifest) -> dict[str, tor
             raise SchemaError(f"tensor {name!r} has the unknown dtype {entry.dtype}")
         dtype, shape = stored, entry.shape
         if name in manifest.dtypes:
-            own = DTYPES.get(manifest.dtypes[name])
-            if own is None or stored != torch.uint8 or shape[-1:] != [own.itemsize]:
+            own = DTYPES[manifest.dtypes[name]]
+            if stored != torch.uint8 or shape[-1:] != [own.itemsize]:
                 raise SchemaError(f"tensor {name!r} is not stored as {manifest.dtypes[name]}")
             dtype, shape = own, shape[:-1]
         # A copy lies where PyTorch wants it; kernels may round otherwise on memory not aligned.

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from upscale_opt.ir.base import Document
 from upscale_opt.ir.solution import Solution
-from upscale_opt.origin import Origin
+from upscale_opt.origin import Origin, Stage
 
 _HOOKS = (
     "_forward_hooks",
@@ -31,11 +31,13 @@ class PrunedModule(fx.GraphModule):
     Attributes:
         solution: what it was made by.
         origin: what it was made of, and how.
+        earlier: the prunings before that, if it was made of a pruned model.
         named: the original's modules and tensors that its program named.
     """
 
     solution: Solution | None = None
     origin: Origin | None = None
+    earlier: tuple[Stage, ...] = ()
     named: frozenset[str] = frozenset()
 
     def carry(self, source: nn.Module, name: str) -> None:

@@ -18,6 +18,7 @@ from upscale_opt.ir.solution import Read, Solution
 from upscale_opt.modules import Gather, PlacedSum, Placement, fit_sizes
 from upscale_opt.origin import kind_of, origin_of
 from upscale_opt.pruned_module import PrunedModule
+from upscale_opt.stages import stages_of
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.resize import resized
 
@@ -36,8 +37,11 @@ def rebuild(
     """
     pruned = _Rebuild(model, program, solution, gather_views).build()
     pruned.solution = solution
-    pruned.named = frozenset((*program.captured.modules, *program.captured.tensors))
+    # What an earlier pruning added is traced through, and not named, but its work is done, too.
+    ours = [name for name, m in model.named_modules() if isinstance(m, (Gather, PlacedSum))]
+    pruned.named = frozenset((*program.captured.modules, *program.captured.tensors, *ours))
     pruned.origin = origin_of(model, pruned, gather_views)
+    pruned.earlier = stages_of(model)
     return pruned
 
 

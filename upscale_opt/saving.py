@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -12,11 +11,12 @@ from torch import nn
 import upscale_opt
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.base import write_atomically
-from upscale_opt.origin import Origin, calls_of, modes_of, tensors_of
+from upscale_opt.origin import DTYPES, Modes, modes_of, modules_of, tensors_of
 from upscale_opt.pruned_file import Contents, Manifest, pack
 from upscale_opt.pruned_module import PrunedModule
 from upscale_opt.pruning import Pruned
 from upscale_opt.settings import settings_of
+from upscale_opt.stages import misfit
 
 
 def save(pruned: nn.Module | Pruned, path: str | os.PathLike[str]) -> None:
@@ -24,7 +24,9 @@ def save(pruned: nn.Module | Pruned, path: str | os.PathLike[str]) -> None:
 
     It holds the tensors, the solution and a checksum; no code, and no pickle. :func:`load` reads
     it. What is no tensor, such as the ``p`` of a dropout, comes from the definition then, and must
-    be the same there; hooks come from the definition as they are.
+    be the same there; hooks come from the definition as they are. What ``forward`` does not use,
+    such as a loss module, is not saved. A model that was pruned several times is saved with all
+    those solutions.
 
     Args:
         pruned: what :func:`upscale_opt.materialize` or :func:`upscale_opt.prune` returned; it may
@@ -42,7 +44,12 @@ def save(pruned: nn.Module | Pruned, path: str | os.PathLike[str]) -> None:
             "materialize or prune returned (if something wraps that, the model inside)"
         )
     tensors = tensors_of(module)
-    _check_unchanged(module, module.origin, tensors)
+    changed = misfit(module, module.origin, tensors)
+    if changed is not None:
+        raise MaterializeError(
+            f"the model no longer fits its solution: {changed}; save it before changing it, change "
+            "the original before pruning, or use torch.save"
+        )
     _check_plain(module, tensors)
     # A parameter may have several names. It is stored by the first.
     names: dict[int, str] = {}
@@ -55,10 +62,15 @@ def save(pruned: nn.Module | Pruned, path: str | os.PathLike[str]) -> None:
         package=upscale_opt.__version__,
         torch=str(torch.__version__),
         origin=module.origin,
-        modes=modes_of(module),
-        frozen=tuple(name for name, p in module.named_parameters() if not p.requires_grad),
+        modes=_modes(module),
+        frozen=tuple(
+            name
+            for name, tensor in tensors.items()
+            if isinstance(tensor, nn.Parameter) and not tensor.requires_grad and name not in aliases
+        ),
         aliases=aliases,
         settings=settings_of(module),
+        earlier=module.earlier,
     )
     stored = {
         name: tensor.detach().cpu().resolve_conj().resolve_neg()
@@ -68,28 +80,10 @@ def save(pruned: nn.Module | Pruned, path: str | os.PathLike[str]) -> None:
     write_atomically(Path(path), pack(Contents(module.solution, manifest, stored)))
 
 
-def _check_unchanged(
-    pruned: PrunedModule, origin: Origin, tensors: dict[str, torch.Tensor]
-) -> None:
-    """Refuse what the solution does not describe, and :func:`load` could not make again."""
-    for name in (*origin.shapes, *tensors):
-        want, got = origin.shapes.get(name), tensors.get(name)
-        if got is None or want is None or tuple(got.shape) != want:
-            now = "is gone" if got is None else f"has the shape {tuple(got.shape)}"
-            was = "did not exist" if want is None else f"had the shape {want}"
-            raise MaterializeError(
-                f"the model no longer fits its solution: tensor {name!r} {now}, but {was} when "
-                f"the model was pruned; {_WAY_OUT}"
-            )
-    for was, now in zip_longest(origin.calls, calls_of(pruned.graph)):
-        if was != now:
-            raise MaterializeError(
-                "the model no longer fits its solution: its program was edited after pruning, call "
-                f"{now or was}; {_WAY_OUT}"
-            )
-
-
-_WAY_OUT = "save it before changing it, change the original before pruning, or use torch.save"
+def _modes(pruned: PrunedModule) -> Modes:
+    """The modes of the modules that are saved."""
+    modes, saved = modes_of(pruned), modules_of(pruned)
+    return Modes(training=modes.training, others=tuple(n for n in modes.others if n in saved))
 
 
 def _check_plain(pruned: PrunedModule, tensors: dict[str, torch.Tensor]) -> None:
@@ -98,7 +92,9 @@ def _check_plain(pruned: PrunedModule, tensors: dict[str, torch.Tensor]) -> None
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
             what = "on the meta device" if tensor.is_meta else "sparse or quantized"
             raise MaterializeError(f"tensor {name!r} is {what}, and cannot be saved so")
-    for name, module in pruned.named_modules():
+        if tensor.dtype not in DTYPES.values():
+            raise MaterializeError(f"tensor {name!r} is {tensor.dtype}, and cannot be saved so")
+    for name, module in modules_of(pruned).items():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise MaterializeError(
                 f"module {name!r} ({type(module).__name__}) has extra state, which only torch.save "
