@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 import upscale_opt as uo
+from upscale_opt.importance import LAMP
 from upscale_opt.models import catalogue
 from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
 from upscale_opt.models.random_networks import RandomNetwork
@@ -461,6 +462,31 @@ def test_errors() -> None:
         manager.prune()
     with pytest.raises(uo.MaskError, match="cannot prune a str"):
         uo.PruningManager("resnet18")  # type: ignore[arg-type]
+
+
+def test_nothing_to_prune_is_worth_a_warning() -> None:
+    model = torchvision.models.resnet18().eval()
+    with pytest.warns(UserWarning, match="nothing to prune in this ResNet"):
+        uo.PruningManager(model).compute([X])
+
+
+def test_options_without_effect_are_refused() -> None:
+    model = torchvision.models.resnet18().eval()
+    with pytest.raises(uo.MaskError, match="give the amount"):
+        uo.prune(model, X, criterion=LAMP())
+    with pytest.raises(uo.MaskError, match="force is True or False"):
+        uo.PruningManager(model).compute([X], [("conv1.weight", 1)])  # type: ignore[arg-type]
+
+
+def test_inference_mode_is_no_obstacle() -> None:
+    model = torchvision.models.resnet18().eval()
+    with torch.inference_mode():
+        uo.MaskingManager(model).importance().mask(0.5)
+        want = model(X)
+        uo.PruningManager(model).compute([X]).prune()
+        assert torch.allclose(model(X), want, atol=1e-5)
+    assert all(not parameter.is_inference() for parameter in model.parameters())
+    model(X).sum().backward()
 
 
 def test_masks_that_were_undone_are_noticed() -> None:

@@ -35,7 +35,8 @@ def rebuild(
         solution: which channels to keep, in which order, and how reads are served.
         gather_views: serve views that select channels as gathers.
     """
-    pruned = _Rebuild(model, program, solution, gather_views).build()
+    with torch.inference_mode(False):  # or else the export could never be trained
+        pruned = _Rebuild(model, program, solution, gather_views).build()
     pruned.solution = solution
     # What an earlier pruning added is traced through, and not named, but its work is done, too.
     ours = [name for name, m in model.named_modules() if isinstance(m, (Gather, PlacedSum))]

@@ -7,7 +7,7 @@ a space of the channel graph: all layers that read (or write) its channels decid
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -66,8 +66,8 @@ class Segment:
             where the criterion has nothing to say about these layers.
     """
 
-    model: nn.Module
-    graph: ChannelGraph
+    model: nn.Module = field(repr=False)
+    graph: ChannelGraph = field(repr=False)
     channels: tuple[int, ...]
     shares: tuple[Share, ...]
     scores: Tensor | None = None

@@ -90,10 +90,12 @@ def prune(
 
     Raises:
         UpscaleError: the error of the step that failed; a MaskError if both ``amount`` and
-            ``masks`` are given.
+            ``masks`` are given, or a criterion without ``amount``.
     """
     if amount is not None and masks is not None:
         raise MaskError("give amount or masks, not both")
+    if amount is None and (criterion is not None or is_global):
+        raise MaskError("a criterion chooses channels: give the amount to drop, such as amount=0.5")
     own_zeros = amount is None and masks is None and method == "unconstrained"
     masked = model if own_zeros else copy.deepcopy(model)
     step("trace")

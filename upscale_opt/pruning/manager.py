@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Iterable
 from typing import Any
 from weakref import WeakSet
@@ -120,6 +121,8 @@ class PruningManager(nn.Module):
             TraceError: if the model cannot be traced.
             SolverError: for an unknown solver or objective.
         """
+        if not isinstance(force, bool):
+            raise MaskError(f"force is True or False, not {force!r}; name the other arguments")
         pruned_inputs = None if pruned_inputs is None else tuple(pruned_inputs)
         pruned_outputs = None if pruned_outputs is None else tuple(pruned_outputs)
         solver = solver if reorder_producer and reorder_consumer else "identity"
@@ -136,6 +139,12 @@ class PruningManager(nn.Module):
         if self.solution is not None and (asked, masks) == (self._asked, self.masks):
             return self
         self.solution = solve(graph, masks, solver, objective, time_limit, seed=seed)
+        if not self.solution.parameters:
+            warnings.warn(
+                f"there is nothing to prune in this {type(self.net).__name__}: mask it first; and "
+                "if masks are to survive training, train get_mock_model()",
+                stacklevel=2,
+            )
         self.masks, self._given, self._inputs, self._asked = masks, given, inputs, asked
         return self
 

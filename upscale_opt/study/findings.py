@@ -87,9 +87,9 @@ class Verdict:
     def winner(self) -> str:
         """Who is better by more than :data:`DRAW`, and by more than the spread over seeds.
 
-        Nobody is if all pairs are draws.
+        Nobody is if most pairs are draws.
         """
-        if not self.wins + self.losses:
+        if self.draws > self.pairs / 2:
             return "neither"
         if abs(self.difference.mean) <= max(DRAW, self.difference.deviation or 0.0):
             return "neither"

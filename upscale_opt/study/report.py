@@ -107,7 +107,15 @@ def _method(rows: Sequence[Row]) -> list[str]:
         "* **Spread**: ± is the standard deviation over training seeds. A *win* is a difference of "
         f"more than {100 * DRAW:g} points, unless both are lost (at {100 * LOST:g} % or less). "
         "The *winner* of many comparisons is better by more than that on average, and by more "
-        "than the difference's spread over seeds.",
+        "than the difference's spread over seeds; there is none if most of them are draws.",
+        *(
+            []
+            if rows[0].is_global or {"l2", "lamp"} - {row.criterion for row in rows}
+            else [
+                "* **LAMP** ranks as L2 does where every unit is ranked by itself, as here; so "
+                "these two are one criterion that counts twice."
+            ]
+        ),
         "* **Latency** is the share of the unpruned network's: medians of interleaved runs in one "
         "process on one thread, in batches of 64 (photographs: 1). It is measured for the first "
         "seed only, so there is no spread to judge by.",

@@ -89,7 +89,12 @@ def run_as(
     """
     devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
     try:
-        with torch.random.fork_rng(devices), torch.no_grad(), unchanged(model):
+        with (
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),  # whose tensors cannot be looked into
+            torch.no_grad(),
+            unchanged(model),
+        ):
             captured = capture(model, args, kwargs, kind)
             return _Run(model, captured).trace(args, kwargs)
     except _NotInFX as error:
