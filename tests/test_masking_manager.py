@@ -264,3 +264,34 @@ def test_errors(stream: Stream) -> None:
         manager.segments()[0].drop([8])
     with pytest.raises(uo.MaskError, match="criterion is"):
         manager.importance("l2")  # type: ignore[arg-type]
+
+
+class Mirrored(nn.Module):
+    """A channel times its mirror image: two elements that are one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 2, 1)
+        self.norm = nn.BatchNorm2d(2)
+        self.head = nn.Conv2d(2, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x))
+        y: Tensor = self.head(x * x.flip(1))
+        return y
+
+
+def test_rows_of_one_channel_go_together() -> None:
+    model = Mirrored().eval()
+    nn.init.ones_(model.norm.bias)
+    manager = uo.MaskingManager(model, side="output")
+    stem = manager.segments()[0]
+    rows = stem.shares[0].slices
+    assert sorted(rows.flatten().tolist()) == [0, 1]
+    stem.drop(range(len(stem.channels)))
+    assert zeros(model.stem.weight, 0) == [0, 1]
+    assert not model.norm.bias.any()
+    x = images(2, 4)
+    want = call(model, x)
+    uo.PruningManager(model).compute([x]).prune()
+    assert torch.allclose(call(model, x), want, atol=1e-6)

@@ -122,11 +122,11 @@ def _dropped_behind(graph: ChannelGraph, masks: Masks) -> Iterator[tuple[str, in
         )
         if not gone[name]:
             continue
+        features = graph.tensors[name].features
+        slices = [e * features + k for e in sorted(gone[name]) for k in range(features)]
         if isinstance(op, Layer) and op.bias is not None:
-            yield op.bias, 0, sorted(gone[name])
+            yield op.bias, 0, slices
         elif isinstance(op, ChannelWise):
-            features = graph.tensors[name].features
-            slices = [e * features + k for e in sorted(gone[name]) for k in range(features)]
             for use in op.parameters:
                 if use.role != "neutral":
                     yield use.name, use.axis, slices
@@ -138,7 +138,9 @@ def _gone(
     """The entries of the result that are zero because layers drop them."""
     if isinstance(op, Layer):
         size = graph.parameters[op.weight][op.out_axis]
-        return frozenset(range(size)) - masks.kept_on(op.weight, op.out_axis, size)
+        features = graph.tensors[op.outputs[0]].features
+        kept = {row // features for row in masks.kept_on(op.weight, op.out_axis, size)}
+        return frozenset(range(size // features)) - kept
     if isinstance(op, ChannelWise) and op.keeps_zero:
         return inputs[0]
     if isinstance(op, Elementwise) and op.zero_if != "never":

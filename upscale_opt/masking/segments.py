@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from upscale_opt.errors import MaskError
+from upscale_opt.ir import graph as ir
 from upscale_opt.ir.graph import ChannelGraph, Layer
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.masks import apply_masks, state_of
@@ -220,15 +221,19 @@ def _unconstrained(
         if not isinstance(op, Layer) or (layers == "conv" and not _is_conv(graph, op.weight)):
             continue
         if "input" in sides and op.inputs and op.inputs[0] not in given:
-            tensor = graph.tensors[op.inputs[0]]
-            slices = torch.arange(len(tensor.channels) * tensor.features)
-            share = Share(op.weight, op.in_axis, "input", slices.reshape(-1, tensor.features))
-            found.append(Segment(model, graph, tuple(tensor.channels), (share,)))
-        channels = tuple(graph.tensors[op.outputs[0]].channels)
-        if "output" in sides and wanted.isdisjoint(channels):
-            share = Share(op.weight, op.out_axis, "output", torch.arange(len(channels))[:, None])
-            found.append(Segment(model, graph, channels, (share,)))
+            read = graph.tensors[op.inputs[0]]
+            share = Share(op.weight, op.in_axis, "input", _slices(read))
+            found.append(Segment(model, graph, tuple(read.channels), (share,)))
+        written = graph.tensors[op.outputs[0]]
+        if "output" in sides and wanted.isdisjoint(written.channels):
+            share = Share(op.weight, op.out_axis, "output", _slices(written))
+            found.append(Segment(model, graph, tuple(written.channels), (share,)))
     return found
+
+
+def _slices(tensor: ir.Tensor) -> Tensor:
+    """For every entry of a tensor's channels, the elements along the axis that belong to it."""
+    return torch.arange(len(tensor.channels) * tensor.features).reshape(-1, tensor.features)
 
 
 def _constrained(
