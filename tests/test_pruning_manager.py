@@ -125,6 +125,9 @@ def test_depthwise_filters_can_be_named() -> None:
     want = call(manager.get_mock_model(), X.double())
     assert manager.prune().report is not None
     assert deviation(want, call(model, X.double())) < 1e-10
+    assert model.get_parameter("features.2.conv.1.0.weight").shape[0] == 95  # of 96
+    assert model.get_parameter("features.2.conv.0.0.weight").shape[0] == 95
+    assert model.get_parameter("features.2.conv.2.weight").shape[1] == 95
 
 
 class Tied(nn.Module):

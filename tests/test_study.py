@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt import cli
+from upscale_opt.cli import options
 from upscale_opt.errors import UpscaleError
 from upscale_opt.importance import CRITERIA as DATA_FREE
 from upscale_opt.importance import L2
@@ -133,6 +134,7 @@ def test_images_are_moved_by_whole_pixels() -> None:
 
 def test_every_criterion_has_a_name() -> None:
     assert set(names.CRITERIA) == {*DATA_FREE, "hrank", "taylor"}
+    assert set(options.DATA_FREE) == set(DATA_FREE)
 
 
 @pytest.mark.parametrize("criterion", names.CRITERIA)
@@ -383,7 +385,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Ou
     assert [float(one["accuracy"]) for one in table] == [one.accuracy for one in rows]
     page = doc.read_text()
     command = "upscale-opt study --net resnet --data digits --seeds 1 --amount 0.1 0.3"
-    assert f"`{command} --criterion l2 random --epochs 1`" in page
+    assert f"`{command} --criterion l2 random --epochs 1 --no-latency`" in page
     for name in ("amount", "multiply-adds"):
         assert f"](page/digits-{name}.svg)" in page
         assert (doc.parent / "page" / f"digits-{name}.svg").read_text().count("<svg") == 1

@@ -131,7 +131,8 @@ def study(
         if results.rows:
             writing.write_results(results, out)
     files = [out / name for name in writing.FILES]
-    files += writing.write_page(results, page, plan.command())
+    command = plan.command() + ("" if latency else " --no-latency")
+    files += writing.write_page(results, page, command)
     console = output()
     for line in summary(results):
         say(console, line)

@@ -16,6 +16,7 @@ from upscale_opt.ir.graph import (
     Elementwise,
     Layer,
     Operation,
+    PerChannel,
     Select,
     maskable_axes,
 )
@@ -69,9 +70,9 @@ def state_of(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:
 def apply_masks(model: nn.Module, graph: ChannelGraph, masks: Masks) -> None:
     """Make ``model`` obey ``masks``, in place: what is not kept becomes zero.
 
-    Where the masks drop an output channel of a layer, that channel becomes zero for real: the
-    weight's slice, the bias, and the scales and shifts of batch norms and depthwise convolutions
-    behind, up to a sum with a layer that does not drop it.
+    Where the masks drop an output channel of a layer, or a filter of a depthwise convolution, that
+    channel becomes zero for real: the weight's slice, the bias, and the scales and shifts of batch
+    norms and depthwise convolutions behind, up to a sum with a layer that does not drop it.
 
     Args:
         model: the model to mask.
@@ -142,7 +143,7 @@ def _gone(
         kept = {row // features for row in masks.kept_on(op.weight, op.out_axis, size)}
         return frozenset(range(size // features)) - kept
     if isinstance(op, ChannelWise) and op.keeps_zero:
-        return inputs[0]
+        return inputs[0].union(*(_filters_gone(graph, masks, op, use) for use in op.parameters))
     if isinstance(op, Elementwise) and op.zero_if != "never":
         first, *others = inputs
         return first.union(*others) if op.zero_if == "any" else first.intersection(*others)
@@ -154,3 +155,15 @@ def _gone(
     if isinstance(op, Select):
         return frozenset(i for i, source in enumerate(op.positions) if source in inputs[0])
     return frozenset()
+
+
+def _filters_gone(
+    graph: ChannelGraph, masks: Masks, op: ChannelWise, use: PerChannel
+) -> frozenset[int]:
+    """The entries whose depthwise filters are dropped; a scale of one axis is no filter."""
+    shape = graph.parameters[use.name]
+    if use.role != "scale" or len(shape) < 2:
+        return frozenset()
+    features = graph.tensors[op.outputs[0]].features
+    kept = {i // features for i in masks.kept_on(use.name, use.axis, shape[use.axis])}
+    return frozenset(range(shape[use.axis] // features)) - kept

@@ -22,7 +22,7 @@ from upscale_opt.pruning.mock import MockModel
 from upscale_opt.solver import solve
 from upscale_opt.solver.coupling import constrain
 from upscale_opt.tracing import trace
-from upscale_opt.tracing.examples import Inputs, as_call, describe
+from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying import VerificationReport, verify
 
 Channels = Iterable[tuple[str, int]]
@@ -127,16 +127,15 @@ class PruningManager(nn.Module):
         pruned_outputs = None if pruned_outputs is None else tuple(pruned_outputs)
         solver = solver if reorder_producer and reorder_consumer else "identity"
         asked = (pruned_inputs, pruned_outputs, constrained, solver, objective, time_limit, seed)
-        if self.graph is None or force or describe(*as_call(inputs)) != self.graph.example:
-            self.solution, self.graph = None, trace(self.net, inputs)
-        graph = self.graph
+        graph = trace(self.net, inputs)
         given: Masks | None = None
         if pruned_inputs is not None or pruned_outputs is not None:
             given = _explicit(self.net, graph, pruned_inputs or (), pruned_outputs or ())
         masks = masks_from_model(self._masked(graph, given), graph)
         if constrained:
             given = masks = constrain(graph, masks)
-        if self.solution is not None and (asked, masks) == (self._asked, self.masks):
+        known = (graph, masks, asked) == (self.graph, self.masks, self._asked)
+        if self.solution is not None and known and not force:
             return self
         self.solution = solve(graph, masks, solver, objective, time_limit, seed=seed)
         if not self.solution.parameters:
@@ -145,7 +144,8 @@ class PruningManager(nn.Module):
                 "if masks are to survive training, train get_mock_model()",
                 stacklevel=2,
             )
-        self.masks, self._given, self._inputs, self._asked = masks, given, inputs, asked
+        self.graph, self.masks = graph, masks
+        self._given, self._inputs, self._asked = given, inputs, asked
         return self
 
     def get_mock_model(self) -> MockModel:

@@ -85,6 +85,7 @@ def _listed(texts: Sequence[str]) -> str:
 def _method(rows: Sequence[Row]) -> list[str]:
     side = {"input": "read", "output": "write", "both": "read and write"}[rows[0].side]
     ranked = "in the whole network" if rows[0].is_global else "in each unit that decides"
+    timed = any(row.latency is not None for row in rows)
     worst = max(row.deviation for row in rows)
     optimal = sum(row.status == "optimal" for row in rows)
     copies = max((row.copied_channels for row in rows if row.method == "constrained"), default=0)
@@ -103,7 +104,7 @@ def _method(rows: Sequence[Row]) -> list[str]:
         "layer reads it, so at equal amounts the unconstrained export is the larger one, and it "
         "copies channels. Therefore the two are compared at equal multiply-adds, too (accuracy "
         "interpolated between the amounts that were measured, beginning with the unpruned "
-        "network), and at equal latency, which includes the copies.",
+        f"network){', and at equal latency, which includes the copies' if timed else ''}.",
         "* **Spread**: ± is the standard deviation over training seeds. A *win* is a difference of "
         f"more than {100 * DRAW:g} points, unless both are lost (at {100 * LOST:g} % or less). "
         "The *winner* of many comparisons is better by more than that on average, and by more "
@@ -116,9 +117,15 @@ def _method(rows: Sequence[Row]) -> list[str]:
                 "these two are one criterion that counts twice."
             ]
         ),
-        "* **Latency** is the share of the unpruned network's: medians of interleaved runs in one "
-        "process on one thread, in batches of 64 (photographs: 1). It is measured for the first "
-        "seed only, so there is no spread to judge by.",
+        *(
+            [
+                "* **Latency** is the share of the unpruned network's: medians of interleaved runs "
+                "in one process on one thread, in batches of 64 (photographs: 1). It is measured "
+                "for the first seed only, so there is no spread to judge by."
+            ]
+            if timed
+            else []
+        ),
         "",
     ]
 
