@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 from upscale_opt.ir.graph import (
     ChannelGraph,
     Concat,
@@ -9,12 +12,13 @@ from upscale_opt.ir.graph import (
     Layer,
     Operation,
     Select,
+    Symmetric,
     parameters_of,
 )
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Read, Solution
 from upscale_opt.solver.index_lists import index_lists
-from upscale_opt.solver.sets import ChannelSets, Ids, channel_sets, kept_columns
+from upscale_opt.solver.sets import ChannelSets, Ids, channel_sets
 
 
 def damage(graph: ChannelGraph, solution: Solution) -> str | None:
@@ -69,7 +73,19 @@ def _misfit(
     places: dict[tuple[str, int], Read],
 ) -> str | None:
     """The input whose channels do not come in the sequence of the operation's result."""
-    if isinstance(op, Layer) or (op.outputs and op.outputs[0] not in solution.tensors):
+    if isinstance(op, Layer):
+        return _uneven(op, graph, solution, selects)
+    if isinstance(op, Symmetric):
+        name, result = op.inputs[0], op.outputs[0]
+        if result not in solution.tensors and graph.tensors[result].axis is not None:
+            return None
+        read = selects.get((op.name, 0))
+        got = solution.tensors.get(name, ()) if read is None else read.channels
+        size = len(graph.tensors[name].channels)
+        fits = len(got) == size and _in_sequence(got, size, op.groups)
+        left = tuple(range(len(graph.tensors[result].channels))) if op.reduces else got
+        return None if fits and solution.tensors.get(result, left) == left else name
+    if op.outputs and op.outputs[0] not in solution.tensors:
         return None
     start = 0
     for operand, name in enumerate(op.inputs):
@@ -82,8 +98,11 @@ def _misfit(
             fits = got == tuple(op.positions[e] for e in solution.tensors[op.outputs[0]])
         elif isinstance(op, Concat):
             result = solution.tensors[op.outputs[0]]
+            if op.positions is not None:
+                result = tuple(op.positions[entry] for entry in result)
             share = tuple(e - start for e in result if start <= e < start + size)
-            fits = got == share or not share
+            interleaved = op.positions is not None
+            fits = set(share) <= set(got) if interleaved else got == share or not share
             start += size
         elif isinstance(op, Elementwise) and op.additive and not got:
             fits = True
@@ -93,6 +112,34 @@ def _misfit(
         if not fits:
             return name
     return None
+
+
+def _uneven(
+    op: Layer,
+    graph: ChannelGraph,
+    solution: Solution,
+    selects: dict[tuple[str, int], Read],
+) -> str | None:
+    """The input of a grouped convolution whose groups do not fit those of the output."""
+    if op.groups == 1 or op.outputs[0] not in solution.tensors:
+        return None
+    source, result = op.inputs[0], op.outputs[0]
+    read = selects.get((op.name, 0))
+    got = solution.tensors.get(source, ()) if read is None else read.channels
+    alive: list[set[int]] = []
+    for name, entries in ((source, got), (result, solution.tensors[result])):
+        size = len(graph.tensors[name].channels)
+        counts = Counter(entry * op.groups // size for entry in entries)
+        alive.append(set(counts))
+        if len(set(counts.values())) != 1 or not _in_sequence(entries, size, op.groups):
+            return source
+    return None if alive[0] == alive[1] else source
+
+
+def _in_sequence(entries: Sequence[int], size: int, groups: int) -> bool:
+    """Whether entries of a channel sequence of this size come group by group."""
+    numbers = [entry * groups // size for entry in entries]
+    return numbers == sorted(numbers)
 
 
 def losses(graph: ChannelGraph, masks: Masks, solution: Solution) -> list[str]:
@@ -109,7 +156,6 @@ def losses(graph: ChannelGraph, masks: Masks, solution: Solution) -> list[str]:
     sets = channel_sets(graph, masks, keep_one=False)
     selects = {(r.op, r.operand): r for r in solution.reads if r.kind == "select"}
     places = {(r.op, r.operand): r for r in solution.reads if r.kind == "place"}
-    columns = kept_columns(graph, masks)
     problems: list[str] = []
     for name, needed in sets.needed.items():
         sequence = graph.tensors[name].channels
@@ -122,7 +168,7 @@ def losses(graph: ChannelGraph, masks: Masks, solution: Solution) -> list[str]:
         for operand, name in enumerate(op.inputs):
             if name not in sets.needed:
                 continue
-            needed = _needs(op, operand, graph, sets, columns)
+            needed = _needs(op, operand, graph, sets)
             read = places.get((op.name, operand)) or selects.get((op.name, operand))
             missing = needed - _delivered(graph, solution, name, read)
             if missing:
@@ -130,14 +176,12 @@ def losses(graph: ChannelGraph, masks: Masks, solution: Solution) -> list[str]:
     return problems
 
 
-def _needs(
-    op: Operation, operand: int, graph: ChannelGraph, sets: ChannelSets, columns: dict[str, Ids]
-) -> Ids:
+def _needs(op: Operation, operand: int, graph: ChannelGraph, sets: ChannelSets) -> Ids:
     source = op.inputs[operand]
     channels = frozenset(graph.tensors[source].channels)
     if isinstance(op, Layer):
-        return columns[op.name] & sets.defined[source]
-    if op.kind in ("opaque", "output"):
+        return sets.wants.get((op.name, operand), Ids())
+    if op.kind in ("opaque", "output", "symmetric"):
         return channels
     needed = sets.needed[op.outputs[0]]
     if isinstance(op, Elementwise) and op.additive:

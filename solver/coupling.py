@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Constant, Layer, Opaque, Tensor
+from upscale_opt.ir.graph import (
+    ChannelGraph,
+    ChannelWise,
+    Constant,
+    Layer,
+    Opaque,
+    Symmetric,
+    slices_of,
+)
 from upscale_opt.ir.masks import Masks
+from upscale_opt.solver.sets import in_groups
 
 
 @dataclass(frozen=True)
@@ -79,10 +89,8 @@ def groups(graph: ChannelGraph) -> tuple[Group, ...]:
             for use in op.parameters:
                 if use.role != "neutral":
                     add("norms", use.name, use.axis, op.outputs[0])
-        elif isinstance(op, Constant):
-            axis = graph.tensors[op.outputs[0]].axis
-            if axis is not None:
-                add("constants", op.parameter, axis, op.outputs[0])
+        elif isinstance(op, Constant) and op.axis is not None:
+            add("constants", op.parameter, op.axis, op.outputs[0])
     return tuple(
         Group(
             channels=tuple(space.channels),
@@ -130,7 +138,7 @@ def constrain(graph: ChannelGraph, masks: Masks) -> Masks:
             dropped[key].update(i for channel in gone for i in member.slices[channel])
     kept: dict[str, dict[int, tuple[int, ...]]] = {}
     for parameter, axis in touched:
-        size = graph.parameters[parameter][axis]
+        size = slices_of(graph, parameter, axis)
         gone = dropped[parameter, axis]
         kept.setdefault(parameter, {})[axis] = tuple(i for i in range(size) if i not in gone)
     return Masks(kept=kept)
@@ -143,15 +151,44 @@ def _gone(graph: ChannelGraph, masks: Masks, found: tuple[Group, ...]) -> list[s
         set() if group.fixed is not None else {place for place, count in enumerate(own) if count}
         for group, own in zip(found, votes, strict=True)
     ]
-    space_of = {c: number for number, space in enumerate(graph.spaces) for c in space.channels}
-    for op in graph.operations:
-        if isinstance(op, Layer) and op.inputs:
-            read = {space_of[channel] for channel in graph.tensors[op.inputs[0]].channels}
-            if all(len(gone[space]) == len(found[space].channels) for space in read):
-                _, space, place = min(
-                    (votes[space][place], space, place) for space in read for place in gone[space]
-                )
-                gone[space].discard(place)
+    places = {
+        channel: (space, place)
+        for space, group in enumerate(found)
+        for place, channel in enumerate(group.channels)
+    }
+
+    def keep(channels: Iterable[int], count: int) -> bool:
+        """Keep at least ``count`` of ``channels``, those that the fewest layers drop."""
+        own = [places[channel] for channel in channels]
+        dropped = sorted(
+            (votes[space][place], space, place) for space, place in own if place in gone[space]
+        )
+        missing = count - (len(own) - len(dropped))
+        for _, space, place in dropped[: max(missing, 0)]:
+            gone[space].discard(place)
+        return missing > 0
+
+    def kept(channels: Iterable[int]) -> int:
+        return sum(place not in gone[space] for space, place in map(places.__getitem__, channels))
+
+    changed = True
+    while changed:
+        changed = False
+        for op in graph.operations:
+            if not isinstance(op, Layer) or not op.inputs:
+                continue
+            read, written = (
+                in_groups(graph.tensors[name].channels, op.groups)
+                for name in (op.inputs[0], op.outputs[0])
+            )
+            if op.groups == 1:
+                changed |= keep(dict.fromkeys(read[0]), 1)
+                continue
+            alive = [pair for pair in zip(read, written, strict=True) if kept(pair[1])]
+            for side in zip(*alive, strict=True):
+                width = max(1, *map(kept, side))
+                for group in side:
+                    changed |= keep(group, width)
     return gone
 
 
@@ -159,7 +196,7 @@ def _votes(graph: ChannelGraph, masks: Masks, group: Group) -> list[int]:
     """How many layers drop each channel of the group."""
     votes = [0] * len(group.channels)
     for member in (*group.consumers, *group.producers):
-        size = graph.parameters[member.parameter][member.axis]
+        size = slices_of(graph, member.parameter, member.axis)
         kept = masks.kept_on(member.parameter, member.axis, size)
         if len(kept) < size:
             for place, slices in enumerate(member.slices):
@@ -169,13 +206,13 @@ def _votes(graph: ChannelGraph, masks: Masks, group: Group) -> list[int]:
 
 def _in_opaque_hands(graph: ChannelGraph) -> dict[int, str]:
     """The spaces that an operation reads or writes as they are, with the reason."""
-    space_of = {c: number for number, space in enumerate(graph.spaces) for c in space.channels}
     found: dict[int, str] = {}
     for op in graph.operations:
-        opaque = (*op.inputs, *op.outputs) if isinstance(op, Opaque) else ()
-        for name in (*op.whole, *opaque):
+        taken = (*op.inputs, *op.outputs) if isinstance(op, (Opaque, Symmetric)) else ()
+        how = "needs all of" if isinstance(op, Symmetric) else "takes"
+        for name in (*op.whole, *taken):
             for channel in graph.tensors[name].channels:
-                found.setdefault(space_of[channel], f"{op.name} takes {name} as it is")
+                found.setdefault(graph.space_of[channel], f"{op.name} {how} {name} as it is")
     return found
 
 
@@ -184,29 +221,24 @@ class _Places:
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph
-        self.space_of = {
-            c: number for number, space in enumerate(graph.spaces) for c in space.channels
-        }
         self.known: dict[str, dict[int, tuple[tuple[int, ...], ...]]] = {}
 
     def of(self, name: str) -> dict[int, tuple[tuple[int, ...], ...]]:
         """For each space in the tensor, for each channel, the elements along the channel axis."""
         if name not in self.known:
-            self.known[name] = _places(self.graph, self.graph.tensors[name], self.space_of)
+            self.known[name] = _places(self.graph, name)
         return self.known[name]
 
 
-def _places(
-    graph: ChannelGraph, tensor: Tensor, space_of: dict[int, int]
-) -> dict[int, tuple[tuple[int, ...], ...]]:
+def _places(graph: ChannelGraph, name: str) -> dict[int, tuple[tuple[int, ...], ...]]:
+    tensor = graph.tensors[name]
     found: dict[int, list[list[int]]] = {}
-    at = 0
-    while at < len(tensor.channels):
-        space = space_of[tensor.channels[at]]
-        size = len(graph.spaces[space].channels)
-        elements = found.setdefault(space, [[] for _ in range(size)])
-        for place in range(size):
-            first = (at + place) * tensor.features
+    for space, entries in graph.runs(name):
+        channels = graph.spaces[space].channels
+        elements = found.setdefault(space, [[] for _ in channels])
+        place_of = {channel: place for place, channel in enumerate(channels)}
+        for entry in entries:
+            first = entry * tensor.features
+            place = place_of[tensor.channels[entry]]
             elements[place].extend(range(first, first + tensor.features))
-        at += size
     return {space: tuple(map(tuple, elements)) for space, elements in found.items()}

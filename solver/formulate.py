@@ -9,7 +9,7 @@ from upscale_opt.errors import SolverError
 from upscale_opt.ir.graph import ChannelGraph, Concat, Select
 from upscale_opt.solver.instance import Demand, DemandKind, Instance, Part, Piece, Read, Space
 from upscale_opt.solver.objectives import price
-from upscale_opt.solver.segments import Segments, ascends
+from upscale_opt.solver.segments import Segments, keeps_sequence
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids
 
 MAX_GATHERS_BEFORE_CAT = 4
@@ -84,7 +84,6 @@ class _Formulator:
         self.objective = objective
         self.factors = factors
         self.hindrances: dict[Edge, str] = {}
-        self.space_of = {c: i for i, space in enumerate(graph.spaces) for c in space.channels}
         self.operations = {op.name: op for op in graph.operations}
         self.demands: dict[Demand, int] = {}
 
@@ -141,10 +140,8 @@ class _Formulator:
         if not isinstance(op, Select):
             read = self._select(edge, source, source, ids)
             return self._with_pieces(edge, read, cat, ids) if cat is not None else (read, ())
-        sequence = self.graph.tensors[source].channels
-        distinct = len(set(sequence)) == len(sequence)
         read = self._select(edge, source, op.outputs[0], ids)
-        if ascends(op.positions) and distinct:
+        if keeps_sequence(self.graph, op):
             return read, ()
         self.hindrances.pop(edge, None)
         if op.positions == tuple(range(op.positions[0], op.positions[-1] + 1)):
@@ -217,13 +214,9 @@ class _Formulator:
     def _parts(self, tensor: str, ids: Ids) -> list[tuple[int, Ids, bool]]:
         """The spaces in the tensor's memory, what is wanted of each, and whether that is all."""
         stored = self.segments.stored[tensor]
-        sequence = self.graph.tensors[tensor].channels
         parts: list[tuple[int, Ids, bool]] = []
-        at = 0
-        while at < len(sequence):
-            space = self.space_of[sequence[at]]
+        for space, _ in self.graph.runs(tensor):
             there = stored.intersection(self.graph.spaces[space].channels)
-            at += len(self.graph.spaces[space].channels)
             if there:
                 wanted = ids & there
                 parts.append((space, wanted, wanted == there))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Constant, Layer
+from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Constant, Layer, Symmetric, slices_of
 from upscale_opt.ir.solution import Read
 
 IndexLists = dict[str, dict[int, tuple[int, ...]]]
@@ -29,7 +29,7 @@ def index_lists(
         indices = entries
         if features > 1:
             indices = tuple(e * features + f for e in entries for f in range(features))
-        if indices != tuple(range(graph.parameters[parameter][axis])):
+        if indices != tuple(range(slices_of(graph, parameter, axis))):
             lists.setdefault(parameter, {})[axis] = indices
 
     for op in graph.operations:
@@ -44,11 +44,9 @@ def index_lists(
                 read = selects.get((op.name, 0))
                 entries = tensors[op.inputs[0]] if read is None else read.channels
                 keep(op.weight, op.in_axis, op.inputs[0], entries)
-        elif isinstance(op, ChannelWise):
+        elif isinstance(op, (ChannelWise, Symmetric)):
             for use in op.parameters:
                 keep(use.name, use.axis, written, tensors[written])
-        elif isinstance(op, Constant):
-            axis = graph.tensors[written].axis
-            if axis is not None:
-                keep(op.parameter, axis, written, tensors[written])
+        elif isinstance(op, Constant) and op.axis is not None:
+            keep(op.parameter, op.axis, written, tensors[written])
     return lists

@@ -66,7 +66,12 @@ class _Writer:
         self.sets = sets
         self.segments = segments
         self.rank = {c: i for order in orders for i, c in enumerate(order)}
-        self.space_of = {c: i for i, space in enumerate(graph.spaces) for c in space.channels}
+        self.rigid = {
+            name
+            for op in graph.operations
+            for name in (*op.inputs, *op.outputs)
+            if op.kind == "symmetric" or (name in op.outputs and _has_groups(op))
+        }
         self.selects = dict(segments.selects)
         self.stored = dict(segments.stored)
         self.gathers: set[Edge] = set()
@@ -127,13 +132,10 @@ class _Writer:
         """The stored entries of the tensor's channel sequence: space by space, each in order."""
         sequence = self.graph.tensors[name].channels
         result: list[int] = []
-        at = 0
-        while at < len(sequence):
-            size = len(self.graph.spaces[self.space_of[sequence[at]]].channels)
-            entries = [i for i in range(at, at + size) if sequence[i] in stored]
+        for _, run in self.graph.runs(name):
+            entries = [i for i in run if sequence[i] in stored]
             rank = dict(zip(entries, [self.rank[sequence[i]] for i in entries], strict=True))
             result.extend(sorted(entries, key=rank.__getitem__))
-            at += size
         return tuple(result)
 
     def _among(self, name: str, ids: Collection[int]) -> tuple[int, ...]:
@@ -173,8 +175,8 @@ class _Writer:
         if not entries:
             return
         sequence = self.graph.tensors[name].channels
-        if len(set(sequence)) < len(sequence):  # what holds a channel twice is not trimmed
-            entries = self.full[name]
+        if name in self.rigid or len(set(sequence)) < len(sequence):
+            entries = self.full[name]  # what holds a channel twice is not trimmed
         if entries is self.full[name]:
             self.spans[name] = 0, len(entries)
             return
@@ -196,14 +198,18 @@ class _Writer:
         edge = (op.name, operand)
         if isinstance(op, Layer):
             return self._among(source, self.selects[edge])
-        if op.kind in ("opaque", "output"):
+        if op.kind in ("opaque", "output", "symmetric"):
             return self.full[source]
         result = op.outputs[0]
         kept = self._trimmed(result)
         if isinstance(op, Select):
             return tuple(op.positions[entry] for entry in kept)
         if isinstance(op, Concat):
-            return self._shares(op, kept)[operand]
+            share = self._shares(op, kept)[operand]
+            if op.positions is not None:  # which takes them from wherever they lie
+                taken = set(share)
+                share = tuple(entry for entry in self.full[source] if entry in taken)
+            return share
         if edge in self.segments.places:
             stored = self.stored[source]
             return tuple(e for e in kept if self.graph.tensors[source].channels[e] in stored)
@@ -219,7 +225,7 @@ class _Writer:
                 size = len(self.graph.tensors[name].channels)
                 owners.extend((operand, start) for _ in range(size))
             shares: list[list[int]] = [[] for _ in op.inputs]
-            for entry in kept:
+            for entry in kept if op.positions is None else map(op.positions.__getitem__, kept):
                 operand, start = owners[entry]
                 shares[operand].append(entry - start)
             self._cached_shares = key, [tuple(share) for share in shares]
@@ -233,6 +239,8 @@ class _Writer:
             if source not in self.layout:
                 continue
             edge = (op.name, operand)
+            if isinstance(op, Concat) and op.positions is not None:
+                continue
             if not self._is_live(op, operand):
                 if isinstance(op, Elementwise):
                     reads.append(self._read(source, edge, (), gather=False, optional=True))
@@ -270,3 +278,7 @@ class _Writer:
             channels=channels,
             optional=optional,
         )
+
+
+def _has_groups(op: Operation) -> bool:
+    return isinstance(op, Layer) and op.groups > 1

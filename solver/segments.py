@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -31,10 +30,11 @@ from upscale_opt.ir.graph import (
     Layer,
     Operation,
     Select,
+    Symmetric,
     Tensor,
 )
 from upscale_opt.ir.masks import Masks
-from upscale_opt.solver.sets import ChannelSets, Edge, Ids, channel_sets
+from upscale_opt.solver.sets import ChannelSets, Edge, Ids, channel_sets, in_groups, level
 
 Model = Literal["tensor", "segment"]
 """Which rules say where channels are selected and what tensors store."""
@@ -68,7 +68,8 @@ def find_segments(
     """Fix where selections happen and what each tensor stores.
 
     A concatenation stores all channels of its segment, so an operand of which it needs none may
-    yet have to deliver some: its place between the others must be filled.
+    yet have to deliver some: its place between the others must be filled. And a grouped convolution
+    writes equally many channels in every group of which anything is stored.
 
     Args:
         graph: the channel graph.
@@ -77,13 +78,15 @@ def find_segments(
             selection: the problem as UPSCALE states it (Wan et al., ICML 2023).
     """
     extra: dict[Edge, Ids] = {}
+    floors: dict[str, Ids] = {}
     while True:
-        sets = channel_sets(graph, masks, extra=extra)
+        sets = channel_sets(graph, masks, extra=extra, floors=floors)
         segments = _Finder(graph, sets, model).find()
-        gaps = _gaps(graph, sets, segments)
-        if not gaps:
+        gaps, uneven = _gaps(graph, sets, segments), _uneven(graph, sets, segments)
+        if not gaps and not uneven:
             return sets, segments
         extra.update(gaps)
+        floors.update(uneven)
 
 
 def _gaps(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[Edge, Ids]:
@@ -93,9 +96,25 @@ def _gaps(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[Ed
             stored = segments.stored[op.outputs[0]]
             for operand, name in enumerate(op.inputs):
                 ids = stored.intersection(graph.tensors[name].channels)
-                if ids and not sets.wants.get((op.name, operand)):
+                wanted = sets.wants.get((op.name, operand), Ids())
+                if not ids <= wanted if op.positions is not None else ids and not wanted:
                     gaps[op.name, operand] = ids
     return gaps
+
+
+def _uneven(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[str, Ids]:
+    """What the results of grouped convolutions must store for their groups to be equal."""
+    floors: dict[str, Ids] = {}
+    for op in graph.operations:
+        if isinstance(op, Layer) and op.groups > 1 and op.name in sets.live:
+            name = op.outputs[0]
+            stored = segments.stored[name]
+            groups = [Ids(group) for group in in_groups(graph.tensors[name].channels, op.groups)]
+            alive = [group for group in groups if group & stored]
+            even = level(alive, stored, max(len(group & stored) for group in alive))
+            if not even <= sets.needed[name]:
+                floors[name] = even
+    return floors
 
 
 class _Finder:
@@ -153,8 +172,7 @@ class _Finder:
 
     def _may_hoist(self, op: Operation) -> bool:
         if isinstance(op, Select):
-            channels = self.graph.tensors[op.inputs[0]].channels
-            return ascends(op.positions) and len(set(channels)) == len(channels)
+            return keeps_sequence(self.graph, op)
         if isinstance(op, ChannelWise):
             source, result = (self.graph.tensors[n] for n in (op.inputs[0], op.outputs[0]))
             return bool(op.parameters) or _elements(result) >= _elements(source)
@@ -187,6 +205,9 @@ class _Finder:
         for op in self.graph.operations:
             if op.name not in self.sets.live or op.kind not in _IN_PLACE:
                 continue
+            interleaved = isinstance(op, Concat) and op.positions is not None
+            if interleaved or (isinstance(op, Symmetric) and op.reduces):
+                continue
             for operand, name in enumerate(op.inputs):
                 if not self.sets.wants.get((op.name, operand)):
                     continue
@@ -210,7 +231,7 @@ class _Finder:
         """Shrink what summands store to what is not zero there; the edges where that shows."""
         chains: dict[str, list[str]] = {}
         for op in self.graph.operations:
-            if isinstance(op, (Layer, Constant)):
+            if isinstance(op, Constant) or (isinstance(op, Layer) and op.groups == 1):
                 chains[op.outputs[0]] = [op.outputs[0]]
             elif isinstance(op, ChannelWise) and op.name not in self.hoisted:
                 chain = chains.get(op.inputs[0])
@@ -249,18 +270,28 @@ class _Finder:
             op.outputs[0]: self.readers[op.outputs[0]][0]
             for op in self.graph.operations
             if isinstance(op, Concat)
+            and op.positions is None  # that takes what its readers want as it is
             and op.name in self.sets.live
             and len(self.readers[op.outputs[0]]) == 1
             and self.readers[op.outputs[0]][0] in self.selects
         }
 
 
-_IN_PLACE = frozenset({"channelwise", "elementwise", "concat", "select"})
+_IN_PLACE = frozenset({"channelwise", "symmetric", "elementwise", "concat", "select"})
 
 
-def ascends(positions: Sequence[int]) -> bool:
-    """Whether a selection keeps the sequence of what it selects from, and repeats nothing."""
-    return all(a < b for a, b in pairwise(positions))
+def keeps_sequence(graph: ChannelGraph, op: Select) -> bool:
+    """Whether a selection's result is stored in the sequence of what it selects from.
+
+    That is so if the spaces lie in the same sequence in both, and neither repeats anything.
+    """
+    source, result = graph.tensors[op.inputs[0]].channels, graph.tensors[op.outputs[0]].channels
+    if len(set(source)) < len(source) or len(set(result)) < len(result):
+        return False
+    place = {space: place for place, (space, _) in enumerate(graph.runs(op.inputs[0]))}
+    return all(
+        place[one] < place[other] for (one, _), (other, _) in pairwise(graph.runs(op.outputs[0]))
+    )
 
 
 def _elements(tensor: Tensor) -> int:

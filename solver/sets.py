@@ -6,7 +6,7 @@ memory*: a channel that is zero but feeds a sigmoid is needed, because its resul
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from upscale_opt.ir.graph import (
@@ -18,7 +18,9 @@ from upscale_opt.ir.graph import (
     Layer,
     Operation,
     Select,
+    Symmetric,
     Tensor,
+    slices_of,
 )
 from upscale_opt.ir.masks import Masks
 
@@ -50,19 +52,22 @@ def channel_sets(
     *,
     keep_one: bool = True,
     extra: Mapping[Edge, Ids] | None = None,
+    floors: Mapping[str, Ids] | None = None,
 ) -> ChannelSets:
     """Run both passes.
 
     Args:
         graph: the channel graph.
         masks: masks that fit it (:meth:`Masks.check`).
-        keep_one: a layer that needs no channel at all still gets one, as PyTorch wants, and a sum
-            gets every channel of its result from some operand, though all of them be zero there.
+        keep_one: a layer that needs no channel at all still gets one, as PyTorch wants; the groups
+            of a grouped convolution get equally many; and a sum gets every channel of its result
+            from some operand, though all of them be zero there.
         extra: channels that operands of concatenations shall deliver although nobody needs them.
+        floors: channels that tensors shall store although nobody needs them.
     """
     columns = kept_columns(graph, masks)
     defined = _defined(graph, masks, columns)
-    needed, wants, live = _needed(graph, defined, columns, keep_one, extra or {})
+    needed, wants, live = _needed(graph, defined, columns, keep_one, extra or {}, floors or {})
     return ChannelSets(defined, needed, wants, live)
 
 
@@ -79,7 +84,7 @@ def _kept(parameter: str, axis: int, tensor: Tensor, graph: ChannelGraph, masks:
     """The channels of ``tensor`` in which slices of ``parameter`` along ``axis`` are kept."""
     if parameter not in masks.kept or axis not in masks.kept[parameter]:
         return frozenset(tensor.channels)
-    kept = masks.kept_on(parameter, axis, graph.parameters[parameter][axis])
+    kept = masks.kept_on(parameter, axis, slices_of(graph, parameter, axis))
     entries = {index // tensor.features for index in kept} if tensor.features > 1 else kept
     return frozenset(map(tensor.channels.__getitem__, entries))
 
@@ -106,12 +111,27 @@ def _defined_by(
     inputs = [defined[name] for name in op.inputs] if op.kind != "opaque" else []
     if isinstance(op, Layer):
         biased = Ids() if op.bias is None else _kept(op.bias, 0, tensor, graph, masks)
-        if op.inputs and not columns[op.name] & inputs[0]:
-            return biased
-        return _kept(op.weight, op.out_axis, tensor, graph, masks) | biased
+        rows = _kept(op.weight, op.out_axis, tensor, graph, masks)
+        if not op.inputs:
+            return rows | biased
+        read = columns[op.name] & inputs[0]
+        if op.groups > 1:
+            source = graph.tensors[op.inputs[0]].channels
+            fed = [not read.isdisjoint(group) for group in in_groups(source, op.groups)]
+            outputs = zip(in_groups(tensor.channels, op.groups), fed, strict=True)
+            return Ids().union(*(rows & Ids(group) for group, some in outputs if some)) | biased
+        return rows | biased if read else biased
     if isinstance(op, Constant):
-        assert tensor.axis is not None
-        return _kept(op.parameter, tensor.axis, tensor, graph, masks)
+        assert op.axis is not None
+        return _kept(op.parameter, op.axis, tensor, graph, masks)
+    if isinstance(op, Symmetric):
+        made = [
+            _kept(use.name, use.axis, tensor, graph, masks)
+            for use in op.parameters
+            if use.role in ("scale", "shift")
+        ]
+        has_scale = any(use.role == "scale" for use in op.parameters) and not op.reduces
+        return Ids().union(*made) if has_scale else everything
     if isinstance(op, ChannelWise):
         if not op.keeps_zero:
             return everything
@@ -131,7 +151,7 @@ def _defined_by(
         first, *others = inputs
         return first.union(*others) if op.zero_if == "all" else first.intersection(*others)
     if isinstance(op, Concat):
-        return Ids().union(*inputs)
+        return Ids().union(*inputs) & everything
     if isinstance(op, Select):
         return inputs[0] & everything
     return everything
@@ -143,6 +163,7 @@ def _needed(
     columns: dict[str, Ids],
     keep_one: bool,
     extra: Mapping[Edge, Ids],
+    floors: Mapping[str, Ids],
 ) -> tuple[dict[str, Ids], dict[Edge, Ids], frozenset[str]]:
     needed: dict[str, set[int]] = {name: set() for name in defined}
     wants: dict[Edge, Ids] = {}
@@ -168,8 +189,10 @@ def _needed(
                 if not needed[name]:
                     needed[name].add(min(graph.tensors[name].channels))
                 wants[edge] = frozenset({min(needed[name])})
-            if op.kind in ("input", "opaque") and name in needed:
+            if op.kind in ("input", "opaque", "symmetric") and name in needed:
                 needed[name] |= set(graph.tensors[name].channels)
+            elif name in floors:
+                needed[name] |= floors[name]
         out = op.outputs[0] if op.outputs else None
         result = frozenset(needed[out]) if out in needed else Ids()
         live.add(op.name)
@@ -180,6 +203,8 @@ def _needed(
         if isinstance(op, Layer):
             if op.inputs:
                 ids = columns[op.name] & defined[op.inputs[0]]
+                if op.groups > 1:
+                    ids = _grouped_wants(op, graph, ids, result, keep_one)
                 if ids:
                     want(op, 0, ids)
                 elif keep_one:
@@ -193,10 +218,43 @@ def _needed(
                 want(op, operand, ids | extra.get((op.name, operand), Ids()))
         else:
             for operand, name in enumerate(op.inputs):
-                everything = op.kind in ("opaque", "output")
+                everything = op.kind in ("opaque", "output", "symmetric")
                 want(op, operand, graph.tensors[name].channels if everything else result)
     frozen = {name: frozenset(ids) for name, ids in needed.items()}
     return frozen, wants, frozenset(live)
+
+
+def in_groups(channels: Sequence[int], groups: int) -> list[Sequence[int]]:
+    """The channels of each group."""
+    size = len(channels) // groups
+    return [channels[at : at + size] for at in range(0, len(channels), size)]
+
+
+def _grouped_wants(op: Layer, graph: ChannelGraph, ids: Ids, result: Ids, keep_one: bool) -> Ids:
+    """What a grouped convolution needs of its input: as much for every group that writes anything.
+
+    Args:
+        op: the convolution.
+        graph: its graph.
+        ids: the channels that its weight reads.
+        result: the channels of its output that are stored.
+        keep_one: every such group gets something, and all get equally much.
+    """
+    groups = in_groups(graph.tensors[op.inputs[0]].channels, op.groups)
+    written = in_groups(graph.tensors[op.outputs[0]].channels, op.groups)
+    alive = [Ids(g) for g, out in zip(groups, written, strict=True) if not result.isdisjoint(out)]
+    width = max((len(ids & own) for own in alive), default=0)
+    return level(alive, ids, max(width, 1) if keep_one else 0)
+
+
+def level(groups: Iterable[Ids], ids: Ids, width: int) -> Ids:
+    """What ``ids`` holds of ``groups``, with further channels of each until they are ``width``."""
+    taken: set[int] = set()
+    for group in groups:
+        own = ids & group
+        taken |= own
+        taken.update(sorted(group - own)[: max(width - len(own), 0)])
+    return Ids(taken)
 
 
 def _summands(op: Elementwise, result: Ids, defined: dict[str, Ids], keep_one: bool) -> list[Ids]:

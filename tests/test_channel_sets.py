@@ -526,12 +526,24 @@ def test_a_depthwise_convolution_follows_its_channels() -> None:
     assert chain.shape("stem.weight") == (2, 3, 3, 3)
 
 
-def test_a_grouped_convolution_keeps_everything() -> None:
+def test_the_groups_of_a_convolution_remain_equal() -> None:
     model = catalogue.build("topology/grouped_conv")
-    keep(model.get_parameter("layer.weight"), 1, [])
+    layer = model.get_submodule("layer")
+    assert isinstance(layer, nn.Conv2d)
+    assert (layer.groups, tuple(layer.weight.shape)) == (4, (16, 3, 3, 3))
+    keep(layer.weight, 1, [])
+    assert run_chain(model).shape("layer.weight") == (16, 1, 3, 3)  # which PyTorch wants
+    model = catalogue.build("topology/grouped_conv")
+    weight = model.get_parameter("layer.weight")
+    with torch.no_grad():
+        weight[:4, 0] = weight[4:8, 1:] = weight[8:12, 2] = 0  # one, two, one and no channel less
+    assert run_chain(model).shape("layer.weight") == (16, 3, 3, 3)
+    with torch.no_grad():
+        weight[12:] = 0
+    model.get_parameter("layer.bias").data[12:] = 0
     chain = run_chain(model)
-    assert chain.shape("layer.weight") == (16, 3, 3, 3)
-    assert [o.name for o in chain.graph.operations if o.kind == "opaque"] == ["layer"]
+    assert chain.shape("layer.weight") == (12, 2, 3, 3)
+    assert chain.shape("layer.bias") == (12,)
 
 
 def test_squeeze_and_excite_follows_its_stream() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -175,12 +176,12 @@ def test_every_topology_is_exported_without_copies(name: str) -> None:
     kinds = {op.name: op.kind for op in graph.operations}
     gathered = {read.op for read in pruned.solution.reads if read.plan == "gather"}
     assert all(kinds[op] == "select" for op in gathered)  # flips and rolls of the network itself
-    assert bool(gathered) == (name in ("strided_slice", "add_flipped", "rolled_read"))
+    assert bool(gathered) == (name == "add_flipped")
     assert pruned.report is not None
     assert pruned.report.float64_error < 1e-10
 
 
-@given(network_and_masks(), st.booleans())
+@given(network_and_masks(kinds="basic"), st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_constrained_exports_are_lossless_and_copy_nothing(
     case: tuple[RandomNetwork, WeightMasks], biases: bool
@@ -195,7 +196,11 @@ def test_constrained_exports_are_lossless_and_copy_nothing(
     _assert_agreed(graph, grown)
     masked = masked_copy(model, graph, grown)
     solution = uo.solve(graph, grown, "identity")
-    assert solution.objective_value == solution.gathers == 0
+    scattered = any(  # then the network itself copies
+        op.kind == "select" and any(b - a != 1 for a, b in pairwise(op.positions))
+        for op in graph.operations
+    )
+    assert scattered or solution.objective_value == solution.gathers == 0
     with torch.no_grad():
         want = masked(inputs)
     finite = all(t.isfinite().all() for t in (want if isinstance(want, tuple) else (want,)))

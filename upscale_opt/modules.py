@@ -102,22 +102,34 @@ class PlacedSum(nn.Module):
         return f"{', '.join(places)}; {self.size} along dim {self.dim}"
 
 
-def fit_sizes(module: nn.Module) -> None:
-    """Make a module's size attributes agree with its (sliced) parameters."""
+def fit_sizes(module: nn.Module, groups: int | None = None) -> None:
+    """Make a module's size attributes agree with its (sliced) parameters.
+
+    Args:
+        module: of any class; those of torch are understood.
+        groups: into how many groups the channels of a grouped convolution fall.
+    """
     weight = module._parameters.get("weight")  # never run a parametrization
     if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, torch.Tensor):
-        if module.groups > 1 and weight.shape[1] == 1 and module.in_channels == module.out_channels:
-            module.groups = module.in_channels = module.out_channels = weight.shape[0]
-        elif module.groups == 1:
-            outputs, inputs = weight.shape[:2]
-            if module.transposed:
-                outputs, inputs = inputs, outputs
-            module.in_channels, module.out_channels = inputs, outputs
+        if module.groups > 1 and groups is not None:
+            module.groups = groups
+        first, second = weight.shape[0], weight.shape[1] * module.groups
+        if module.transposed:
+            module.in_channels, module.out_channels = first, second
+        else:
+            module.in_channels, module.out_channels = second, first
     elif isinstance(module, nn.Linear) and weight is not None:
         module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         for tensor in (module.weight, module.running_mean):
             if isinstance(tensor, torch.Tensor):
                 module.num_features = len(tensor)
+    elif isinstance(module, nn.LayerNorm):
+        pass  # all channels stay
+    elif isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels and module.affine:
+            module.num_groups = module.num_channels = len(module.weight)
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()

@@ -18,6 +18,7 @@ from upscale_opt.ir.solution import Read, Solution
 from upscale_opt.modules import Gather, PlacedSum, Placement, fit_sizes
 from upscale_opt.origin import kind_of, origin_of
 from upscale_opt.pruned_module import PrunedModule
+from upscale_opt.slicing import sliced
 from upscale_opt.stages import stages_of
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.resize import resized
@@ -69,6 +70,8 @@ class _Rebuild:
         self.root = nn.Module()
         self.memo: dict[int, Any] = {}
         self.computed: set[fx.Node] = set()
+        self.groups: dict[str, int] = {}
+        self.makers = _makers(program)
 
     def build(self) -> PrunedModule:
         self._slice_parameters()
@@ -97,9 +100,7 @@ class _Rebuild:
         own.update(self.model.named_buffers(remove_duplicate=False))
         for name, by_axis in self.solution.parameters.items():
             tensor = own[name]
-            data = tensor.detach()
-            for axis, indices in by_axis.items():
-                data = data.index_select(axis, torch.tensor(indices, device=data.device))
+            data = sliced(tensor.detach(), by_axis, self.graph.grouped.get(name, 1))
             form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(data.ndim)
             if form is not None and tensor.is_contiguous(memory_format=form):
                 data = data.contiguous(memory_format=form)
@@ -139,7 +140,7 @@ class _Rebuild:
             target = str(node.target)
             if node.op == "call_module" and target in captured.modules:
                 module = copy.deepcopy(captured.modules[target], self.memo)
-                fit_sizes(module)
+                fit_sizes(module, self.groups.get(target))
                 _attach(self.root, target, module)
             elif node.op == "get_attr":
                 value = copy.deepcopy(captured.tensors[target], self.memo)
@@ -158,8 +159,8 @@ class _Rebuild:
         if size is not None:
             return size
         names = self.program.operations.get(node, ())
-        operations = [self.operations[name] for name in names]
-        if operations and not any(self._alive(op) for op in operations):
+        operations = [self.operations[name] for name in names if name in self.operations]
+        if names and not any(self._alive(op) for op in operations):
             return None
         if operations and isinstance(operations[0], ir.Select):
             return self._emit_selects(node, operations)
@@ -252,8 +253,9 @@ class _Rebuild:
             assert tensor.axis is not None
             size = len(self.solution.tensors[op.outputs[0]]) * tensor.features
             args, kwargs = resized(node, (args, kwargs), tensor.axis, size)
-            if op.kind == "channelwise":
-                args, kwargs = self._regroup(node, args, kwargs, size)
+            groups = self._groups(op)
+            if groups is not None:
+                args, kwargs = self._regroup(node, args, kwargs, groups)
         if node.op == "call_method" and target == "view" and not isinstance(args[1], torch.dtype):
             target = "reshape"  # what is read may be a view that is not contiguous
         elif target is torch.ops.aten.view.default:
@@ -262,17 +264,30 @@ class _Rebuild:
         self.computed.add(call)
         return call
 
+    def _groups(self, op: ir.Operation) -> int | None:
+        """Into how many groups the channels of a (depthwise or grouped) convolution now fall."""
+        layout = self.solution.tensors[op.outputs[0]]
+        source = self.graph.tensors[op.inputs[0]] if op.inputs else None
+        if isinstance(op, ir.ChannelWise) and source is not None:
+            return len(layout) * source.features
+        if isinstance(op, ir.Layer) and op.groups > 1:
+            size = len(self.graph.tensors[op.outputs[0]].channels)
+            return len({entry * op.groups // size for entry in layout})
+        return None
+
     def _regroup(
-        self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], size: int
+        self, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], groups: int
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A depthwise convolution called as a function has one group per channel."""
+        """Tell a convolution that is called as a function how many groups it has."""
         name = getattr(node.target, "__name__", "") or str(node.target)
+        if node.op == "call_module":
+            self.groups.setdefault(str(node.target), groups)
         if node.op != "call_function" or "conv" not in name:
             return args, kwargs
-        place = 8 if "convolution" in name else 6
+        place = 8 if "convolution" in name else 7 if "transpose" in name else 6
         if len(args) > place:
-            return (*args[:place], size, *args[place + 1 :]), kwargs
-        return args, {**kwargs, "groups": size}
+            return (*args[:place], groups, *args[place + 1 :]), kwargs
+        return args, {**kwargs, "groups": groups}
 
     # Reads.
 
@@ -290,6 +305,14 @@ class _Rebuild:
             if isinstance(value, dict) and name in value.values():
                 key = next(k for k, v in value.items() if v == name)
                 return self.new.call_function(operator.getitem, (self.env[node], key))
+        if name in self.makers:  # what the reader gets only by way of calls that are left out
+            node, key = self.makers[name]
+            value = self.env[node]
+            if key is None:
+                return value
+            if isinstance(value, fx.Node):
+                return self.new.call_function(operator.getitem, (value, key))
+            return value[key]
         if name in self.program.constants:  # a parameter as a tensor
             for node in reader.all_input_nodes:
                 if node.op == "get_attr" and self._names(node, self.program.constants[name]):
@@ -333,6 +356,8 @@ class _Rebuild:
         return pytree.tree_map(results.get, self.program.values[node])
 
     def _emit_concat(self, node: fx.Node, op: ir.Concat) -> fx.Node:
+        if op.positions is not None:
+            return self._emit_interleaved(node, op, op.positions)
         kept = set(self.solution.tensors[op.outputs[0]])
         parts: list[fx.Node] = []
         start = 0
@@ -346,6 +371,35 @@ class _Rebuild:
         if len(parts) == 1:
             return parts[0]
         axis = self.graph.tensors[op.outputs[0]].axis
+        return self.new.create_node(
+            "call_function", torch.cat, (parts,), {"dim": axis}, name=node.name
+        )
+
+    def _emit_interleaved(self, node: fx.Node, op: ir.Concat, positions: Sequence[int]) -> fx.Node:
+        """A concatenation that takes runs of its inputs in another sequence."""
+        axis = self.graph.tensors[op.outputs[0]].axis
+        assert axis is not None
+        origin: list[tuple[int, int]] = []  # where each entry of the joined inputs is stored
+        for operand, name in enumerate(op.inputs):
+            place = {entry: i for i, entry in enumerate(self.solution.tensors.get(name, ()))}
+            count = len(self.graph.tensors[name].channels)
+            origin += [(operand, place.get(entry, -1)) for entry in range(count)]
+        runs: list[tuple[int, int, int]] = []  # operand, first, length
+        for entry in self.solution.tensors[op.outputs[0]]:
+            operand, at = origin[positions[entry]]
+            if runs and runs[-1][0] == operand and sum(runs[-1][1:]) == at:
+                runs[-1] = operand, runs[-1][1], runs[-1][2] + 1
+            else:
+                runs.append((operand, at, 1))
+        parts: list[fx.Node] = []
+        for operand, first, length in runs:
+            name = op.inputs[operand]
+            value = self._node_of(node, name)
+            if length < len(self.solution.tensors[name]):
+                value = self.new.call_function(torch.narrow, (value, axis, first, length))
+            parts.append(value)
+        if len(parts) == 1:
+            return parts[0]
         return self.new.create_node(
             "call_function", torch.cat, (parts,), {"dim": axis}, name=node.name
         )
@@ -399,6 +453,19 @@ class _Rebuild:
         while hasattr(self.model, name) or hasattr(self.root, name):
             name += "_"
         return name
+
+
+def _makers(program: Program) -> dict[str, tuple[fx.Node, Any]]:
+    """For every tensor of the graph, the call that makes it, and which of its results it is."""
+    makers: dict[str, tuple[fx.Node, Any]] = {}
+    for node, value in program.values.items():
+        if isinstance(value, str):
+            makers.setdefault(value, (node, None))
+        elif isinstance(value, (tuple, list)):
+            for key, name in enumerate(value):
+                if isinstance(name, str):
+                    makers.setdefault(name, (node, key))
+    return makers
 
 
 def _attach(root: nn.Module, target: str, value: Any, persistent: bool = True) -> None:

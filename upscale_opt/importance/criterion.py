@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from upscale_opt.errors import MaskError
+from upscale_opt.ir.graph import slices_of
 
 if TYPE_CHECKING:
     from upscale_opt.ir.graph import ChannelGraph
@@ -131,7 +132,7 @@ class Importance:
 
 def _rows(segment: Segment, share: Share, name: str, held: Tensor) -> Tensor:
     """What a layer's attribute holds for a segment's channels, of shape (channels, values)."""
-    size = segment.graph.parameters[share.weight][share.axis]
+    size = slices_of(segment.graph, share.weight, share.axis)
     if held.ndim == 0 or len(held) != size:
         raise MaskError(
             f"attribute {name!r} of layer {share.module!r} has the shape {tuple(held.shape)}, but "

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from upscale_opt.errors import MaskError
 from upscale_opt.importance.criterion import Importance, by_model
 from upscale_opt.importance.running import as_batches, undisturbed
+from upscale_opt.ir.graph import slices_of
 from upscale_opt.tracing.examples import Inputs, as_call
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class HRank(Importance):
             if mean is None or mean.images == 0:
                 continue
             ranks = mean.value()
-            size = segment.graph.parameters[share.weight][share.axis]
+            size = slices_of(segment.graph, share.weight, share.axis)
             if len(ranks) != size:
                 raise MaskError(
                     f"HRank has seen layer {share.module!r} with {len(ranks)} {share.side} "

@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from upscale_opt.ir.graph import ChannelGraph, Operation, Tensor
+    from upscale_opt.ir.graph import ChannelGraph, Operation, Space, Tensor
+
+Run = tuple[int, tuple[int, ...]]
+"""A space's number, and which entries of a tensor's channel sequence are its channels."""
+
+
+def find_runs(
+    channels: Sequence[int], spaces: Sequence[Space], space_of: Mapping[int, int]
+) -> tuple[Run, ...]:
+    """Split a tensor's channel sequence into spaces; see :meth:`ChannelGraph.runs`.
+
+    Raises:
+        ValueError: naming a channel whose space the tensor does not hold as it must.
+    """
+    runs: list[Run] = []
+    at = 0
+    while at < len(channels):
+        number = space_of[channels[at]]
+        whole = spaces[number].channels
+        if tuple(channels[at : at + len(whole)]) != whole:
+            return _scattered_runs(channels, spaces, space_of)
+        runs.append((number, tuple(range(at, at + len(whole)))))
+        at += len(whole)
+    return tuple(runs)
+
+
+def _scattered_runs(
+    channels: Sequence[int], spaces: Sequence[Space], space_of: Mapping[int, int]
+) -> tuple[Run, ...]:
+    entries: dict[int, list[int]] = {}
+    for entry, channel in enumerate(channels):
+        entries.setdefault(space_of[channel], []).append(entry)
+    for number, own in entries.items():
+        if sorted(channels[entry] for entry in own) != sorted(spaces[number].channels):
+            raise ValueError(
+                f"does not hold the space of channel {spaces[number].channels[0]} whole"
+            )
+    return tuple((number, tuple(own)) for number, own in entries.items())
 
 
 def check_consistency(graph: ChannelGraph) -> None:
@@ -56,21 +94,20 @@ def _check_tensor(graph: ChannelGraph, name: str, tensor: Tensor, space_of: dict
             f"tensor {name!r} has {len(tensor.channels)} channels of {tensor.features} features "
             f"on an axis of {tensor.shape[tensor.axis]}"
         )
-    at = 0
-    while at < len(tensor.channels):
-        space = space_of.get(tensor.channels[at])
-        if space is None:
-            raise ValueError(f"channel {tensor.channels[at]} of {name!r} belongs to no space")
-        run = graph.spaces[space].channels
-        if tensor.channels[at : at + len(run)] != run:
-            raise ValueError(f"tensor {name!r} does not hold the space of channel {run[0]} whole")
-        at += len(run)
+    for channel in tensor.channels:
+        if channel not in space_of:
+            raise ValueError(f"channel {channel} of {name!r} belongs to no space")
+    try:
+        graph.runs(name)
+    except ValueError as error:
+        raise ValueError(f"tensor {name!r} {error}") from None
 
 
 _ARITY = {  # least and greatest number of inputs, and of outputs
     "input": (0, 0, 1, 1),
     "layer": (0, 1, 1, 1),
     "channelwise": (1, 1, 1, 1),
+    "symmetric": (1, 1, 1, 1),
     "elementwise": (2, None, 1, 1),
     "concat": (1, None, 1, 1),
     "select": (1, 1, 1, 1),
@@ -86,17 +123,28 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
         raise ValueError(f"operation {op.name!r} ({op.kind}) has {len(op.inputs)} inputs")
     if len(op.outputs) < least_out or (most_out is not None and len(op.outputs) > most_out):
         raise ValueError(f"operation {op.name!r} ({op.kind}) has {len(op.outputs)} outputs")
-    if op.kind in ("input", "constant", "opaque", "output"):
+    reduces = op.kind == "symmetric" and op.reduces
+    if op.kind in ("input", "constant", "opaque", "output") or reduces:
         _check_parameters(graph, op)
         return
     tensors = [graph.tensors[name] for name in (*op.inputs, *op.outputs)]
     if any(tensor.axis is None for tensor in tensors):
         raise ValueError(f"operation {op.name!r} ({op.kind}) needs tensors with a channel axis")
     *inputs, output = [tensor.channels for tensor in tensors]
-    if op.kind in ("channelwise", "elementwise") and any(ids != output for ids in inputs):
+    kept = op.kind in ("channelwise", "symmetric", "elementwise")
+    if kept and any(ids != output for ids in inputs):
         raise ValueError(f"operation {op.name!r} ({op.kind}) must keep the channels of its inputs")
-    if op.kind == "concat" and tuple(c for ids in inputs for c in ids) != output:
-        raise ValueError(f"the result of {op.name!r} is not its inputs, one after the other")
+    if op.kind == "concat":
+        joined = tuple(c for ids in inputs for c in ids)
+        if op.positions is not None:
+            if len(set(op.positions)) < len(op.positions) or max(op.positions) >= len(joined):
+                raise ValueError(f"the positions of {op.name!r} are not distinct places")
+            joined = tuple(joined[place] for place in op.positions)
+        if joined != output:
+            raise ValueError(f"the result of {op.name!r} is not its inputs, one after the other")
+    if op.kind in ("layer", "symmetric") and op.groups > 1:
+        for name in (*op.inputs, *op.outputs):
+            _check_groups(graph, op.name, name, op.groups)
     if op.kind == "select" and (
         any(place >= len(inputs[0]) for place in op.positions)
         or tuple(inputs[0][place] for place in op.positions) != output
@@ -105,17 +153,31 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
     _check_parameters(graph, op)
 
 
+def _check_groups(graph: ChannelGraph, op: str, name: str, groups: int) -> None:
+    """A tensor's groups are of one size, and no space reaches across them."""
+    tensor = graph.tensors[name]
+    channels = len(tensor.channels)
+    if channels % groups:
+        raise ValueError(f"the {channels} channels of {name!r} are not {groups} groups ({op!r})")
+    if len(set(tensor.channels)) < channels:
+        raise ValueError(f"tensor {name!r} of {op!r}, which has groups, holds a channel twice")
+    size = channels // groups
+    for _, entries in graph.runs(name):
+        if len({entry // size for entry in entries}) > 1:
+            raise ValueError(f"a space of {name!r} reaches across the groups of {op!r}")
+
+
 def _check_parameters(graph: ChannelGraph, op: Operation) -> None:
     """Every parameter exists, and is as long along its channel axis as the tensor is."""
 
-    def check(parameter: str, axis: int | None, tensor: str) -> None:
+    def check(parameter: str, axis: int | None, tensor: str, groups: int = 1) -> None:
         shape = graph.parameters.get(parameter)
         if shape is None:
             raise ValueError(f"operation {op.name!r} uses unknown parameter {parameter!r}")
         along = graph.tensors[tensor]
         if axis is None or along.axis is None:
             return
-        if not 0 <= axis < len(shape) or shape[axis] != along.shape[along.axis]:
+        if not 0 <= axis < len(shape) or shape[axis] * groups != along.shape[along.axis]:
             raise ValueError(
                 f"parameter {parameter!r} of shape {shape} does not fit tensor {tensor!r} of shape "
                 f"{along.shape} along axis {axis}"
@@ -124,13 +186,18 @@ def _check_parameters(graph: ChannelGraph, op: Operation) -> None:
     if op.kind == "layer":
         if op.in_axis == op.out_axis:
             raise ValueError(f"layer {op.name!r} reads and writes along the same axis")
-        check(op.weight, op.out_axis, op.outputs[0])
+        if op.groups > 1 and min(op.in_axis, op.out_axis) != 0:
+            raise ValueError(f"layer {op.name!r} has groups, but not along its weight's first axis")
+        short = op.short_axis
+        check(op.weight, op.out_axis, op.outputs[0], op.groups if short == op.out_axis else 1)
         if op.inputs:
-            check(op.weight, op.in_axis, op.inputs[0])
+            check(op.weight, op.in_axis, op.inputs[0], op.groups if short == op.in_axis else 1)
         if op.bias is not None:
             check(op.bias, 0, op.outputs[0])
-    elif op.kind == "channelwise":
+    elif op.kind in ("channelwise", "symmetric"):
         for use in op.parameters:
             check(use.name, use.axis, op.outputs[0])
     elif op.kind == "constant":
-        check(op.parameter, graph.tensors[op.outputs[0]].axis, op.outputs[0])
+        if (op.axis is None) != (graph.tensors[op.outputs[0]].axis is None):
+            raise ValueError(f"constant {op.name!r} and its tensor must both have a channel axis")
+        check(op.parameter, op.axis, op.outputs[0])

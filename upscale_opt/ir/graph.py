@@ -11,7 +11,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from typing_extensions import Self
 
 from upscale_opt.ir.base import Document, Record
-from upscale_opt.ir.consistency import check_consistency
+from upscale_opt.ir.consistency import Run, check_consistency, find_runs
 from upscale_opt.ir.ids import Ids
 
 
@@ -36,7 +36,7 @@ class Tensor(Record):
 
 
 class Space(Record):
-    """A maximal run of channels that every tensor holds only as a whole and in this sequence.
+    """Channels that every tensor holds only as a whole, and that are stored side by side.
 
     Attributes:
         channels: the ids, in their original sequence.
@@ -92,11 +92,17 @@ class Input(_Operation):
 class Layer(_Operation):
     """A producer and consumer: convolution, transposed convolution or linear layer.
 
+    With several groups, the input's and the output's channels fall into as many runs of equal
+    length, and each group of outputs reads its group of inputs alone. Along the weight's
+    :attr:`short_axis` each slice stands for one channel of every group; masks and index lists for
+    that axis count channels all the same, group after group.
+
     Attributes:
         weight: the weight's parameter name.
         in_axis: the weight's axis that reads the channels of ``inputs[0]``.
         out_axis: the weight's axis that writes the channels of ``outputs[0]``.
         bias: the bias's parameter name, if there is one.
+        groups: into how many groups the channels fall. All must remain of one size.
     """
 
     kind: Literal["layer"] = "layer"
@@ -104,6 +110,12 @@ class Layer(_Operation):
     in_axis: int
     out_axis: int
     bias: str | None = None
+    groups: int = Field(default=1, ge=1)
+
+    @property
+    def short_axis(self) -> int | None:
+        """The weight's axis that is as long as one group; the other one is always the first."""
+        return None if self.groups == 1 else max(self.in_axis, self.out_axis)
 
 
 class ChannelWise(_Operation):
@@ -121,6 +133,24 @@ class ChannelWise(_Operation):
     parameters: tuple[PerChannel, ...] = ()
 
 
+class Symmetric(_Operation):
+    """Every output channel depends on all input channels, in whatever order they come.
+
+    Layer norm, group norm, softmax over channels, a mean over channels. Every channel must stay,
+    zero or not, but the order is free.
+
+    Attributes:
+        reduces: the output has not the input's channels, but none, or others.
+        parameters: what has one entry per channel.
+        groups: into how many runs of equal length the channels fall, each treated for itself.
+    """
+
+    kind: Literal["symmetric"] = "symmetric"
+    reduces: bool = False
+    parameters: tuple[PerChannel, ...] = ()
+    groups: int = Field(default=1, ge=1)
+
+
 class Elementwise(_Operation):
     """Several tensors with the same channels combined channel by channel.
 
@@ -136,9 +166,15 @@ class Elementwise(_Operation):
 
 
 class Concat(_Operation):
-    """The inputs' channels one after the other."""
+    """The inputs' channels one after the other, or interleaved.
+
+    Attributes:
+        positions: which entries of the inputs' channels, one input after the other, the output's
+            are, none of them twice; ``None``: all of them, in sequence.
+    """
 
     kind: Literal["concat"] = "concat"
+    positions: Ids | None = None
 
 
 class Select(_Operation):
@@ -153,14 +189,16 @@ class Select(_Operation):
 
 
 class Constant(_Operation):
-    """A parameter or buffer used as a tensor.
+    """A parameter or buffer used as a tensor, perhaps looked up in (an embedding).
 
     Attributes:
         parameter: its name in the ``state_dict``.
+        axis: the parameter's axis that runs along the output's channels, if any does.
     """
 
     kind: Literal["constant"] = "constant"
     parameter: str
+    axis: int | None = None
 
 
 class Opaque(_Operation):
@@ -181,7 +219,16 @@ class Output(_Operation):
 
 
 Operation = Annotated[
-    Input | Layer | ChannelWise | Elementwise | Concat | Select | Constant | Opaque | Output,
+    Input
+    | Layer
+    | ChannelWise
+    | Symmetric
+    | Elementwise
+    | Concat
+    | Select
+    | Constant
+    | Opaque
+    | Output,
     Field(discriminator="kind"),
 ]
 
@@ -235,6 +282,37 @@ class ChannelGraph(Document):
         _strip_dtypes(data)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
 
+    @cached_property
+    def space_of(self) -> dict[int, int]:
+        """The number of every channel's space."""
+        return {c: number for number, space in enumerate(self.spaces) for c in space.channels}
+
+    def runs(self, tensor: str) -> tuple[Run, ...]:
+        """How the channels of ``tensor`` are stored: which space lies behind which.
+
+        In the sequence in which the spaces begin in the tensor; a tensor that holds a channel
+        more than once holds the spaces one behind the other.
+        """
+        found = self._known_runs.get(tensor)
+        if found is None:
+            found = self._known_runs[tensor] = find_runs(
+                self.tensors[tensor].channels, self.spaces, self.space_of
+            )
+        return found
+
+    @cached_property
+    def grouped(self) -> dict[str, int]:
+        """The weights of grouped convolutions, with the number of groups."""
+        return {
+            op.weight: op.groups
+            for op in self.operations
+            if isinstance(op, Layer) and op.groups > 1
+        }
+
+    @cached_property
+    def _known_runs(self) -> dict[str, tuple[Run, ...]]:
+        return {}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         check_consistency(self)
@@ -255,7 +333,7 @@ def parameters_of(op: Operation) -> tuple[str, ...]:
     """The names of the parameters and buffers that ``op`` uses."""
     if isinstance(op, Layer):
         return (op.weight,) if op.bias is None else (op.weight, op.bias)
-    if isinstance(op, ChannelWise):
+    if isinstance(op, (ChannelWise, Symmetric)):
         return tuple(use.name for use in op.parameters)
     if isinstance(op, Constant):
         return (op.parameter,)
@@ -270,10 +348,18 @@ def maskable_axes(graph: ChannelGraph) -> dict[str, tuple[int, ...]]:
             axes[op.weight] = tuple(sorted((op.in_axis, op.out_axis)))
             if op.bias is not None:
                 axes[op.bias] = (0,)
-        elif isinstance(op, ChannelWise):
+        elif isinstance(op, (ChannelWise, Symmetric)):
             axes.update({use.name: (use.axis,) for use in op.parameters})
-        elif isinstance(op, Constant):
-            axis = graph.tensors[op.outputs[0]].axis
-            if axis is not None:
-                axes[op.parameter] = (axis,)
+        elif isinstance(op, Constant) and op.axis is not None:
+            axes[op.parameter] = (op.axis,)
     return axes
+
+
+def slices_of(graph: ChannelGraph, parameter: str, axis: int) -> int:
+    """How many slices masks count along ``axis`` of ``parameter``.
+
+    Its size; but along the short axis of a grouped convolution's weight, the channels of all
+    groups.
+    """
+    groups = graph.grouped.get(parameter, 1) if axis != 0 else 1
+    return graph.parameters[parameter][axis] * groups

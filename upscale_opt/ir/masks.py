@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from upscale_opt.errors import MaskError
 from upscale_opt.ir.base import Document
-from upscale_opt.ir.graph import ChannelGraph, maskable_axes
+from upscale_opt.ir.graph import ChannelGraph, maskable_axes, slices_of
 from upscale_opt.ir.ids import Ids
 
 if TYPE_CHECKING:
@@ -18,7 +18,8 @@ class Masks(Document):
 
     Attributes:
         kept: for each parameter name, for each axis, the indices of slices that are not (all)
-            zero, ascending.
+            zero, ascending. Along the short axis of a grouped convolution's weight (see
+            :class:`~upscale_opt.ir.graph.Layer`) indices count channels, group after group.
     """
 
     what: ClassVar[str] = "masks"
@@ -64,7 +65,7 @@ class Masks(Document):
                         f"masks name axis {axis} of {name!r}; its channel axes are "
                         f"{', '.join(map(str, axes[name]))}"
                     )
-                size = graph.parameters[name][axis]
+                size = slices_of(graph, name, axis)
                 if kept and max(kept) >= size:
                     raise MaskError(
                         f"masks keep index {max(kept)} on axis {axis} of {name!r}, which has only "

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.masking.ranking import least
+from upscale_opt.masking.ranking import least, least_by_group
 from upscale_opt.masking.segments import Layers, Method, Segment, Side, find_segments
 
 if TYPE_CHECKING:
@@ -76,10 +76,13 @@ def choose(segments: Sequence[Segment], amount: float, is_global: bool) -> list[
         MaskError: if ``amount`` is out of range, or a score is not a number.
     """
     scores = [segment.scores for segment in segments]
-    known = [one for one in scores if one is not None]
-    together = [known] if is_global else [[one] for one in known]
-    rows = iter([rows for ranked in together for rows in least(ranked, amount)])
-    return [[] if one is None else next(rows) for one in scores]
+    if is_global:
+        rows = iter(least([one for one in scores if one is not None], amount))
+        return [[] if one is None else next(rows) for one in scores]
+    return [
+        [] if one is None else least_by_group(one, amount, segment.groups)
+        for one, segment in zip(scores, segments, strict=True)
+    ]
 
 
 def merge(masks: Iterable[Masks]) -> Masks:

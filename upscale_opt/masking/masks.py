@@ -19,8 +19,10 @@ from upscale_opt.ir.graph import (
     PerChannel,
     Select,
     maskable_axes,
+    slices_of,
 )
 from upscale_opt.ir.masks import Masks
+from upscale_opt.slicing import nonzero_slices, zero_slices
 
 
 def masks_from_model(model: nn.Module, graph: ChannelGraph) -> Masks:
@@ -36,12 +38,8 @@ def masks_from_model(model: nn.Module, graph: ChannelGraph) -> Masks:
     tensors = state_of(model, graph)
     kept: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, axes in maskable_axes(graph).items():
-        nonzero = tensors[name].detach() != 0
-        kept[name] = {}
-        for axis in axes:
-            others = [a for a in range(nonzero.ndim) if a != axis]
-            slices = nonzero.any(dim=others) if others else nonzero
-            kept[name][axis] = tuple(torch.nonzero(slices).flatten().tolist())
+        groups = graph.grouped.get(name, 1)
+        kept[name] = {axis: nonzero_slices(tensors[name].detach(), axis, groups) for axis in axes}
     return Masks(kept=kept)
 
 
@@ -85,8 +83,7 @@ def apply_masks(model: nn.Module, graph: ChannelGraph, masks: Masks) -> None:
     tensors = state_of(model, graph)
     with torch.no_grad():
         for name, axis, indices in masked_slices(graph, masks):
-            index = torch.tensor(indices, device=tensors[name].device)
-            tensors[name].index_fill_(axis, index, 0)
+            zero_slices(tensors[name], axis, indices, graph.grouped.get(name, 1))
 
 
 def masked_copy(model: nn.Module, graph: ChannelGraph, masks: Masks) -> nn.Module:
@@ -105,7 +102,7 @@ def masked_slices(graph: ChannelGraph, masks: Masks) -> Iterator[tuple[str, int,
     masks.check(graph)
     for name, by_axis in masks.kept.items():
         for axis, kept in by_axis.items():
-            dropped = sorted(set(range(graph.parameters[name][axis])).difference(kept))
+            dropped = sorted(set(range(slices_of(graph, name, axis))).difference(kept))
             if dropped:
                 yield name, axis, dropped
     yield from _dropped_behind(graph, masks)
@@ -138,7 +135,7 @@ def _gone(
 ) -> frozenset[int]:
     """The entries of the result that are zero because layers drop them."""
     if isinstance(op, Layer):
-        size = graph.parameters[op.weight][op.out_axis]
+        size = slices_of(graph, op.weight, op.out_axis)
         features = graph.tensors[op.outputs[0]].features
         kept = {row // features for row in masks.kept_on(op.weight, op.out_axis, size)}
         return frozenset(range(size // features)) - kept
@@ -151,7 +148,10 @@ def _gone(
         sizes = [len(graph.tensors[source].channels) for source in op.inputs]
         starts = [sum(sizes[:operand]) for operand in range(len(sizes))]
         pairs = zip(starts, inputs, strict=True)
-        return frozenset(start + entry for start, entries in pairs for entry in entries)
+        gone = frozenset(start + entry for start, entries in pairs for entry in entries)
+        if op.positions is not None:
+            gone = frozenset(i for i, place in enumerate(op.positions) if place in gone)
+        return gone
     if isinstance(op, Select):
         return frozenset(i for i, source in enumerate(op.positions) if source in inputs[0])
     return frozenset()

@@ -38,3 +38,19 @@ def least(scores: Sequence[Tensor], amount: float) -> list[list[int]]:
     goes[order[: int(amount * len(together))]] = True
     parts = torch.split(goes, sizes)
     return [torch.nonzero(part).flatten().tolist() for part in parts]
+
+
+def least_by_group(scores: Tensor, amount: float, groups: int = 1) -> list[int]:
+    """The lowest ``amount`` of the channels of every one of ``groups`` equal runs.
+
+    Args:
+        scores: of shape (channels,).
+        amount: as for :func:`least`; of each group.
+        groups: how many there are.
+
+    Raises:
+        MaskError: as :func:`least`.
+    """
+    width = len(scores) // groups
+    found = [least([part], amount)[0] for part in scores.reshape(groups, width)]
+    return [group * width + place for group, places in enumerate(found) for place in places]

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from upscale_opt.errors import MaskError
 from upscale_opt.ir import graph as ir
-from upscale_opt.ir.graph import ChannelGraph, Layer
+from upscale_opt.ir.graph import ChannelGraph, Layer, slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.masks import apply_masks, state_of
-from upscale_opt.masking.ranking import least
+from upscale_opt.masking.ranking import least_by_group
+from upscale_opt.slicing import channel_rows
 from upscale_opt.solver.coupling import groups
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ class Segment:
         graph: its channel graph.
         channels: the channel ids, one per row of :meth:`weights`; an id may occur more than once.
         shares: the layers, and which slices of their weights belong to which channel.
+        groups: into how many groups of equal length the channels fall, each of which drops as
+            many: those of a grouped convolution.
         scores: what :meth:`importance` found, a tensor of shape (channels,); ``None`` before, and
             where the criterion has nothing to say about these layers.
     """
@@ -72,6 +75,7 @@ class Segment:
     channels: tuple[int, ...]
     shares: tuple[Share, ...]
     scores: Tensor | None = None
+    groups: int = 1
 
     @cached_property
     def layers(self) -> list[nn.Module]:
@@ -99,7 +103,8 @@ class Segment:
         rows = []
         for share in self.shares:
             tensor = tensors[share.weight].detach()
-            slices = tensor.movedim(share.axis, 0).flatten(1).double()
+            groups = self.graph.grouped.get(share.weight, 1)
+            slices = channel_rows(tensor, share.axis, groups).double()
             rows.append(slices[share.slices.to(tensor.device)].flatten(1))
         return torch.cat([row.to(rows[0].device) for row in rows], dim=1)
 
@@ -129,7 +134,7 @@ class Segment:
             return self.drop(torch.nonzero(amount == 0).flatten().tolist())
         if self.scores is None:
             raise MaskError(f"segment {self.name} has no scores; call importance() first")
-        return self.drop(least([self.scores], float(amount))[0])
+        return self.drop(least_by_group(self.scores, float(amount), self.groups))
 
     def drop(self, rows: Iterable[int]) -> Segment:
         """Zero the channels in these rows of :meth:`weights`, in place."""
@@ -151,7 +156,7 @@ class Segment:
         kept: dict[str, dict[int, tuple[int, ...]]] = {}
         for share in self.shares:
             gone = set(share.slices[dropped].flatten().tolist())
-            size = self.graph.parameters[share.weight][share.axis]
+            size = slices_of(self.graph, share.weight, share.axis)
             kept.setdefault(share.weight, {})[share.axis] = tuple(
                 i for i in range(size) if i not in gone
             )
@@ -223,11 +228,13 @@ def _unconstrained(
         if "input" in sides and op.inputs and op.inputs[0] not in given:
             read = graph.tensors[op.inputs[0]]
             share = Share(op.weight, op.in_axis, "input", _slices(read))
-            found.append(Segment(model, graph, tuple(read.channels), (share,)))
+            ids = tuple(read.channels)
+            found.append(Segment(model, graph, ids, (share,), groups=op.groups))
         written = graph.tensors[op.outputs[0]]
         if "output" in sides and wanted.isdisjoint(written.channels):
             share = Share(op.weight, op.out_axis, "output", _slices(written))
-            found.append(Segment(model, graph, tuple(written.channels), (share,)))
+            ids = tuple(written.channels)
+            found.append(Segment(model, graph, ids, (share,), groups=op.groups))
     return found
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from typing_extensions import Self
 
 from upscale_opt.errors import MaskError, MaterializeError
-from upscale_opt.ir.graph import ChannelGraph, Layer, maskable_axes
+from upscale_opt.ir.graph import ChannelGraph, Layer, maskable_axes, slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.masks import masked_copy, masks_from_model
@@ -218,7 +218,7 @@ def _explicit(net: nn.Module, graph: ChannelGraph, inputs: Channels, outputs: Ch
                 axis = axes[weight][0]
             else:
                 axis = layer.in_axis if side == "input" else layer.out_axis
-            size = graph.parameters[weight][axis]
+            size = slices_of(graph, weight, axis)
             if not 0 <= channel < size:
                 raise MaskError(f"{weight!r} has no {side} channel {channel}; it has {size}")
             known = kept.setdefault(weight, {}).setdefault(axis, set(range(size)))

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.graph import ChannelGraph, slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.masks import masked_slices
+from upscale_opt.slicing import zero_slices
 
 
 class MockModel(nn.Module):
@@ -45,10 +46,11 @@ class MockModel(nn.Module):
             if name in buffers:  # of channels that are zero or dead, and need no masking
                 continue
             sizes = graph.parameters[name]
-            factor = torch.ones(sizes[axis])
-            factor[indices] = 0
-            shape = [-1 if other == axis else 1 for other in range(len(sizes))]
-            self._factors.setdefault(name, []).append(factor.reshape(shape))
+            groups = graph.grouped.get(name, 1)
+            varies = {axis} if groups == 1 else {0, 1}
+            factor = torch.ones([size if a in varies else 1 for a, size in enumerate(sizes)])
+            zero_slices(factor, axis, indices, groups)
+            self._factors.setdefault(name, []).append(factor)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The masked model's output."""
@@ -72,6 +74,6 @@ def _removed(graph: ChannelGraph, solution: Solution) -> Iterator[tuple[str, int
     """Parameter, axis and indices of all slices that the export lacks."""
     for name, by_axis in solution.parameters.items():
         for axis, kept in by_axis.items():
-            removed = sorted(set(range(graph.parameters[name][axis])).difference(kept))
+            removed = sorted(set(range(slices_of(graph, name, axis))).difference(kept))
             if removed:
                 yield name, axis, removed

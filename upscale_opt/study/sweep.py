@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from upscale_opt.costs import count_costs
 from upscale_opt.importance import CRITERIA, HRank, Importance, Random, Taylor, score_segments
+from upscale_opt.ir.graph import slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking import Segment, apply_masks, find_segments
@@ -155,7 +156,7 @@ def _dropped(subject: Subject, side: Side, masks: Masks) -> float:
     zero = total = 0
     for segment in find_segments(subject.model, subject.graph, side):
         for share in segment.shares:
-            size = subject.graph.parameters[share.weight][share.axis]
+            size = slices_of(subject.graph, share.weight, share.axis)
             zero += size - len(masks.kept_on(share.weight, share.axis, size))
             total += size
     return zero / total

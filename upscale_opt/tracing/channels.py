@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from upscale_opt.ir.graph import Space
+from upscale_opt.solver.union_find import UnionFind
 
 Array = npt.NDArray[np.int64]
+Boolean = npt.NDArray[np.bool_]
 
 
 class Channels:
@@ -71,21 +73,85 @@ def units(elements: Array) -> tuple[Array, int]:
     return elements[::size], size
 
 
-def find_spaces(sequences: Iterable[Array], fixed: dict[int, str], count: int) -> tuple[Space, ...]:
-    """Chain ids that follow each other in every sequence in which either occurs.
+def find_spaces(
+    sequences: Iterable[Array],
+    fixed: dict[int, str],
+    count: int,
+    groups: Iterable[Array] = (),
+) -> tuple[Space, ...]:
+    """Which channels must be stored side by side, and may be in any order among themselves.
+
+    Channels that the same tensors hold. Where a tensor holds a channel twice, or channels are
+    fixed, the sequences of all tensors that share channels with it are binding: there, a space is
+    a run of channels that follow each other in every sequence in which either occurs.
 
     Args:
         sequences: the channel sequences of all tensors; ids below ``count``.
         fixed: the ids whose order is fixed, with the reason.
         count: the number of ids.
+        groups: channels that must not share a space with others.
     """
     distinct = list({sequence.tobytes(): sequence for sequence in sequences}.values())
+    parts = list({sequence.tobytes(): sequence for sequence in groups}.values())
+    bound = _bound(distinct, fixed, count)
+    together = _held_together([*distinct, *parts], count)
+    together[bound] = -1
+    spaces = [
+        Space(channels=tuple(ids.tolist()), fixed=None)
+        for ids in _by_value(together)
+        if together[ids[0]] >= 0
+    ]
+    binding = [sequence for sequence in [*distinct, *parts] if len(sequence) and bound[sequence[0]]]
+    spaces += _find_runs(binding, fixed, count, np.flatnonzero(bound).tolist())
+    return tuple(sorted(spaces, key=lambda space: space.channels[0]))
+
+
+def _bound(sequences: Sequence[Array], fixed: dict[int, str], count: int) -> Boolean:
+    """Which ids share tensors, directly or not, with an id that is fixed or occurs twice."""
+    union = UnionFind()
+    owner = np.full(count, -1, dtype=np.int64)
+    for number, sequence in enumerate(sequences):
+        union.join([number, *(n for n in np.unique(owner[sequence]).tolist() if n >= 0)])
+        owner[sequence[owner[sequence] < 0]] = number
+    is_fixed = np.zeros(count, dtype=bool)
+    is_fixed[list(fixed)] = True
+    binding = {
+        union.find(number)
+        for number, sequence in enumerate(sequences)
+        if is_fixed[sequence].any() or len(np.unique(sequence)) < len(sequence)
+    }
+    bound = [union.find(number) in binding for number in range(len(sequences))]
+    return np.array([*bound, False], dtype=bool)[owner]
+
+
+def _held_together(sequences: Sequence[Array], count: int) -> Array:
+    """A number for every id, equal for ids that the same sequences hold."""
+    numbers = np.zeros(count, dtype=np.int64)
+    last = 0
+    for sequence in sequences:
+        old, new = np.unique(numbers[sequence], return_inverse=True)
+        numbers[sequence] = last + 1 + new
+        last += len(old)
+    return numbers
+
+
+def _by_value(numbers: Array) -> list[Array]:
+    """For every number, where it stands."""
+    order = np.argsort(numbers, kind="stable")
+    borders = np.flatnonzero(np.diff(numbers[order])) + 1
+    return [part for part in np.split(order, borders) if len(part)]
+
+
+def _find_runs(
+    distinct: Sequence[Array], fixed: dict[int, str], count: int, ids: Sequence[int]
+) -> list[Space]:
+    """Chain ``ids`` that follow each other in every sequence in which either occurs."""
     follower = _neighbour(distinct, count)
     leader = _neighbour([sequence[::-1] for sequence in distinct], count)
     spaces: list[Space] = []
     used = np.zeros(count, dtype=bool)
-    heads = [a for a in range(count) if not _linked(int(leader[a]), a, follower, leader, fixed)]
-    for head in [*heads, *range(count)]:  # the second pass takes what lies on cycles
+    heads = [a for a in ids if not _linked(int(leader[a]), a, follower, leader, fixed)]
+    for head in [*heads, *ids]:  # the second pass takes what lies on cycles
         if used[head]:
             continue
         run = [head]
@@ -97,7 +163,7 @@ def find_spaces(sequences: Iterable[Array], fixed: dict[int, str], count: int) -
             used[following] = True
             run.append(following)
         spaces.append(Space(channels=tuple(run), fixed=fixed.get(head)))
-    return tuple(sorted(spaces, key=lambda space: space.channels[0]))
+    return spaces
 
 
 _NONE, _UNSEEN = -1, -2

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -47,7 +50,9 @@ class Draft:
 
     def finish(self, capture: Capture, example: ir.Example) -> ir.ChannelGraph:
         """The graph: channels numbered by first appearance, and split into spaces."""
+        self._forget_detours()
         self._share_nothing()
+        self._part_groups()
         roots = self.channels.roots()
         number = np.full(len(roots), -1, dtype=np.int64)
         count = 0
@@ -62,16 +67,17 @@ class Draft:
             number[fresh] = np.arange(count, count + len(fresh))
             count += len(fresh)
             split[name] = (number[own], features)
-        operations = self._by_channels(split)
+        operations = _interleaved(self._by_channels(split), split)
+        tensors = {name: self.tensors[name] for op in operations for name in op.outputs}
         fixed = {
             int(number[root]): why
             for root, why in self.channels.fixed(roots).items()
             if number[root] >= 0
         }
-        tensors = {}
-        for name, tensor in self.tensors.items():
+        described = {}
+        for name, tensor in tensors.items():
             own, features = split.get(name, (np.zeros(0, dtype=np.int64), 1))
-            tensors[name] = ir.Tensor(
+            described[name] = ir.Tensor(
                 shape=tensor.shape,
                 dtype=dtype_name(tensor.fake.dtype),
                 axis=tensor.axis,
@@ -83,8 +89,13 @@ class Draft:
             capture=capture,
             example=example,
             parameters={name: self.shapes[name] for name in named},
-            spaces=find_spaces((ids for ids, _ in split.values()), fixed, count),
-            tensors=tensors,
+            spaces=find_spaces(
+                (split[name][0] for name in tensors if name in split),
+                fixed,
+                count,
+                _groups(operations, split),
+            ),
+            tensors=described,
             operations=operations,
         )
 
@@ -109,6 +120,8 @@ class Draft:
         """Positions of elements become positions of channels; mixed features are refused."""
         if not isinstance(operation, (ir.Select, ir.Concat)):
             return operation
+        if isinstance(operation, ir.Concat) and operation.positions is not None:
+            return operation
         sizes = {split[name][1] for name in (*operation.inputs, *operation.outputs)}
         if len(sizes) == 1:
             size = sizes.pop()
@@ -120,6 +133,39 @@ class Draft:
             ):
                 return operation.model_copy(update={"positions": tuple((starts // size).tolist())})
         return self._fixed(operation, "cuts through the features of one channel")
+
+    def _forget_detours(self) -> None:
+        """Drop what spreads channels over several axes only for them to be joined again."""
+        read: set[str] = set()
+        kept: list[ir.Operation] = []
+        for op in reversed(self.operations):
+            if isinstance(op, ir.Opaque) and op.outputs and all(map(self._is_spread, op.outputs)):
+                if read.isdisjoint(op.outputs):
+                    for name in op.outputs:
+                        del self.tensors[name]
+                    continue
+                for name in op.inputs:
+                    ids = self.tensors[name].ids
+                    if ids is not None:
+                        self.channels.fix(ids, f"{op.name}: {op.reason}")
+            read.update((*op.inputs, *op.whole))
+            kept.append(op)
+        self.operations = kept[::-1]
+
+    def _is_spread(self, name: str) -> bool:
+        return self.tensors[name].spread is not None
+
+    def _part_groups(self) -> None:
+        """Operations on groups of channels need channels to group."""
+        for index, op in enumerate(self.operations):
+            if not isinstance(op, (ir.Layer, ir.Symmetric)) or op.groups == 1:
+                continue
+            for name in (*op.inputs, *op.outputs):
+                ids = self.tensors[name].ids
+                resolved = self.channels.resolve(ids) if ids is not None else None
+                if resolved is not None and len(np.unique(resolved)) < len(resolved):
+                    self.operations[index] = self._fixed(op, f"{op.groups} groups share channels")
+                    break
 
     def _share_nothing(self) -> None:
         """What several calls share cannot follow all of them: it stays as it is."""
@@ -151,3 +197,48 @@ class Draft:
             outputs=operation.outputs,
             reason=reason,
         )
+
+
+def _groups(
+    operations: Iterable[ir.Operation], split: Mapping[str, tuple[Array, int]]
+) -> list[Array]:
+    """The channels of every group that an operation treats for itself."""
+    return [
+        group
+        for op in operations
+        if isinstance(op, (ir.Layer, ir.Symmetric)) and op.groups > 1
+        for name in (*op.inputs, *op.outputs)
+        if name in split
+        for group in np.split(split[name][0], op.groups)
+    ]
+
+
+def _interleaved(
+    operations: tuple[ir.Operation, ...], split: Mapping[str, tuple[Array, int]]
+) -> tuple[ir.Operation, ...]:
+    """Let a concatenation that is only read to be rearranged write that arrangement at once."""
+    readers = Counter(name for op in operations for name in (*op.inputs, *op.whole))
+    joins = {
+        op.outputs[0]: op for op in operations if isinstance(op, ir.Concat) and op.positions is None
+    }
+    absorbed: set[str] = set()
+    result: list[ir.Operation] = []
+    for op in operations:
+        join = joins.get(op.inputs[0]) if isinstance(op, ir.Select) else None
+        if (
+            isinstance(op, ir.Select)
+            and join is not None
+            and readers[op.inputs[0]] == 1
+            and len(set(op.positions)) == len(op.positions)
+            and any(b - a != 1 for a, b in pairwise(op.positions))
+            and {split[name][1] for name in (*join.inputs, *op.outputs)} == {1}
+        ):
+            absorbed.add(join.name)
+            result.append(
+                ir.Concat(
+                    name=op.name, inputs=join.inputs, outputs=op.outputs, positions=op.positions
+                )
+            )
+        else:
+            result.append(op)
+    return tuple(op for op in result if op.name not in absorbed)

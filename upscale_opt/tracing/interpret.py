@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from upscale_opt.ir.graph import PerChannel
@@ -54,14 +55,8 @@ _NORM_ROLES = ("scale", "shift", "mean", "neutral")
 """What a batch norm's weight, bias, running mean and running variance do."""
 
 _SPATIAL = ("pool1d", "pool2d", "pool3d", "upsample_", "reflection_pad", "replication_pad")
-_REDUCTIONS = frozenset(
-    {
-        "mean",
-        "sum",
-        "amax",
-        "amin",
-    }
-)
+_REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "linalg_vector_norm", "var", "std"})
+_NORMS = frozenset({"native_layer_norm", "native_group_norm", "_fused_rms_norm"})
 _ALSO_POINTWISE = frozenset(
     {
         "hardswish",
@@ -97,6 +92,7 @@ class LayerFact:
     in_axis: int
     out_axis: int
     bias: str | None
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -120,6 +116,9 @@ class Interpretation:
         parameters: the per-channel parameters used.
         moved: whether data-movement operations took part.
         whole: tensors read as they are, broadcast over all channels.
+        lookups: the embeddings.
+        mixes: into how many groups channels fall, within which all are needed in any order;
+            ``None`` if every channel is treated for itself.
     """
 
     layers: list[LayerFact] = field(default_factory=list)
@@ -127,6 +126,14 @@ class Interpretation:
     parameters: list[PerChannel] = field(default_factory=list)
     moved: bool = False
     whole: list[Abstract] = field(default_factory=list)
+    lookups: list[tuple[str, Abstract]] = field(default_factory=list)
+    mixes: int | None = None
+
+    def mix(self, groups: int = 1) -> None:
+        """All channels are needed here, in any order within each of ``groups`` runs."""
+        if self.mixes not in (None, groups):
+            raise NotUnderstood("treats channels in groups of different sizes")
+        self.mixes = groups
 
 
 class Interpreter:
@@ -190,6 +197,15 @@ class Interpreter:
                 self.values[id(result)] = Abstract(tuple(result.shape), noise=True, zero=None)
         elif all(v.parameter is not None for v in known):
             self._parameter(call, known)
+        elif all(v.mixed or v.noise for v in known):
+            for result in tensors_in(call.result):
+                self.values[id(result)] = Abstract(tuple(result.shape), mixed=True, zero=None)
+        elif name == "embedding":
+            self._embedding(call)
+        elif name in _NORMS:
+            self._norm(call, name)
+        elif name in ("_softmax", "_log_softmax"):
+            self._softmax(call)
         elif name in MOVEMENT:
             self._movement(call)
         elif name in ("convolution", "conv1d", "conv2d", "conv3d"):
@@ -260,18 +276,14 @@ class Interpreter:
         bias_name = None if bias is None else self._parameter_name(bias)
         value = self.value(source)
         fake: torch.Tensor = call.result
-        if groups == 1:
-            axes = (0, 1) if transposed else (1, 0)
-            self._layer(value, fake, 1, name, *axes, bias_name)
-        elif (
-            not transposed and groups == source.shape[1] == weight.shape[0] and weight.shape[1] == 1
-        ):
+        axes = (0, 1) if transposed else (1, 0)
+        if 1 < groups == source.shape[1] and (not transposed or weight.shape[1] == 1):
             uses = [PerChannel(name=name, axis=0, role="scale")]
             if bias_name is not None:
                 uses.append(PerChannel(name=bias_name, axis=0, role="shift"))
             self._per_channel(value, fake, 1, uses)
         else:
-            raise NotUnderstood(f"convolution with {groups} groups")
+            self._layer(value, fake, 1, name, *axes, bias_name, groups)
 
     def _matmul(self, call: Call) -> None:
         bias = call.args[0] if call.name == "addmm" else None
@@ -296,15 +308,19 @@ class Interpreter:
         in_axis: int,
         out_axis: int,
         bias: str | None,
+        groups: int = 1,
     ) -> None:
         reads: Abstract | None = source
         try:
             source.commit(axis, self._channels)
         except NotUnderstood:
+            if groups > 1:
+                raise
             reads = None
         ids = self._channels.fresh(fake.shape[axis])
         result = Abstract(tuple(fake.shape), axis, ids)
-        self.done.layers.append(LayerFact(reads, result, weight, in_axis, out_axis, bias))
+        fact = LayerFact(reads, result, weight, in_axis, out_axis, bias, groups)
+        self.done.layers.append(fact)
         self.values[id(fake)] = result
 
     def _batch_norm(self, call: Call) -> None:
@@ -324,7 +340,61 @@ class Interpreter:
             raise NotUnderstood("uses several per-channel parameters, one after the other")
         self.done.parameters.extend(uses)
         zero = 0.0 if source.zero == 0 else None
-        self.values[id(fake)] = Abstract(tuple(fake.shape), source.axis, source.ids, zero=zero)
+        ids = source.ids
+        assert ids is not None
+        if fake.shape[axis] != len(ids):  # a depthwise convolution with several filters a channel
+            ids = np.repeat(ids, fake.shape[axis] // len(ids))
+        self.values[id(fake)] = Abstract(tuple(fake.shape), source.axis, ids, zero=zero)
+
+    def _norm(self, call: Call, name: str) -> None:
+        """Layer norm over the channel axis alone, or group norm."""
+        source = self.value(call.args[0])
+        if name == "native_group_norm":
+            weight, bias, groups = call.args[1], call.args[2], int(call.args[6])
+            axis = 1
+        else:
+            sizes, weight = call.args[1:3]
+            bias = call.args[3] if name == "native_layer_norm" else None
+            axis, groups = len(source.shape) - 1, 1
+            if len(sizes) != 1:
+                if source.axis is not None and source.axis < len(source.shape) - len(sizes):
+                    raise NotUnderstood(f"aten.{name} with one value per pixel")
+                raise NotUnderstood(f"aten.{name} over channels and other axes at once")
+            if source.axis is not None and source.axis != axis:
+                raise NotUnderstood(f"aten.{name} along another axis than the channels'")
+        source.commit(axis, self._channels)
+        if self.done.parameters:
+            raise NotUnderstood("uses several per-channel parameters, one after the other")
+        fake = tensors_in(call.result)[0]
+        if source.shape[axis] % groups:
+            raise NotUnderstood("has groups that do not divide the channels")
+        uses = [
+            PerChannel(name=self._parameter_name(tensor), role=role)
+            for tensor, role in zip((weight, bias), _NORM_ROLES, strict=False)
+            if isinstance(tensor, torch.Tensor)
+        ]
+        self.done.mix(groups)
+        self.done.parameters.extend(uses)
+        self.values[id(fake)] = Abstract(tuple(fake.shape), axis, source.ids, zero=None)
+        for statistics in tensors_in(call.result)[1:]:
+            self.values[id(statistics)] = Abstract(tuple(statistics.shape), mixed=True, zero=None)
+
+    def _softmax(self, call: Call) -> None:
+        source = self.value(call.args[0])
+        if source.axis is None:
+            raise NotUnderstood("softmax of a tensor without channel structure")
+        if int(call.args[1]) % len(source.shape) == source.axis:
+            self.done.mix()
+        self.values[id(call.result)] = Abstract(source.shape, source.axis, source.ids, zero=None)
+
+    def _embedding(self, call: Call) -> None:
+        name = self._parameter_name(call.args[0])
+        where = self.value(call.args[1])
+        fake: torch.Tensor = call.result
+        axis = fake.ndim - 1
+        result = Abstract(tuple(fake.shape), axis, self._channels.fresh(fake.shape[axis]))
+        self.done.lookups.append((name, where))
+        self.values[id(fake)] = result
 
     def _spatial(self, call: Call) -> None:
         value = self.value(call.args[0])
@@ -335,7 +405,12 @@ class Interpreter:
         rank = len(value.shape)
         touched, kept = _touched_axes(call, rank)
         if value.axis in touched:
-            raise NotUnderstood(f"aten.{call.name} works along the channel axis")
+            if call.name not in _REDUCTIONS:
+                raise NotUnderstood(f"aten.{call.name} works along the channel axis")
+            self.done.mix()
+            for fake in tensors_in(call.result):
+                self.values[id(fake)] = Abstract(tuple(fake.shape), mixed=True, zero=None)
+            return
         axis = value.axis if kept else value.axis - sum(a < value.axis for a in touched)
         keeps = call.name != "constant_pad_nd" or not (call.args[2:] and call.args[2])
         zero = 0.0 if value.zero == 0 and keeps else None
@@ -444,12 +519,13 @@ def _touched_axes(call: Call, rank: int) -> tuple[set[int], bool]:
     """The axes along which a spatial operation mixes elements, and whether they remain."""
     name = call.name
     if name in _REDUCTIONS:
-        dims = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim")
+        names = [argument.name for argument in call.func._schema.arguments]
+        given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+        dims, keep = given.get("dim"), bool(given.get("keepdim", False))
         if dims is None or (isinstance(dims, Sequence) and not dims):
-            return set(range(rank)), False
+            return set(range(rank)), keep
         listed = dims if isinstance(dims, Sequence) else [dims]
-        keep = call.args[2] if len(call.args) > 2 else call.kwargs.get("keepdim", False)
-        return {int(d) % rank for d in listed}, bool(keep)
+        return {int(d) % rank for d in listed}, keep
     if name == "constant_pad_nd":
         padding = call.args[1]
         return {rank - 1 - i // 2 for i, amount in enumerate(padding) if amount}, True

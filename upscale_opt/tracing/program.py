@@ -18,11 +18,13 @@ from torch.utils import _pytree as pytree
 from upscale_opt.errors import TraceError
 from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.capture import Capture, Captured, capture
-from upscale_opt.tracing.classify import CallSite, classify
+from upscale_opt.tracing.classify import classify
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.examples import describe
+from upscale_opt.tracing.moving import SPREADS
 from upscale_opt.tracing.queries import asked, picked, picks_item
 from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
+from upscale_opt.tracing.site import CallSite
 from upscale_opt.tracing.unchanged import unchanged
 from upscale_opt.tracing.values import Abstract, Traced
 
@@ -340,7 +342,7 @@ class _Run:
 
     def _constant(self, node: fx.Node, parameter: _Parameter) -> Traced:
         """A tensor that holds ``parameter``, for a call that treats it like an activation."""
-        traced = Traced(f"{node.name}.{parameter.name}", parameter.fake)
+        traced = Traced(f"{node.name}.{parameter.name}", parameter.fake, is_constant=True)
         long = [axis for axis, size in enumerate(traced.shape) if size > 1]
         if len(long) == 1:
             traced.axis = long[0]
@@ -365,7 +367,9 @@ class _Run:
                 name = traced.name
                 self.draft.tensors[name] = traced
                 self.constants[name] = parameter
-                constant = ir.Constant(name=name, outputs=(name,), parameter=parameter)
+                constant = ir.Constant(
+                    name=name, outputs=(name,), parameter=parameter, axis=traced.axis
+                )
                 self.draft.enter(constant)
         for operation in operations:
             self.draft.enter(operation)
@@ -380,7 +384,7 @@ class _Run:
                         reason="modifies a parameter or buffer",
                     )
                 )
-            if isinstance(operation, ir.Opaque):
+            if isinstance(operation, ir.Opaque) and operation.reason != SPREADS:
                 target = str(site.node.target)
                 own = [] if site.module is None else site.module.state_dict(keep_vars=True)
                 names = [self._canonical(f"{target}.{name}") for name in own]
@@ -391,10 +395,16 @@ class _Run:
         """A call that asks a tensor for its sizes and the like, or for its data."""
         name = asked(node)
         tensors = [tensor for tensor in inputs if tensor.ids is not None]
+        spread = any(tensor.spread is not None for tensor in inputs)
         if name in ("dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "is_cuda"):
             return
-        if name in ("size", "shape", "sym_size") and (
-            (len(node.args) > 1 and name != "shape") or all(picks_item(user) for user in node.users)
+        if (
+            name in ("size", "shape", "sym_size")
+            and not spread
+            and (
+                (len(node.args) > 1 and name != "shape")
+                or all(picks_item(user) for user in node.users)
+            )
         ):
             return
         for tensor in tensors:

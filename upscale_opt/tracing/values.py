@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,8 @@ class Traced:
         axis: the channel axis, once known.
         ids: one channel id per element along the axis, once the axis is known.
         why_fixed: for a tensor whose axis is not known yet: why its channels are fixed.
+        is_constant: it is a parameter, whose channels are not fixed, and which has no batch axis.
+        spread: where its elements come from, if channels lie along several of its axes.
     """
 
     name: str
@@ -45,10 +47,25 @@ class Traced:
     axis: int | None = None
     ids: Array | None = None
     why_fixed: str = ""
+    is_constant: bool = False
+    spread: Spread | None = None
 
     def __post_init__(self) -> None:
         self.shape = tuple(int(size) for size in self.fake.shape)
         """Its sizes, as they were when it was made."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Where the elements of a tensor come from whose channels lie along several axes.
+
+    Attributes:
+        source: the tensor with a channel axis.
+        move: what the tensor holds, given what ``source`` holds.
+    """
+
+    source: Traced
+    move: Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(eq=False)
@@ -64,6 +81,7 @@ class Abstract:
         original: for a parameter: its shape before any reshaping.
         flipped: for a parameter: it is a transposed matrix.
         noise: it was made inside the call and holds anything.
+        mixed: it was made of all channels alike, and holds none any more.
         zero: its value in a channel if all inputs of the call are zero there, if known.
     """
 
@@ -75,6 +93,7 @@ class Abstract:
     original: tuple[int, ...] = ()
     flipped: bool = False
     noise: bool = False
+    mixed: bool = False
     zero: float | None = 0.0
 
     def commit(self, axis: int, channels: Channels) -> None:
@@ -89,7 +108,8 @@ class Abstract:
             raise NotUnderstood("reads the tensor along an axis that is not its channel axis")
         self.axis = self.traced.axis = axis
         self.ids = self.traced.ids = channels.fresh(self.shape[axis])
-        channels.fix(self.ids, self.traced.why_fixed)
+        if not self.traced.is_constant:
+            channels.fix(self.ids, self.traced.why_fixed)
 
 
 def labels(value: Abstract) -> torch.Tensor:
@@ -103,7 +123,13 @@ def labels(value: Abstract) -> torch.Tensor:
 
 def channel_axis(label: torch.Tensor) -> int | None:
     """The only axis along which the labels vary, or ``None``."""
-    varying = [
+    varying = varying_axes(label)
+    return varying[0] if len(varying) == 1 else None
+
+
+def varying_axes(label: torch.Tensor) -> list[int]:
+    """The axes along which the labels vary."""
+    return [
         axis
         for axis in range(label.ndim)
         if label.shape[axis] > 1
@@ -113,7 +139,6 @@ def channel_axis(label: torch.Tensor) -> int | None:
             label.narrow(axis, 1, label.shape[axis] - 1),
         )
     ]
-    return varying[0] if len(varying) == 1 else None
 
 
 def along(label: torch.Tensor, axis: int) -> Array:

@@ -1,0 +1,258 @@
+"""Calls that only move data: run them on labels, and see what becomes of the channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from upscale_opt.ir import graph as ir
+from upscale_opt.tracing.channels import Array, Channels
+from upscale_opt.tracing.record import MOVEMENT, Call, tensors_in
+from upscale_opt.tracing.resize import resized
+from upscale_opt.tracing.site import CallSite
+from upscale_opt.tracing.values import (
+    Abstract,
+    NotUnderstood,
+    Spread,
+    Traced,
+    along,
+    channel_axis,
+    check_batch,
+    labels,
+    varying_axes,
+)
+
+SPREADS = "spreads the channels over several axes"
+"""Why a rearrangement is opaque, unless a later one brings the channels together again."""
+
+
+def only_moves(site: CallSite) -> bool:
+    """Whether the call does nothing but move data."""
+    names = [call.name for call in site.calls if call.name not in ("sym_size", "device")]
+    return bool(names) and all(
+        call.name in MOVEMENT and not call.changed for call in site.calls if call.name in names
+    )
+
+
+def movement(site: CallSite, channels: Channels) -> list[ir.Operation]:
+    """The operations that a call amounts to that only moves data.
+
+    Raises:
+        NotUnderstood: with the reason.
+    """
+    if len(site.inputs) == 1 and not any(call.name in ("cat", "stack") for call in site.calls):
+        return _rearrangement(site, site.inputs[0])
+    joins = [call for call in site.calls if call.name == "cat"]
+    if len(joins) != 1 or len(site.calls) != 1:
+        raise NotUnderstood("stacks or joins tensors in a way that is not understood")
+    return [_concatenation(site, joins[0], channels)]
+
+
+@dataclass(frozen=True)
+class _Move:
+    """What a call makes of a tensor with channel structure, perhaps by way of earlier calls.
+
+    Attributes:
+        site: the call.
+        source: that tensor.
+        through: the tensor that the call reads: ``source`` itself, or what earlier calls made of it
+            when they spread its channels over several axes.
+    """
+
+    site: CallSite
+    source: Traced
+    through: Traced
+
+    @property
+    def indirect(self) -> bool:
+        return self.through is not self.source
+
+    def on(self, label: torch.Tensor) -> list[torch.Tensor]:
+        """The call's results if ``source`` held ``label``."""
+        if self.indirect:
+            assert self.through.spread is not None
+            label = self.through.spread.move(label)
+        return tensors_in(_run_on(self.site, self.through, label))
+
+
+def _rearrangement(site: CallSite, through: Traced) -> list[ir.Operation]:
+    source = through
+    if through.axis is None and through.spread is not None:
+        source = through.spread.source
+    if source.axis is None or source.ids is None:
+        raise NotUnderstood("moves the elements of a tensor without channel structure")
+    move = _Move(site, source, through)
+    size = source.shape[source.axis]
+    places = np.arange(size, dtype=np.int64)
+    if not source.is_constant:
+        check_batch(through.shape, (output.shape for output in site.outputs))
+    label = labels(Abstract(source.shape, source.axis, places)).contiguous()
+    moved = move.on(label)
+    layouts: list[tuple[int, Array]] = []
+    for label in (moved[number] for number in site.numbers):
+        axis = channel_axis(label) if size > 1 else None
+        if axis is None and _is_one_channel(label, source):
+            axis = source.axis
+        if axis is None:
+            if not source.is_constant and size > 1 and len(varying_axes(label)) > 1:
+                return _spreading(move)
+            raise NotUnderstood(SPREADS)
+        layouts.append((axis, along(label, axis)))
+    return [
+        _moved(move, index, output, axis, taken, single=len(moved) == 1)
+        for index, output, (axis, taken) in zip(site.numbers, site.outputs, layouts, strict=True)
+    ]
+
+
+def _moved(
+    move: _Move, index: int, output: Traced, axis: int, taken: Array, *, single: bool
+) -> ir.Operation:
+    """One result that has a channel axis again, with the entries ``taken`` of the source's."""
+    site, source = move.site, move.source
+    assert source.axis is not None
+    assert source.ids is not None
+    size = source.shape[source.axis]
+    output.axis, output.ids = axis, source.ids[taken]
+    name = site.node.name if single else f"{site.node.name}.{index}"
+    repeats = len(taken) // size
+    whole = np.array_equal(taken, np.repeat(np.arange(size), max(repeats, 1)))
+    if single and whole and not move.indirect:
+        _check_resizable(site, source, output, repeats)
+        return ir.ChannelWise(
+            name=name, inputs=(source.name,), outputs=(output.name,), keeps_zero=True
+        )
+    try:
+        _check_selection(move, output, index, taken)
+    except NotUnderstood:
+        output.axis, output.ids = None, None
+        raise
+    return ir.Select(
+        name=name,
+        inputs=(source.name,),
+        outputs=(output.name,),
+        positions=tuple(taken.tolist()),
+    )
+
+
+def _spreading(move: _Move) -> list[ir.Operation]:
+    """Results without a channel axis; if nothing but data movement reads them, no harm is done."""
+    site = move.site
+    for number, output in zip(site.numbers, site.outputs, strict=True):
+
+        def moved(label: torch.Tensor, number: int = number) -> torch.Tensor:
+            return move.on(label)[number]
+
+        output.axis, output.ids = None, None
+        output.spread = Spread(move.source, moved)
+        output.why_fixed = f"{site.node.name}: {SPREADS}"
+    return [
+        ir.Opaque(
+            name=site.node.name,
+            inputs=(move.through.name,),
+            outputs=tuple(output.name for output in site.outputs),
+            reason=SPREADS,
+        )
+    ]
+
+
+def _is_one_channel(label: torch.Tensor, source: Traced) -> bool:
+    """Whether this may be one channel cut out of many, which varies along no axis."""
+    assert source.axis is not None
+    return (
+        label.ndim == source.fake.ndim
+        and label.shape[source.axis] == 1 < source.shape[source.axis]
+        and bool((label == label.flatten()[0]).all())
+    )
+
+
+def _check_resizable(site: CallSite, source: Traced, output: Traced, repeats: int) -> None:
+    """Check on labels that the call, sizes adapted, works with fewer channels in another order."""
+    assert source.axis is not None
+    assert output.axis is not None
+    size = source.shape[source.axis]
+    some = np.arange(size, dtype=np.int64)[::-2].copy()
+    if len(some) == 1 < size:  # with a single channel it does not show which axis is theirs
+        some = np.array([1, 0, 2], dtype=np.int64)
+    label = _narrowed(source, some)
+    expected = np.repeat(some, repeats)
+    args, kwargs = resized(site.node, site.arguments, output.axis, len(expected))
+    try:
+        result = site.run(*_replace(args, kwargs, source, label))
+    except Exception:
+        raise NotUnderstood("has sizes that cannot be adapted to fewer channels") from None
+    shape = list(output.shape)
+    shape[output.axis] = len(expected)
+    if (
+        not isinstance(result, torch.Tensor)
+        or tuple(result.shape) != tuple(shape)
+        or (len(expected) > 1 and channel_axis(result) != output.axis)
+        or not np.array_equal(along(result, output.axis), expected)
+    ):
+        raise NotUnderstood("has sizes that cannot be adapted to fewer channels")
+
+
+def _narrowed(source: Traced, some: Array) -> torch.Tensor:
+    assert source.axis is not None
+    shape = list(source.shape)
+    shape[source.axis] = len(some)
+    return labels(Abstract(tuple(shape), source.axis, some)).contiguous()
+
+
+def _check_selection(move: _Move, output: Traced, index: int, taken: Array) -> None:
+    """Check on a label per element that the call is an ``index_select`` on the channel axis."""
+    source = move.source
+    assert source.axis is not None
+    every = torch.arange(source.fake.numel()).reshape(source.shape)
+    result = move.on(every)[index]
+    selected = every.index_select(source.axis, torch.from_numpy(taken))
+    if result.shape != selected.shape or not torch.equal(result, selected):
+        raise NotUnderstood("moves channels and other elements at once")
+
+
+def _concatenation(site: CallSite, call: Call, channels: Channels) -> ir.Operation:
+    output = site.outputs[0]
+    by_fake = {id(t.fake): t for t in site.inputs}
+    operands = [by_fake.get(id(fake)) for fake in call.args[0]]
+    if None in operands:
+        raise NotUnderstood("joins a parameter and an activation")
+    parts = [t for t in operands if t is not None]
+    dim = int(call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)) % output.fake.ndim
+    known = {t.axis for t in parts if t.axis is not None}
+    if len(known) != 1:
+        raise NotUnderstood("joins tensors with different channel axes")
+    axis = known.pop()
+    for part in parts:
+        Abstract(part.shape, part.axis, part.ids, traced=part).commit(axis, channels)
+    ids = [part.ids for part in parts if part.ids is not None]
+    output.axis = axis
+    names = tuple(part.name for part in parts)
+    if axis == dim:
+        output.ids = np.concatenate(ids)
+        return ir.Concat(name=site.node.name, inputs=names, outputs=(output.name,))
+    for other in ids[1:]:
+        channels.tie(ids[0], other)
+    output.ids = ids[0]
+    return ir.Elementwise(name=site.node.name, inputs=names, outputs=(output.name,), zero_if="all")
+
+
+def _run_on(site: CallSite, source: Traced, label: torch.Tensor) -> Any:
+    try:
+        return site.run(*_replace(*site.arguments, source, label))
+    except Exception:
+        raise NotUnderstood("does not run on integers") from None
+
+
+def _replace(
+    args: tuple[Any, ...], kwargs: dict[str, Any], source: Traced, label: torch.Tensor
+) -> tuple[Any, Any]:
+    def swap(leaf: Any) -> Any:
+        if isinstance(leaf, (tuple, list)):
+            return type(leaf)(swap(item) for item in leaf)
+        if isinstance(leaf, dict):
+            return {key: swap(item) for key, item in leaf.items()}
+        return label if leaf is source else leaf
+
+    return tuple(swap(arg) for arg in args), swap(kwargs)

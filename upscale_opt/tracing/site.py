@@ -1,0 +1,42 @@
+"""One call of the captured program, as executed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from upscale_opt.tracing.record import Call
+from upscale_opt.tracing.values import Abstract, Traced
+
+
+@dataclass
+class CallSite:
+    """One call of the captured program, as executed.
+
+    Attributes:
+        node: the call.
+        module: the module called, if one is.
+        arguments: the call's arguments, with :class:`Traced` and :class:`Parameter` as leaves.
+        inputs: the distinct tensors among them, in order.
+        outputs: the tensors that it returned, apart from those that nobody uses.
+        numbers: which of all tensors it returned each of ``outputs`` is.
+        calls: the ATen operations it executed.
+        run: execute the call on other arguments (of the same structure).
+        parameters: what is known of parameters, by ``id`` of their fakes.
+        own: the fakes of the called module's own parameters and buffers, by their names in it.
+    """
+
+    node: fx.Node
+    module: nn.Module | None
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    inputs: list[Traced]
+    outputs: list[Traced]
+    numbers: list[int]
+    calls: list[Call]
+    run: Callable[[tuple[Any, ...], dict[str, Any]], Any]
+    parameters: dict[int, Abstract]
+    own: dict[str, torch.Tensor]
