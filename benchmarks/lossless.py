@@ -2,6 +2,7 @@
 
     python benchmarks/lossless.py --networks 5000 --seed 0 --jobs 2
     python benchmarks/lossless.py --networks 0 --full            # topologies x 200 masks
+    python benchmarks/lossless.py --networks 5000 --kinds basic  # convolutional networks only
     python benchmarks/lossless.py --case network/4711            # one of them again, in detail
 
 Everything runs in float64, where an export may deviate by 1e-10 at most (relative to the largest
@@ -31,13 +32,23 @@ from torch.utils import _pytree as pytree
 
 import upscale_opt as uo
 from upscale_opt.models import catalogue
-from upscale_opt.models.random_masks import Side, apply_weight_masks, random_weight_masks
+from upscale_opt.models.random_masks import (
+    HARSH,
+    STYLES,
+    Side,
+    apply_weight_masks,
+    random_weight_masks,
+)
 from upscale_opt.models.random_networks import random_network
+from upscale_opt.models.random_programs import Kinds
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
 
 EXACT = 1e-10
 MASKS = 200
 SIDES: tuple[Side, ...] = ("in", "out", "both")
+MOODS = (STYLES, STYLES, STYLES, HARSH)
+NETWORKS: dict[str, Kinds] = {"network": "all", "basic": "basic"}
+FORMS = "network/SEED, basic/SEED or topology/NAME/NUMBER"
 
 
 class Lossy(Exception):  # noqa: N818 - a finding, not an error of ours
@@ -83,11 +94,15 @@ class Summary:
             self.failures.append(result)
 
 
-def network_case(seed: int) -> tuple[nn.Module, Any, Any]:
+def network_case(seed: int, kinds: Kinds = "all") -> tuple[nn.Module, Any, Any]:
     """A masked random network, and inputs of two batch sizes."""
     rng = random.Random(seed)
-    model = random_network(rng, max_ops=rng.randint(1, 16)).double()
-    masks = random_weight_masks(model, rng, rng.choice(SIDES))
+    model = random_network(rng, max_ops=rng.randint(1, 16), kinds=kinds).double()
+    side = rng.choice(SIDES)
+    if kinds == "basic":  # as it always was: a seed keeps its meaning
+        masks = random_weight_masks(model, rng, side, per_group=False)
+    else:
+        masks = random_weight_masks(model, rng, side, styles=rng.choice(MOODS))
     apply_weight_masks(model, masks, biases=rng.random() < 0.5)
     inputs = model.example_inputs(2, dtype=torch.float64)
     return model, inputs, model.example_inputs(3, seed=1, dtype=torch.float64)
@@ -115,13 +130,13 @@ def _double(inputs: Any) -> Any:
 
 
 def build(case: str) -> tuple[nn.Module, Any, Any]:
-    """The model and inputs that ``case`` names: ``network/SEED`` or ``topology/NAME/MASKS``."""
+    """The model and inputs that ``case`` names, such as ``network/4711``; see ``FORMS``."""
     kind, *rest = case.split("/")
-    if kind == "network" and len(rest) == 1 and rest[0].isdigit():
-        return network_case(int(rest[0]))
+    if kind in NETWORKS and len(rest) == 1 and rest[0].isdigit():
+        return network_case(int(rest[0]), NETWORKS[kind])
     if kind == "topology" and len(rest) == 2 and rest[0] in TOPOLOGIES and rest[1].isdigit():
         return topology_case(rest[0], int(rest[1]))
-    raise SystemExit(f"no such case: {case} (write network/SEED or topology/NAME/NUMBER)")
+    raise SystemExit(f"no such case: {case} (write {FORMS})")
 
 
 def check(model: nn.Module, inputs: Any, others: Any) -> tuple[bool, float, int]:
@@ -190,7 +205,8 @@ def results(cases: Sequence[str], jobs: int) -> Iterator[Result]:
 
 def cases_of(options: argparse.Namespace) -> list[str]:
     """The names of all cases to try."""
-    cases = [f"network/{options.seed + number}" for number in range(options.networks)]
+    kind = next(kind for kind, kinds in NETWORKS.items() if kinds == options.kinds)
+    cases = [f"{kind}/{options.seed + number}" for number in range(options.networks)]
     if options.full:
         cases += [f"topology/{name}/{number}" for name in TOPOLOGIES for number in range(MASKS)]
     return cases
@@ -233,9 +249,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--networks", type=int, default=5000, help="how many random networks")
     parser.add_argument("--seed", type=int, default=0, help="the first network's seed")
+    parser.add_argument(
+        "--kinds",
+        choices=["all", "basic"],
+        default="all",
+        help="networks of all kinds of steps, or of plain convolutional ones",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--full", action="store_true", help=f"all topologies x {MASKS} masks too")
-    parser.add_argument("--case", help="only this one, in detail: network/SEED, topology/NAME/N")
+    parser.add_argument("--case", help=f"only this one, in detail: {FORMS}")
     options = parser.parse_args(arguments)
     if options.networks < 0 or options.seed < 0 or options.jobs < 1:
         parser.error("--networks and --seed cannot be negative, and --jobs is 1 or more")

@@ -1,6 +1,6 @@
 """Whole random networks: a program over a growing list of tensors, as an `nn.Module`.
 
->>> network = random_network(random.Random(88), max_ops=5)
+>>> network = random_network(random.Random(88), max_ops=5, kinds="basic")
 >>> print(network.describe())
 v0 (3, 4, 5) = input
 v1 (7, 4, 5) = conv2d0: Conv2d(3, 7, kernel_size=(1, 1), stride=(1, 1))(v0)
@@ -18,19 +18,27 @@ import random
 import torch
 from torch import Tensor, nn
 
-from upscale_opt.models.random_programs import Program, Step, draw_program
+from upscale_opt.models.random_builder import Program, Step
+from upscale_opt.models.random_programs import Kinds, draw_program
 from upscale_opt.models.random_steps import STEPS
 
 
-def random_network(rng: random.Random, *, max_ops: int = 14) -> RandomNetwork:
+def random_network(rng: random.Random, *, max_ops: int = 14, kinds: Kinds = "all") -> RandomNetwork:
     """Draw a network of at most `max_ops` steps, in eval mode.
 
-    Images have 4 to 6 pixels a side to begin with and layers write 2 to 8 channels. Everything,
-    parameters included, depends on `rng` alone; the global random state is left as it was. From
-    the same seed, a smaller `max_ops` gives a beginning of the same program.
+    Images have 4 to 6 pixels a side to begin with and layers write 2 to 12 channels, or 2 to 8
+    with `kinds="basic"`. Everything, parameters included, depends on `rng` alone; the global
+    random state is left as it was. From the same seed, a smaller `max_ops` gives a beginning of
+    the same program.
+
+    Args:
+        rng: Where everything comes from.
+        max_ops: The most steps.
+        kinds: "basic" for plain convolutional networks; "all" for grouped convolutions, norms,
+            shuffles, attention, shared parameters and more among them.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # constructors draw, then we do
-        return RandomNetwork(draw_program(rng, max_ops)).eval()
+        return RandomNetwork(draw_program(rng, max_ops, kinds)).eval()
 
 
 class RandomNetwork(nn.Module):
@@ -79,7 +87,9 @@ class RandomNetwork(nn.Module):
         count = 1
         for step in self.program.steps:
             names = ", ".join(f"v{count + i} {shape}" for i, shape in enumerate(step.shapes))
-            what = repr(self.layers[step.layer]) if step.layer in self.layers else step.op
+            what = step.op
+            if step.layer in self.layers:
+                what = " ".join(repr(self.layers[step.layer]).split())
             if step.layer:
                 what = f"{step.layer}: {what}"
             operands = [f"v{index}" for index in step.operands] + [str(n) for n in step.numbers]

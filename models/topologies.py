@@ -8,14 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from upscale_opt.models.topologies_layers import LAYERS
+from upscale_opt.models.topologies_operations import OPERATIONS
 from upscale_opt.models.topologies_orders import ORDERS
 from upscale_opt.models.topologies_shapes import SHAPES, DataDependent
 from upscale_opt.models.topologies_streams import STREAMS
+from upscale_opt.models.topologies_tokens import TOKEN_SHAPES, TOKENS
 
 Inputs = Tensor | dict[str, Tensor]
 """What a model is called with: one positional tensor, or keyword tensors."""
 
-TOPOLOGIES: dict[str, Callable[[], nn.Module]] = {**STREAMS, **ORDERS, **LAYERS, **SHAPES}
+TOPOLOGIES: dict[str, Callable[[], nn.Module]] = {
+    **STREAMS,
+    **ORDERS,
+    **LAYERS,
+    **SHAPES,
+    **OPERATIONS,
+    **TOKENS,
+}
 """Topology name → constructor. All of them can be captured by `torch.fx`."""
 
 UNTRACEABLE: dict[str, Callable[[], nn.Module]] = {"data_dependent": DataDependent}
@@ -27,6 +36,7 @@ INPUT_SHAPES: dict[str, tuple[int, ...]] = {
     "attention": (5, 6),
     "conv1d": (3, 8),
     "conv3d": (3, 4, 8, 8),
+    **TOKEN_SHAPES,
 }
 """The shape of one example, for the topologies that do not take a `(3, 8, 8)` image."""
 

@@ -54,6 +54,10 @@ def damage(graph: ChannelGraph, solution: Solution) -> str | None:
         if read.plan == "view" and indices != run:
             return f"read {read.name!r}, a view that is not contiguous"
     for op in graph.operations:
+        if not op.outputs or op.outputs[0] in solution.tensors:
+            for name in op.sizes:
+                if graph.tensors[name].axis is not None and name not in solution.tensors:
+                    return f"the lack of tensor {name!r}, whose size operation {op.name!r} uses"
         tensor = _misfit(op, graph, solution, selects, places)
         if tensor is not None:
             return f"what operation {op.name!r} gets of tensor {tensor!r}"
@@ -77,7 +81,7 @@ def _misfit(
         return _uneven(op, graph, solution, selects)
     if isinstance(op, Symmetric):
         name, result = op.inputs[0], op.outputs[0]
-        if result not in solution.tensors and graph.tensors[result].axis is not None:
+        if result not in solution.tensors:  # dead, or without channels: `losses` knows
             return None
         read = selects.get((op.name, 0))
         got = solution.tensors.get(name, ()) if read is None else read.channels

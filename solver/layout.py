@@ -156,6 +156,9 @@ class _Writer:
         for source in op.whole:
             if source in self.full:
                 self._need(source, self.full[source])
+        for source in op.sizes:
+            if source in self.full:
+                self._need(source, self.full[source][:1])
         if op.kind in ("input", "opaque"):
             for name in op.outputs:
                 if name in self.full:

@@ -186,9 +186,11 @@ class _Finder:
     def _absorbs(self, name: str) -> bool:
         """Whether the tensor can store just what its only reader wants."""
         op = self.producer[name]
-        return len(self.readers[name]) == 1 and (
-            isinstance(op, (Layer, Constant)) or self._may_hoist(op)
-        )
+        if len(self.readers[name]) != 1:
+            return False
+        if isinstance(op, Layer):
+            return op.groups == 1  # or else it may write more, for its groups to be equal
+        return isinstance(op, Constant) or self._may_hoist(op)
 
     # What is stored.
 

@@ -170,6 +170,7 @@ def _needed(
     live: set[str] = set()
     whole: set[str] = set()  # tensors read as they are
     any_channel: dict[str, list[Edge]] = {}  # edges for which any one channel will do
+    measured: set[str] = set()  # tensors whose sizes are used, for which it will do, too
 
     def want(op: Operation, operand: int, ids: Iterable[int]) -> None:
         wants[op.name, operand] = frozenset(ids)
@@ -180,7 +181,8 @@ def _needed(
 
     for op in reversed(graph.operations):
         is_read = any(
-            needed.get(name) or name in any_channel or name in whole for name in op.outputs
+            needed.get(name) or name in any_channel or name in whole or name in measured
+            for name in op.outputs
         )
         if op.outputs and not is_read and op.kind != "input":
             continue
@@ -189,6 +191,8 @@ def _needed(
                 if not needed[name]:
                     needed[name].add(min(graph.tensors[name].channels))
                 wants[edge] = frozenset({min(needed[name])})
+            if keep_one and name in measured and not needed.get(name, True):
+                needed[name].add(min(graph.tensors[name].channels))
             if op.kind in ("input", "opaque", "symmetric") and name in needed:
                 needed[name] |= set(graph.tensors[name].channels)
             elif name in floors:
@@ -197,6 +201,7 @@ def _needed(
         result = frozenset(needed[out]) if out in needed else Ids()
         live.add(op.name)
         whole.update(op.whole)
+        measured.update(op.sizes)
         for name in op.whole:
             if name in needed:
                 needed[name] |= set(graph.tensors[name].channels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import re
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from torch.utils import _pytree as pytree
 
 import upscale_opt as uo
 from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
-from upscale_opt.models.random_networks import RandomNetwork
+from upscale_opt.models.random_networks import RandomNetwork, random_network
 
 COMMAND = Path(__file__).parents[1] / "benchmarks" / "lossless.py"
 
@@ -89,6 +90,27 @@ def test_command_reports_success(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0 failed" in output
 
 
+def test_command_draws_plain_networks_where_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = command()
+    tried: list[str] = []
+
+    def try_case(case: str) -> Any:
+        tried.append(case)
+        return module.Result(case)
+
+    monkeypatch.setattr(module, "try_case", try_case)
+    assert module.main(["--networks", "2", "--seed", "5", "--kinds", "basic"]) == 0
+    assert module.main(["--networks", "1", "--seed", "5"]) == 0
+    assert tried == ["basic/5", "basic/6", "network/5"]
+    assert module.main(["--case", "basic/5"]) == 0
+    rng = random.Random(5)
+    plain = random_network(rng, max_ops=rng.randint(1, 16), kinds="basic")
+    printed = "".join(capsys.readouterr().out.split())  # a terminal's lines are cut anywhere
+    assert "".join(plain.describe().split()) in printed
+
+
 def test_command_finds_failures(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,7 +148,12 @@ def test_command_prints_a_summary_when_interrupted() -> None:
     arguments = [sys.executable, "-u", str(COMMAND), "--networks", "100000", "--jobs", "2"]
     environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": "100"}
     with subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        arguments,
+        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        errors="replace",  # the bar's characters may be cut in two between the two reads below
+        env=environment,
+        start_new_session=True,
     ) as running:
         assert running.stdout is not None
         seen = ""

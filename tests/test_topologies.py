@@ -29,11 +29,11 @@ SIDES: tuple[Side, ...] = ("in", "out", "both")
 def uniform(model: nn.Module, kept: str, side: Side) -> WeightMasks:
     """Every weight alike: all channels kept, none, or one somewhere in the middle."""
     masks: WeightMasks = {}
-    for name, weight, (out_axis, in_axis) in prunable_weights(model):
-        axes = {"in": [in_axis], "out": [out_axis], "both": [out_axis, in_axis]}[side]
-        for axis in axes:
-            size = weight.shape[axis]
-            masks[name, axis] = {"full": list(range(size)), "none": [], "one": [size // 2]}[kept]
+    for weight in prunable_weights(model):
+        for axis in weight.axes(side):
+            size = weight.channels(axis)
+            choices = {"full": list(range(size)), "none": [], "one": [size // 2]}
+            masks[weight.name, axis] = choices[kept]
     return masks
 
 

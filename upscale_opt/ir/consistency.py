@@ -63,7 +63,7 @@ def check_consistency(graph: ChannelGraph) -> None:
         _check_tensor(graph, name, tensor, space_of)
     written: set[str] = set()
     for op in graph.operations:
-        for name in (*op.inputs, *op.whole):
+        for name in (*op.inputs, *op.whole, *op.sizes):
             if name not in written:
                 raise ValueError(f"operation {op.name!r} reads {name!r} before it is written")
         for name in op.outputs:

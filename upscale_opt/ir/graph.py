@@ -69,12 +69,14 @@ class _Operation(Record):
         name: its name in the captured program.
         inputs: the tensors whose channels it treats as its kind says.
         whole: further tensors it reads, as they are and entirely.
+        sizes: further tensors whose sizes it uses, though never that of the channel axis.
         outputs: the tensors it writes.
     """
 
     name: str
     inputs: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
+    sizes: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
 
     @model_serializer(mode="wrap")

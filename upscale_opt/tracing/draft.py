@@ -138,7 +138,10 @@ class Draft:
         """Drop what spreads channels over several axes only for them to be joined again."""
         read: set[str] = set()
         kept: list[ir.Operation] = []
+        refused = self._refused_detours()
         for op in reversed(self.operations):
+            if op.name.split(".")[0] in refused:
+                op = self._by_detour(op)
             if isinstance(op, ir.Opaque) and op.outputs and all(map(self._is_spread, op.outputs)):
                 if read.isdisjoint(op.outputs):
                     for name in op.outputs:
@@ -151,6 +154,28 @@ class Draft:
             read.update((*op.inputs, *op.whole))
             kept.append(op)
         self.operations = kept[::-1]
+
+    def _refused_detours(self) -> set[str]:
+        """The calls that end a detour in a selection that cannot be expressed in channels."""
+        roots = self.channels.roots()
+        refused: set[str] = set()
+        for op in self.operations:
+            if isinstance(op, ir.Select) and self.tensors[op.outputs[0]].detour is not None:
+                split = {}
+                for name in (*op.inputs, *op.outputs):
+                    ids = self.tensors[name].ids
+                    assert ids is not None
+                    split[name] = units(roots[ids])
+                if self._by_channel(op, split).kind != "select":
+                    refused.add(op.name.split(".")[0])
+        return refused
+
+    def _by_detour(self, op: ir.Operation) -> ir.Operation:
+        """The way that the program takes, instead of a selection from where it began."""
+        detour = self.tensors[op.outputs[0]].detour
+        assert detour is not None
+        fixed = self._fixed(op, "cuts through the features of one channel")
+        return fixed.model_copy(update={"inputs": (detour,)})
 
     def _is_spread(self, name: str) -> bool:
         return self.tensors[name].spread is not None
@@ -217,7 +242,7 @@ def _interleaved(
     operations: tuple[ir.Operation, ...], split: Mapping[str, tuple[Array, int]]
 ) -> tuple[ir.Operation, ...]:
     """Let a concatenation that is only read to be rearranged write that arrangement at once."""
-    readers = Counter(name for op in operations for name in (*op.inputs, *op.whole))
+    readers = Counter(name for op in operations for name in (*op.inputs, *op.whole, *op.sizes))
     joins = {
         op.outputs[0]: op for op in operations if isinstance(op, ir.Concat) and op.positions is None
     }

@@ -129,6 +129,7 @@ def _moved(
     except NotUnderstood:
         output.axis, output.ids = None, None
         raise
+    output.detour = move.through.name if move.indirect else None
     return ir.Select(
         name=name,
         inputs=(source.name,),
@@ -205,10 +206,10 @@ def _check_selection(move: _Move, output: Traced, index: int, taken: Array) -> N
     """Check on a label per element that the call is an ``index_select`` on the channel axis."""
     source = move.source
     assert source.axis is not None
-    every = torch.arange(source.fake.numel()).reshape(source.shape)
+    every = torch.arange(source.fake.numel(), dtype=torch.int32).reshape(source.shape)
     result = move.on(every)[index]
     selected = every.index_select(source.axis, torch.from_numpy(taken))
-    if result.shape != selected.shape or not torch.equal(result, selected):
+    if result.shape != selected.shape or not np.array_equal(result, selected):
         raise NotUnderstood("moves channels and other elements at once")
 
 

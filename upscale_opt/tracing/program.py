@@ -130,6 +130,7 @@ class _Run:
     effects: set[fx.Node] = field(default_factory=set)
     mutations: set[fx.Node] = field(default_factory=set)
     fresh: set[fx.Node] = field(default_factory=set)
+    measured: dict[fx.Node, dict[str, None]] = field(default_factory=dict)
 
     def trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         self._fake_parameters()
@@ -263,6 +264,11 @@ class _Run:
         plain = not any(isinstance(leaf, (Traced, _Parameter)) for leaf in leaves)
         faked = pytree.tree_map_only((Traced, _Parameter), lambda leaf: leaf.fake, (args, kwargs))
         try:
+            self.measured[node] = {
+                name: None
+                for source in node.all_input_nodes
+                for name in self.measured.get(source, ())
+            }
             if picks or (plain and self._is_arithmetic(node)):
                 assert callable(node.target)
                 self.values[node] = node.target(*args, **kwargs)
@@ -279,6 +285,7 @@ class _Run:
         self._mutations(node, recorder.calls, tensors_in(result))
         if not tensors_in(result):
             self.values[node] = result
+            self.measured[node].update(dict.fromkeys(tensor.name for tensor in inputs))
             self._measure(node, inputs)
             return
         site = self._site(node, (args, kwargs), inputs, recorder.calls, result)
@@ -360,6 +367,7 @@ class _Run:
     def _add(
         self, operations: list[ir.Operation], site: CallSite, constants: dict[str, Traced]
     ) -> None:
+        operations = [self._with_sizes(operation, site.node) for operation in operations]
         self.calls[site.node] = [operation.name for operation in operations]
         read = {name for op in operations for name in (*op.inputs, *op.whole)}
         for parameter, traced in constants.items():
@@ -390,6 +398,14 @@ class _Run:
                 names = [self._canonical(f"{target}.{name}") for name in own]
                 for name in (*names, *constants):
                     self.draft.untouchable.setdefault(name, f"{site.node.name} is not understood")
+
+    def _with_sizes(self, operation: ir.Operation, node: fx.Node) -> ir.Operation:
+        """Remember whose sizes the call uses; selections and joins are written without any."""
+        if isinstance(operation, (ir.Select, ir.Concat)):
+            return operation
+        read = {*operation.inputs, *operation.whole}
+        sizes = tuple(name for name in self.measured[node] if name not in read)
+        return operation.model_copy(update={"sizes": sizes}) if sizes else operation
 
     def _measure(self, node: fx.Node, inputs: list[Traced]) -> None:
         """A call that asks a tensor for its sizes and the like, or for its data."""

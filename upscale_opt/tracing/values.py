@@ -40,6 +40,7 @@ class Traced:
         why_fixed: for a tensor whose axis is not known yet: why its channels are fixed.
         is_constant: it is a parameter, whose channels are not fixed, and which has no batch axis.
         spread: where its elements come from, if channels lie along several of its axes.
+        detour: for what was spread, and has a channel axis again: the tensor it was made of.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Traced:
     why_fixed: str = ""
     is_constant: bool = False
     spread: Spread | None = None
+    detour: str | None = None
 
     def __post_init__(self) -> None:
         self.shape = tuple(int(size) for size in self.fake.shape)
@@ -113,18 +115,36 @@ class Abstract:
 
 
 def labels(value: Abstract) -> torch.Tensor:
-    """The channel id of every element, as an int64 tensor that takes no memory to speak of."""
+    """The channel id of every element, as an int32 tensor that takes no memory to speak of."""
     assert value.axis is not None
     assert value.ids is not None
     shape = [1] * len(value.shape)
     shape[value.axis] = -1
-    return torch.from_numpy(np.ascontiguousarray(value.ids)).reshape(shape).expand(value.shape)
+    return torch.from_numpy(value.ids.astype(np.int32)).reshape(shape).expand(value.shape)
 
 
 def channel_axis(label: torch.Tensor) -> int | None:
     """The only axis along which the labels vary, or ``None``."""
-    varying = varying_axes(label)
-    return varying[0] if len(varying) == 1 else None
+    if label.numel() == 0:
+        return None
+    likely = [
+        axis for axis in range(label.ndim) if bool((_line(label, axis) != _first(label)).any())
+    ]
+    if len(likely) != 1:  # more than one; or none in sight of the first element
+        varying = varying_axes(label) if not likely else []
+        return varying[0] if len(varying) == 1 else None
+    elements = label.numpy()  # which compares broadcast arrays much faster than torch does
+    line = elements[tuple(slice(None) if a == likely[0] else slice(1) for a in range(label.ndim))]
+    return likely[0] if bool((elements == line).all()) else None
+
+
+def _line(label: torch.Tensor, axis: int) -> torch.Tensor:
+    """The labels along ``axis`` through the first element."""
+    return label[tuple(slice(None) if a == axis else 0 for a in range(label.ndim))]
+
+
+def _first(label: torch.Tensor) -> torch.Tensor:
+    return label[(0,) * label.ndim]
 
 
 def varying_axes(label: torch.Tensor) -> list[int]:
