@@ -61,7 +61,10 @@ def damage(graph: ChannelGraph, solution: Solution) -> str | None:
         tensor = _misfit(op, graph, solution, selects, places)
         if tensor is not None:
             return f"what operation {op.name!r} gets of tensor {tensor!r}"
-    expected = index_lists(graph, solution.tensors, solution.reads)
+    try:
+        expected = index_lists(graph, solution.tensors, solution.reads)
+    except ValueError as error:
+        return f"what operations that share the parameter {str(error)!r} keep of it"
     for parameter in (*expected, *solution.parameters):
         if expected.get(parameter) != solution.parameters.get(parameter):
             users = [op.name for op in graph.operations if parameter in parameters_of(op)]

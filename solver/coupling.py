@@ -76,7 +76,9 @@ def groups(graph: ChannelGraph) -> tuple[Group, ...]:
 
     def add(role: str, parameter: str, axis: int, tensor: str) -> None:
         for space, slices in places.of(tensor).items():
-            members[role][space].append(Member(parameter, axis, slices))
+            member = Member(parameter, axis, slices)
+            if member not in members[role][space]:  # a shared parameter has several users
+                members[role][space].append(member)
 
     for op in graph.operations:
         if isinstance(op, Layer):

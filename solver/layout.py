@@ -21,7 +21,7 @@ from upscale_opt.ir.solution import Read
 from upscale_opt.solver.formulate import Formulation
 from upscale_opt.solver.index_lists import index_lists
 from upscale_opt.solver.instance import Orders, gathered_pieces, is_view
-from upscale_opt.solver.segments import Segments
+from upscale_opt.solver.segments import Segments, linked_tensors
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids
 
 
@@ -71,7 +71,7 @@ class _Writer:
             for op in graph.operations
             for name in (*op.inputs, *op.outputs)
             if op.kind == "symmetric" or (name in op.outputs and _has_groups(op))
-        }
+        } | linked_tensors(graph)
         self.selects = dict(segments.selects)
         self.stored = dict(segments.stored)
         self.gathers: set[Edge] = set()

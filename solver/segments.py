@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -32,6 +33,8 @@ from upscale_opt.ir.graph import (
     Select,
     Symmetric,
     Tensor,
+    axes_of,
+    shared_parameters,
 )
 from upscale_opt.ir.masks import Masks
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids, channel_sets, in_groups, level
@@ -69,7 +72,8 @@ def find_segments(
 
     A concatenation stores all channels of its segment, so an operand of which it needs none may
     yet have to deliver some: its place between the others must be filled. And a grouped convolution
-    writes equally many channels in every group of which anything is stored.
+    writes equally many channels in every group of which anything is stored; and operations that
+    share a parameter read and write the same of it.
 
     Args:
         graph: the channel graph.
@@ -77,16 +81,20 @@ def find_segments(
         model: ``"tensor"``, all rules; ``"segment"``, without hoisting, placing at sums and early
             selection: the problem as UPSCALE states it (Wan et al., ICML 2023).
     """
+    links = _links(graph)
     extra: dict[Edge, Ids] = {}
     floors: dict[str, Ids] = {}
     while True:
         sets = channel_sets(graph, masks, extra=extra, floors=floors)
         segments = _Finder(graph, sets, model).find()
         gaps, uneven = _gaps(graph, sets, segments), _uneven(graph, sets, segments)
-        if not gaps and not uneven:
+        apart, unlike = _unlike(links, sets, segments)
+        if not (gaps or uneven or apart or unlike):
             return sets, segments
-        extra.update(gaps)
-        floors.update(uneven)
+        for edge, ids in (*gaps.items(), *apart.items()):
+            extra[edge] = extra.get(edge, Ids()) | ids
+        for name, ids in (*uneven.items(), *unlike.items()):
+            floors[name] = floors.get(name, Ids()) | ids
 
 
 def _gaps(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[Edge, Ids]:
@@ -117,6 +125,57 @@ def _uneven(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[
     return floors
 
 
+@dataclass(frozen=True)
+class _Link:
+    """What must be the same channels, since one parameter's axis runs along all of them.
+
+    Attributes:
+        reads: layers that read by it.
+        writes: operations that write by it, and the tensors written.
+    """
+
+    reads: tuple[str, ...]
+    writes: tuple[tuple[str, str], ...]
+
+
+def _links(graph: ChannelGraph) -> list[_Link]:
+    links: dict[_Link, None] = {}
+    for name, operations in shared_parameters(graph).items():
+        reads: dict[int, list[str]] = defaultdict(list)
+        writes: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        for op in operations:
+            for axis, tensor in axes_of(op, name).items():
+                if tensor in op.inputs and tensor not in op.outputs:
+                    reads[axis].append(op.name)
+                else:
+                    writes[axis].append((op.name, tensor))
+        for axis in {**reads, **writes}:
+            links[_Link(tuple(reads[axis]), tuple(writes[axis]))] = None
+    return list(links)
+
+
+def _unlike(
+    links: Sequence[_Link], sets: ChannelSets, segments: Segments
+) -> tuple[dict[Edge, Ids], dict[str, Ids]]:
+    """What operations that share parameters must read, and write, besides what they need."""
+    extra: dict[Edge, Ids] = {}
+    floors: dict[str, Ids] = {}
+    for link in links:
+        reads = [name for name in link.reads if name in sets.live]
+        writes = [name for op, name in link.writes if op in sets.live]
+        together = Ids().union(
+            *(segments.selects[name, 0] for name in reads),
+            *(segments.stored[name] for name in writes),
+        )
+        for name in reads:
+            if segments.selects[name, 0] != together:
+                extra[name, 0] = together
+        for name in writes:
+            if not together <= sets.needed[name]:
+                floors[name] = together
+    return extra, floors
+
+
 class _Finder:
     def __init__(self, graph: ChannelGraph, sets: ChannelSets, model: Model) -> None:
         self.graph = graph
@@ -129,6 +188,7 @@ class _Finder:
             for operand, name in enumerate(op.inputs):
                 if op.name in sets.live and sets.wants.get((op.name, operand)):
                     self.readers[name].append((op.name, operand))
+        self.linked = linked_tensors(graph)
         self.hoisted: set[str] = set()
         self.selects: dict[Edge, Ids] = {}
         self.fixed = {c for space in graph.spaces if space.fixed for c in space.channels}
@@ -188,6 +248,8 @@ class _Finder:
         op = self.producer[name]
         if len(self.readers[name]) != 1:
             return False
+        if name in self.linked:  # which may store more: what the others need
+            return False
         if isinstance(op, Layer):
             return op.groups == 1  # or else it may write more, for its groups to be equal
         return isinstance(op, Constant) or self._may_hoist(op)
@@ -245,6 +307,8 @@ class _Finder:
             live = [name for name in chain if name in stored]
             if not live or self.fixed.intersection(stored[live[0]]):
                 continue
+            if not self.linked.isdisjoint(live):
+                continue
             edges = [edge for name in live for edge in self.readers[name]]
             sums = [edge for edge in edges if self._is_sum(edge)]
             others = [edge for edge in edges if edge not in self.selects and edge not in sums]
@@ -280,6 +344,16 @@ class _Finder:
 
 
 _IN_PLACE = frozenset({"channelwise", "symmetric", "elementwise", "concat", "select"})
+
+
+def linked_tensors(graph: ChannelGraph) -> frozenset[str]:
+    """The tensors that are written by parameters which other operations use, too."""
+    return frozenset(
+        name
+        for operations in shared_parameters(graph).values()
+        for op in operations
+        for name in op.outputs
+    )
 
 
 def keeps_sequence(graph: ChannelGraph, op: Select) -> bool:

@@ -62,7 +62,7 @@ def channel_sets(
         keep_one: a layer that needs no channel at all still gets one, as PyTorch wants; the groups
             of a grouped convolution get equally many; and a sum gets every channel of its result
             from some operand, though all of them be zero there.
-        extra: channels that operands of concatenations shall deliver although nobody needs them.
+        extra: channels that edges shall deliver although nobody needs them.
         floors: channels that tensors shall store although nobody needs them.
     """
     columns = kept_columns(graph, masks)
@@ -208,6 +208,7 @@ def _needed(
         if isinstance(op, Layer):
             if op.inputs:
                 ids = columns[op.name] & defined[op.inputs[0]]
+                ids |= extra.get((op.name, 0), Ids())
                 if op.groups > 1:
                     ids = _grouped_wants(op, graph, ids, result, keep_one)
                 if ids:

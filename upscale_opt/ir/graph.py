@@ -342,6 +342,34 @@ def parameters_of(op: Operation) -> tuple[str, ...]:
     return ()
 
 
+def axes_of(op: Operation, parameter: str) -> dict[int, str]:
+    """The axes of ``parameter`` along which ``op`` has channels, with the tensor that holds them.
+
+    Nothing if the operation uses it in a way that channels do not show, or in two ways at once.
+    """
+    found: list[tuple[int, str]] = []
+    if isinstance(op, Layer):
+        if op.weight == parameter and op.inputs:
+            found += [(op.in_axis, op.inputs[0]), (op.out_axis, op.outputs[0])]
+        if op.bias == parameter:
+            found.append((0, op.outputs[0]))
+    elif isinstance(op, (ChannelWise, Symmetric)):
+        found += [(use.axis, op.outputs[0]) for use in op.parameters if use.name == parameter]
+    elif isinstance(op, Constant) and op.axis is not None:
+        found.append((op.axis, op.outputs[0]))
+    axes = dict(found)
+    return axes if len(axes) == len(found) else {}
+
+
+def shared_parameters(graph: ChannelGraph) -> dict[str, tuple[Operation, ...]]:
+    """The parameters that several operations use, with these; all of them must be cut alike."""
+    users: dict[str, list[Operation]] = {}
+    for op in graph.operations:
+        for name in dict.fromkeys(parameters_of(op)):
+            users.setdefault(name, []).append(op)
+    return {name: tuple(ops) for name, ops in users.items() if len(ops) > 1}
+
+
 def maskable_axes(graph: ChannelGraph) -> dict[str, tuple[int, ...]]:
     """For every parameter the graph names, the axes that run along channels."""
     axes: dict[str, tuple[int, ...]] = {}

@@ -222,9 +222,13 @@ def _unconstrained(
         for c in graph.tensors[name].channels
     }
     found: list[Segment] = []
+    seen: set[str] = set()
     for op in graph.operations:
         if not isinstance(op, Layer) or (layers == "conv" and not _is_conv(graph, op.weight)):
             continue
+        if op.weight in seen:  # a layer that is called more than once
+            continue
+        seen.add(op.weight)
         if "input" in sides and op.inputs and op.inputs[0] not in given:
             read = graph.tensors[op.inputs[0]]
             share = Share(op.weight, op.in_axis, "input", _slices(read))

@@ -50,8 +50,8 @@ class Draft:
 
     def finish(self, capture: Capture, example: ir.Example) -> ir.ChannelGraph:
         """The graph: channels numbered by first appearance, and split into spaces."""
+        self._share()
         self._forget_detours()
-        self._share_nothing()
         self._part_groups()
         roots = self.channels.roots()
         number = np.full(len(roots), -1, dtype=np.int64)
@@ -192,17 +192,17 @@ class Draft:
                     self.operations[index] = self._fixed(op, f"{op.groups} groups share channels")
                     break
 
-    def _share_nothing(self) -> None:
-        """What several calls share cannot follow all of them: it stays as it is."""
+    def _share(self) -> None:
+        """Parameters that several calls use are cut alike by all of them, or stay as they are."""
         changed = True
         while changed:
             changed = False
             for index, operation in enumerate(self.operations):
                 for name in ir.parameters_of(operation):
-                    if len(self.users[name]) > 1:
-                        reason = f"{name} is shared by {', '.join(self.users[name])}"
-                    elif name in self.untouchable:
+                    if name in self.untouchable:
                         reason = f"{name} must stay: {self.untouchable[name]}"
+                    elif not self._can_share(name):
+                        reason = f"{name} is shared by {', '.join(self.users[name])}"
                     else:
                         continue
                     self.operations[index] = self._fixed(operation, reason)
@@ -210,6 +210,41 @@ class Draft:
                         self.untouchable.setdefault(other, f"{operation.name} must stay")
                     changed = True
                     break
+
+        for name, users in self.users.items():
+            if len(users) > 1 and name not in self.untouchable:
+                first, *others = self._uses(name)
+                for other in others:
+                    for axis, ids in other.items():
+                        self.channels.tie(first[axis], ids)
+
+    def _can_share(self, name: str) -> bool:
+        """Whether all calls that use the parameter use the same axes, as many channels each."""
+        if len(self.users[name]) == 1:
+            return True
+        sizes = [
+            {axis: len(ids) for axis, ids in used.items()} for used in self._uses(name) if used
+        ]
+        alike = all(size == sizes[0] for size in sizes)
+        return len(sizes) == len(self.users[name]) and alike and not self._groups_differ(name)
+
+    def _groups_differ(self, name: str) -> bool:
+        own = [op for op in self.operations if op.name in self.users[name]]
+        return len({op.groups if isinstance(op, ir.Layer) else 1 for op in own}) > 1
+
+    def _uses(self, name: str) -> list[dict[int, Array]]:
+        """For every call that uses the parameter, the channels along each of its axes."""
+        own = [op for op in self.operations if op.name in self.users[name]]
+        return [
+            {axis: self.ids_of(tensor) for axis, tensor in ir.axes_of(op, name).items()}
+            for op in own
+        ]
+
+    def ids_of(self, name: str) -> Array:
+        """The channel ids of a structured tensor."""
+        ids = self.tensors[name].ids
+        assert ids is not None
+        return ids
 
     def _fixed(self, operation: ir.Operation, reason: str) -> ir.Opaque:
         for name in (*operation.inputs, *operation.whole, *operation.outputs):
