@@ -104,10 +104,10 @@ def _misfit(
         elif isinstance(op, Select):
             fits = got == tuple(op.positions[e] for e in solution.tensors[op.outputs[0]])
         elif isinstance(op, Concat):
-            result = solution.tensors[op.outputs[0]]
+            taken = solution.tensors[op.outputs[0]]
             if op.positions is not None:
-                result = tuple(op.positions[entry] for entry in result)
-            share = tuple(e - start for e in result if start <= e < start + size)
+                taken = tuple(op.positions[entry] for entry in taken)
+            share = tuple(e - start for e in taken if start <= e < start + size)
             interleaved = op.positions is not None
             fits = set(share) <= set(got) if interleaved else got == share or not share
             start += size

@@ -13,7 +13,6 @@ import pytest
 import torch
 from helpers import EXACT, assert_lossless, call, cast, deviation, keep, same_state, state
 from torch import Tensor, nn
-from torch.nn import functional
 
 import upscale_opt as uo
 from upscale_opt.models import catalogue
@@ -683,22 +682,6 @@ def test_opaque_operations_say_why(middle: Callable[[Tensor], Tensor], word: str
     pruned = pruned_of(model, image())
     assert pruned.report is not None
     assert pruned.report.float64_error < EXACT
-
-
-def test_a_module_used_twice_stays_and_says_so() -> None:
-    graph = uo.trace(catalogue.build("topology/shared_module"), image())
-    opaque = [op for op in graph.operations if op.kind == "opaque"]
-    assert len(opaque) == 2
-    assert all("shared.weight is shared by" in op.reason for op in opaque)
-
-
-def test_tied_parameters_stay_and_say_so() -> None:
-    model = catalogue.build("topology/tied_weights")
-    graph = uo.trace(model, image())
-    opaque = [op for op in graph.operations if op.kind == "opaque"]
-    assert len(opaque) == 2
-    assert all("first.weight is shared by" in op.reason for op in opaque)
-    assert graph.capture == "fx"  # nothing here is beyond FX
 
 
 def test_two_parameters_on_one_storage_are_lossless() -> None:

@@ -31,12 +31,14 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.solver import solve
 from upscale_opt.solver.comparing import Comparison, ComparisonRow, compare, compare_instance
 from upscale_opt.solver.coupling import Group, Member, constrain, groups
+from upscale_opt.solver.removal import Removal, removal
 
 if TYPE_CHECKING:
     from upscale_opt.loading import load
     from upscale_opt.masking import MaskingManager, apply_masks, choose_masks, magnitude_masks
     from upscale_opt.materializing import materialize
-    from upscale_opt.pruning import Pruned, PruningManager, prune
+    from upscale_opt.movement import Movement, moved_bytes
+    from upscale_opt.pruning import Pruned, PruningManager, prune, prune_submodules
     from upscale_opt.saving import save
     from upscale_opt.tracing import trace
     from upscale_opt.verifying import VerificationReport, verify
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 
 _WITH_TORCH = {
     "MaskingManager": "masking",
+    "Movement": "movement",
     "Pruned": "pruning",
     "PruningManager": "pruning",
     "VerificationReport": "verifying",
@@ -53,7 +56,9 @@ _WITH_TORCH = {
     "load": "loading",
     "magnitude_masks": "masking",
     "materialize": "materializing",
+    "moved_bytes": "movement",
     "prune": "pruning",
+    "prune_submodules": "pruning",
     "save": "saving",
     "trace": "tracing",
     "verify": "verifying",
@@ -69,8 +74,10 @@ __all__ = [
     "Masks",
     "MaterializeError",
     "Member",
+    "Movement",
     "Pruned",
     "PruningManager",
+    "Removal",
     "SchemaError",
     "Solution",
     "SolverError",
@@ -87,7 +94,10 @@ __all__ = [
     "load",
     "magnitude_masks",
     "materialize",
+    "moved_bytes",
     "prune",
+    "prune_submodules",
+    "removal",
     "save",
     "solve",
     "trace",

@@ -17,7 +17,7 @@ from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensor
 EXACT = 1e-10
 """The relative error allowed in float64: rounding, and nothing else."""
 
-_ALLOWED = {"float64": EXACT, "float32": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
+ALLOWED = {"float64": EXACT, "float32": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def verify(model: nn.Module, pruned: nn.Module, inputs: Inputs) -> VerificationR
             exact, runs = math.nan, False
     report = VerificationReport(exact, rough, dtype_name(own))
     for name, error in (("float64", exact), (report.dtype, rough))[0 if runs else 1 :]:
-        if not error <= _ALLOWED.get(name, EXACT):
+        if not error <= ALLOWED.get(name, EXACT):
             raise VerificationError(
                 f"the pruned model deviates by {error:.2e} in {name}, where "
-                f"{_ALLOWED.get(name, EXACT):.0e} is allowed; please report the model and its masks"
+                f"{ALLOWED.get(name, EXACT):.0e} is allowed; please report the model and its masks"
             )
     return report
 

@@ -14,9 +14,11 @@ import typer
 from upscale_opt import __version__
 from upscale_opt.cli.check import check
 from upscale_opt.cli.compare import compare
+from upscale_opt.cli.coverage import coverage
 from upscale_opt.cli.explain import explain
 from upscale_opt.cli.models import models
 from upscale_opt.cli.options import spread
+from upscale_opt.cli.removed import removed
 from upscale_opt.cli.run import run
 from upscale_opt.cli.solve import solve
 from upscale_opt.cli.study import study
@@ -33,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, trace, solve, check, explain, compare, study, models):
+for _command in (run, trace, solve, check, explain, removed, compare, coverage, study, models):
     app.command()(_command)
 
 
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] in (["compare"], ["study"]):
+    if given[:1] in (["compare"], ["coverage"], ["study"]):
         given = spread(given)
     sys.exit(_exit_code(given or ["--help"]))
 

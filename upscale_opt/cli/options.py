@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from upscale_opt.coverage.names import ALL, GROUPS
 from upscale_opt.errors import UpscaleError
 from upscale_opt.solver.objectives import OBJECTIVES
 from upscale_opt.solver.registry import SOLVERS
@@ -251,6 +252,7 @@ _SEVERAL: dict[str, Callable[[str], bool]] = {
     "--net": NETS.__contains__,
     "--data": DATA.__contains__,
     "--criterion": CRITERIA.__contains__,
+    "--group": (*GROUPS, ALL).__contains__,
     "--method": METHODS.__contains__,
 }
 """The flags that may be followed by several values, and what looks like one."""

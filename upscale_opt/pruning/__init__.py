@@ -3,5 +3,6 @@
 from upscale_opt.pruning.chain import Pruned, prune
 from upscale_opt.pruning.manager import PruningManager
 from upscale_opt.pruning.mock import MockModel
+from upscale_opt.pruning.submodules import prune_submodules
 
-__all__ = ["MockModel", "Pruned", "PruningManager", "prune"]
+__all__ = ["MockModel", "Pruned", "PruningManager", "prune", "prune_submodules"]

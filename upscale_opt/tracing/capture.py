@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import operator
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -79,6 +83,13 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
 
+    def create_arg(self, a: Any) -> Any:
+        """FX alone would make a plain dict of an ordered one."""
+        if type(a) is OrderedDict:
+            pairs = [(key, value) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (super().create_arg(pairs),), {})
+        return super().create_arg(a)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return (
             super().is_leaf_module(m, module_qualified_name)
@@ -148,15 +159,17 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 
 def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
-    try:
-        program = torch.export.export(
-            model, args, dict(kwargs), dynamic_shapes=_dynamic(args, kwargs), strict=False
-        )
-    except Exception:
+    """By :mod:`torch.export`: for any batch size if possible, and else for this one."""
+    with _quiet():
         try:
-            program = torch.export.export(model, args, dict(kwargs), strict=False)
-        except Exception as error:
-            raise TraceError(f"torch.export: {_line(error)}") from error
+            program = torch.export.export(
+                model, args, dict(kwargs), dynamic_shapes=_dynamic(args, kwargs), strict=False
+            )
+        except Exception:
+            try:
+                program = torch.export.export(model, args, dict(kwargs), strict=False)
+            except Exception as error:
+                raise TraceError(f"torch.export: {_line(error)}") from error
     try:
         program = program.run_decompositions({})
         options = {"check_guards": False}
@@ -178,12 +191,23 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return Captured("export", graph, {}, tensors, constants)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what torch prints and logs while it fails: the reason is in the exception, too."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
 def _dynamic(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     def free(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            return {
-                axis: torch.export.Dim.AUTO for axis, size in enumerate(value.shape) if size > 1
-            }
+            # The batch alone: with all axes free, shape arithmetic takes minutes in some networks.
+            return {0: torch.export.Dim.AUTO} if value.ndim and len(value) > 1 else None
         if isinstance(value, (tuple, list)):
             return type(value)(free(v) for v in value)
         if isinstance(value, dict):

@@ -211,11 +211,11 @@ class Draft:
                     changed = True
                     break
 
-        for name, users in self.users.items():
-            if len(users) > 1 and name not in self.untouchable:
-                first, *others = self._uses(name)
-                for other in others:
-                    for axis, ids in other.items():
+        for shared, users in self.users.items():
+            if len(users) > 1 and shared not in self.untouchable:
+                first, *others = self._uses(shared)
+                for use in others:
+                    for axis, ids in use.items():
                         self.channels.tie(first[axis], ids)
 
     def _can_share(self, name: str) -> bool:

@@ -264,13 +264,9 @@ class _Run:
         plain = not any(isinstance(leaf, (Traced, _Parameter)) for leaf in leaves)
         faked = pytree.tree_map_only((Traced, _Parameter), lambda leaf: leaf.fake, (args, kwargs))
         try:
-            self.measured[node] = {
-                name: None
-                for source in node.all_input_nodes
-                for name in self.measured.get(source, ())
-            }
             if picks or (plain and self._is_arithmetic(node)):
                 assert callable(node.target)
+                self.measured[node] = self._measured_before(node)
                 self.values[node] = node.target(*args, **kwargs)
                 return
             with self.mode, Recorder() as recorder:
@@ -285,6 +281,7 @@ class _Run:
         self._mutations(node, recorder.calls, tensors_in(result))
         if not tensors_in(result):
             self.values[node] = result
+            self.measured[node] = self._measured_before(node)
             self.measured[node].update(dict.fromkeys(tensor.name for tensor in inputs))
             self._measure(node, inputs)
             return
@@ -404,8 +401,13 @@ class _Run:
         if isinstance(operation, (ir.Select, ir.Concat)):
             return operation
         read = {*operation.inputs, *operation.whole}
-        sizes = tuple(name for name in self.measured[node] if name not in read)
+        sizes = tuple(name for name in self._measured_before(node) if name not in read)
         return operation.model_copy(update={"sizes": sizes}) if sizes else operation
+
+    def _measured_before(self, node: fx.Node) -> dict[str, None]:
+        """The tensors whose sizes the numbers among the call's arguments were made from."""
+        sources = node.all_input_nodes
+        return {name: None for source in sources for name in self.measured.get(source, ())}
 
     def _measure(self, node: fx.Node, inputs: list[Traced]) -> None:
         """A call that asks a tensor for its sizes and the like, or for its data."""
