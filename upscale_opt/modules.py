@@ -107,7 +107,8 @@ def fit_sizes(module: nn.Module, groups: int | None = None) -> None:
 
     Args:
         module: of any class; those of torch are understood.
-        groups: into how many groups the channels of a grouped convolution fall.
+        groups: into how many groups the channels of a grouped or depthwise convolution fall; how
+            many channels a norm has.
     """
     weight = module._parameters.get("weight")  # never run a parametrization
     if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, torch.Tensor):
@@ -124,11 +125,14 @@ def fit_sizes(module: nn.Module, groups: int | None = None) -> None:
         for tensor in (module.weight, module.running_mean):
             if isinstance(tensor, torch.Tensor):
                 module.num_features = len(tensor)
+                return
+        if groups is not None:
+            module.num_features = groups
     elif isinstance(module, nn.LayerNorm):
         pass  # all channels stay
     elif isinstance(module, nn.GroupNorm):
-        if module.num_groups == module.num_channels and module.affine:
-            module.num_groups = module.num_channels = len(module.weight)
+        if module.num_groups == module.num_channels and groups is not None:
+            module.num_groups = module.num_channels = groups
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):

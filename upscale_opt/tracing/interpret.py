@@ -177,6 +177,22 @@ class Interpreter:
         self._layer(self.value(source), result, source.ndim - 1, name, 1, 0, bias_name)
         return self.done
 
+    def instance_norm(
+        self, source: torch.Tensor, parameters: Sequence[torch.Tensor | None], result: torch.Tensor
+    ) -> Interpretation:
+        """Interpret an instance norm: weight, bias, running mean and variance, or ``None``.
+
+        Raises:
+            NotUnderstood: if a parameter is not one as it is, or the channels are not on axis 1.
+        """
+        uses = [
+            PerChannel(name=self._parameter_name(tensor), role=role)
+            for tensor, role in zip(parameters, _NORM_ROLES, strict=True)
+            if tensor is not None
+        ]
+        self._per_channel(self.value(source), result, 1, uses)
+        return self.done
+
     def value(self, tensor: torch.Tensor) -> Abstract:
         """What is known of ``tensor``."""
         found = self.values.get(id(tensor))
