@@ -25,7 +25,7 @@ from upscale_opt.tracing.values import (
     along,
     channel_axis,
     check_batch,
-    labels,
+    places,
 )
 from upscale_opt.tracing.zeros import ZeroRule, combine, maps_zero_to, parameter_role
 
@@ -274,7 +274,8 @@ class Interpreter:
             raise NotUnderstood("moves the elements of a tensor without channel structure")
         if len(tensors_in((call.args, call.kwargs))) != 1:
             raise NotUnderstood(f"aten.{call.name} moves several tensors at once")
-        moved = call.func(labels(value).contiguous(), *call.args[1:], **call.kwargs)
+        assert value.ids is not None
+        moved = call.func(places(value.shape, value.axis), *call.args[1:], **call.kwargs)
         self.done.moved = True
         fakes = tensors_in(call.result)
         check_batch(value.shape, (tuple(fake.shape) for fake in fakes))
@@ -282,9 +283,8 @@ class Interpreter:
             axis = channel_axis(label)
             if axis is None:
                 raise NotUnderstood("spreads the channels over several axes")
-            self.values[id(fake)] = Abstract(
-                tuple(label.shape), axis, along(label, axis), zero=value.zero
-            )
+            ids = value.ids[along(label, axis)]
+            self.values[id(fake)] = Abstract(tuple(label.shape), axis, ids, zero=value.zero)
 
     def _convolution(self, call: Call) -> None:
         source, weight, bias = call.args[:3]

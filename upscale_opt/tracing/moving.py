@@ -21,7 +21,7 @@ from upscale_opt.tracing.values import (
     along,
     channel_axis,
     check_batch,
-    labels,
+    places,
     varying_axes,
 )
 
@@ -86,11 +86,9 @@ def _rearrangement(site: CallSite, through: Traced) -> list[ir.Operation]:
         raise NotUnderstood("moves the elements of a tensor without channel structure")
     move = _Move(site, source, through)
     size = source.shape[source.axis]
-    places = np.arange(size, dtype=np.int64)
     if not source.is_constant:
         check_batch(through.shape, (output.shape for output in site.outputs))
-    label = labels(Abstract(source.shape, source.axis, places)).contiguous()
-    moved = move.on(label)
+    moved = move.on(places(source.shape, source.axis))
     layouts: list[tuple[int, Array]] = []
     for label in (moved[number] for number in site.numbers):
         axis = channel_axis(label) if size > 1 else None
@@ -170,15 +168,15 @@ def _is_one_channel(label: torch.Tensor, source: Traced) -> bool:
 
 
 def _check_resizable(site: CallSite, source: Traced, output: Traced, repeats: int) -> None:
-    """Check on labels that the call, sizes adapted, works with fewer channels in another order."""
+    """Check on labels that the call, sizes adapted, works with another number of channels."""
     assert source.axis is not None
     assert output.axis is not None
     size = source.shape[source.axis]
-    some = np.arange(size, dtype=np.int64)[::-2].copy()
-    if len(some) == 1 < size:  # with a single channel it does not show which axis is theirs
-        some = np.array([1, 0, 2], dtype=np.int64)
-    label = _narrowed(source, some)
-    expected = np.repeat(some, repeats)
+    # With a single channel it would not show which axis is theirs.
+    fewer = (size + 1) // 2 if size != 2 else 3
+    narrow = tuple(fewer if a == source.axis else s for a, s in enumerate(source.shape))
+    label = places(narrow, source.axis)
+    expected = np.repeat(np.arange(fewer, dtype=np.int64), repeats)
     args, kwargs = resized(site.node, site.arguments, output.axis, len(expected))
     try:
         result = site.run(*_replace(args, kwargs, source, label))
@@ -193,13 +191,6 @@ def _check_resizable(site: CallSite, source: Traced, output: Traced, repeats: in
         or not np.array_equal(along(result, output.axis), expected)
     ):
         raise NotUnderstood("has sizes that cannot be adapted to fewer channels")
-
-
-def _narrowed(source: Traced, some: Array) -> torch.Tensor:
-    assert source.axis is not None
-    shape = list(source.shape)
-    shape[source.axis] = len(some)
-    return labels(Abstract(tuple(shape), source.axis, some)).contiguous()
 
 
 def _check_selection(move: _Move, output: Traced, index: int, taken: Array) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -114,13 +115,12 @@ class Abstract:
             channels.fix(self.ids, self.traced.why_fixed)
 
 
-def labels(value: Abstract) -> torch.Tensor:
-    """The channel id of every element, as an int32 tensor that takes no memory to speak of."""
-    assert value.axis is not None
-    assert value.ids is not None
-    shape = [1] * len(value.shape)
-    shape[value.axis] = -1
-    return torch.from_numpy(value.ids.astype(np.int32)).reshape(shape).expand(value.shape)
+@lru_cache(maxsize=4)
+def places(shape: tuple[int, ...], axis: int) -> torch.Tensor:
+    """For every element of a tensor, its place along ``axis``; int32, contiguous, not to modify."""
+    line = np.arange(shape[axis], dtype=np.int32)
+    line = line.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    return torch.from_numpy(np.broadcast_to(line, shape).copy())
 
 
 def channel_axis(label: torch.Tensor) -> int | None:
