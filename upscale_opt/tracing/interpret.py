@@ -271,7 +271,11 @@ class Interpreter:
             raise NotUnderstood("concatenates inside a module")
         value = self.value(call.args[0])
         if value.axis is None:
-            raise NotUnderstood("moves the elements of a tensor without channel structure")
+            if value.traced is not None:
+                raise NotUnderstood("moves the elements of a tensor without channel structure")
+            for fake in tensors_in(call.result):  # of which nothing was known before
+                self.values[id(fake)] = Abstract(tuple(fake.shape), zero=None)
+            return
         if len(tensors_in((call.args, call.kwargs))) != 1:
             raise NotUnderstood(f"aten.{call.name} moves several tensors at once")
         assert value.ids is not None
