@@ -55,6 +55,13 @@ def test_switch_from_upscale() -> None:
     assert left["feature_maps"] < left["other_heuristic"] < left["own_masks"] < 11_689_512
 
 
+def test_teach_a_rule() -> None:
+    printed = run("teach_a_rule.py")
+    assert "without a rule: 2,088 parameters; opaque: cummax: aten.cummax" in printed
+    assert "a wrong rule: the rule for Companding, at call '_1': fails with 21 channels" in printed
+    assert "with the rule: 1,624 parameters; opaque: nothing" in printed
+
+
 def test_every_example_is_tested() -> None:
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tested

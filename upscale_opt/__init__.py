@@ -41,31 +41,42 @@ if TYPE_CHECKING:
     from upscale_opt.pruning import Pruned, PruningManager, prune, prune_submodules
     from upscale_opt.saving import save
     from upscale_opt.tracing import trace
+    from upscale_opt.tracing.checking import check_rules
+    from upscale_opt.tracing.claims import Claim, RuleError
+    from upscale_opt.tracing.rules import Call, local_rules, rule
     from upscale_opt.verifying import VerificationReport, verify
 
 __version__ = "0.1.0"
 
 _WITH_TORCH = {
+    "Call": "tracing.rules",
+    "Claim": "tracing.claims",
     "MaskingManager": "masking",
     "Movement": "movement",
     "Pruned": "pruning",
+    "RuleError": "tracing.claims",
     "PruningManager": "pruning",
     "VerificationReport": "verifying",
     "apply_masks": "masking",
+    "check_rules": "tracing.checking",
     "choose_masks": "masking",
     "load": "loading",
+    "local_rules": "tracing.rules",
     "magnitude_masks": "masking",
     "materialize": "materializing",
     "moved_bytes": "movement",
     "prune": "pruning",
     "prune_submodules": "pruning",
+    "rule": "tracing.rules",
     "save": "saving",
     "trace": "tracing",
     "verify": "verifying",
 }
 
 __all__ = [
+    "Call",
     "ChannelGraph",
+    "Claim",
     "Comparison",
     "ComparisonRow",
     "Group",
@@ -78,6 +89,7 @@ __all__ = [
     "Pruned",
     "PruningManager",
     "Removal",
+    "RuleError",
     "SchemaError",
     "Solution",
     "SolverError",
@@ -86,18 +98,21 @@ __all__ = [
     "VerificationError",
     "VerificationReport",
     "apply_masks",
+    "check_rules",
     "choose_masks",
     "compare",
     "compare_instance",
     "constrain",
     "groups",
     "load",
+    "local_rules",
     "magnitude_masks",
     "materialize",
     "moved_bytes",
     "prune",
     "prune_submodules",
     "removal",
+    "rule",
     "save",
     "solve",
     "trace",

@@ -164,7 +164,8 @@ def _another(manifest: Manifest, definition: nn.Module, reason: str) -> str:
     return (
         f"a pruned {manifest.origin.model} was saved here{other}, and the definition, a "
         f"{type(definition).__name__}, is another model than its original: {reason}; give an "
-        "instance of the same class, made with the same arguments"
+        "instance of the same class, made with the same arguments; if it was pruned with rules "
+        "(upscale_opt.rule), register them first"
     )
 
 

@@ -65,5 +65,5 @@ def _program(model: nn.Module, solution: Solution) -> Program:
 def _another(model: nn.Module) -> str:
     return (
         f"the solution was made for another model than this {type(model).__name__} (or for "
-        "another mode, train or eval); trace and solve again"
+        "another mode, train or eval, or with other rules, upscale_opt.rule); trace and solve again"
     )

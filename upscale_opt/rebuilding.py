@@ -20,6 +20,7 @@ from upscale_opt.origin import kind_of, origin_of
 from upscale_opt.pruned_module import PrunedModule
 from upscale_opt.slicing import sliced
 from upscale_opt.stages import stages_of
+from upscale_opt.tracing.claims import Resize, Sizes, resize
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.resize import resized
 
@@ -71,6 +72,7 @@ class _Rebuild:
         self.memo: dict[int, Any] = {}
         self.computed: set[fx.Node] = set()
         self.groups: dict[str, int] = {}
+        self.sizes: dict[str, tuple[Resize | None, Sizes]] = {}
         self.makers = _makers(program)
 
     def build(self) -> PrunedModule:
@@ -139,8 +141,15 @@ class _Rebuild:
         for node in self.new.nodes:
             target = str(node.target)
             if node.op == "call_module" and target in captured.modules:
-                module = copy.deepcopy(captured.modules[target], self.memo)
+                try:
+                    module = copy.deepcopy(captured.modules[target], self.memo)
+                except RuntimeError as error:
+                    raise MaterializeError(
+                        f"module {target!r} cannot be copied: {error}"
+                    ) from error
                 fit_sizes(module, self.groups.get(target))
+                if target in self.sizes:
+                    resize(module, *self.sizes[target])
                 _attach(self.root, target, module)
             elif node.op == "get_attr":
                 value = copy.deepcopy(captured.tensors[target], self.memo)
@@ -254,7 +263,9 @@ class _Rebuild:
             size = len(self.solution.tensors[op.outputs[0]]) * tensor.features
             args, kwargs = resized(node, (args, kwargs), tensor.axis, size)
             groups = self._groups(op)
-            if groups is not None:
+            if node in self.program.ruled:
+                self.sizes[str(node.target)] = self._sizes(node, op, groups or 1)
+            elif groups is not None:
                 args, kwargs = self._regroup(node, args, kwargs, groups)
         if node.op == "call_method" and target == "view" and not isinstance(args[1], torch.dtype):
             target = "reshape"  # what is read may be a view that is not contiguous
@@ -263,6 +274,20 @@ class _Rebuild:
         call = self.new.create_node(node.op, target, args, kwargs, name=node.name)
         self.computed.add(call)
         return call
+
+    def _sizes(self, node: fx.Node, op: ir.Operation, groups: int) -> tuple[Resize | None, Sizes]:
+        """How a module that the user gave a rule for is told its sizes, and which."""
+        read = self.selects.get((op.name, 0))
+        name = (op.inputs or op.whole)[0]
+        source = self.graph.tensors[name]
+        entries = self.solution.tensors[name] if read is None else read.channels
+        written = self.graph.tensors[op.outputs[0]].features
+        sizes = Sizes(
+            inputs=len(entries) * source.features,
+            outputs=len(self.solution.tensors[op.outputs[0]]) * written,
+            groups=groups,
+        )
+        return self.program.ruled[node].resize, sizes
 
     def _groups(self, op: ir.Operation) -> int | None:
         """Into how many groups the channels of a (depthwise or grouped) convolution now fall."""

@@ -76,6 +76,10 @@ def _deviation(model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch
         )
     worst = 0.0
     for index, (want, got) in enumerate(zip(expected, actual, strict=True)):
+        if want.dtype != got.dtype:
+            raise VerificationError(
+                f"output {index} is {dtype_name(got.dtype)} instead of {dtype_name(want.dtype)}"
+            )
         if want.shape != got.shape:
             raise VerificationError(
                 f"output {index} has the shape {tuple(got.shape)} instead of {tuple(want.shape)}"

@@ -16,7 +16,8 @@ import torch
 from torch import fx, nn
 
 from upscale_opt.errors import TraceError
-from upscale_opt.tracing.unchanged import unchanged
+from upscale_opt.tracing.rules import find_rule, kept_as_calls
+from upscale_opt.tracing.unchanged import Snapshot, unchanged
 
 Capture = Literal["fx", "export"]
 
@@ -76,9 +77,18 @@ for _name in [
 
 
 class _Tracer(fx.Tracer):
-    """Keeps as leaves: torch's modules, hooked modules, and those that ask for the mode."""
+    """Keeps as leaves: torch's modules, hooked ones, those with rules or that ask for the mode."""
+
+    autocast: tuple[bool, bool] = (False, False)
+    """Whether autocast is on outside of the model, on the CPU and on GPUs."""
 
     proxy_buffer_attributes = True  # else code that updates a buffer would run on the real one
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """FX alone would leave out that some calls are to run in another precision."""
+        if _autocast() != self.autocast:
+            raise TraceError("torch.fx: the model switches autocast on or off while it runs")
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -94,9 +104,14 @@ class _Tracer(fx.Tracer):
         return (
             super().is_leaf_module(m, module_qualified_name)
             or hooked(m)
+            or find_rule(None, m) is not None
             or isinstance(m, torch.jit.ScriptModule)
             or type(m).__name__ in _STOCHASTIC
         )
+
+
+def _autocast() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
 
 
 def hooked(module: nn.Module) -> bool:
@@ -131,15 +146,18 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         if name not in bound.arguments and parameter.default is not inspect.Parameter.empty
     }
     before = set(vars(model))
-    with unchanged(model) as snapshot:
+    with unchanged(model) as snapshot, kept_as_calls():
         try:
-            graph = _Tracer().trace(model, concrete_args=left_out or None)
+            tracer = _Tracer()
+            tracer.autocast = _autocast()
+            graph = tracer.trace(model, concrete_args=left_out or None)
         except Exception as error:
             raise TraceError(f"torch.fx: {_line(error)}") from error
         # FX itself sets attributes, for constants; the model's code must not set any.
         added = {name: value for name, value in vars(model).items() if name not in before}
         if snapshot.holds_proxies():
             raise TraceError("torch.fx: the model stores what it computes in its attributes")
+        _refuse_state(snapshot.changed(), "torch.fx")
     for node in reversed(graph.nodes):  # the checks FX writes for arguments at their defaults
         if node.op == "call_function" and node.target in _CHECKS:
             graph.erase_node(node)
@@ -160,7 +178,10 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
     """By :mod:`torch.export`: for any batch size if possible, and else for this one."""
-    with _quiet():
+    with _quiet(), unchanged(model):
+        for table in ("_forward_hooks", "_forward_pre_hooks"):  # they are carried over as they are
+            vars(model)[table].clear()
+        snapshot = Snapshot(model)
         try:
             program = torch.export.export(
                 model, args, dict(kwargs), dynamic_shapes=_dynamic(args, kwargs), strict=False
@@ -170,6 +191,7 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
                 program = torch.export.export(model, args, dict(kwargs), strict=False)
             except Exception as error:
                 raise TraceError(f"torch.export: {_line(error)}") from error
+        _refuse_state(snapshot.changed(), "torch.export")
     try:
         program = program.run_decompositions({})
         options = {"check_guards": False}
@@ -189,6 +211,19 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     named = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     constants = {name: value for name, value in tensors.items() if name not in named}
     return Captured("export", graph, {}, tensors, constants)
+
+
+def _refuse_state(changed: list[str], tracer: str) -> None:
+    """Refuse models whose calls depend on earlier calls by more than buffers.
+
+    Raises:
+        TraceError: naming the first attribute that the model's code has changed.
+    """
+    if changed:
+        raise TraceError(
+            f"{tracer}: the model changes its attribute {changed[0]!r} while it runs, which an "
+            "export could not; keep what lasts from call to call in buffers"
+        )
 
 
 @contextmanager

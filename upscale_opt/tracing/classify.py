@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.capture import hooked
 from upscale_opt.tracing.channels import Array, Channels, units
+from upscale_opt.tracing.claims import operation_of
 from upscale_opt.tracing.interpret import Interpretation, Interpreter
 from upscale_opt.tracing.moving import movement, only_moves
 from upscale_opt.tracing.record import MOVEMENT, Call
+from upscale_opt.tracing.rules import Rule, call_of
 from upscale_opt.tracing.site import CallSite
 from upscale_opt.tracing.values import Abstract, NotUnderstood
 
 
 def classify(
-    site: CallSite, channels: Channels, with_constants: Callable[[], CallSite] | None
+    site: CallSite,
+    channels: Channels,
+    with_constants: Callable[[], CallSite] | None,
+    rule: Rule | None = None,
 ) -> list[ir.Operation]:
     """The operations that ``site`` amounts to (several only for slices into pieces).
 
@@ -30,14 +37,15 @@ def classify(
         site: the call.
         channels: the channel identities of the program.
         with_constants: makes the same call with its parameters as tensors of the graph.
+        rule: what the user says about such calls.
     """
     if not site.outputs:
         return []
     try:
-        return _understood(site, channels)
+        return _understood(site, channels, rule)
     except NotUnderstood as refusal:
         reason = str(refusal)
-    if with_constants is not None:
+    if with_constants is not None and rule is None:
         try:
             return _understood(with_constants(), channels)
         except NotUnderstood as refusal:
@@ -45,13 +53,16 @@ def classify(
     return [opaque(site, channels, reason)]
 
 
-def _understood(site: CallSite, channels: Channels) -> list[ir.Operation]:
+def _understood(site: CallSite, channels: Channels, rule: Rule | None = None) -> list[ir.Operation]:
     if site.module is not None and hooked(site.module):
         raise NotUnderstood("the module has hooks")
     if isinstance(site.module, torch.jit.ScriptModule):
         raise NotUnderstood("TorchScript module")
     if not site.inputs:
         raise NotUnderstood("made from no channels")
+    if rule is not None:
+        with rule.blamed(site.node.name):
+            return [operation_of(rule.claim(call_of(site)), site, channels)]
     if only_moves(site):
         return movement(site, channels)
     return [_computation(site, channels)]
@@ -83,8 +94,11 @@ def _computation(site: CallSite, channels: Channels) -> ir.Operation:
     given = {id(tensor): values[id(tensor.fake)] for tensor in site.inputs}
     interpreter = Interpreter(channels, values)
     linear = _linear_operands(site)
+    instance = _instance_norm_operands(site)
     if linear is not None:
         done = interpreter.linear(*linear, site.outputs[0].fake)
+    elif instance is not None:
+        done = interpreter.instance_norm(*instance, site.outputs[0].fake)
     else:
         done = interpreter.run(_without_padding(site))
     if len(site.outputs) != 1:
@@ -94,7 +108,7 @@ def _computation(site: CallSite, channels: Channels) -> ir.Operation:
     if done.mixes is not None:
         return _symmetric(site, channels, done, result)
     if done.lookups:
-        return _lookup(site, done, result)
+        return _lookup(site, channels, done, result)
     if result.axis is None or result.ids is None:
         raise NotUnderstood("leaves no channel structure")
     operation = _operation(site, channels, done, given, result)
@@ -142,12 +156,17 @@ def _symmetric(
     )
 
 
-def _lookup(site: CallSite, done: Interpretation, result: Abstract) -> ir.Operation:
+def _lookup(
+    site: CallSite, channels: Channels, done: Interpretation, result: Abstract
+) -> ir.Operation:
     """An embedding: channels that come from a parameter, whatever is looked up."""
     output = site.outputs[0]
     others = done.layers or done.combinations or done.parameters
     if len(done.lookups) > 1 or others or len(site.calls) > 1:
         raise NotUnderstood("does more than look up an embedding")
+    for tensor in site.inputs:
+        if tensor.ids is not None:
+            channels.fix(tensor.ids, f"{site.node.name}: looked up")
     output.axis, output.ids = result.axis, result.ids
     return ir.Constant(
         name=site.node.name,
@@ -176,6 +195,46 @@ def _linear_operands(
     if fakes[0] is None or fakes[1] is None:
         return None
     return fakes[0], fakes[1], fakes[2]
+
+
+def _instance_norm_operands(
+    site: CallSite,
+) -> tuple[torch.Tensor, tuple[torch.Tensor | None, ...]] | None:
+    """Input and parameters, if the call is an instance norm (ATen makes a batch norm of it).
+
+    A group norm of which every channel is a group is one, too.
+    """
+    if len(site.inputs) != 1:
+        return None
+    module = site.module
+    if isinstance(module, nn.GroupNorm) and module.num_groups == module.num_channels:
+        none = (None, None)
+        return site.inputs[0].fake, (site.own.get("weight"), site.own.get("bias"), *none)
+    names = ("input", "running_mean", "running_var", "weight", "bias", "use_input_stats")
+    if (
+        isinstance(site.module, _InstanceNorm)
+        and type(site.module).forward is _InstanceNorm.forward
+    ):
+        if site.inputs[0].fake.ndim < 3 or site.inputs[0].fake.ndim == _unbatched(site.module):
+            raise NotUnderstood("normalises an instance without a batch")
+        given: dict[str, Any] = {"input": site.inputs[0].fake, **site.own}
+        of_input = site.module.training or not site.module.track_running_stats
+    elif site.node.target in (nn.functional.instance_norm, torch.instance_norm):
+        args, kwargs = site.arguments
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        given = {name: getattr(leaf, "fake", leaf) for name, leaf in given.items()}
+        of_input = given.get("use_input_stats", True)
+    else:
+        return None
+    statistics = (None, None) if of_input else (given.get("running_mean"), given.get("running_var"))
+    if of_input and given.get("running_mean") is not None:
+        raise NotUnderstood("updates running statistics")
+    return given["input"], (given.get("weight"), given.get("bias"), *statistics)
+
+
+def _unbatched(module: _InstanceNorm) -> int:
+    """How many axes an input without a batch has."""
+    return {nn.InstanceNorm1d: 2, nn.InstanceNorm2d: 3, nn.InstanceNorm3d: 4}.get(type(module), 0)
 
 
 def _without_padding(site: CallSite) -> list[Call]:

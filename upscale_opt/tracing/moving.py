@@ -84,6 +84,8 @@ def _rearrangement(site: CallSite, through: Traced) -> list[ir.Operation]:
         source = through.spread.source
     if source.axis is None or source.ids is None:
         raise NotUnderstood("moves the elements of a tensor without channel structure")
+    if any(output.fake.dtype != source.fake.dtype for output in site.outputs):
+        raise NotUnderstood("reads the elements as another type")
     move = _Move(site, source, through)
     size = source.shape[source.axis]
     if not source.is_constant:

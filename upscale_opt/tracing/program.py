@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
@@ -24,6 +25,7 @@ from upscale_opt.tracing.examples import describe
 from upscale_opt.tracing.moving import SPREADS
 from upscale_opt.tracing.queries import asked, picked, picks_item
 from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
+from upscale_opt.tracing.rules import Rule, find_rule
 from upscale_opt.tracing.site import CallSite
 from upscale_opt.tracing.unchanged import unchanged
 from upscale_opt.tracing.values import Abstract, Traced
@@ -47,6 +49,7 @@ class Program:
         effects: the calls that modify a parameter or buffer.
         mutations: the calls that modify an activation in place.
         fresh: the calls that compute into memory of their own.
+        ruled: the calls for which the user gave a rule.
     """
 
     captured: Captured
@@ -57,6 +60,24 @@ class Program:
     effects: set[fx.Node]
     mutations: set[fx.Node]
     fresh: set[fx.Node]
+    ruled: dict[fx.Node, Rule]
+
+
+_DATA_DEPENDENT = ("control flow", "data-dependent", "DataDependent", "DynamicOutputShape")
+"""What torch's refusals say of code that depends on data."""
+
+_ON_MEMORY = frozenset(
+    {
+        "as_strided",
+        "as_strided_",
+        "set_",
+        "storage_offset",
+        "data_ptr",
+        "storage",
+        "untyped_storage",
+    }
+)
+"""Calls that look at memory rather than at values, and memory is not what it was in an export."""
 
 
 def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
@@ -73,7 +94,7 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> P
         except (TraceError, _NotInFX) as error:
             reasons.append(str(error))
     message = f"{type(model).__name__} cannot be traced: " + "; ".join(reasons)
-    if "control flow" in message or "data-dependent" in message:
+    if any(word in message for word in _DATA_DEPENDENT):
         message += (
             ". Control flow that depends on data must be moved out of the model, or its submodules "
             "traced one by one"
@@ -130,6 +151,7 @@ class _Run:
     effects: set[fx.Node] = field(default_factory=set)
     mutations: set[fx.Node] = field(default_factory=set)
     fresh: set[fx.Node] = field(default_factory=set)
+    ruled: dict[fx.Node, Rule] = field(default_factory=dict)
     measured: dict[fx.Node, dict[str, None]] = field(default_factory=dict)
 
     def trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
@@ -152,12 +174,16 @@ class _Run:
             effects=self.effects,
             mutations=self.mutations,
             fresh=self.fresh,
+            ruled=self.ruled,
         )
 
     # Preparation.
 
     def _fake_parameters(self) -> None:
         memo: dict[int, str] = {}
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            if is_lazy(tensor):
+                raise TraceError(f"{name!r} has no shape yet; run the model once before tracing it")
         own = (
             *self.model.named_parameters(remove_duplicate=False),
             *self.model.named_buffers(remove_duplicate=False),
@@ -243,6 +269,10 @@ class _Run:
         single = isinstance(value, torch.Tensor)
 
         def enter(tensor: torch.Tensor) -> Traced:
+            if tensor.layout != torch.strided:
+                raise TraceError(
+                    f"input {node.name!r} is a {tensor.layout} tensor; give a dense one"
+                )
             name = node.name if single else f"{node.name}.{next(counter)}"
             traced = self.draft.new(name, self.mode.from_tensor(tensor))
             traced.why_fixed = "network input"
@@ -258,6 +288,8 @@ class _Run:
         return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Traced)}.values())
 
     def _call(self, node: fx.Node) -> None:
+        if self.captured.kind == "fx" and asked(node) in _ON_MEMORY:
+            raise TraceError(f"call {node.name!r} looks at memory, which in an export is another")
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.values[n])
         leaves = pytree.tree_leaves((args, kwargs))
         picks = node.target is operator.getitem and not isinstance(args[0], (Traced, _Parameter))
@@ -293,7 +325,10 @@ class _Run:
         held = [leaf for leaf in leaves if isinstance(leaf, _Parameter)]
         constants = {parameter.name: self._constant(node, parameter) for parameter in held}
         retry = partial(_with_constants, site, constants) if held else None
-        self._add(classify(site, self.draft.channels, retry), site, constants)
+        rule = find_rule(node.target, site.module)
+        if rule is not None:
+            self.ruled[node] = rule
+        self._add(classify(site, self.draft.channels, retry, rule), site, constants)
 
     @staticmethod
     def _is_arithmetic(node: fx.Node) -> bool:
@@ -389,11 +424,12 @@ class _Run:
                         reason="modifies a parameter or buffer",
                     )
                 )
-            if isinstance(operation, ir.Opaque) and operation.reason != SPREADS:
+            is_opaque = isinstance(operation, ir.Opaque) and operation.reason != SPREADS
+            if is_opaque or site.node in self.ruled:
                 target = str(site.node.target)
                 own = [] if site.module is None else site.module.state_dict(keep_vars=True)
                 names = [self._canonical(f"{target}.{name}") for name in own]
-                for name in (*names, *constants):
+                for name in {*names, *constants}.difference(ir.parameters_of(operation)):
                     self.draft.untouchable.setdefault(name, f"{site.node.name} is not understood")
 
     def _with_sizes(self, operation: ir.Operation, node: fx.Node) -> ir.Operation:

@@ -48,6 +48,23 @@ class Snapshot:
             for value in _values(container)
         )
 
+    def changed(self) -> list[str]:
+        """The attributes whose values the model's code has replaced, or added to.
+
+        What was ``None`` or absent before does not count: that is how caches are filled.
+        """
+        found: list[str] = []
+        for container, saved in self._saved:
+            if isinstance(container, dict):
+                found += [
+                    str(key)
+                    for key, value in saved.items()
+                    if value is not None and not _same(container.get(key), value)
+                ]
+            elif len(container) != len(saved) or not all(map(_same, container, saved)):
+                found.append(f"a {type(container).__name__}")
+        return found
+
     def restore(self) -> None:
         """Put everything back."""
         for container, saved in self._saved:
@@ -56,6 +73,13 @@ class Snapshot:
                 container.extend(saved)
             else:
                 container.update(saved)
+
+
+def _same(value: Any, other: Any) -> bool:
+    plain = (bool, int, float, complex, str, bytes)
+    return value is other or (
+        isinstance(other, plain) and type(value) is type(other) and bool(value == other)
+    )
 
 
 def _values(container: Any) -> list[Any]:
