@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from upscale_opt.errors import TraceError
+from upscale_opt.tracing.taking_apart import multihead, shifted_windows
 from upscale_opt.tracing.unchanged import unchanged
 
 Capture = Literal["fx", "export"]
@@ -74,6 +75,10 @@ for _name in [
 class _Tracer(fx.Tracer):
     """Keeps as leaves: torch's modules, hooked modules, and those that ask for the mode."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.optional: list[fx.Node] = []
+
     proxy_buffer_attributes = True  # else code that updates a buffer would run on the real one
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -86,6 +91,38 @@ class _Tracer(fx.Tracer):
             or isinstance(m, torch.jit.ScriptModule)
             or type(m).__name__ in _STOCHASTIC
         )
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        apart = None if hooked(m) else multihead(m, args, kwargs)
+        if apart is None:
+            return super().call_module(m, forward, args, kwargs)
+        before = len(self.graph.nodes)
+        result = apart()
+        if isinstance(result[1], fx.Proxy):  # the weights, which may not be used
+            self.optional.extend(list(self.graph.nodes)[before:])
+        return result
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
+    ) -> Any:
+        if kind == "call_function":
+            apart = shifted_windows(target, args, kwargs, self._shape_of)
+            if apart is not None:
+                return apart()
+        return super().create_proxy(kind, target, args, kwargs, *more, **named)
+
+    def _shape_of(self, value: Any) -> torch.Size | None:
+        """The shape of a parameter of the model."""
+        if not isinstance(value, fx.Proxy) or value.node.op != "get_attr":
+            return None
+        tensor = _attribute(self.root, str(value.node.target))
+        return tensor.shape if isinstance(tensor, torch.Tensor) else None
 
 
 def hooked(module: nn.Module) -> bool:
@@ -122,13 +159,17 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     before = set(vars(model))
     with unchanged(model) as snapshot:
         try:
-            graph = _Tracer().trace(model, concrete_args=left_out or None)
+            tracer = _Tracer()
+            graph = tracer.trace(model, concrete_args=left_out or None)
         except Exception as error:
             raise TraceError(f"torch.fx: {_line(error)}") from error
         # FX itself sets attributes, for constants; the model's code must not set any.
         added = {name: value for name, value in vars(model).items() if name not in before}
         if snapshot.holds_proxies():
             raise TraceError("torch.fx: the model stores what it computes in its attributes")
+    for node in reversed(tracer.optional):
+        if not node.users:
+            graph.erase_node(node)
     for node in reversed(graph.nodes):  # the checks FX writes for arguments at their defaults
         if node.op == "call_function" and node.target in _CHECKS:
             graph.erase_node(node)

@@ -11,6 +11,7 @@ from torch import nn
 from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.capture import hooked
 from upscale_opt.tracing.channels import Array, Channels, units
+from upscale_opt.tracing.heads import on_heads
 from upscale_opt.tracing.interpret import Interpretation, Interpreter
 from upscale_opt.tracing.moving import movement, only_moves
 from upscale_opt.tracing.record import MOVEMENT, Call
@@ -19,7 +20,10 @@ from upscale_opt.tracing.values import Abstract, NotUnderstood
 
 
 def classify(
-    site: CallSite, channels: Channels, with_constants: Callable[[], CallSite] | None
+    site: CallSite,
+    channels: Channels,
+    with_constants: Callable[[], CallSite] | None,
+    understands_heads: bool = True,
 ) -> list[ir.Operation]:
     """The operations that ``site`` amounts to (several only for slices into pieces).
 
@@ -30,22 +34,25 @@ def classify(
         site: the call.
         channels: the channel identities of the program.
         with_constants: makes the same call with its parameters as tensors of the graph.
+        understands_heads: whether attention is looked for.
     """
     if not site.outputs:
         return []
     try:
-        return _understood(site, channels)
+        return _understood(site, channels, understands_heads)
     except NotUnderstood as refusal:
         reason = str(refusal)
     if with_constants is not None:
         try:
-            return _understood(with_constants(), channels)
+            return _understood(with_constants(), channels, understands_heads)
         except NotUnderstood as refusal:
             reason = reason if site.inputs else str(refusal)
     return [opaque(site, channels, reason)]
 
 
-def _understood(site: CallSite, channels: Channels) -> list[ir.Operation]:
+def _understood(
+    site: CallSite, channels: Channels, understands_heads: bool
+) -> list[ir.Operation]:
     if site.module is not None and hooked(site.module):
         raise NotUnderstood("the module has hooks")
     if isinstance(site.module, torch.jit.ScriptModule):
@@ -54,7 +61,20 @@ def _understood(site: CallSite, channels: Channels) -> list[ir.Operation]:
         raise NotUnderstood("made from no channels")
     if only_moves(site):
         return movement(site, channels)
+    if understands_heads:
+        found = _on_heads(site, channels)
+        if found is not None:
+            return found
     return [_computation(site, channels)]
+
+
+def _on_heads(site: CallSite, channels: Channels) -> list[ir.Operation] | None:
+    try:
+        return on_heads(site, channels)
+    except NotUnderstood:
+        site.between.clear()
+        site.heads.clear()
+        raise
 
 
 def opaque(site: CallSite, channels: Channels, reason: str) -> ir.Opaque:

@@ -21,12 +21,13 @@ from upscale_opt.tracing.capture import Capture, Captured, capture
 from upscale_opt.tracing.classify import classify
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.examples import describe
+from upscale_opt.tracing.heads import HeadsRefused, channel_axes
 from upscale_opt.tracing.moving import SPREADS
-from upscale_opt.tracing.queries import asked, picked, picks_item
+from upscale_opt.tracing.queries import asked, picked, picks_item, sizes_asked
 from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
 from upscale_opt.tracing.site import CallSite
 from upscale_opt.tracing.unchanged import unchanged
-from upscale_opt.tracing.values import Abstract, Traced
+from upscale_opt.tracing.values import Abstract, HeadCall, Traced
 
 
 class _NotInFX(Exception):  # noqa: N818 - caught here: try the other tracer
@@ -47,6 +48,9 @@ class Program:
         effects: the calls that modify a parameter or buffer.
         mutations: the calls that modify an activation in place.
         fresh: the calls that compute into memory of their own.
+        heads: how to write the calls again that work on attention heads.
+        fixed_sizes: the calls that ask how many heads there are, or channels in a head; the answer
+            is that of the original.
     """
 
     captured: Captured
@@ -57,6 +61,8 @@ class Program:
     effects: set[fx.Node]
     mutations: set[fx.Node]
     fresh: set[fx.Node]
+    heads: dict[fx.Node, HeadCall]
+    fixed_sizes: set[fx.Node]
 
 
 def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
@@ -98,7 +104,11 @@ def run_as(
             unchanged(model),
         ):
             captured = capture(model, args, kwargs, kind)
-            return _Run(model, captured).trace(args, kwargs)
+            try:
+                return _Run(model, captured).trace(args, kwargs)
+            except HeadsRefused:
+                captured = capture(model, args, kwargs, kind)
+                return _Run(model, captured, understands_heads=False).trace(args, kwargs)
     except _NotInFX as error:
         if kind == "export":
             raise TraceError(str(error)) from None
@@ -131,6 +141,9 @@ class _Run:
     mutations: set[fx.Node] = field(default_factory=set)
     fresh: set[fx.Node] = field(default_factory=set)
     measured: dict[fx.Node, dict[str, None]] = field(default_factory=dict)
+    heads: dict[fx.Node, HeadCall] = field(default_factory=dict)
+    fixed_sizes: set[fx.Node] = field(default_factory=set)
+    understands_heads: bool = True
 
     def trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         self._fake_parameters()
@@ -152,6 +165,8 @@ class _Run:
             effects=self.effects,
             mutations=self.mutations,
             fresh=self.fresh,
+            heads=self.heads,
+            fixed_sizes=self.fixed_sizes,
         )
 
     # Preparation.
@@ -296,7 +311,7 @@ class _Run:
         held = [leaf for leaf in leaves if isinstance(leaf, _Parameter)]
         constants = {parameter.name: self._constant(node, parameter) for parameter in held}
         retry = partial(_with_constants, site, constants) if held else None
-        self._add(classify(site, self.draft.channels, retry), site, constants)
+        self._add(classify(site, self.draft.channels, retry, self.understands_heads), site, constants)
 
     @staticmethod
     def _is_arithmetic(node: fx.Node) -> bool:
@@ -369,6 +384,10 @@ class _Run:
     ) -> None:
         operations = [self._with_sizes(operation, site.node) for operation in operations]
         self.calls[site.node] = [operation.name for operation in operations]
+        self.draft.tensors.update({tensor.name: tensor for tensor in site.between})
+        if site.heads:
+            self.heads[site.node] = site.heads[0]
+            self.draft.attending.add(site.node.name)
         read = {name for op in operations for name in (*op.inputs, *op.whole)}
         for parameter, traced in constants.items():
             if traced.name in read:
@@ -423,6 +442,12 @@ class _Run:
             )
         ):
             return
+        if name in ("size", "shape", "sym_size") and len(inputs) == 1 and self.understands_heads:
+            known = channel_axes(inputs[0]) if spread else []
+            if known and sizes_asked(node, inputs[0].fake.ndim) <= set(known):
+                self.fixed_sizes.add(node)
+                self.measured[node].pop(inputs[0].name, None)
+                return
         for tensor in tensors:
             assert tensor.ids is not None
             self.draft.channels.fix(tensor.ids, f"{node.name}: asks for more than single sizes")
