@@ -173,8 +173,8 @@ def _computed(graph: ChannelGraph, solution: Solution) -> set[str]:
     read: set[str] = set()
     for op in reversed(graph.operations):
         if not op.outputs or any(name in read or name in solution.tensors for name in op.outputs):
-            read.update((*op.inputs, *op.whole))
-    return {name for name in read if graph.tensors[name].axis is None}
+            read.update(n for n in (*op.inputs, *op.whole) if graph.tensors[n].axis is None)
+    return read
 
 
 def _in_sequence(entries: Sequence[int], size: int, groups: int) -> bool:

@@ -121,8 +121,8 @@ class _Tracer(fx.Tracer):
         """The shape of a parameter of the model."""
         if not isinstance(value, fx.Proxy) or value.node.op != "get_attr":
             return None
-        tensor = _attribute(self.root, str(value.node.target))
-        return tensor.shape if isinstance(tensor, torch.Tensor) else None
+        tensor = dict(self.root.named_parameters()).get(str(value.node.target))
+        return None if tensor is None else tensor.shape
 
 
 def hooked(module: nn.Module) -> bool:
