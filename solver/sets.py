@@ -68,11 +68,7 @@ def channel_sets(
     """
     columns = kept_columns(graph, masks)
     defined = _defined(graph, masks, columns)
-    pairs = {
-        op.name: frozenset.intersection(*(_entries(graph, masks, defined, n) for n in op.queries))
-        for op in graph.operations
-        if isinstance(op, Attention) and op.queries
-    }
+    pairs = _pairs(graph, masks, defined)
     needed, wants, live = _needed(graph, defined, pairs, columns, keep_one, extra or {}, floors or {})
     return ChannelSets(defined, needed, wants, live)
 
@@ -95,13 +91,30 @@ def _kept(parameter: str, axis: int, tensor: Tensor, graph: ChannelGraph, masks:
     return frozenset(map(tensor.channels.__getitem__, entries))
 
 
-def _entries(graph: ChannelGraph, masks: Masks, defined: dict[str, Ids], name: str) -> Ids:
+def _pairs(graph: ChannelGraph, masks: Masks, defined: dict[str, Ids]) -> dict[str, Ids]:
+    """For attention, the channels in which neither queries nor keys are zero."""
+    makers = {name: op for op in graph.operations for name in op.outputs}
+    return {
+        op.name: Ids.intersection(
+            *(_non_zero(name, graph, masks, defined, makers) for name in op.queries)
+        )
+        for op in graph.operations
+        if isinstance(op, Attention) and op.queries
+    }
+
+
+def _non_zero(
+    name: str,
+    graph: ChannelGraph,
+    masks: Masks,
+    defined: dict[str, Ids],
+    makers: dict[str, Operation],
+) -> Ids:
     """The channels of a tensor that can be non-zero there.
 
     That is ``defined``; but queries and keys share their channels, and often the tensor in which
     a layer writes both. So where the tensor is cut out of a layer's result, the layer's rows say.
     """
-    makers = {out: op for op in graph.operations for out in op.outputs}
     channels = graph.tensors[name].channels
     entries = list(range(len(channels)))
     source = name

@@ -8,6 +8,7 @@ at.
 
 from __future__ import annotations
 
+import math
 import operator
 import string
 from collections.abc import Sequence
@@ -67,6 +68,7 @@ def _only_scales(site: CallSite) -> bool:
         and isinstance(call.args[0], torch.Tensor)
         and len(call.args) == 2
         and isinstance(call.args[1], (int, float))
+        and math.isfinite(call.args[1])
         and (call.args[1] != 0 or call.name == "mul")
         and not call.kwargs
         for call in site.calls
