@@ -69,7 +69,9 @@ def channel_sets(
     columns = kept_columns(graph, masks)
     defined = _defined(graph, masks, columns)
     pairs = _pairs(graph, masks, defined)
-    needed, wants, live = _needed(graph, defined, pairs, columns, keep_one, extra or {}, floors or {})
+    needed, wants, live = _needed(
+        graph, defined, pairs, columns, keep_one, extra or {}, floors or {}
+    )
     return ChannelSets(defined, needed, wants, live)
 
 

@@ -345,8 +345,9 @@ def test_pruned_twice(form: str) -> None:
         assert any(isinstance(op, ir.Attention) for op in again.operations)
 
 
-@pytest.mark.parametrize("make", [lambda: network("fused"), lambda: network("torch"),
-                                  lambda: windows(2)])
+@pytest.mark.parametrize(
+    "make", [lambda: network("fused"), lambda: network("torch"), lambda: windows(2)]
+)
 def test_saved_and_loaded(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     model = make()
     x = image(2, 8) if model.function is windowed else tokens(2, 5)  # type: ignore[comparison-overlap]

@@ -43,9 +43,7 @@ def write_call(
             given[name] = values[number] if number in values else argument(given[name])
         operands = tuple(given.pop(name) for name in ("query", "key", "value"))
         options = {**argument(given), "scale": call.scale}
-        return graph.create_node(
-            "call_function", node.target, operands, options, name=node.name
-        )
+        return graph.create_node("call_function", node.target, operands, options, name=node.name)
     listed = node.args
     if call.how == "einsum":
         listed = node.args[1:]

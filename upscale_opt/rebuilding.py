@@ -13,9 +13,9 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import MaterializeError
+from upscale_opt.heads import join, spread, write_call
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Read, Solution
-from upscale_opt.heads import join, spread, write_call
 from upscale_opt.modules import Gather, PlacedSum, Placement, fit_sizes
 from upscale_opt.origin import kind_of, origin_of
 from upscale_opt.pruned_module import PrunedModule

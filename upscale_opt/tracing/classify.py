@@ -50,9 +50,7 @@ def classify(
     return [opaque(site, channels, reason)]
 
 
-def _understood(
-    site: CallSite, channels: Channels, understands_heads: bool
-) -> list[ir.Operation]:
+def _understood(site: CallSite, channels: Channels, understands_heads: bool) -> list[ir.Operation]:
     if site.module is not None and hooked(site.module):
         raise NotUnderstood("the module has hooks")
     if isinstance(site.module, torch.jit.ScriptModule):

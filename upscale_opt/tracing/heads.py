@@ -51,9 +51,14 @@ def on_heads(site: CallSite, channels: Channels) -> list[ir.Operation] | None:
     product = _product(site)
     if product is not None and any(_has_channels(x) for x in product.operands):
         return _Writer(site, channels).product(product)
-    if len(site.inputs) == 1 and site.inputs[0].spread is not None and _only_scales(site):
-        if sum(arg is site.inputs[0] for arg in site.arguments[0]) == 1 and not site.arguments[1]:
-            return _Writer(site, channels).scaled(site.inputs[0])
+    if (
+        len(site.inputs) == 1
+        and site.inputs[0].spread is not None
+        and sum(arg is site.inputs[0] for arg in site.arguments[0]) == 1
+        and not site.arguments[1]
+        and _only_scales(site)
+    ):
+        return _Writer(site, channels).scaled(site.inputs[0])
     return None
 
 
@@ -176,10 +181,12 @@ def _checked(product: _Product, site: CallSite) -> _Product | None:
     """``product``, if every letter stands for one size and nothing is broadcast."""
     sizes: dict[str, int] = {}
     shapes = [x.shape for x in product.operands]
-    for letters, shape in zip((*product.letters, product.result), (*shapes, site.outputs[0].shape)):
+    for letters, shape in zip(
+        (*product.letters, product.result), (*shapes, site.outputs[0].shape), strict=True
+    ):
         if len(letters) != len(shape) or len(set(letters)) < len(letters):
             return None
-        if any(sizes.setdefault(c, size) != size for c, size in zip(letters, shape)):
+        if any(sizes.setdefault(c, size) != size for c, size in zip(letters, shape, strict=True)):
             return None
     return product
 
@@ -368,14 +375,14 @@ class _Writer:
         """The channels of two operands that are multiplied and summed."""
         pair = [product.operands[i] for i in (left, right)]
         letters = [product.letters[i] for i in (left, right)]
-        varying = [{c[axis] for axis in channel_axes(x)} for x, c in zip(pair, letters, strict=True)]
+        varying = [
+            {c[axis] for axis in channel_axes(x)} for x, c in zip(pair, letters, strict=True)
+        ]
         summed = varying[0] & varying[1] - set(product.result)
         if len(summed) != 1:
             return None
         (letter,) = summed
-        first, second = (
-            _heads(x, c.index(letter)) for x, c in zip(pair, letters, strict=True)
-        )
+        first, second = (_heads(x, c.index(letter)) for x, c in zip(pair, letters, strict=True))
         if varying[0] != varying[1] or first.count != second.count:
             raise NotUnderstood("multiplies heads with other heads")
         if varying[0] - {letter} - set(product.result):
@@ -495,7 +502,7 @@ class _Writer:
         ):
             raise NotUnderstood("the result has other axes than the values")
         axis = carried.arrangement.axis
-        split = others[:axis] + [product.result[head], product.result[channel]] + others[axis:]
+        split = [*others[:axis], product.result[head], product.result[channel], *others[axis:]]
         order = tuple(split.index(c) for c in product.result)
         sizes = dict(zip(product.result, output.shape, strict=True))
         shape = [sizes[c] for c in others]

@@ -311,7 +311,9 @@ class _Run:
         held = [leaf for leaf in leaves if isinstance(leaf, _Parameter)]
         constants = {parameter.name: self._constant(node, parameter) for parameter in held}
         retry = partial(_with_constants, site, constants) if held else None
-        self._add(classify(site, self.draft.channels, retry, self.understands_heads), site, constants)
+        self._add(
+            classify(site, self.draft.channels, retry, self.understands_heads), site, constants
+        )
 
     @staticmethod
     def _is_arithmetic(node: fx.Node) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -78,7 +77,7 @@ def _attend(
     module: nn.MultiheadAttention, x: Any, need_weights: bool, average: bool
 ) -> tuple[Any, Any]:
     heads, size = module.num_heads, module.head_dim
-    joint = functional.linear(x, module.in_proj_weight, module.in_proj_bias)
+    joint: Any = functional.linear(x, module.in_proj_weight, module.in_proj_bias)
     joint = joint.unflatten(-1, (3, heads, size))
     first = -3 if module.batch_first else 0  # the axis of tokens, once only heads are apart
     parts = joint.unbind(-3)
@@ -132,7 +131,9 @@ def shifted_windows(
 def _within_windows(given: Mapping[str, Any], window: Any, shift: Any, width: int) -> Any:
     x, heads = given["input"], int(given["num_heads"])
     extent = x.size(1), x.size(2)
-    joint = functional.linear(split_windows(x, window, shift), given["qkv_weight"], given["qkv_bias"])
+    joint: Any = functional.linear(
+        split_windows(x, window, shift), given["qkv_weight"], given["qkv_bias"]
+    )
     joint = joint.unflatten(-1, (3, heads, width // heads))
     parts = joint.unbind(-3)
     query, key, value = (parts[number].transpose(1, 2) for number in range(3))

@@ -92,7 +92,9 @@ class Arrangement:
 
     def spread(self, joined: torch.Tensor) -> torch.Tensor:
         """The tensor with an axis of heads."""
-        return joined.unflatten(self.axis, (self.heads, -1)).permute(self.order)
+        shape = list(joined.shape)
+        shape[self.axis : self.axis + 1] = self.heads, shape[self.axis] // self.heads
+        return joined.reshape(shape).permute(self.order)
 
 
 @dataclass(frozen=True)
