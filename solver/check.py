@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from upscale_opt.ir.graph import (
+    Attention,
     ChannelGraph,
     Concat,
     Elementwise,
@@ -82,6 +83,8 @@ def _misfit(
     """The input whose channels do not come in the sequence of the operation's result."""
     if isinstance(op, Layer):
         return _uneven(op, graph, solution, selects)
+    if isinstance(op, Attention):
+        return _headless(op, graph, solution, selects)
     if isinstance(op, Symmetric):
         name, result = op.inputs[0], op.outputs[0]
         if result not in solution.tensors:  # dead, or without channels: `losses` knows
@@ -143,6 +146,40 @@ def _uneven(
     return None if alive[0] == alive[1] else source
 
 
+def _headless(
+    op: Attention,
+    graph: ChannelGraph,
+    solution: Solution,
+    selects: dict[tuple[str, int], Read],
+) -> str | None:
+    """The input of which the heads do not get what they must: equally much, in one sequence."""
+    if op.outputs[0] not in (solution.tensors if op.values else _computed(graph, solution)):
+        return None
+    got: list[tuple[int, ...]] = []
+    for operand, name in enumerate(op.inputs):
+        read = selects.get((op.name, operand))
+        got.append(solution.tensors.get(name, ()) if read is None else read.channels)
+        size = len(graph.tensors[name].channels)
+        counts = Counter(entry * op.heads // size for entry in got[-1])
+        level = len(counts) == op.heads and len(set(counts.values())) == 1
+        if not level or not _in_sequence(got[-1], size, op.heads):
+            return name
+    if op.queries and got[0] != got[1]:
+        return op.queries[1]
+    if op.values and got[-1] != solution.tensors[op.outputs[0]]:
+        return op.values[0]
+    return None
+
+
+def _computed(graph: ChannelGraph, solution: Solution) -> set[str]:
+    """The tensors without channels on which anything that is stored, or returned, depends."""
+    read: set[str] = set()
+    for op in reversed(graph.operations):
+        if not op.outputs or any(name in read or name in solution.tensors for name in op.outputs):
+            read.update(n for n in (*op.inputs, *op.whole) if graph.tensors[n].axis is None)
+    return read
+
+
 def _in_sequence(entries: Sequence[int], size: int, groups: int) -> bool:
     """Whether entries of a channel sequence of this size come group by group."""
     numbers = [entry * groups // size for entry in entries]
@@ -186,7 +223,7 @@ def losses(graph: ChannelGraph, masks: Masks, solution: Solution) -> list[str]:
 def _needs(op: Operation, operand: int, graph: ChannelGraph, sets: ChannelSets) -> Ids:
     source = op.inputs[operand]
     channels = frozenset(graph.tensors[source].channels)
-    if isinstance(op, Layer):
+    if isinstance(op, (Layer, Attention)):
         return sets.wants.get((op.name, operand), Ids())
     if op.kind in ("opaque", "output", "symmetric"):
         return channels

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from upscale_opt.ir.graph import (
+    Attention,
     ChannelGraph,
     ChannelWise,
     Constant,
@@ -177,6 +178,12 @@ def _gone(graph: ChannelGraph, masks: Masks, found: tuple[Group, ...]) -> list[s
     while changed:
         changed = False
         for op in graph.operations:
+            if isinstance(op, Attention):
+                for name in op.inputs:
+                    heads = in_groups(graph.tensors[name].channels, op.heads)
+                    width = max(1, *map(kept, heads))
+                    for head in heads:
+                        changed |= keep(head, width)
             if not isinstance(op, Layer) or not op.inputs:
                 continue
             read, written = (

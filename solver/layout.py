@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from upscale_opt.ir.graph import (
+    Attention,
     ChannelGraph,
     Concat,
     Elementwise,
@@ -199,7 +200,7 @@ class _Writer:
         """The entries of its input that the operation gets, in order."""
         source = op.inputs[operand]
         edge = (op.name, operand)
-        if isinstance(op, Layer):
+        if isinstance(op, (Layer, Attention)):
             return self._among(source, self.selects[edge])
         if op.kind in ("opaque", "output", "symmetric"):
             return self.full[source]
@@ -284,4 +285,4 @@ class _Writer:
 
 
 def _has_groups(op: Operation) -> bool:
-    return isinstance(op, Layer) and op.groups > 1
+    return isinstance(op, Attention) or (isinstance(op, Layer) and op.groups > 1)

@@ -23,6 +23,7 @@ from itertools import pairwise
 from typing import Literal, get_args
 
 from upscale_opt.ir.graph import (
+    Attention,
     ChannelGraph,
     ChannelWise,
     Concat,
@@ -114,11 +115,16 @@ def _uneven(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[
     """What the results of grouped convolutions must store for their groups to be equal."""
     floors: dict[str, Ids] = {}
     for op in graph.operations:
-        if isinstance(op, Layer) and op.groups > 1 and op.name in sets.live:
+        count = op.groups if isinstance(op, Layer) else 1
+        if isinstance(op, Attention) and op.values:
+            count = op.heads
+        elif count == 1:
+            continue
+        if op.name in sets.live:
             name = op.outputs[0]
             stored = segments.stored[name]
-            groups = [Ids(group) for group in in_groups(graph.tensors[name].channels, op.groups)]
-            alive = [group for group in groups if group & stored]
+            groups = [Ids(group) for group in in_groups(graph.tensors[name].channels, count)]
+            alive = [group for group in groups if group & stored or isinstance(op, Attention)]
             even = level(alive, stored, max(len(group & stored) for group in alive))
             if not even <= sets.needed[name]:
                 floors[name] = even
@@ -215,6 +221,9 @@ class _Finder:
         if isinstance(op, Layer):
             if op.inputs:
                 self.selects[op.name, 0] = self.sets.wants[op.name, 0]
+        elif isinstance(op, Attention):
+            for operand in range(len(op.inputs)):
+                self.selects[op.name, operand] = self.sets.wants[op.name, operand]
         elif self._hoists(op):
             self.hoisted.add(op.name)
             for operand in range(len(op.inputs)):

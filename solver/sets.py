@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from upscale_opt.ir.graph import (
+    Attention,
     ChannelGraph,
     ChannelWise,
     Concat,
@@ -67,7 +68,10 @@ def channel_sets(
     """
     columns = kept_columns(graph, masks)
     defined = _defined(graph, masks, columns)
-    needed, wants, live = _needed(graph, defined, columns, keep_one, extra or {}, floors or {})
+    pairs = _pairs(graph, masks, defined)
+    needed, wants, live = _needed(
+        graph, defined, pairs, columns, keep_one, extra or {}, floors or {}
+    )
     return ChannelSets(defined, needed, wants, live)
 
 
@@ -87,6 +91,48 @@ def _kept(parameter: str, axis: int, tensor: Tensor, graph: ChannelGraph, masks:
     kept = masks.kept_on(parameter, axis, slices_of(graph, parameter, axis))
     entries = {index // tensor.features for index in kept} if tensor.features > 1 else kept
     return frozenset(map(tensor.channels.__getitem__, entries))
+
+
+def _pairs(graph: ChannelGraph, masks: Masks, defined: dict[str, Ids]) -> dict[str, Ids]:
+    """For attention, the channels in which neither queries nor keys are zero."""
+    makers = {name: op for op in graph.operations for name in op.outputs}
+    return {
+        op.name: Ids.intersection(
+            *(_non_zero(name, graph, masks, defined, makers) for name in op.queries)
+        )
+        for op in graph.operations
+        if isinstance(op, Attention) and op.queries
+    }
+
+
+def _non_zero(
+    name: str,
+    graph: ChannelGraph,
+    masks: Masks,
+    defined: dict[str, Ids],
+    makers: dict[str, Operation],
+) -> Ids:
+    """The channels of a tensor that can be non-zero there.
+
+    That is ``defined``; but queries and keys share their channels, and often the tensor in which
+    a layer writes both. So where the tensor is cut out of a layer's result, the layer's rows say.
+    """
+    channels = graph.tensors[name].channels
+    entries = list(range(len(channels)))
+    source = name
+    while isinstance(op := makers[source], (Select, ChannelWise)):
+        if isinstance(op, Select):
+            entries = [op.positions[entry] for entry in entries]
+        elif op.parameters or not op.keeps_zero:
+            return defined[name]
+        source = op.inputs[0]
+    if not isinstance(op, Layer) or op.groups > 1 or graph.tensors[source].features > 1:
+        return defined[name]
+    rows = masks.kept_on(op.weight, op.out_axis, slices_of(graph, op.weight, op.out_axis))
+    if op.bias is not None:
+        rows |= masks.kept_on(op.bias, 0, slices_of(graph, op.bias, 0))
+    written = {c for c, entry in zip(channels, entries, strict=True) if entry in rows}
+    return defined[name] & written
 
 
 def _defined(graph: ChannelGraph, masks: Masks, columns: dict[str, Ids]) -> dict[str, Ids]:
@@ -124,6 +170,8 @@ def _defined_by(
     if isinstance(op, Constant):
         assert op.axis is not None
         return _kept(op.parameter, op.axis, tensor, graph, masks)
+    if isinstance(op, Attention):
+        return inputs[-1] if op.values else everything
     if isinstance(op, Symmetric):
         made = [
             _kept(use.name, use.axis, tensor, graph, masks)
@@ -160,6 +208,7 @@ def _defined_by(
 def _needed(
     graph: ChannelGraph,
     defined: dict[str, Ids],
+    pairs: dict[str, Ids],
     columns: dict[str, Ids],
     keep_one: bool,
     extra: Mapping[Edge, Ids],
@@ -215,6 +264,10 @@ def _needed(
                     want(op, 0, ids)
                 elif keep_one:
                     any_channel.setdefault(op.inputs[0], []).append((op.name, 0))
+        elif isinstance(op, Attention):
+            for operand, name in enumerate(op.inputs):
+                ids = pairs[op.name] if name in op.queries[operand : operand + 1] else result
+                want(op, operand, _levelled(op, graph, name, ids) if keep_one else ids)
         elif isinstance(op, Elementwise) and op.additive:
             for operand, ids in enumerate(_summands(op, result, defined, keep_one)):
                 want(op, operand, ids)
@@ -251,6 +304,12 @@ def _grouped_wants(op: Layer, graph: ChannelGraph, ids: Ids, result: Ids, keep_o
     alive = [Ids(g) for g, out in zip(groups, written, strict=True) if not result.isdisjoint(out)]
     width = max((len(ids & own) for own in alive), default=0)
     return level(alive, ids, max(width, 1) if keep_one else 0)
+
+
+def _levelled(op: Attention, graph: ChannelGraph, name: str, ids: Ids) -> Ids:
+    """``ids``, and what is missing for all heads to have equally many, and some."""
+    heads = [Ids(head) for head in in_groups(graph.tensors[name].channels, op.heads)]
+    return level(heads, ids, max(1, *(len(ids & head) for head in heads)))
 
 
 def level(groups: Iterable[Ids], ids: Ids, width: int) -> Ids:

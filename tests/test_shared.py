@@ -109,7 +109,11 @@ def test_nothing_is_opaque(kind: type[nn.Module]) -> None:
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-@given(seed=st.integers(0, 10**6), side=st.sampled_from(["in", "out", "both"]), biases=st.booleans())
+@given(
+    seed=st.integers(0, 10**6),
+    side=st.sampled_from(["in", "out", "both"]),
+    biases=st.booleans(),
+)
 @settings(max_examples=40, deadline=None)
 def test_exports_are_lossless(kind: type[nn.Module], seed: int, side: Any, biases: bool) -> None:
     model = build(kind, seed)

@@ -657,7 +657,7 @@ def test_a_parameter_joined_to_a_stream_is_a_constant() -> None:
     ("middle", "word"),
     [
         (lambda x: x.cumsum(1), "cumsum"),
-        (lambda x: x @ x.transpose(2, 3), "bmm"),
+        (lambda x: x @ x.transpose(2, 3), "mixes the channels"),
         (lambda x: x.sort(1)[0], "sort"),
         (nn.LayerNorm((8, 8, 8)), "other axes"),
     ],

@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import MaterializeError
+from upscale_opt.heads import join, spread, write_call
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Read, Solution
 from upscale_opt.modules import Gather, PlacedSum, Placement, fit_sizes
@@ -23,6 +24,7 @@ from upscale_opt.stages import stages_of
 from upscale_opt.tracing.claims import Resize, Sizes, resize
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.resize import resized
+from upscale_opt.tracing.values import HeadCall
 
 
 def rebuild(
@@ -73,6 +75,7 @@ class _Rebuild:
         self.computed: set[fx.Node] = set()
         self.groups: dict[str, int] = {}
         self.sizes: dict[str, tuple[Resize | None, Sizes]] = {}
+        self.joined: dict[str, fx.Node] = {}  # what calls on heads hand to one another
         self.makers = _makers(program)
 
     def build(self) -> PrunedModule:
@@ -164,9 +167,13 @@ class _Rebuild:
             return copied
         if node.op == "get_attr":
             return self.new.create_node("get_attr", node.target, name=node.name)
+        if node in self.program.fixed_sizes:
+            return self.program.values[node]
         size = self._channel_count(node)
         if size is not None:
             return size
+        if node in self.program.heads:
+            return self._emit_heads(node, self.program.heads[node])
         names = self.program.operations.get(node, ())
         operations = [self.operations[name] for name in names if name in self.operations]
         if names and not any(self._alive(op) for op in operations):
@@ -289,6 +296,45 @@ class _Rebuild:
         )
         return self.program.ruled[node].resize, sizes
 
+    def _emit_heads(self, node: fx.Node, call: HeadCall) -> fx.Node | None:
+        """A call on attention heads, on the channels that are left of each."""
+        operations = [
+            self.operations[name]
+            for name in self.program.operations[node]
+            if name in self.operations
+        ]
+        last = next(op for op in operations if not isinstance(op, (ir.Select, ir.Opaque)))
+        stored = (*last.inputs, *(() if call.tensor is None else (call.tensor,)))
+        if any(name not in self.solution.tensors for name in stored):
+            return None
+        for op in operations:
+            if isinstance(op, ir.Select):
+                value = self._node_of(node, op.inputs[0])
+                read = self.selects.get((op.name, 0))
+                self.joined[op.outputs[0]] = value if read is None else self._select(value, read)
+        values: dict[int, fx.Node] = {}
+        for number, operand in enumerate(call.operands):
+            if operand.tensor is None:
+                continue
+            value = self._node_of(node, operand.tensor)
+            channels = self.solution.tensors[operand.tensor]
+            read = self.selects.get((last.name, len(values)))
+            if read is not None:
+                value, channels = self._select(value, read), read.channels
+            if operand.arrangement is not None and call.how != "pointwise":
+                value = spread(self.new, value, operand.arrangement, len(channels))
+            values[number] = value
+        result = write_call(self.new, node, call, values, lambda tree: self._argument(tree, None))
+        self.computed.add(result)
+        if call.tensor is not None and call.arrangement is not None:
+            if call.how == "pointwise":
+                self.joined[call.tensor] = result
+                return spread(
+                    self.new, result, call.arrangement, len(self.solution.tensors[call.tensor])
+                )
+            self.joined[call.tensor] = join(self.new, result, call.arrangement)
+        return result
+
     def _groups(self, op: ir.Operation) -> int | None:
         """Into how many groups the channels of a (depthwise or grouped) convolution now fall."""
         layout = self.solution.tensors[op.outputs[0]]
@@ -318,6 +364,8 @@ class _Rebuild:
 
     def _node_of(self, reader: fx.Node, name: str) -> Any:
         """The new program's value of tensor ``name``, among the arguments of ``reader``."""
+        if name in self.joined:
+            return self.joined[name]
         for node in reader.all_input_nodes:
             value = self.program.values[node]
             if value == name:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from upscale_opt.ir.graph import ChannelGraph, Operation, Space, Tensor
+    from upscale_opt.ir.graph import Attention, ChannelGraph, Operation, Space, Tensor
 
 Run = tuple[int, tuple[int, ...]]
 """A space's number, and which entries of a tensor's channel sequence are its channels."""
@@ -108,6 +108,7 @@ _ARITY = {  # least and greatest number of inputs, and of outputs
     "layer": (0, 1, 1, 1),
     "channelwise": (1, 1, 1, 1),
     "symmetric": (1, 1, 1, 1),
+    "attention": (1, 3, 1, 1),
     "elementwise": (2, None, 1, 1),
     "concat": (1, None, 1, 1),
     "select": (1, 1, 1, 1),
@@ -126,6 +127,9 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
     reduces = op.kind == "symmetric" and op.reduces
     if op.kind in ("input", "constant", "opaque", "output") or reduces:
         _check_parameters(graph, op)
+        return
+    if op.kind == "attention":
+        _check_attention(graph, op)
         return
     tensors = [graph.tensors[name] for name in (*op.inputs, *op.outputs)]
     if any(tensor.axis is None for tensor in tensors):
@@ -151,6 +155,20 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
     ):
         raise ValueError(f"the result of {op.name!r} is not what it selects")
     _check_parameters(graph, op)
+
+
+def _check_attention(graph: ChannelGraph, op: Attention) -> None:
+    """Queries and keys have the same channels, the result those of the values; heads are runs."""
+    if len(op.inputs) != {"whole": 3, "scores": 2, "mix": 1}[op.form]:
+        raise ValueError(f"operation {op.name!r} ({op.form}) has {len(op.inputs)} inputs")
+    for pair in (op.queries, (*op.values, *op.outputs) if op.values else ()):
+        ids = {graph.tensors[name].channels for name in pair}
+        if len(ids) > 1:
+            raise ValueError(f"{' and '.join(map(repr, pair))} must have the same channels")
+    for name in (*op.inputs, *(op.outputs if op.values else ())):
+        if graph.tensors[name].axis is None or graph.tensors[name].features > 1:
+            raise ValueError(f"tensor {name!r} of {op.name!r} must have channels of one feature")
+        _check_groups(graph, op.name, name, op.heads)
 
 
 def _check_groups(graph: ChannelGraph, op: str, name: str, groups: int) -> None:

@@ -153,6 +153,35 @@ class Symmetric(_Operation):
     groups: int = Field(default=1, ge=1)
 
 
+class Attention(_Operation):
+    """Products of tensors whose channels fall into heads, each head for itself.
+
+    Queries and keys (which have the same channels) are multiplied channel by channel, and the
+    products summed over the channels of a head: a channel that is zero in either adds nothing.
+    Values are averaged over tokens, channel by channel: the output has their channels, and is zero
+    where they are. All heads must keep equally many channels, and every head some.
+
+    Attributes:
+        heads: into how many runs of equal length the channels fall.
+        form: ``"whole"`` takes queries, keys and values; ``"scores"`` queries and keys only, and
+            its output has no channels; ``"mix"`` values only, and the weights as they are.
+    """
+
+    kind: Literal["attention"] = "attention"
+    heads: int = Field(ge=1)
+    form: Literal["whole", "scores", "mix"] = "whole"
+
+    @property
+    def queries(self) -> tuple[str, ...]:
+        """The tensors whose products are summed: queries and keys, or none."""
+        return () if self.form == "mix" else self.inputs[:2]
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The tensor whose channels the output has, if any."""
+        return () if self.form == "scores" else self.inputs[-1:]
+
+
 class Elementwise(_Operation):
     """Several tensors with the same channels combined channel by channel.
 
@@ -225,6 +254,7 @@ Operation = Annotated[
     | Layer
     | ChannelWise
     | Symmetric
+    | Attention
     | Elementwise
     | Concat
     | Select

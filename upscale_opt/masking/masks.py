@@ -10,6 +10,7 @@ from torch import nn
 
 from upscale_opt.errors import MaskError
 from upscale_opt.ir.graph import (
+    Attention,
     ChannelGraph,
     ChannelWise,
     Concat,
@@ -141,6 +142,8 @@ def _gone(
         return frozenset(range(size // features)) - kept
     if isinstance(op, ChannelWise) and op.keeps_zero:
         return inputs[0].union(*(_filters_gone(graph, masks, op, use) for use in op.parameters))
+    if isinstance(op, Attention) and op.values:
+        return inputs[-1]
     if isinstance(op, Elementwise) and op.zero_if != "never":
         first, *others = inputs
         return first.union(*others) if op.zero_if == "any" else first.intersection(*others)

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from upscale_opt.errors import TraceError
 from upscale_opt.tracing.rules import find_rule, kept_as_calls
+from upscale_opt.tracing.taking_apart import multihead, shifted_windows
 from upscale_opt.tracing.unchanged import Snapshot, unchanged
 
 Capture = Literal["fx", "export"]
@@ -82,6 +83,10 @@ class _Tracer(fx.Tracer):
     autocast: tuple[bool, bool] = (False, False)
     """Whether autocast is on outside of the model, on the CPU and on GPUs."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.optional: list[fx.Node] = []
+
     proxy_buffer_attributes = True  # else code that updates a buffer would run on the real one
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -108,6 +113,38 @@ class _Tracer(fx.Tracer):
             or isinstance(m, torch.jit.ScriptModule)
             or type(m).__name__ in _STOCHASTIC
         )
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        apart = None if hooked(m) else multihead(m, args, kwargs)
+        if apart is None:
+            return super().call_module(m, forward, args, kwargs)
+        before = len(self.graph.nodes)
+        result = apart()
+        if isinstance(result[1], fx.Proxy):  # the weights, which may not be used
+            self.optional.extend(list(self.graph.nodes)[before:])
+        return result
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
+    ) -> Any:
+        if kind == "call_function":
+            apart = shifted_windows(target, args, kwargs, self._shape_of)
+            if apart is not None:
+                return apart()
+        return super().create_proxy(kind, target, args, kwargs, *more, **named)
+
+    def _shape_of(self, value: Any) -> torch.Size | None:
+        """The shape of a parameter of the model."""
+        if not isinstance(value, fx.Proxy) or value.node.op != "get_attr":
+            return None
+        tensor = dict(self.root.named_parameters()).get(str(value.node.target))
+        return None if tensor is None else tensor.shape
 
 
 def _autocast() -> tuple[bool, bool]:
@@ -158,6 +195,9 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         if snapshot.holds_proxies():
             raise TraceError("torch.fx: the model stores what it computes in its attributes")
         _refuse_state(snapshot.changed(), "torch.fx")
+    for node in reversed(tracer.optional):
+        if not node.users:
+            graph.erase_node(node)
     for node in reversed(graph.nodes):  # the checks FX writes for arguments at their defaults
         if node.op == "call_function" and node.target in _CHECKS:
             graph.erase_node(node)

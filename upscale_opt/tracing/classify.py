@@ -14,6 +14,7 @@ from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.capture import hooked
 from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.claims import operation_of
+from upscale_opt.tracing.heads import on_heads
 from upscale_opt.tracing.interpret import Interpretation, Interpreter
 from upscale_opt.tracing.moving import movement, only_moves
 from upscale_opt.tracing.record import MOVEMENT, Call
@@ -27,6 +28,7 @@ def classify(
     channels: Channels,
     with_constants: Callable[[], CallSite] | None,
     rule: Rule | None = None,
+    understands_heads: bool = True,
 ) -> list[ir.Operation]:
     """The operations that ``site`` amounts to (several only for slices into pieces).
 
@@ -38,22 +40,25 @@ def classify(
         channels: the channel identities of the program.
         with_constants: makes the same call with its parameters as tensors of the graph.
         rule: what the user says about such calls.
+        understands_heads: whether attention is looked for.
     """
     if not site.outputs:
         return []
     try:
-        return _understood(site, channels, rule)
+        return _understood(site, channels, understands_heads, rule)
     except NotUnderstood as refusal:
         reason = str(refusal)
     if with_constants is not None and rule is None:
         try:
-            return _understood(with_constants(), channels)
+            return _understood(with_constants(), channels, understands_heads)
         except NotUnderstood as refusal:
             reason = reason if site.inputs else str(refusal)
     return [opaque(site, channels, reason)]
 
 
-def _understood(site: CallSite, channels: Channels, rule: Rule | None = None) -> list[ir.Operation]:
+def _understood(
+    site: CallSite, channels: Channels, understands_heads: bool, rule: Rule | None = None
+) -> list[ir.Operation]:
     if site.module is not None and hooked(site.module):
         raise NotUnderstood("the module has hooks")
     if isinstance(site.module, torch.jit.ScriptModule):
@@ -65,7 +70,20 @@ def _understood(site: CallSite, channels: Channels, rule: Rule | None = None) ->
             return [operation_of(rule.claim(call_of(site)), site, channels)]
     if only_moves(site):
         return movement(site, channels)
+    if understands_heads:
+        found = _on_heads(site, channels)
+        if found is not None:
+            return found
     return [_computation(site, channels)]
+
+
+def _on_heads(site: CallSite, channels: Channels) -> list[ir.Operation] | None:
+    try:
+        return on_heads(site, channels)
+    except NotUnderstood:
+        site.between.clear()
+        site.heads.clear()
+        raise
 
 
 def opaque(site: CallSite, channels: Channels, reason: str) -> ir.Opaque:

@@ -14,6 +14,7 @@ from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.capture import Capture
 from upscale_opt.tracing.channels import Array, Channels, find_spaces, units
 from upscale_opt.tracing.examples import dtype_name
+from upscale_opt.tracing.heads import HeadsRefused
 from upscale_opt.tracing.values import Traced
 
 
@@ -28,6 +29,7 @@ class Draft:
         shapes: of every parameter and buffer of the model.
         users: for each parameter, the operations that use it.
         untouchable: parameters that must stay as they are, with the reason.
+        attending: the calls that work on attention heads.
     """
 
     channels: Channels = field(default_factory=Channels)
@@ -36,6 +38,7 @@ class Draft:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     users: dict[str, list[str]] = field(default_factory=dict)
     untouchable: dict[str, str] = field(default_factory=dict)
+    attending: set[str] = field(default_factory=set)
 
     def new(self, name: str, fake: torch.Tensor) -> Traced:
         """Add a tensor."""
@@ -68,6 +71,9 @@ class Draft:
             count += len(fresh)
             split[name] = (number[own], features)
         operations = _interleaved(self._by_channels(split), split)
+        for op in operations:
+            if isinstance(op, ir.Attention) and any(split[n][1] > 1 for n in op.inputs):
+                raise HeadsRefused(f"{op.name}: heads of channels with several features")
         tensors = {name: self.tensors[name] for op in operations for name in op.outputs}
         fixed = {
             int(number[root]): why
@@ -107,6 +113,8 @@ class Draft:
             for op, original in zip(converted, self.operations, strict=True)
             if op.kind != original.kind
         }
+        if any(name in refused for name in self.attending):
+            raise HeadsRefused("heads cut through the features of one channel")
         return tuple(
             self._fixed(original, "cuts through the features of one channel")
             if isinstance(op, ir.Select) and op.name.split(".")[0] in refused
@@ -183,6 +191,8 @@ class Draft:
     def _part_groups(self) -> None:
         """Operations on groups of channels need channels to group."""
         for index, op in enumerate(self.operations):
+            if isinstance(op, ir.Attention):
+                self._check_heads(op)
             if not isinstance(op, (ir.Layer, ir.Symmetric)) or op.groups == 1:
                 continue
             for name in (*op.inputs, *op.outputs):
@@ -191,6 +201,19 @@ class Draft:
                 if resolved is not None and len(np.unique(resolved)) < len(resolved):
                     self.operations[index] = self._fixed(op, f"{op.groups} groups share channels")
                     break
+
+    def _check_heads(self, op: ir.Attention) -> None:
+        """Heads consist of channels, no two of them one.
+
+        Raises:
+            HeadsRefused: if they do not.
+        """
+        for name in (*op.inputs, *(op.outputs if op.values else ())):
+            ids = self.tensors[name].ids
+            assert ids is not None
+            resolved = self.channels.resolve(ids)
+            if len(np.unique(resolved)) < len(resolved):
+                raise HeadsRefused(f"{op.name}: heads share channels")
 
     def _share(self) -> None:
         """Parameters that several calls use are cut alike by all of them, or stay as they are."""
@@ -259,6 +282,13 @@ class Draft:
         )
 
 
+def count_groups(op: ir.Operation) -> int:
+    """Into how many groups of equal size an operation's channels fall."""
+    if isinstance(op, ir.Attention):
+        return op.heads
+    return op.groups if isinstance(op, (ir.Layer, ir.Symmetric)) else 1
+
+
 def _groups(
     operations: Iterable[ir.Operation], split: Mapping[str, tuple[Array, int]]
 ) -> list[Array]:
@@ -266,10 +296,10 @@ def _groups(
     return [
         group
         for op in operations
-        if isinstance(op, (ir.Layer, ir.Symmetric)) and op.groups > 1
+        if count_groups(op) > 1
         for name in (*op.inputs, *op.outputs)
         if name in split
-        for group in np.split(split[name][0], op.groups)
+        for group in np.split(split[name][0], count_groups(op))
     ]
 
 

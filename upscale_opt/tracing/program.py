@@ -22,13 +22,14 @@ from upscale_opt.tracing.capture import Capture, Captured, capture
 from upscale_opt.tracing.classify import classify
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.examples import describe
+from upscale_opt.tracing.heads import HeadsRefused, channel_axes
 from upscale_opt.tracing.moving import SPREADS
-from upscale_opt.tracing.queries import asked, picked, picks_item
+from upscale_opt.tracing.queries import asked, picked, picks_item, sizes_asked
 from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
 from upscale_opt.tracing.rules import Rule, find_rule
 from upscale_opt.tracing.site import CallSite
 from upscale_opt.tracing.unchanged import unchanged
-from upscale_opt.tracing.values import Abstract, Traced
+from upscale_opt.tracing.values import Abstract, HeadCall, Traced
 
 
 class _NotInFX(Exception):  # noqa: N818 - caught here: try the other tracer
@@ -50,6 +51,9 @@ class Program:
         mutations: the calls that modify an activation in place.
         fresh: the calls that compute into memory of their own.
         ruled: the calls for which the user gave a rule.
+        heads: how to write the calls again that work on attention heads.
+        fixed_sizes: the calls that ask how many heads there are, or channels in a head; the answer
+            is that of the original.
     """
 
     captured: Captured
@@ -61,6 +65,8 @@ class Program:
     mutations: set[fx.Node]
     fresh: set[fx.Node]
     ruled: dict[fx.Node, Rule]
+    heads: dict[fx.Node, HeadCall]
+    fixed_sizes: set[fx.Node]
 
 
 _DATA_DEPENDENT = ("control flow", "data-dependent", "DataDependent", "DynamicOutputShape")
@@ -119,7 +125,11 @@ def run_as(
             unchanged(model),
         ):
             captured = capture(model, args, kwargs, kind)
-            return _Run(model, captured).trace(args, kwargs)
+            try:
+                return _Run(model, captured).trace(args, kwargs)
+            except HeadsRefused:
+                captured = capture(model, args, kwargs, kind)
+                return _Run(model, captured, understands_heads=False).trace(args, kwargs)
     except _NotInFX as error:
         if kind == "export":
             raise TraceError(str(error)) from None
@@ -153,6 +163,9 @@ class _Run:
     fresh: set[fx.Node] = field(default_factory=set)
     ruled: dict[fx.Node, Rule] = field(default_factory=dict)
     measured: dict[fx.Node, dict[str, None]] = field(default_factory=dict)
+    heads: dict[fx.Node, HeadCall] = field(default_factory=dict)
+    fixed_sizes: set[fx.Node] = field(default_factory=set)
+    understands_heads: bool = True
 
     def trace(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         self._fake_parameters()
@@ -175,6 +188,8 @@ class _Run:
             mutations=self.mutations,
             fresh=self.fresh,
             ruled=self.ruled,
+            heads=self.heads,
+            fixed_sizes=self.fixed_sizes,
         )
 
     # Preparation.
@@ -328,7 +343,8 @@ class _Run:
         rule = find_rule(node.target, site.module)
         if rule is not None:
             self.ruled[node] = rule
-        self._add(classify(site, self.draft.channels, retry, rule), site, constants)
+        found = classify(site, self.draft.channels, retry, rule, self.understands_heads)
+        self._add(found, site, constants)
 
     @staticmethod
     def _is_arithmetic(node: fx.Node) -> bool:
@@ -401,6 +417,10 @@ class _Run:
     ) -> None:
         operations = [self._with_sizes(operation, site.node) for operation in operations]
         self.calls[site.node] = [operation.name for operation in operations]
+        self.draft.tensors.update({tensor.name: tensor for tensor in site.between})
+        if site.heads:
+            self.heads[site.node] = site.heads[0]
+            self.draft.attending.add(site.node.name)
         read = {name for op in operations for name in (*op.inputs, *op.whole)}
         for parameter, traced in constants.items():
             if traced.name in read:
@@ -461,6 +481,12 @@ class _Run:
             )
         ):
             return
+        if name in ("size", "shape", "sym_size") and len(inputs) == 1 and self.understands_heads:
+            known = channel_axes(inputs[0]) if spread else []
+            if known and sizes_asked(node, inputs[0].fake.ndim) <= set(known):
+                self.fixed_sizes.add(node)
+                self.measured[node].pop(inputs[0].name, None)
+                return
         for tensor in tensors:
             assert tensor.ids is not None
             self.draft.channels.fix(tensor.ids, f"{node.name}: asks for more than single sizes")

@@ -33,3 +33,14 @@ def asked(node: fx.Node) -> str:
 def picks_item(user: fx.Node) -> bool:
     """Whether the call takes one item, by number, out of a result."""
     return user.target is operator.getitem and isinstance(user.args[1], int)
+
+
+def sizes_asked(node: fx.Node, rank: int) -> set[int]:
+    """The axes whose sizes are used, of a call that asks for sizes; -1 if that cannot be told."""
+    if len(node.args) > 1 and asked(node) != "shape":
+        axes: list[object] = [node.args[1]]
+    elif all(picks_item(user) for user in node.users) and not node.kwargs:
+        axes = [user.args[1] for user in node.users]
+    else:
+        return {-1}
+    return {axis % rank if isinstance(axis, int) else -1 for axis in axes}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from upscale_opt.tracing.record import Call
-from upscale_opt.tracing.values import Abstract, Traced
+from upscale_opt.tracing.values import Abstract, HeadCall, Traced
 
 
 @dataclass
@@ -28,6 +28,8 @@ class CallSite:
         run: execute the call on other arguments (of the same structure).
         parameters: what is known of parameters, by ``id`` of their fakes.
         own: the fakes of the called module's own parameters and buffers, by their names in it.
+        between: tensors of the graph that the call's operations hand to one another.
+        heads: how the call is written again, if it works on heads.
     """
 
     node: fx.Node
@@ -40,3 +42,5 @@ class CallSite:
     run: Callable[[tuple[Any, ...], dict[str, Any]], Any]
     parameters: dict[int, Abstract]
     own: dict[str, torch.Tensor]
+    between: list[Traced] = field(default_factory=list)
+    heads: list[HeadCall] = field(default_factory=list)

@@ -76,10 +76,12 @@ class Snapshot:
 
 
 def _same(value: Any, other: Any) -> bool:
+    if value is other:
+        return True
+    if isinstance(value, tuple) and isinstance(other, tuple):  # of sizes, say
+        return len(value) == len(other) and all(map(_same, value, other))
     plain = (bool, int, float, complex, str, bytes)
-    return value is other or (
-        isinstance(other, plain) and type(value) is type(other) and bool(value == other)
-    )
+    return isinstance(other, plain) and type(value) is type(other) and bool(value == other)
 
 
 def _values(container: Any) -> list[Any]:

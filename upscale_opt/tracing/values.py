@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import torch
@@ -69,6 +70,66 @@ class Spread:
 
     source: Traced
     move: Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a tensor with a channel axis becomes one in which heads have an axis of their own.
+
+    Attributes:
+        axis: the channel axis: head after head.
+        heads: how many there are.
+        order: the sequence of axes once the channel axis is split in two.
+    """
+
+    axis: int
+    heads: int
+    order: tuple[int, ...]
+
+    @property
+    def back(self) -> tuple[int, ...]:
+        """The inverse of ``order``."""
+        return tuple(self.order.index(axis) for axis in range(len(self.order)))
+
+    def spread(self, joined: torch.Tensor) -> torch.Tensor:
+        """The tensor with an axis of heads."""
+        shape = list(joined.shape)
+        shape[self.axis : self.axis + 1] = self.heads, shape[self.axis] // self.heads
+        return joined.reshape(shape).permute(self.order)
+
+
+@dataclass(frozen=True)
+class HeadOperand:
+    """What a call that works on heads reads.
+
+    Attributes:
+        tensor: the graph's tensor of its channels, or ``None`` if it is read as it is.
+        arrangement: from ``tensor`` to the argument; ``None`` if they are the same.
+    """
+
+    tensor: str | None = None
+    arrangement: Arrangement | None = None
+
+
+@dataclass(frozen=True)
+class HeadCall:
+    """How to write a call again that works on heads.
+
+    Attributes:
+        how: what kind of call it is.
+        operands: what is multiplied.
+        equation: of an ``einsum``.
+        scale: what scores are multiplied by, for attention in one call.
+        tensor: the graph's tensor of its result's channels, if it has any.
+        arrangement: from ``tensor`` to the result; ``None`` if they are the same.
+    """
+
+    how: Literal["attention", "matmul", "einsum", "pointwise"]
+    operands: tuple[HeadOperand, ...]
+    equation: str = ""
+    scale: float | None = None
+    tensor: str | None = None
+    arrangement: Arrangement | None = None
 
 
 @dataclass(eq=False)

@@ -1,0 +1,71 @@
+"""Write calls on attention heads again, with fewer channels in each head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from upscale_opt.tracing.heads import attention_arguments
+from upscale_opt.tracing.values import Arrangement, HeadCall
+
+
+def write_call(
+    graph: fx.Graph,
+    node: fx.Node,
+    call: HeadCall,
+    values: Mapping[int, fx.Node],
+    argument: Callable[[Any], Any],
+) -> fx.Node:
+    """Write the call ``node`` again.
+
+    Attention scales by the square root of the channels a head had in the original, whatever it
+    has now.
+
+    Args:
+        graph: the new program.
+        node: the call in the old one.
+        call: what it does.
+        values: operands whose channels are selected, by number.
+        argument: translates all other arguments.
+    """
+    if call.how == "pointwise":
+        args = tuple(
+            values[number] if number in values else argument(arg)
+            for number, arg in enumerate(node.args)
+        )
+        return graph.create_node(node.op, node.target, args, dict(node.kwargs), name=node.name)
+    if call.how == "attention":
+        given = attention_arguments(node.args, dict(node.kwargs))
+        for number, name in enumerate(("query", "key", "value")):
+            given[name] = values[number] if number in values else argument(given[name])
+        operands = tuple(given.pop(name) for name in ("query", "key", "value"))
+        options = {**argument(given), "scale": call.scale}
+        return graph.create_node("call_function", node.target, operands, options, name=node.name)
+    listed = node.args
+    if call.how == "einsum":
+        listed = node.args[1:]
+        if isinstance(listed[0], (tuple, list)):
+            listed = tuple(listed[0])
+    operands = tuple(
+        values[number] if number in values else argument(arg) for number, arg in enumerate(listed)
+    )
+    if call.how == "einsum":
+        operands = (call.equation, *operands)
+    target = torch.einsum if call.how == "einsum" else torch.matmul
+    return graph.create_node("call_function", target, operands, {}, name=node.name)
+
+
+def spread(graph: fx.Graph, value: fx.Node, arrangement: Arrangement, channels: int) -> fx.Node:
+    """``value``, with ``channels`` on its channel axis, with an axis of heads."""
+    sizes = (arrangement.heads, channels // arrangement.heads)
+    split = graph.call_method("unflatten", (value, arrangement.axis, sizes))
+    return graph.call_method("permute", (split, *arrangement.order))
+
+
+def join(graph: fx.Graph, value: fx.Node, arrangement: Arrangement) -> fx.Node:
+    """The inverse of :func:`spread`."""
+    turned = graph.call_method("permute", (value, *arrangement.back))
+    return graph.call_method("flatten", (turned, arrangement.axis, arrangement.axis + 1))
