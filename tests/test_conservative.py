@@ -427,7 +427,6 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
     "buffers updated in place": Updating,
     "observed": Observed,
     "weight norm": _parametrized(parametrizations.weight_norm),
-    "old weight norm": _parametrized(nn.utils.weight_norm),
     "spectral norm": _parametrized(parametrizations.spectral_norm),
     "old spectral norm": _parametrized(nn.utils.spectral_norm),
     "orthogonal": _parametrized(parametrizations.orthogonal),
@@ -466,6 +465,12 @@ def _compiled(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("name", MODULES)
 def test_modules(name: str) -> None:
     assert_exports(lambda: Around(MODULES[name]()))
+
+
+def test_what_torch_itself_cannot_copy_is_refused() -> None:
+    refusal = refused(lambda: Around(_parametrized(nn.utils.weight_norm)()))
+    assert refusal is not None
+    assert "cannot be copied" in refusal
 
 
 def test_compiled_submodules() -> None:

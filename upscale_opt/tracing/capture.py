@@ -192,8 +192,9 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             raise TraceError(f"torch.fx: {_line(error)}") from error
         # FX itself sets attributes, for constants; the model's code must not set any.
         added = {name: value for name, value in vars(model).items() if name not in before}
-        if snapshot.holds_proxies():
-            raise TraceError("torch.fx: the model stores what it computes in its attributes")
+        stored = snapshot.holding_proxies()
+        if stored:
+            raise StoresResults(stored)
         _refuse_state(snapshot.changed(), "torch.fx")
     for node in reversed(tracer.optional):
         if not node.users:
@@ -253,14 +254,30 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     return Captured("export", graph, {}, tensors, constants)
 
 
+class StoresResults(TraceError):  # noqa: N818 - caught by `run`
+    """The model's code stores what it computes in attributes: FX cannot tell what for.
+
+    Attributes:
+        names: these attributes.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__("torch.fx: the model stores what it computes in its attributes")
+        self.names = names
+
+
+class KeepsState(TraceError):  # noqa: N818 - caught by `run`
+    """A call of the model depends on earlier calls by more than buffers; no tracer can help."""
+
+
 def _refuse_state(changed: list[str], tracer: str) -> None:
     """Refuse models whose calls depend on earlier calls by more than buffers.
 
     Raises:
-        TraceError: naming the first attribute that the model's code has changed.
+        KeepsState: naming the first attribute that the model's code has changed.
     """
     if changed:
-        raise TraceError(
+        raise KeepsState(
             f"{tracer}: the model changes its attribute {changed[0]!r} while it runs, which an "
             "export could not; keep what lasts from call to call in buffers"
         )

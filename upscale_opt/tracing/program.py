@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
 from upscale_opt.ir import graph as ir
-from upscale_opt.tracing.capture import Capture, Captured, capture
+from upscale_opt.tracing.capture import Capture, Captured, KeepsState, StoresResults, capture
 from upscale_opt.tracing.classify import classify
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.examples import describe
@@ -94,10 +94,18 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> P
     """
     reasons: list[str] = []
     kinds: tuple[Capture, ...] = ("fx", "export")
+    stored: list[str] = []
     for kind in kinds:
         try:
-            return run_as(model, args, kwargs, kind)
+            with unchanged(model):
+                _forget(model, stored)
+                program = run_as(model, args, kwargs, kind)
+                _check_updates(model, program, stored)
+                return program
+        except KeepsState as error:
+            raise TraceError(f"{type(model).__name__} cannot be traced: {error}") from None
         except (TraceError, _NotInFX) as error:
+            stored = error.names if isinstance(error, StoresResults) else []
             reasons.append(str(error))
     message = f"{type(model).__name__} cannot be traced: " + "; ".join(reasons)
     if any(word in message for word in _DATA_DEPENDENT):
@@ -106,6 +114,31 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> P
             "traced one by one"
         )
     raise TraceError(message)
+
+
+def _forget(model: nn.Module, names: list[str]) -> None:
+    """Delete attributes that are written by the model's code: what reads them first must fail."""
+    for name in names:
+        prefix, _, key = name.rpartition(".")
+        vars(model.get_submodule(prefix)).pop(key, None)  # but never a buffer
+
+
+def _check_updates(model: nn.Module, program: Program, stored: list[str]) -> None:
+    """Refuse a program that does not update the buffers which the model's code assigns.
+
+    Raises:
+        TraceError: naming the first of them.
+    """
+    updated = {
+        str(node.args[0].target)
+        for node in program.captured.graph.nodes
+        if node.target is torch.ops.aten.copy_.default and isinstance(node.args[0], fx.Node)
+    }
+    for name, _ in model.named_buffers():
+        if name in stored and name not in updated:
+            raise TraceError(
+                f"the model assigns its buffer {name!r}, which would get lost; update it in place"
+            )
 
 
 def run_as(
@@ -303,7 +336,7 @@ class _Run:
         return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Traced)}.values())
 
     def _call(self, node: fx.Node) -> None:
-        if self.captured.kind == "fx" and asked(node) in _ON_MEMORY:
+        if asked(node) in _ON_MEMORY:
             raise TraceError(f"call {node.name!r} looks at memory, which in an export is another")
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self.values[n])
         leaves = pytree.tree_leaves((args, kwargs))

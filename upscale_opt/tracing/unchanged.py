@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 
@@ -26,6 +27,7 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self._model = model
         self._saved: list[tuple[Any, Any]] = []
         self._seen: set[int] = set()
         for module in model.modules():
@@ -40,13 +42,22 @@ class Snapshot:
             if isinstance(value, (dict, list, set)):
                 self._save(value)
 
-    def holds_proxies(self) -> bool:
-        """Whether the model's code has stored something symbolic in the model."""
-        return any(
-            isinstance(value, fx.Proxy)
-            for container, _ in self._saved
-            for value in _values(container)
-        )
+    def holding_proxies(self) -> list[str]:
+        """The attributes in which the model's code has stored something symbolic."""
+        return [
+            name
+            for name, container in self._attributes()
+            if any(isinstance(value, fx.Proxy) for value in _values(container))
+        ]
+
+    def _attributes(self) -> Iterator[tuple[str, Any]]:
+        """Every attribute of every module by name, in a list, or the container that it is."""
+        for prefix, module in self._model.named_modules():
+            for key, value in (*vars(module).items(), *module._buffers.items()):
+                if key == "_buffers":
+                    continue
+                held = value if isinstance(value, (dict, list, set)) else [value]
+                yield f"{prefix}.{key}".lstrip("."), held
 
     def changed(self) -> list[str]:
         """The attributes whose values the model's code has replaced, or added to.
@@ -76,12 +87,17 @@ class Snapshot:
 
 
 def _same(value: Any, other: Any) -> bool:
+    """Whether an attribute has the value that it had, as far as can be told."""
     if value is other:
         return True
-    if isinstance(value, tuple) and isinstance(other, tuple):  # of sizes, say
+    if isinstance(value, (tuple, list)) and isinstance(other, (tuple, list)):
         return len(value) == len(other) and all(map(_same, value, other))
-    plain = (bool, int, float, complex, str, bytes)
-    return isinstance(other, plain) and type(value) is type(other) and bool(value == other)
+    if isinstance(other, _PLAIN):
+        return type(value) is type(other) and bool(value == other)
+    return not isinstance(other, torch.Tensor)
+
+
+_PLAIN = (bool, int, float, complex, str, bytes)
 
 
 def _values(container: Any) -> list[Any]:

@@ -179,8 +179,8 @@ class Abstract:
 @lru_cache(maxsize=4)
 def places(shape: tuple[int, ...], axis: int) -> torch.Tensor:
     """For every element of a tensor, its place along ``axis``; int32, contiguous, not to modify."""
-    line = np.arange(shape[axis], dtype=np.int32)
-    line = line.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    sizes = [-1 if a == axis else 1 for a in range(len(shape))]
+    line = np.arange(shape[axis], dtype=np.int32).reshape(sizes)
     return torch.from_numpy(np.broadcast_to(line, shape).copy())
 
 
