@@ -864,7 +864,7 @@ CALLS: dict[str, tuple[str, Tries]] = {
         norm(lambda x, dim: torch.linalg.vector_norm(x, dim=dim), "space"),
     ),
     "normalize over channels": (
-        FOR_NOW,
+        SYMMETRIC,
         along(lambda x, d: functional.normalize(x, dim=d), "channels"),
     ),
     "cosine similarity": (FOR_NOW, two(functional.cosine_similarity)),

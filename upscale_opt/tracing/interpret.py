@@ -215,7 +215,9 @@ class Interpreter:
             self._parameter(call, known)
         elif all(v.mixed or v.noise for v in known):
             for result in tensors_in(call.result):
-                self.values[id(result)] = Abstract(tuple(result.shape), mixed=True, zero=None)
+                # What is expanded is broadcast all the same; so it is as if it had not been.
+                shape = known[0].shape if name == "expand" else tuple(result.shape)
+                self.values[id(result)] = Abstract(shape, mixed=True, zero=None)
         elif name == "embedding":
             self._embedding(call)
         elif name in _NORMS:
