@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from upscale_opt.errors import TraceError
+from upscale_opt.tracing.record import as_it_was
 from upscale_opt.tracing.rules import find_rule, kept_as_calls
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
 from upscale_opt.tracing.unchanged import Snapshot, unchanged
@@ -242,6 +243,12 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         raise TraceError(f"torch.export: {_line(error)}") from error
     assert isinstance(module, fx.GraphModule)
     graph = module.graph
+    for node in list(graph.nodes):  # what pooling says of the memory of its result
+        if node.target is torch.ops.aten.as_strided.default:
+            source = node.args[0]
+            if as_it_was(source.meta["val"], node.meta["val"]):
+                node.replace_all_uses_with(source)
+                graph.erase_node(node)
     tensors = {
         str(node.target): _attribute(module, str(node.target))
         for node in graph.nodes

@@ -18,7 +18,7 @@ import torch
 
 from upscale_opt.ir.graph import PerChannel
 from upscale_opt.tracing.channels import Channels
-from upscale_opt.tracing.record import MOVEMENT, Call, tensors_in
+from upscale_opt.tracing.record import MOVEMENT, Call, as_it_was, tensors_in
 from upscale_opt.tracing.values import (
     Abstract,
     NotUnderstood,
@@ -224,7 +224,7 @@ class Interpreter:
             self._norm(call, name)
         elif name in ("_softmax", "_log_softmax"):
             self._softmax(call)
-        elif name == "as_strided" and _is_as_it_was(call):
+        elif name == "as_strided" and as_it_was(call.args[0], call.result):
             self.values[id(call.result)] = self.value(call.args[0])
         elif name in MOVEMENT:
             self._movement(call)
@@ -537,20 +537,6 @@ class Interpreter:
         if value.shape != value.original:
             raise NotUnderstood("rearranges its weight before using it")
         return value.parameter
-
-
-def _is_as_it_was(call: Call) -> bool:
-    """Whether a tensor is given strides that leave every element where it was."""
-    source, result = call.args[0], call.result
-    return (
-        source.shape == result.shape
-        and source.storage_offset() == result.storage_offset()
-        and all(
-            a == b
-            for size, a, b in zip(source.shape, source.stride(), result.stride(), strict=True)
-            if size > 1
-        )
-    )
 
 
 def _touched_axes(call: Call, rank: int) -> tuple[set[int], bool]:

@@ -106,3 +106,16 @@ def tensors_in(tree: Any) -> list[torch.Tensor]:
     if isinstance(tree, dict):
         return [tensor for item in tree.values() for tensor in tensors_in(item)]
     return []
+
+
+def as_it_was(source: torch.Tensor, result: torch.Tensor) -> bool:
+    """Whether ``result``, the same memory with strides given, has every element where it was."""
+    return (
+        source.shape == result.shape
+        and source.storage_offset() == result.storage_offset()
+        and all(
+            a == b
+            for size, a, b in zip(source.shape, source.stride(), result.stride(), strict=True)
+            if size > 1
+        )
+    )
