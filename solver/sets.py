@@ -242,7 +242,8 @@ def _needed(
                 wants[edge] = frozenset({min(needed[name])})
             if keep_one and name in measured and not needed.get(name, True):
                 needed[name].add(min(graph.tensors[name].channels))
-            if op.kind in ("input", "opaque", "symmetric") and name in needed:
+            mixed = isinstance(op, Attention) and not op.values
+            if (mixed or op.kind in ("input", "opaque", "symmetric")) and name in needed:
                 needed[name] |= set(graph.tensors[name].channels)
             elif name in floors:
                 needed[name] |= floors[name]

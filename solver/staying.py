@@ -6,10 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Elementwise, Layer, Opaque, Operation
+from upscale_opt.ir.graph import (
+    Attention,
+    ChannelGraph,
+    ChannelWise,
+    Elementwise,
+    Layer,
+    Opaque,
+    Operation,
+)
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.solver.segments import find_segments
+from upscale_opt.solver.segments import find_segments, linked_tensors
 from upscale_opt.solver.sets import ChannelSets, Ids, kept_columns
 
 Cause = Literal[
@@ -18,11 +26,13 @@ Cause = Literal[
     "constant",
     "features",
     "groups",
+    "heads",
     "input",
     "one",
     "opaque",
     "output",
     "read",
+    "shared",
     "stored",
     "sum",
     "symmetric",
@@ -36,11 +46,13 @@ SENTENCES: dict[Cause, str] = {
     "constant": "{op} makes it a constant",
     "features": "other elements of the same channel are not zero",
     "groups": "{op} keeps equally many channels of every group",
+    "heads": "{op} keeps equally many channels of every head",
     "input": "the input {op} has it, between others that are needed",
     "one": "{op} needs one channel at least",
     "opaque": "{op} takes every channel as it is",
     "output": "{op} returns it",
     "read": "{op} reads it",
+    "shared": "{op} shares its parameters with others that need it",
     "stored": "{op} stores it between others",
     "sum": "{op} adds it to what is not zero there",
     "symmetric": "{op} needs every channel, zero or not",
@@ -94,6 +106,7 @@ class _Follower:
         self.graph = graph
         self.sets = sets
         self.columns = kept_columns(graph, masks)
+        self.linked = linked_tensors(graph)
         self.stored = {
             name: Ids(graph.tensors[name].channels[entry] for entry in entries)
             for name, entries in solution.tensors.items()
@@ -131,8 +144,12 @@ class _Follower:
                 self._explain(name, needed, Why("input", op.name))
             elif op.kind == "symmetric":
                 self._explain(name, needed, Why("symmetric", op.name))
+            elif isinstance(op, Attention):
+                self._explain(name, needed, Why("heads", op.name))
             elif isinstance(op, Layer) and op.groups > 1:
                 self._explain(name, needed, Why("groups", op.name))
+            elif name in self.linked:
+                self._explain(name, needed, Why("shared", op.name))
 
     def _read(self, op: Operation) -> None:
         for name in op.whole:
@@ -149,8 +166,12 @@ class _Follower:
         defined = self.sets.defined[name]
         if isinstance(op, Layer):
             read = self.columns[op.name] & defined
-            other = Why("groups" if op.groups > 1 else "one", op.name)
+            linked = op.outputs[0] in self.linked
+            other = Why("groups" if op.groups > 1 else "shared" if linked else "one", op.name)
             yield from ((c, Why("read", op.name) if c in read else other) for c in wants)
+        elif isinstance(op, Attention):
+            behind = self.whys.get(op.outputs[0], {}) if name in op.values else {}
+            yield from ((c, behind.get(c, Why("heads", op.name))) for c in wants)
         elif isinstance(op, Opaque):
             yield from dict.fromkeys(wants, Why("opaque", op.name, op.reason)).items()
         elif op.kind == "output":

@@ -624,7 +624,7 @@ def weight_norm(d: Draws) -> Tried:
 
 
 def attention(d: Draws) -> Tried:
-    shape = d.tokens(channels=d.channels(2))
+    shape = (d.whole(2, 3), d.whole(2, 4), 2 * d.whole(2, 3))
     layer = nn.MultiheadAttention(shape[-1], 2, batch_first=True)
     return Tried(lambda p, x: p.m(x, x, x, need_weights=False)[0], [shape], -1, {"m": layer})
 
@@ -938,7 +938,7 @@ CALLS: dict[str, tuple[str, Tries]] = {
     "fft over channels": (f"{OPAQUE}; {OPAQUE}", images(lambda x: torch.fft.fft(x, dim=1).real)),
     # Products of tensors.
     "bmm": (
-        f"{KEEPS}; {FOR_NOW}",
+        f"{KEEPS}; attention",
         lambda d: Tried(lambda p, x, y: torch.bmm(x, y.transpose(1, 2)), [d.tokens()] * 2, -1),
     ),
     "einsum over channels": (FOR_NOW, two(lambda x, y: torch.einsum("nc...,nc...->n...", x, y))),
@@ -946,8 +946,11 @@ CALLS: dict[str, tuple[str, Tries]] = {
         KEEPS + ": scale",
         parameter(lambda x, p: torch.einsum("nlc,c->nlc", x, p), "LAST"),
     ),
-    "scaled dot product attention": (FOR_NOW, dot_product),
-    "multi-head attention": (FOR_NOW, attention),
+    "scaled dot product attention": ("attention", dot_product),
+    "multi-head attention": (
+        f"{LAYER}; {SELECT}; {SELECT}; {SELECT}; attention; {SELECT}; {LAYER}",
+        attention,
+    ),
     "embedding": (f"{CONSTANT}; {CONSTANT}; {BOTH}", embedding),
     # Parameters and buffers as tensors.
     "x + (C,)": (KEEPS + ": shift", parameter(torch.add, "C")),

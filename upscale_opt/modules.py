@@ -137,3 +137,16 @@ def fit_sizes(module: nn.Module, groups: int | None = None) -> None:
         module.embedding_dim = module.weight.shape[1]
     elif isinstance(module, nn.PReLU):
         module.num_parameters = module.weight.numel()
+
+
+def require_batch(x: torch.Tensor, size: int) -> None:
+    """Refuse a batch of another size than the one a program was captured with.
+
+    Raises:
+        ValueError: if ``x`` has another first axis.
+    """
+    if not isinstance(x, fx.Proxy) and x.shape[0] != size:
+        raise ValueError(
+            f"this model takes batches of {size}, not {x.shape[0]}: torch.export captured it with "
+            "that one, and its code depends on it"
+        )

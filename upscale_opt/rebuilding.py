@@ -16,14 +16,14 @@ from upscale_opt.errors import MaterializeError
 from upscale_opt.heads import join, spread, write_call
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Read, Solution
-from upscale_opt.modules import Gather, PlacedSum, Placement, fit_sizes
+from upscale_opt.modules import Gather, PlacedSum, Placement, fit_sizes, require_batch
 from upscale_opt.origin import kind_of, origin_of
 from upscale_opt.pruned_module import PrunedModule
 from upscale_opt.slicing import sliced
 from upscale_opt.stages import stages_of
 from upscale_opt.tracing.claims import Resize, Sizes, resize
 from upscale_opt.tracing.program import Program
-from upscale_opt.tracing.resize import resized
+from upscale_opt.tracing.resize import resized, takes_sizes
 from upscale_opt.tracing.values import HeadCall
 
 
@@ -89,6 +89,7 @@ class _Rebuild:
             is_impure_node=lambda n: n.op in ("placeholder", "output") or n in effects
         )
         self._protect()
+        self._require_batches()
         self._fill_root()
         pruned = PrunedModule(self.root, self.new)
         for name, module in pruned.named_modules():
@@ -114,6 +115,15 @@ class _Rebuild:
                 if isinstance(tensor, nn.Parameter)
                 else data.clone()
             )
+
+    def _require_batches(self) -> None:
+        """Let the model refuse batches of sizes that its program was not captured for."""
+        places = [node for node in self.new.nodes if node.op == "placeholder"]
+        batches = self.program.captured.batches
+        for place in places:
+            if place.name in batches:
+                with self.new.inserting_after(places[-1]):
+                    self.new.call_function(require_batch, (place, batches[place.name]))
 
     def _protect(self) -> None:
         """Let no call modify in place what others still read.
@@ -268,14 +278,18 @@ class _Rebuild:
             tensor = self.graph.tensors[op.outputs[0]]
             assert tensor.axis is not None
             size = len(self.solution.tensors[op.outputs[0]]) * tensor.features
+            args = self._listed(node, args)
             args, kwargs = resized(node, (args, kwargs), tensor.axis, size)
             groups = self._groups(op)
             if node in self.program.ruled:
                 self.sizes[str(node.target)] = self._sizes(node, op, groups or 1)
             elif groups is not None:
                 args, kwargs = self._regroup(node, args, kwargs, groups)
-        if node.op == "call_method" and target == "view" and not isinstance(args[1], torch.dtype):
+        as_type = "dtype" in kwargs or any(isinstance(arg, torch.dtype) for arg in args)
+        if node.op == "call_method" and target == "view" and not as_type:
             target = "reshape"  # what is read may be a view that is not contiguous
+            if "size" in kwargs:
+                kwargs = {"shape": kwargs["size"]}
         elif target is torch.ops.aten.view.default:
             target = torch.ops.aten.reshape.default
         call = self.new.create_node(node.op, target, args, kwargs, name=node.name)
@@ -335,6 +349,16 @@ class _Rebuild:
             self.joined[call.tensor] = join(self.new, result, call.arrangement)
         return result
 
+    def _listed(self, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Sizes that come as one (``y.shape``), one by one, so that one can be another."""
+        if not takes_sizes(node) or len(args) < 2 or not isinstance(args[1], fx.Node):
+            return args
+        sizes = self.program.values.get(node.args[1])  # type: ignore[arg-type]
+        if not isinstance(sizes, tuple):
+            return args
+        listed = [self.new.call_function(operator.getitem, (args[1], i)) for i in range(len(sizes))]
+        return args[0], tuple(listed), *args[2:]
+
     def _groups(self, op: ir.Operation) -> int | None:
         """Into how many groups the channels of a (depthwise or grouped) convolution now fall."""
         layout = self.solution.tensors[op.outputs[0]]
@@ -355,7 +379,7 @@ class _Rebuild:
             self.groups.setdefault(str(node.target), groups)
         if node.op != "call_function" or "conv" not in name:
             return args, kwargs
-        place = 8 if "convolution" in name else 7 if "transpose" in name else 6
+        place = 8 if "convolution" in name else 6
         if len(args) > place:
             return (*args[:place], groups, *args[place + 1 :]), kwargs
         return args, {**kwargs, "groups": groups}

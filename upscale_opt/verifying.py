@@ -64,7 +64,43 @@ def verify(model: nn.Module, pruned: nn.Module, inputs: Inputs) -> VerificationR
                 f"the pruned model deviates by {error:.2e} in {name}, where "
                 f"{ALLOWED.get(name, EXACT):.0e} is allowed; please report the model and its masks"
             )
+    solution = getattr(pruned, "solution", None)
+    if solution is not None and solution.capture == "export":
+        _check_other_batch(model, pruned, inputs, own)
     return report
+
+
+def _check_other_batch(
+    model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch.dtype
+) -> None:
+    """What torch.export captured may hold the batch size as a number, and nothing tells.
+
+    Raises:
+        VerificationError: if the models differ on twice as large a batch.
+    """
+    args, kwargs = as_call(inputs)
+    sizes = [len(t) for t in pytree.tree_leaves((args, kwargs)) if _has_axes(t)]
+
+    def twice(tensor: torch.Tensor) -> torch.Tensor:
+        same = _has_axes(tensor) and len(tensor) == sizes[0]
+        return torch.cat([tensor, tensor]) if same else tensor
+
+    larger = (*map_tensors(args, twice),) if not kwargs else map_tensors(kwargs, twice)
+    try:
+        error = _deviation(model, pruned, larger, dtype)
+    except VerificationError:
+        error = math.inf
+    except Exception:  # one of them, if not both, takes no such batch
+        return
+    if not error <= ALLOWED.get(dtype_name(dtype), EXACT):
+        raise VerificationError(
+            "the pruned model is right for batches of this size alone: torch.export captured the "
+            "batch size as a number; use x.shape[0] instead of len(x) and the like"
+        )
+
+
+def _has_axes(leaf: object) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
 
 
 def _deviation(model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch.dtype) -> float:

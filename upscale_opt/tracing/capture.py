@@ -40,6 +40,7 @@ class Captured:
         modules: the modules that ``call_module`` nodes name.
         tensors: the parameters, buffers and constants that ``get_attr`` nodes name.
         constants: those of ``tensors`` that are neither parameters nor buffers of the model.
+        batches: for inputs whose first axis the program takes in one size only, that size.
     """
 
     kind: Capture
@@ -47,6 +48,7 @@ class Captured:
     modules: dict[str, nn.Module]
     tensors: dict[str, torch.Tensor]
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
+    batches: dict[str, int] = field(default_factory=dict)
 
 
 class _Proxy(fx.Proxy):
@@ -258,7 +260,12 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         raise TraceError("torch.export: the program uses attributes that are not tensors")
     named = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     constants = {name: value for name, value in tensors.items() if name not in named}
-    return Captured("export", graph, {}, tensors, constants)
+    batches = {}
+    for node in graph.nodes:
+        value = node.meta.get("val") if node.op == "placeholder" else None
+        if isinstance(value, torch.Tensor) and value.ndim and isinstance(value.shape[0], int):
+            batches[node.name] = value.shape[0]
+    return Captured("export", graph, {}, tensors, constants, batches)
 
 
 class StoresResults(TraceError):  # noqa: N818 - caught by `run`

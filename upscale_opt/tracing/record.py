@@ -110,12 +110,9 @@ def tensors_in(tree: Any) -> list[torch.Tensor]:
 
 def as_it_was(source: torch.Tensor, result: torch.Tensor) -> bool:
     """Whether ``result``, the same memory with strides given, has every element where it was."""
+    strides = zip(source.shape, source.stride(), result.stride(), strict=True)
     return (
         source.shape == result.shape
-        and source.storage_offset() == result.storage_offset()
-        and all(
-            a == b
-            for size, a, b in zip(source.shape, source.stride(), result.stride(), strict=True)
-            if size > 1
-        )
+        and bool(source.storage_offset() == result.storage_offset())
+        and all(bool(a == b) for size, a, b in strides if size > 1)
     )
