@@ -623,12 +623,6 @@ def weight_norm(d: Draws) -> Tried:
 # Attention and the like.
 
 
-def attention(d: Draws) -> Tried:
-    shape = (d.whole(2, 3), d.whole(2, 4), 2 * d.whole(2, 3))
-    layer = nn.MultiheadAttention(shape[-1], 2, batch_first=True)
-    return Tried(lambda p, x: p.m(x, x, x, need_weights=False)[0], [shape], -1, {"m": layer})
-
-
 def dot_product(d: Draws) -> Tried:
     shape = d.tokens()
     f = functional.scaled_dot_product_attention
@@ -947,10 +941,6 @@ CALLS: dict[str, tuple[str, Tries]] = {
         parameter(lambda x, p: torch.einsum("nlc,c->nlc", x, p), "LAST"),
     ),
     "scaled dot product attention": ("attention", dot_product),
-    "multi-head attention": (
-        f"{LAYER}; {SELECT}; {SELECT}; {SELECT}; attention; {SELECT}; {LAYER}",
-        attention,
-    ),
     "embedding": (f"{CONSTANT}; {CONSTANT}; {BOTH}", embedding),
     # Parameters and buffers as tensors.
     "x + (C,)": (KEEPS + ": shift", parameter(torch.add, "C")),
