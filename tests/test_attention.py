@@ -36,7 +36,7 @@ def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
 
 def image(batch: int, size: int, seed: int = 0) -> Tensor:
     """Square images of six features, channels last, in float64."""
-    return tokens(batch, size * size, seed).unflatten(1, (size, size))
+    return tokens(batch, size * size, seed).reshape(batch, size, size, 6)
 
 
 class Net(nn.Module):
@@ -100,13 +100,15 @@ def separate(m: Any, x: Tensor) -> Tensor:
 
 
 def masked(m: Any, x: Tensor) -> Tensor:
-    mixed = functional.scaled_dot_product_attention(*split(m, x), attn_mask=m.bias, scale=0.7)
+    q, k, v = split(m, x)
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=m.bias, scale=0.7)
     result: Tensor = m.proj(mixed.transpose(1, 2).flatten(2))
     return result
 
 
 def causal(m: Any, x: Tensor) -> Tensor:
-    mixed = functional.scaled_dot_product_attention(*split(m, x), is_causal=True)
+    q, k, v = split(m, x)
+    mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     result: Tensor = m.proj(mixed.transpose(1, 2).flatten(2))
     return result
 
@@ -247,7 +249,7 @@ def test_windows_lossless(shift: int, seed: int) -> None:
 @given(seed=st.integers(0, 2**20))
 def test_grid_lossless(seed: int) -> None:
     model = grid()
-    inputs, others = (tokens(n, 3 * 16).unflatten(1, (3, 16)) for n in (2, 3))
+    inputs, others = (tokens(n, 3 * 16).reshape(n, 3, 16, 6) for n in (2, 3))
     check(model, inputs, others, seed)
 
 
@@ -350,11 +352,11 @@ def test_pruned_twice(form: str) -> None:
 )
 def test_saved_and_loaded(make: Callable[[], nn.Module], tmp_path: Path) -> None:
     model = make()
-    x = image(2, 8) if model.function is windowed else tokens(2, 5)  # type: ignore[comparison-overlap]
+    x = image(2, 8) if model.function is windowed else tokens(2, 5)
     graph = uo.trace(model, x)
     uo.apply_masks(model, graph, random_masks(graph, random.Random(1)))
     pruned = pruned_of(model, graph)
-    uo.save(pruned, tmp_path / "pruned")  # type: ignore[arg-type]
+    uo.save(pruned, tmp_path / "pruned")
     loaded = uo.load(make(), tmp_path / "pruned")
     assert torch.equal(call(pruned, x), call(loaded, x))
 
