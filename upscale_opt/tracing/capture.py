@@ -263,8 +263,10 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     batches = {}
     for node in graph.nodes:
         value = node.meta.get("val") if node.op == "placeholder" else None
-        if isinstance(value, torch.Tensor) and value.ndim and isinstance(value.shape[0], int):
-            batches[node.name] = value.shape[0]
+        size = value.shape[0] if isinstance(value, torch.Tensor) and value.ndim else None
+        known = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size
+        if known is not None:
+            batches[node.name] = known
     return Captured("export", graph, {}, tensors, constants, batches)
 
 
