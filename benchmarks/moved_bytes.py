@@ -1,4 +1,8 @@
-"""What a forward pass moves in memory: unpruned networks beside their exports.
+"""What a forward pass moves in memory: unpruned networks, our exports, and apple-upscale's.
+
+``apple-upscale`` pins an old torch: install it without its dependencies
+(``pip install --no-deps apple-upscale``). Where it is missing, or cannot export a network, its
+columns stay empty.
 
 python benchmarks/moved_bytes.py shufflenet_v2_x1_0 densenet121 --out docs/moved-bytes.md
 """
@@ -6,12 +10,15 @@ python benchmarks/moved_bytes.py shufflenet_v2_x1_0 densenet121 --out docs/moved
 from __future__ import annotations
 
 import argparse
+import copy
+import logging
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from removed_weights import SIDES, mask
-from torch import Tensor
+from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.ir.base import write_atomically
@@ -19,31 +26,108 @@ from upscale_opt.models import catalogue
 from upscale_opt.movement import Movement, moved_bytes
 
 NETWORKS = ["shufflenet_v2_x1_0", "resnet50", "densenet121", "googlenet", "mobilenet_v3_small"]
+PLACES = 10
 
 
-def row(network: str, side: str, amount: float, objective: str) -> str:
+@dataclass(frozen=True)
+class Row:
+    """What one network moves in a forward pass.
+
+    Attributes:
+        network: a catalogue name.
+        side: which slices were dropped.
+        unpruned: before masking.
+        exported: our export.
+        theirs: apple-upscale's export of the same masked network; none if it is not installed,
+            cannot export it, or its export computes something else.
+        deviation: of our export from the masked network, relative, in float64.
+    """
+
+    network: str
+    side: str
+    unpruned: Movement
+    exported: Movement
+    theirs: Movement | None
+    deviation: float
+
+    def __str__(self) -> str:
+        before, after = self.unpruned.total, self.exported.total
+        counts = [f"{before / 1e6:.2f}", f"{after / 1e6:.2f}", _ratio(after, before)]
+        if self.theirs is None:
+            counts += ["-", "-"]
+        else:
+            counts += [f"{self.theirs.total / 1e6:.2f}", _ratio(after, self.theirs.total)]
+        movements = (self.unpruned, self.exported, self.theirs)
+        cells = [self.network, self.side, *counts, *(_parts(m) for m in movements)]
+        return f"| {' | '.join(cells)} | {self.deviation:.0e} |"
+
+    @property
+    def places(self) -> str:
+        """Where most is moved, in each of the networks."""
+        lines = [f"### {self.network}", ""]
+        movements = {"unpruned": self.unpruned, "exported": self.exported, "UPSCALE": self.theirs}
+        for name, movement in movements.items():
+            first = list(movement.by_place.items())[:PLACES] if movement else []
+            parts = [f"`{place or '(model)'}` {size / 1e6:.2f}" for place, size in first]
+            lines.append(f"* {name}: {', '.join(parts) or '-'}")
+        return "\n".join([*lines, ""])
+
+
+def _ratio(moved: int, reference: int) -> str:
+    return f"{moved / reference:.2f}" if reference else "-"
+
+
+def _parts(movement: Movement | None) -> str:
+    by_op = movement.by_op if movement else {}
+    return ", ".join(f"{op} {size / 1e6:.2f}" for op, size in by_op.items()) or "-"
+
+
+def upscaled(model: nn.Module, inputs: Tensor) -> nn.Module | None:
+    """apple-upscale's export of a masked network, or nothing if there is none that is right."""
+    try:
+        from upscale import PruningManager
+    except ImportError:
+        return None
+    pruned = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        try:
+            PruningManager(pruned).compute([inputs[:1]]).prune()
+            result, expected = pruned(inputs), model.eval()(inputs)
+            error = (result - expected).abs().max() / expected.abs().max()
+        except Exception as problem:  # it fails in many ways
+            print(f"apple-upscale: {type(problem).__name__}: {problem}", file=sys.stderr)
+            return None
+    if error > TOLERANCE:
+        print(f"apple-upscale: its export deviates by {error:.0e}", file=sys.stderr)
+        return None
+    return pruned
+
+
+TOLERANCE = 1e-3
+
+
+def measure(network: str, options: argparse.Namespace) -> Row:
     """Mask and export a network, and run it: a row of the table."""
-    inputs = catalogue.example_inputs(network)
-    batch = catalogue.example_inputs(network, 2)
+    inputs = catalogue.example_inputs(network, options.batch)
+    several = catalogue.example_inputs(network, 2)
     assert isinstance(inputs, Tensor)
-    assert isinstance(batch, Tensor)
-    model = catalogue.randomize(catalogue.build(network), 0, batch)
+    assert isinstance(several, Tensor)
+    model = catalogue.randomize(catalogue.build(network), 0, several)
     before = moved_bytes(model, inputs)
-    mask(model, inputs, side, amount, constants=False)
-    graph = uo.trace(model, inputs)
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph), objective=objective)
+    mask(model, several[:1], options.side, options.amount, constants=False)
+    theirs = upscaled(model, inputs)
+    graph = uo.trace(model, several[:1])
+    masks = uo.Masks.from_model(model, graph)
+    solution = uo.solve(graph, masks, objective=options.objective)
     pruned = uo.materialize(model, solution)
-    error = uo.verify(model, pruned, inputs).float64_error
-    after = moved_bytes(pruned, inputs)
-    ratio = f"{after.total / before.total:.2f}" if before.total else "-"
-    return (
-        f"| {network} | {side} | {before.total / 1e6:.2f} | {after.total / 1e6:.2f} | {ratio} | "
-        f"{_parts(before)} | {_parts(after)} | {error:.0e} |"
+    return Row(
+        network,
+        options.side,
+        before,
+        moved_bytes(pruned, inputs),
+        None if theirs is None else moved_bytes(theirs, inputs),
+        uo.verify(model, pruned, several).float64_error,
     )
-
-
-def _parts(movement: Movement) -> str:
-    return ", ".join(f"{op} {size / 1e6:.2f}" for op, size in movement.by_op.items()) or "-"
 
 
 def main() -> int:
@@ -53,26 +137,40 @@ def main() -> int:
     parser.add_argument("--side", choices=SIDES, default="input")
     parser.add_argument("--amount", type=float, default=0.5)
     parser.add_argument("--objective", default="copied_channels", help="what the orders minimise")
+    parser.add_argument("--batch", type=int, default=1, help="images in a forward pass")
+    parser.add_argument(
+        "--places", action="store_true", help=f"list the {PLACES} places that move most"
+    )
     parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args()
+    if options.batch < 1:
+        parser.error("--batch must be at least 1")
+    logging.getLogger("pruning").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     lines = [
         "# Bytes moved",
         "",
-        "Megabytes that one forward pass at batch 1 (float32) writes in kernels that only move "
-        "data (`upscale_opt.movement`), before and after pruning, and by kernel; "
+        f"Megabytes that one forward pass at batch {options.batch} (float32, CPU) writes in "
+        "kernels that only move data and in the copies that other kernels make of inputs they cannot read "
+        "as they lie (`upscale_opt.movement`), before and after pruning, and by kernel; "
         f"{options.amount:.0%} of the {options.side} slices of every weight dropped by L2 norm "
-        "(`benchmarks/removed_weights.py`). The ratio is of the exported network to the unpruned.",
+        "(`benchmarks/removed_weights.py`). *UPSCALE* is apple-upscale's export of the same masked "
+        "network, where it makes one that computes the same. The ratios are of our export to the "
+        "unpruned network, and to UPSCALE's.",
         "",
         f"`python {' '.join(sys.argv)}`",
         "",
-        "| network | side | unpruned, MB | exported, MB | ratio | unpruned, by kernel "
-        "| exported, by kernel | deviation |",
-        "| --- | --- | ---: | ---: | ---: | --- | --- | ---: |",
+        "| network | side | unpruned, MB | exported, MB | ratio | UPSCALE, MB | ratio "
+        "| unpruned, by kernel | exported, by kernel | UPSCALE, by kernel | deviation |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- | --- | --- | ---: |",
     ]
+    rows = []
     for network in options.networks:
-        lines.append(row(network, options.side, options.amount, options.objective))
-        print(lines[-1], file=sys.stderr, flush=True)
+        rows.append(measure(network, options))
+        print(rows[-1], file=sys.stderr, flush=True)
+    lines += map(str, rows)
+    if options.places:
+        lines += ["", "## Places that move most, MB", "", *(row.places for row in rows)]
     text = "\n".join(lines) + "\n"
     print(text)
     if options.out is not None:

@@ -22,7 +22,7 @@ from upscale_opt.solver.instance import (
 )
 from upscale_opt.solver.layout import lay_out
 from upscale_opt.solver.proof import false_group, proven_bound
-from upscale_opt.solver.solve import Problem, pose
+from upscale_opt.solver.solve import Problem, arenas_of, pose
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _check_plan(graph: ChannelGraph, masks: Masks, problem: Problem, solution: S
         solution.tensors,
         solution.reads,
         solution.parameters,
-    ):
+    ) or solution.arenas != arenas_of(problem, solution.orders):
         raise VerificationError("the plan is not the one that its orders give; solve again")
     copied = sum(read.copied for read in solution.reads)
     counted = solution.objective == "copied_channels" and not solution.weights

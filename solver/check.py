@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from upscale_opt.ir.graph import (
     Attention,
@@ -33,6 +35,14 @@ def damage(graph: ChannelGraph, solution: Solution) -> str | None:
         if not layout or len(set(layout)) < len(layout) or max(layout) >= size:
             return f"the layout of tensor {name!r}"
     operations = {op.name: op for op in graph.operations}
+    buffers: dict[str, dict[int, int]] = {}  # where the channels of an arena lie
+    for arena in solution.arenas:
+        place = {channel: i for i, channel in enumerate(arena.channels)}
+        for name in arena.tensors:
+            buffers[name] = place
+            broken = _misplaced(graph, solution, name, place)
+            if broken is not None:
+                return broken
     selects: dict[tuple[str, int], Read] = {}
     places: dict[tuple[str, int], Read] = {}
     for read in solution.reads:
@@ -47,12 +57,15 @@ def damage(graph: ChannelGraph, solution: Solution) -> str | None:
         table[read.op, read.operand] = read
         onto = op.outputs[0] if read.kind == "place" else read.tensor
         order = {entry: i for i, entry in enumerate(solution.tensors.get(onto, ()))}
+        if read.tensor in buffers:
+            channels, place = graph.tensors[read.tensor].channels, buffers[read.tensor]
+            order = {entry: place[channels[entry]] for entry in order}
         indices = [order.get(entry, -1) for entry in read.channels]
         repeats = len(set(indices)) < len(indices)  # fine where the operation itself repeats
         if -1 in indices or (repeats and operations[read.op].kind != "select"):
             return f"the channels of read {read.name!r}"
         run = list(range(indices[0], indices[0] + len(indices))) if indices else []
-        if read.plan == "view" and indices != run:
+        if read.plan != "gather" and indices != run:
             return f"read {read.name!r}, a view that is not contiguous"
     for op in graph.operations:
         if not op.outputs or op.outputs[0] in solution.tensors:
@@ -97,6 +110,7 @@ def _misfit(
         return None if fits and solution.tensors.get(result, left) == left else name
     if op.outputs and op.outputs[0] not in solution.tensors:
         return None
+    in_arenas = {name for arena in solution.arenas for name in arena.tensors}
     start = 0
     for operand, name in enumerate(op.inputs):
         size = len(graph.tensors[name].channels)
@@ -110,6 +124,8 @@ def _misfit(
             taken = solution.tensors[op.outputs[0]]
             if op.positions is not None:
                 taken = tuple(op.positions[entry] for entry in taken)
+            elif op.outputs[0] not in in_arenas and not _piece_by_piece(op, graph, taken):
+                return name
             share = tuple(e - start for e in taken if start <= e < start + size)
             interleaved = op.positions is not None
             fits = set(share) <= set(got) if interleaved else got == share or not share
@@ -122,6 +138,29 @@ def _misfit(
         if not fits:
             return name
     return None
+
+
+def _misplaced(
+    graph: ChannelGraph, solution: Solution, name: str, place: Mapping[int, int]
+) -> str | None:
+    """What is wrong with a tensor that an arena is said to hold, with these places of channels."""
+    tensor = graph.tensors.get(name)
+    makers = [op for op in graph.operations if name in op.outputs]
+    cat = makers[0] if makers else None
+    if tensor is None or not isinstance(cat, Concat) or cat.positions is not None:
+        return f"the arena of {name!r}, which is no concatenation"
+    channels = [tensor.channels[entry] for entry in solution.tensors.get(name, ())]
+    places = [place.get(channel, -1) for channel in channels]
+    if -1 in places or places != sorted(set(places)) or len(set(channels)) < len(channels):
+        return f"the arena of {name!r}, in which its channels lie in another order"
+    return None
+
+
+def _piece_by_piece(op: Concat, graph: ChannelGraph, taken: Sequence[int]) -> bool:
+    """Whether a concatenation's result holds its operands one behind the other."""
+    ends = list(accumulate(len(graph.tensors[name].channels) for name in op.inputs))
+    owners = [bisect_right(ends, entry) for entry in taken]
+    return owners == sorted(owners)
 
 
 def _uneven(

@@ -47,7 +47,8 @@ def formulate(
 ) -> Formulation:
     """State the problem of serving all reads of ``segments``.
 
-    The spaces are those of the graph, each restricted to its stored channels.
+    The spaces are those of the graph, each restricted to its stored channels; then one for each
+    arena, with the channels of the spaces that it replaces, which are left without any.
 
     Args:
         graph: the channel graph.
@@ -86,13 +87,21 @@ class _Formulator:
         self.hindrances: dict[Edge, str] = {}
         self.operations = {op.name: op for op in graph.operations}
         self.demands: dict[Demand, int] = {}
+        arenas = list(enumerate(segments.arenas, len(graph.spaces)))
+        self.arena_of = {space: number for number, arena in arenas for space in arena.spaces}
+        self.buffer_of = {name: number for number, arena in arenas for name in arena.cats}
+        self.buffers = {number: frozenset(arena.channels) for number, arena in arenas}
 
     def formulate(self) -> Formulation:
         kept = frozenset().union(*self.segments.stored.values())
         spaces = tuple(
-            Space(tuple(c for c in space.channels if c in kept), space.fixed is not None)
-            for space in self.graph.spaces
+            Space(
+                tuple(c for c in space.channels if c in kept and number not in self.arena_of),
+                space.fixed is not None,
+            )
+            for number, space in enumerate(self.graph.spaces)
         )
+        spaces += tuple(Space(arena.channels) for arena in self.segments.arenas)
         reads: list[Read] = []
         edges = (*self.segments.selects, *sorted(self.segments.places))
         pieces: list[tuple[Edge, ...]] = []
@@ -203,6 +212,8 @@ class _Formulator:
             sequence = self.graph.tensors[name].channels
             if not needed or needed >= stored or len(set(sequence)) < len(sequence):
                 continue
+            if any(space in self.arena_of for space, _ in self.graph.runs(name)):
+                continue
             view = self._view(None, name, needed)
             if view:
                 spared = self._count(name, stored) - self._count(name, needed)
@@ -213,13 +224,19 @@ class _Formulator:
 
     def _parts(self, tensor: str, ids: Ids) -> list[tuple[int, Ids, bool]]:
         """The spaces in the tensor's memory, what is wanted of each, and whether that is all."""
+        buffer = self.buffer_of.get(tensor)
+        if buffer is not None:
+            return [(buffer, ids, ids == self.buffers[buffer])]
         stored = self.segments.stored[tensor]
         parts: list[tuple[int, Ids, bool]] = []
         for space, _ in self.graph.runs(tensor):
-            there = stored.intersection(self.graph.spaces[space].channels)
+            number = self.arena_of.get(space, space)
+            if parts and number in self.buffers and parts[-1][0] == number:
+                continue
+            there = self.buffers.get(number, Ids(self.graph.spaces[space].channels)) & stored
             if there:
                 wanted = ids & there
-                parts.append((space, wanted, wanted == there))
+                parts.append((number, wanted, wanted == there))
         return parts
 
     def _view(self, edge: Edge | None, tensor: str, ids: Ids) -> tuple[int, ...] | None:

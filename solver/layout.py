@@ -73,6 +73,13 @@ class _Writer:
             for name in (*op.inputs, *op.outputs)
             if op.kind == "symmetric" or (name in op.outputs and _has_groups(op))
         } | linked_tensors(graph)
+        arena_of = {space: i for i, arena in enumerate(segments.arenas) for space in arena.spaces}
+        self.arena_of = arena_of
+        self.rigid |= {
+            name
+            for name in segments.stored
+            if any(space in arena_of for space, _ in graph.runs(name))
+        }
         self.selects = dict(segments.selects)
         self.stored = dict(segments.stored)
         self.gathers: set[Edge] = set()
@@ -132,9 +139,16 @@ class _Writer:
     def _sequence(self, name: str, stored: Ids) -> tuple[int, ...]:
         """The stored entries of the tensor's channel sequence: space by space, each in order."""
         sequence = self.graph.tensors[name].channels
+        runs: list[list[int]] = []
+        last: int | None = None
+        for space, run in self.graph.runs(name):
+            arena = self.arena_of.get(space)
+            if arena is None or arena != last:
+                runs.append([])
+            last = arena
+            runs[-1] += [i for i in run if sequence[i] in stored]
         result: list[int] = []
-        for _, run in self.graph.runs(name):
-            entries = [i for i in run if sequence[i] in stored]
+        for entries in runs:
             rank = dict(zip(entries, [self.rank[sequence[i]] for i in entries], strict=True))
             result.extend(sorted(entries, key=rank.__getitem__))
         return tuple(result)

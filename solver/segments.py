@@ -10,7 +10,8 @@ channels that any of them needs, in one order. Channels are selected where a seg
   *placed* into the sum.
 
 That is the model ``"tensor"``. The model ``"segment"`` is UPSCALE's: one channel set per segment,
-and nothing but consumers (and slices) selects.
+and nothing but consumers (and slices) selects. In the model ``"arena"``, concatenations share
+buffers, besides (:mod:`upscale_opt.solver.arenas`).
 """
 
 from __future__ import annotations
@@ -40,10 +41,25 @@ from upscale_opt.ir.graph import (
 from upscale_opt.ir.masks import Masks
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids, channel_sets, in_groups, level
 
-Model = Literal["tensor", "segment"]
+Model = Literal["tensor", "segment", "arena"]
 """Which rules say where channels are selected and what tensors store."""
 
 MODELS: tuple[Model, ...] = get_args(Model)
+
+
+@dataclass(frozen=True)
+class Arena:
+    """A buffer that concatenations share.
+
+    Attributes:
+        cats: their results, in the order of execution.
+        spaces: the spaces (of the graph) whose channels the buffer holds.
+        channels: these channels, as far as they are stored, in their original sequence.
+    """
+
+    cats: tuple[str, ...]
+    spaces: tuple[int, ...]
+    channels: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,7 @@ class Segments:
         sole_reader: for each concatenation that is read by one select alone, that edge; it may
             select in front of the concatenation instead. Empty in the model ``"segment"``.
         model: the rules followed.
+        arenas: the buffers that concatenations share, in the model ``"arena"``.
     """
 
     stored: dict[str, Ids]
@@ -64,6 +81,7 @@ class Segments:
     places: frozenset[Edge]
     sole_reader: dict[str, Edge]
     model: Model = "tensor"
+    arenas: tuple[Arena, ...] = ()
 
 
 def find_segments(
@@ -80,7 +98,8 @@ def find_segments(
         graph: the channel graph.
         masks: masks that fit it (:meth:`Masks.check`).
         model: ``"tensor"``, all rules; ``"segment"``, without hoisting, placing at sums and early
-            selection: the problem as UPSCALE states it (Wan et al., ICML 2023).
+            selection: the problem as UPSCALE states it (Wan et al., ICML 2023). For ``"arena"``,
+            the arenas are yet to be found.
     """
     links = _links(graph)
     extra: dict[Edge, Ids] = {}
@@ -205,12 +224,13 @@ class _Finder:
                 self._visit(op)
         segment = self._join()
         stored = self._stored(segment)
-        places = self._leave_out_zeros(stored) if self.model == "tensor" else set()
+        places = set() if self.model == "segment" else self._leave_out_zeros(stored)
         for (name, operand), ids in self.selects.items():
             if not ids:  # a slice that is not hoisted takes whatever its result stores
                 self.selects[name, operand] = stored[self.operations[name].outputs[0]]
-        if self.model == "tensor":
-            return Segments(stored, self.selects, frozenset(places), self._sole_readers())
+        if self.model != "segment":
+            readers = self._sole_readers()
+            return Segments(stored, self.selects, frozenset(places), readers, self.model)
         # Readers in the order of execution: it decides between paths that are equally good.
         selects = dict(reversed(self.selects.items()))
         return Segments(stored, selects, frozenset(), {}, self.model)

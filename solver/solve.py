@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times
+from upscale_opt.ir.solution import Arena, Case, Conflict, Demand, Solution, Times
+from upscale_opt.solver.arenas import with_arenas
 from upscale_opt.solver.formulate import Formulation, edge_name, formulate
-from upscale_opt.solver.instance import Instance, Progress, Proof, satisfied
+from upscale_opt.solver.instance import Instance, Orders, Progress, Proof, satisfied
 from upscale_opt.solver.layout import lay_out
 from upscale_opt.solver.objectives import OBJECTIVES
 from upscale_opt.solver.registry import SOLVERS, solve_instance
@@ -49,7 +50,9 @@ def solve(
         time_limit: seconds for the solver; when they run out it returns its best solution and
             bound.
         model: where channels are selected: ``"tensor"``, wherever that is best for each tensor, or
-            ``"segment"``, as UPSCALE does, with one channel set for a whole segment.
+            ``"segment"``, as UPSCALE does, with one channel set for a whole segment; or
+            ``"arena"``, as ``"tensor"``, with concatenations that share buffers, in which the
+            channels of what is joined may lie between each other.
         weights: whole factors for the cost of some reads, by the name of the reading operation
             (or ``"operation[operand]"``); 0 makes a read not matter.
         seed: seed of the solver; the same seed gives the same answer, unless time runs out.
@@ -99,10 +102,21 @@ def solve(
         tensors=layout.tensors,
         reads=layout.reads,
         parameters=layout.parameters,
+        arenas=arenas_of(problem, outcome.orders),
         demands=demands,
         conflicts=_conflicts(outcome.proof, numbers),
         cases=_cases(outcome.proof, numbers),
         hindrances=_hindrances(graph, problem.formulation, held),
+    )
+
+
+def arenas_of(problem: Problem, orders: Orders) -> tuple[Arena, ...]:
+    """The arenas, in the order that their spaces, the last ones, are given."""
+    arenas = problem.segments.arenas
+    chosen = orders[len(orders) - len(arenas) :]
+    return tuple(
+        Arena(tensors=arena.cats, channels=order)
+        for arena, order in zip(arenas, chosen, strict=True)
     )
 
 
@@ -135,6 +149,8 @@ def pose(
         raise SolverError(f"unknown model {model!r}; there are {', '.join(MODELS)}")
     masks.check(graph)
     sets, segments = find_segments(graph, masks, model)
+    if model == "arena":
+        segments = with_arenas(graph, sets, segments)
     return Problem(sets, segments, formulate(graph, sets, segments, objective, weights))
 
 
@@ -219,7 +235,7 @@ def _hindrances(
         for edge, view in views:
             for demand in view or ():
                 space = formulation.instance.demands[demand].space
-                why = graph.spaces[space].fixed
+                why = graph.spaces[space].fixed if space < len(graph.spaces) else None
                 if why is not None and demand not in held:
                     found[edge_name(edge)] = f"the order of space {space} is fixed: {why}"
     return found

@@ -25,6 +25,7 @@ from upscale_opt.errors import (
     UpscaleError,
     VerificationError,
 )
+from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
@@ -34,6 +35,7 @@ from upscale_opt.solver.coupling import Group, Member, constrain, groups
 from upscale_opt.solver.removal import Removal, removal
 
 if TYPE_CHECKING:
+    from upscale_opt.latency import calibrate, estimate
     from upscale_opt.loading import load
     from upscale_opt.masking import MaskingManager, apply_masks, choose_masks, magnitude_masks
     from upscale_opt.materializing import materialize
@@ -58,8 +60,10 @@ _WITH_TORCH = {
     "PruningManager": "pruning",
     "VerificationReport": "verifying",
     "apply_masks": "masking",
+    "calibrate": "latency",
     "check_rules": "tracing.checking",
     "choose_masks": "masking",
+    "estimate": "latency",
     "load": "loading",
     "local_rules": "tracing.rules",
     "magnitude_masks": "masking",
@@ -79,6 +83,7 @@ __all__ = [
     "Claim",
     "Comparison",
     "ComparisonRow",
+    "CostModel",
     "Group",
     "MaskError",
     "MaskingManager",
@@ -98,11 +103,13 @@ __all__ = [
     "VerificationError",
     "VerificationReport",
     "apply_masks",
+    "calibrate",
     "check_rules",
     "choose_masks",
     "compare",
     "compare_instance",
     "constrain",
+    "estimate",
     "groups",
     "load",
     "local_rules",

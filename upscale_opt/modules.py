@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from upscale_opt.arena import ArenaRead, ArenaWrite
+
 Placement = tuple[int, int] | list[int] | None
 """Where a summand goes: everywhere (``None``), at (start, length), or at listed indices."""
 
@@ -100,6 +102,10 @@ class PlacedSum(nn.Module):
             for place, everywhere in zip(self.slices, self.whole, strict=True)
         ]
         return f"{', '.join(places)}; {self.size} along dim {self.dim}"
+
+
+OURS: tuple[type[nn.Module], ...] = (Gather, PlacedSum, ArenaWrite, ArenaRead)
+"""What a pruned model has and its original lacks."""
 
 
 def fit_sizes(module: nn.Module, groups: int | None = None) -> None:

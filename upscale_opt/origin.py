@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from upscale_opt.ir.base import Record
 from upscale_opt.ir.solution import Solution
-from upscale_opt.modules import Gather, PlacedSum
+from upscale_opt.modules import OURS
 from upscale_opt.tracing.examples import dtype_name
 
 DTYPES: dict[str, torch.dtype] = {
@@ -147,7 +147,7 @@ def tensors_of(pruned: fx.GraphModule) -> dict[str, torch.Tensor]:
     A model pruned in place may have others, which belong to its class.
     """
     called, read = _named(pruned.graph)
-    ours = {name for name, module in pruned.named_modules() if isinstance(module, _OURS)}
+    ours = {name for name, module in pruned.named_modules() if isinstance(module, OURS)}
     return {
         name: tensor
         for name, tensor in registered(pruned)
@@ -156,7 +156,6 @@ def tensors_of(pruned: fx.GraphModule) -> dict[str, torch.Tensor]:
     }
 
 
-_OURS = (Gather, PlacedSum)
 
 
 def modules_of(pruned: fx.GraphModule) -> dict[str, nn.Module]:

@@ -12,11 +12,19 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from upscale_opt.concats import Concats
 from upscale_opt.errors import MaterializeError
 from upscale_opt.heads import join, spread, write_call
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Read, Solution
-from upscale_opt.modules import Gather, PlacedSum, Placement, fit_sizes, require_batch
+from upscale_opt.modules import (
+    OURS,
+    Gather,
+    PlacedSum,
+    Placement,
+    fit_sizes,
+    require_batch,
+)
 from upscale_opt.origin import kind_of, origin_of
 from upscale_opt.pruned_module import PrunedModule
 from upscale_opt.slicing import sliced
@@ -28,7 +36,12 @@ from upscale_opt.tracing.values import HeadCall
 
 
 def rebuild(
-    model: nn.Module, program: Program, solution: Solution, *, gather_views: bool = False
+    model: nn.Module,
+    program: Program,
+    solution: Solution,
+    *,
+    gather_views: bool = False,
+    in_place: bool = True,
 ) -> PrunedModule:
     """The pruned model; that ``solution`` is sound and belongs to ``program`` must be known.
 
@@ -38,12 +51,13 @@ def rebuild(
         program: the captured model and its graph.
         solution: which channels to keep, in which order, and how reads are served.
         gather_views: serve views that select channels as gathers.
+        in_place: let concatenations write into buffers, and sums into their summands.
     """
     with torch.inference_mode(False):  # or else the export could never be trained
-        pruned = _Rebuild(model, program, solution, gather_views).build()
+        pruned = _Rebuild(model, program, solution, gather_views, in_place).build()
     pruned.solution = solution
     # What an earlier pruning added is traced through, and not named, but its work is done, too.
-    ours = [name for name, m in model.named_modules() if isinstance(m, (Gather, PlacedSum))]
+    ours = [name for name, m in model.named_modules() if isinstance(m, OURS)]
     pruned.named = frozenset((*program.captured.modules, *program.captured.tensors, *ours))
     pruned.origin = origin_of(model, pruned, gather_views)
     pruned.earlier = stages_of(model)
@@ -54,7 +68,12 @@ class _Rebuild:
     """Writes the pruned program, call by call."""
 
     def __init__(
-        self, model: nn.Module, program: Program, solution: Solution, gather_views: bool
+        self,
+        model: nn.Module,
+        program: Program,
+        solution: Solution,
+        gather_views: bool,
+        in_place: bool,
     ) -> None:
         self.model = model
         self.program = program
@@ -77,6 +96,7 @@ class _Rebuild:
         self.sizes: dict[str, tuple[Resize | None, Sizes]] = {}
         self.joined: dict[str, fx.Node] = {}  # what calls on heads hand to one another
         self.makers = _makers(program)
+        self.concats = Concats(self, in_place)
 
     def build(self) -> PrunedModule:
         self._slice_parameters()
@@ -88,6 +108,7 @@ class _Rebuild:
         self.new.eliminate_dead_code(
             is_impure_node=lambda n: n.op in ("placeholder", "output") or n in effects
         )
+        self._drop_unused()
         self._protect()
         self._require_batches()
         self._fill_root()
@@ -124,6 +145,13 @@ class _Rebuild:
             if place.name in batches:
                 with self.new.inserting_after(places[-1]):
                     self.new.call_function(require_batch, (place, batches[place.name]))
+
+    def _drop_unused(self) -> None:
+        """Forget the modules of ours that no call is left of."""
+        used = {str(node.target) for node in self.new.nodes if node.op == "call_module"}
+        for name, module in list(self.root.named_children()):
+            if isinstance(module, OURS) and name not in used:
+                delattr(self.root, name)
 
     def _protect(self) -> None:
         """Let no call modify in place what others still read.
@@ -192,7 +220,7 @@ class _Rebuild:
             return self._emit_selects(node, operations)
         op = operations[0] if operations else None
         if isinstance(op, ir.Concat):
-            return self._emit_concat(node, op)
+            return self.concats.emit(node, op)
         if isinstance(op, ir.Elementwise) and self._is_partial(op):
             return self._emit_sum(node, op)
         if node.target is operator.getitem:
@@ -264,7 +292,7 @@ class _Rebuild:
             for operand, name in enumerate(op.inputs):
                 read = self.selects.get((op.name, operand))
                 if read is not None and name not in reads:
-                    reads[name] = self._select(self._node_of(node, name), read)
+                    reads[name] = self.select(self.node_of(node, name), read)
         constants = {
             source: reads[name]
             for name in reads.keys() & self.program.constants.keys()
@@ -323,18 +351,18 @@ class _Rebuild:
             return None
         for op in operations:
             if isinstance(op, ir.Select):
-                value = self._node_of(node, op.inputs[0])
+                value = self.node_of(node, op.inputs[0])
                 read = self.selects.get((op.name, 0))
-                self.joined[op.outputs[0]] = value if read is None else self._select(value, read)
+                self.joined[op.outputs[0]] = value if read is None else self.select(value, read)
         values: dict[int, fx.Node] = {}
         for number, operand in enumerate(call.operands):
             if operand.tensor is None:
                 continue
-            value = self._node_of(node, operand.tensor)
+            value = self.node_of(node, operand.tensor)
             channels = self.solution.tensors[operand.tensor]
             read = self.selects.get((last.name, len(values)))
             if read is not None:
-                value, channels = self._select(value, read), read.channels
+                value, channels = self.select(value, read), read.channels
             if operand.arrangement is not None and call.how != "pointwise":
                 value = spread(self.new, value, operand.arrangement, len(channels))
             values[number] = value
@@ -386,7 +414,7 @@ class _Rebuild:
 
     # Reads.
 
-    def _node_of(self, reader: fx.Node, name: str) -> Any:
+    def node_of(self, reader: fx.Node, name: str) -> Any:
         """The new program's value of tensor ``name``, among the arguments of ``reader``."""
         if name in self.joined:
             return self.joined[name]
@@ -426,19 +454,22 @@ class _Rebuild:
             own = state[parameter]
         return tensors[str(node.target)] is own or str(node.target) == parameter
 
-    def _select(self, value: fx.Node, read: Read) -> fx.Node:
+    def select(self, value: fx.Node, read: Read) -> fx.Node:
+        """What a read takes of the tensor ``value``."""
         tensor = self.graph.tensors[read.tensor]
         layout = self.solution.tensors[read.tensor]
         assert tensor.axis is not None
+        if self.concats.holds(read.tensor):
+            return self.concats.read(read)
         if read.channels == layout:
             return value
         place = {entry: i for i, entry in enumerate(layout)}
         indices = [place[entry] for entry in read.channels]
-        if read.plan == "view" and not self.gather_views:
+        if read.plan != "gather" and not self.gather_views:
             start, length = indices[0] * tensor.features, len(indices) * tensor.features
             return self.new.call_function(torch.narrow, (value, tensor.axis, start, length))
         elements = [i * tensor.features + f for i in indices for f in range(tensor.features)]
-        name = self._unused(f"gather_{read.op.replace('.', '_')}_{read.operand}")
+        name = self.unused(f"gather_{read.op.replace('.', '_')}_{read.operand}")
         self.root.add_module(name, Gather(elements, tensor.axis, self.device))
         return self.new.call_module(name, (value,))
 
@@ -447,59 +478,10 @@ class _Rebuild:
         for op in operations:
             if not self._alive(op):
                 continue
-            value = self._node_of(node, op.inputs[0])
+            value = self.node_of(node, op.inputs[0])
             read = self.selects.get((op.name, 0))
-            results[op.outputs[0]] = value if read is None else self._select(value, read)
+            results[op.outputs[0]] = value if read is None else self.select(value, read)
         return pytree.tree_map(results.get, self.program.values[node])
-
-    def _emit_concat(self, node: fx.Node, op: ir.Concat) -> fx.Node:
-        if op.positions is not None:
-            return self._emit_interleaved(node, op, op.positions)
-        kept = set(self.solution.tensors[op.outputs[0]])
-        parts: list[fx.Node] = []
-        start = 0
-        for operand, name in enumerate(op.inputs):
-            size = len(self.graph.tensors[name].channels)
-            if kept.intersection(range(start, start + size)):
-                value = self._node_of(node, name)
-                read = self.selects.get((op.name, operand))
-                parts.append(value if read is None else self._select(value, read))
-            start += size
-        if len(parts) == 1:
-            return parts[0]
-        axis = self.graph.tensors[op.outputs[0]].axis
-        return self.new.create_node(
-            "call_function", torch.cat, (parts,), {"dim": axis}, name=node.name
-        )
-
-    def _emit_interleaved(self, node: fx.Node, op: ir.Concat, positions: Sequence[int]) -> fx.Node:
-        """A concatenation that takes runs of its inputs in another sequence."""
-        axis = self.graph.tensors[op.outputs[0]].axis
-        assert axis is not None
-        origin: list[tuple[int, int]] = []  # where each entry of the joined inputs is stored
-        for operand, name in enumerate(op.inputs):
-            place = {entry: i for i, entry in enumerate(self.solution.tensors.get(name, ()))}
-            count = len(self.graph.tensors[name].channels)
-            origin += [(operand, place.get(entry, -1)) for entry in range(count)]
-        runs: list[tuple[int, int, int]] = []  # operand, first, length
-        for entry in self.solution.tensors[op.outputs[0]]:
-            operand, at = origin[positions[entry]]
-            if runs and runs[-1][0] == operand and sum(runs[-1][1:]) == at:
-                runs[-1] = operand, runs[-1][1], runs[-1][2] + 1
-            else:
-                runs.append((operand, at, 1))
-        parts: list[fx.Node] = []
-        for operand, first, length in runs:
-            name = op.inputs[operand]
-            value = self._node_of(node, name)
-            if length < len(self.solution.tensors[name]):
-                value = self.new.call_function(torch.narrow, (value, axis, first, length))
-            parts.append(value)
-        if len(parts) == 1:
-            return parts[0]
-        return self.new.create_node(
-            "call_function", torch.cat, (parts,), {"dim": axis}, name=node.name
-        )
 
     def _is_partial(self, op: ir.Elementwise) -> bool:
         return op.additive and any(
@@ -523,9 +505,9 @@ class _Rebuild:
         for operand, name in enumerate(op.inputs):
             if name not in self.solution.tensors or self._skipped(op, operand):
                 continue
-            value = self._node_of(node, name)
+            value = self.node_of(node, name)
             select = self.selects.get((op.name, operand))
-            values.append(value if select is None else self._select(value, select))
+            values.append(value if select is None else self.select(value, select))
             place = self.places.get((op.name, operand))
             if place is None or place.channels == layout:
                 placements.append(None)
@@ -541,11 +523,11 @@ class _Rebuild:
         assert result.axis is not None
         size, rank = len(layout) * result.features, len(result.shape)
         module = PlacedSum(placements, size, result.axis, rank, self.device)
-        target = self._unused(f"sum_{node.name}")
+        target = self.unused(f"sum_{node.name}")
         self.root.add_module(target, module)
         return self.new.create_node("call_module", target, tuple(values), name=node.name)
 
-    def _unused(self, name: str) -> str:
+    def unused(self, name: str) -> str:
         """``name``, or a longer one if the model has that already."""
         while hasattr(self.model, name) or hasattr(self.root, name):
             name += "_"

@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from upscale_opt.ir.base import Record
-from upscale_opt.modules import Gather, PlacedSum
+from upscale_opt.modules import OURS
 
 
 class Settings(Record):
@@ -61,7 +61,7 @@ def _called(pruned: fx.GraphModule) -> Iterator[tuple[str, nn.Module]]:
     targets = {str(node.target): None for node in pruned.graph.nodes if node.op == "call_module"}
     for target in targets:
         for name, module in pruned.get_submodule(target).named_modules(prefix=target):
-            if not isinstance(module, (Gather, PlacedSum)):
+            if not isinstance(module, OURS):
                 yield name, module
 
 

@@ -25,7 +25,9 @@ class Read(Record):
         operand: which of the operation's inputs.
         kind: ``"select"`` takes some of the tensor's channels; ``"place"`` writes the tensor's
             channels into some of a sum's.
-        plan: ``"view"`` if the channels lie next to each other, else ``"gather"``.
+        plan: ``"view"`` if the channels lie next to each other, else ``"gather"``; ``"window"`` is
+            a view of more channels than the operation needs, between those it does: its parameters
+            keep zeros for them.
         channels: for a select, the entries of the tensor's channel sequence delivered, in order;
             for a place, the entries of the sum's sequence written, in order.
         optional: the edge merely drops channels nobody needs, because it is free to do so.
@@ -35,7 +37,7 @@ class Read(Record):
     op: str
     operand: int
     kind: Literal["select", "place"] = "select"
-    plan: Literal["view", "gather"]
+    plan: Literal["view", "gather", "window"]
     channels: Ids
     optional: bool = False
 
@@ -50,11 +52,24 @@ class Read(Record):
         return len(self.channels) if self.plan == "gather" else 0
 
 
+class Arena(Record):
+    """A buffer that concatenations share, into which every tensor joined is written once.
+
+    Attributes:
+        tensors: the concatenations' results, in the order of execution. Each of them is that part
+            of the buffer which its operands fill.
+        channels: the ids of the buffer's channels, in the order of its memory.
+    """
+
+    tensors: tuple[str, ...]
+    channels: Ids
+
+
 class Demand(Record):
     """Channels that some reads need consecutive, to be views.
 
     Attributes:
-        space: the index of their space in the graph.
+        space: the index of their space in the graph; behind those, of an arena.
         kind: ``"interval"``, or at the space's beginning (``"prefix"``) or end (``"suffix"``).
         channels: the channel ids.
         reads: the reads that ask for it.
@@ -114,7 +129,7 @@ class Solution(Document):
         example: the inputs to trace it with again.
         solver: the solver's name.
         objective: what was minimised.
-        model: in whose terms: ``"tensor"`` or ``"segment"``.
+        model: in whose terms: ``"tensor"``, ``"segment"`` or ``"arena"``.
         weights: factors for the cost of reads, by operation or ``"operation[operand]"``.
         seed: the solver's random seed.
         status: ``"optimal"`` if proven, else ``"feasible"``.
@@ -122,7 +137,9 @@ class Solution(Document):
         lower_bound: no choice of orders costs less, where a view's channels must be consecutive
             among all channels that their segment stores, with this choice of selection points.
         times: seconds by step.
-        orders: for each space of the graph, its stored channels in the order chosen.
+        orders: for each space of the graph, its stored channels in the order chosen; then for
+            each arena, whose spaces have none of their own.
+        arenas: the buffers that concatenations share.
         tensors: for each channel-structured tensor that is computed at all, the entries of its
             channel sequence that are stored, in order.
         reads: every read's plan.
@@ -140,7 +157,7 @@ class Solution(Document):
     example: Example
     solver: str
     objective: str
-    model: Literal["tensor", "segment"] = "tensor"
+    model: Literal["tensor", "segment", "arena"] = "tensor"
     weights: dict[str, int] = Field(default_factory=dict)
     seed: int
     status: Literal["optimal", "feasible"]
@@ -151,6 +168,7 @@ class Solution(Document):
     tensors: dict[str, Ids]
     reads: tuple[Read, ...]
     parameters: dict[str, dict[int, Ids]]
+    arenas: tuple[Arena, ...] = ()
     demands: tuple[Demand, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     cases: tuple[Case, ...] = ()
@@ -193,6 +211,11 @@ class Solution(Document):
     def views(self) -> int:
         """How many reads are views, apart from the optional ones."""
         return sum(read.plan == "view" and not read.optional for read in self.reads)
+
+    @property
+    def windows(self) -> int:
+        """How many reads are windows."""
+        return sum(read.plan == "window" for read in self.reads)
 
     @property
     def gathers(self) -> int:
