@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from upscale_opt.errors import VerificationError
 from upscale_opt.ir.graph import ChannelGraph
@@ -18,11 +18,14 @@ from upscale_opt.solver.instance import (
     Proof,
     as_copies,
     cost,
+    read_cost,
     satisfied,
 )
-from upscale_opt.solver.layout import lay_out
 from upscale_opt.solver.proof import false_group, proven_bound
-from upscale_opt.solver.solve import Problem, arenas_of, pose
+from upscale_opt.solver.planning import Plan, arenas_of, lay_out_windows
+from upscale_opt.solver.posing import Problem, pose
+from upscale_opt.solver.sets import Edge, Ids
+from upscale_opt.solver.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,29 @@ def audit(graph: ChannelGraph, masks: Masks, solution: Solution) -> AuditReport:
     if solution.graph_fingerprint != graph.fingerprint:
         raise VerificationError("the solution was made for another graph; solve this one")
     problem = pose(graph, masks, solution.objective, model=solution.model, weights=solution.weights)
-    _check_orders(problem.formulation.instance, solution)
-    _check_plan(graph, masks, problem, solution)
+    windows = _windows(graph, problem, solution)
+    _check_orders(problem, solution, windows)
+    _check_plan(graph, masks, problem, solution, windows)
     proof = _proof(problem.formulation.instance, solution)
     return _check_bound(problem.formulation.instance, solution, proof)
 
 
-def _check_orders(instance: Instance, solution: Solution) -> None:
+def _windows(graph: ChannelGraph, problem: Problem, solution: Solution) -> dict[Edge, Ids]:
+    """For every window, the channels that it reads and that are not wanted."""
+    windows: dict[Edge, Ids] = {}
+    for read in solution.reads:
+        if read.plan == "window":
+            edge = (read.op, read.operand)
+            wanted = problem.segments.selects.get(edge)
+            tensor = graph.tensors.get(read.tensor)
+            if wanted is None or tensor is None or max(read.channels) >= len(tensor.channels):
+                raise VerificationError(f"{read.name!r} cannot be a window; solve again")
+            windows[edge] = frozenset(tensor.channels[e] for e in read.channels) - wanted
+    return windows
+
+
+def _check_orders(problem: Problem, solution: Solution, windows: Mapping[Edge, Ids]) -> None:
+    instance = problem.formulation.instance
     if len(solution.orders) != len(instance.spaces):
         raise VerificationError(
             f"the solution orders {len(solution.orders)} spaces, but the graph with these masks "
@@ -97,30 +116,47 @@ def _check_orders(instance: Instance, solution: Solution) -> None:
             raise VerificationError(
                 f"the order of space {number} is not one of its stored channels; solve again"
             )
-    value = cost(instance, solution.orders)
+    held = satisfied(instance, solution.orders)
+    value = cost(instance, solution.orders) - sum(
+        read_cost(read, held)
+        for read, edge in zip(instance.reads, problem.formulation.reads, strict=True)
+        if edge in windows
+    )
     if value != solution.objective_value:
         raise VerificationError(
             f"the orders cost {value:,}, not {solution.objective_value:,} as the solution says"
         )
 
 
-def _check_plan(graph: ChannelGraph, masks: Masks, problem: Problem, solution: Solution) -> None:
+def _check_plan(
+    graph: ChannelGraph,
+    masks: Masks,
+    problem: Problem,
+    solution: Solution,
+    windows: Mapping[Edge, Ids],
+) -> None:
     broken = damage(graph, solution)
     if broken is not None:
         raise VerificationError(f"the solution is damaged: {broken}; solve again")
     lost = losses(graph, masks, solution)
     if lost:
         raise VerificationError(f"the solution loses {lost[0]}; solve again")
-    held = satisfied(problem.formulation.instance, solution.orders)
-    layout = lay_out(
-        graph, problem.sets, problem.segments, problem.formulation, solution.orders, held
-    )
-    if (layout.tensors, layout.reads, layout.parameters) != (
+    plan = lay_out_windows(graph, masks, problem, solution.orders, windows)
+    said = Plan(
         solution.tensors,
         solution.reads,
         solution.parameters,
-    ) or solution.arenas != arenas_of(problem, solution.orders):
+        solution.macs,
+        solution.extra_macs,
+    )
+    if plan != said or solution.arenas != arenas_of(problem, solution.orders):
         raise VerificationError("the plan is not the one that its orders give; solve again")
+    share = solution.max_extra_macs
+    if plan.extra_macs > share * plan.macs:
+        raise VerificationError(
+            f"windows add {plan.extra_macs:,} multiply-adds to {plan.macs:,}, more than the share "
+            f"of {share:g} that is allowed; solve again"
+        )
     copied = sum(read.copied for read in solution.reads)
     counted = solution.objective == "copied_channels" and not solution.weights
     if counted and copied != solution.objective_value:
@@ -166,6 +202,9 @@ def _renumbered(demands: tuple[int, ...], numbers: Mapping[int, int]) -> tuple[i
 
 def _check_bound(instance: Instance, solution: Solution, proof: Proof) -> AuditReport:
     relaxed, constant = as_copies(instance) if instance.measure == "blocks" else (instance, 0)
+    if solution.max_extra_macs:  # where any read may be a window, conflicts prove nothing
+        proof = replace(proof, cases=())
+        relaxed = replace(relaxed, reads=())
     wrong = false_group(relaxed, proof)
     if wrong is not None:
         raise VerificationError(

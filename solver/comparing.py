@@ -15,7 +15,8 @@ from upscale_opt.solver.instance import Instance, is_view, satisfied
 from upscale_opt.solver.objectives import OBJECTIVES
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 from upscale_opt.solver.segments import MODELS, Model
-from upscale_opt.solver.solve import pose, solve
+from upscale_opt.solver.posing import pose
+from upscale_opt.solver.solve import solve
 
 USUAL_SOLVERS = ("identity", "greedy", "local-search", "cp-sat")
 """What is compared unless something else is asked for: the worst to the best."""

@@ -71,6 +71,19 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Window:
+    """The alternative of reading adjacent channels of which some are not wanted.
+
+    Attributes:
+        price: what each channel costs that is read and not wanted.
+        allowed: the channels that may be among them; the wanted ones are.
+    """
+
+    price: int
+    allowed: frozenset[int]
+
+
+@dataclass(frozen=True)
 class Read:
     """One read: free as a view, ``weight`` as a gather, or served piece by piece.
 
@@ -83,6 +96,7 @@ class Read:
         parts: the spaces that lie one behind the other in the memory read, and what is wanted of
             each. Looked at under the measure ``"blocks"``, and by the greedy heuristic, to which a
             read with parts and without pieces is one node.
+        window: the alternative of a window, for reads whose view is one interval.
     """
 
     weight: int
@@ -90,6 +104,7 @@ class Read:
     pieces: tuple[Piece, ...] = ()
     max_gathers: int = 0
     parts: tuple[Part, ...] = ()
+    window: Window | None = None
 
 
 @dataclass(frozen=True)
@@ -170,8 +185,39 @@ def read_cost(read: Read, held: Collection[int]) -> int:
     return sum(read.pieces[i].weight for i in gathers)
 
 
+def unwanted(instance: Instance, read: Read, order: Sequence[int]) -> frozenset[int] | None:
+    """The channels between those that ``read`` wants, or ``None`` if they allow no window.
+
+    Args:
+        instance: the problem.
+        read: one of its reads.
+        order: of the space that its view is in.
+    """
+    if read.window is None or read.view is None or len(read.view) != 1:
+        return None
+    wanted = instance.demands[read.view[0]].channels
+    places = [place for place, channel in enumerate(order) if channel in wanted]
+    between = frozenset(order[places[0] : places[-1] + 1]) - wanted
+    return between if between <= read.window.allowed else None
+
+
+def window_costs(instance: Instance, orders: Orders) -> list[int | None]:
+    """For every read, what serving it by a window costs, if it can be."""
+    costs: list[int | None] = []
+    for read in instance.reads:
+        between = None
+        if read.window is not None and read.view:
+            order = orders[instance.demands[read.view[0]].space]
+            between = unwanted(instance, read, order)
+        if between is None or read.window is None:
+            costs.append(None)
+        else:
+            costs.append(read.window.price * len(between))
+    return costs
+
+
 def total_cost(instance: Instance, held: Collection[int]) -> int:
-    """The sum of all reads' costs under the measure ``"copies"``, whatever the instance's is."""
+    """The sum of all reads' costs under the measure ``"copies"``, windows apart."""
     return sum(read_cost(read, held) for read in instance.reads)
 
 
@@ -190,7 +236,13 @@ def blocks(read: Read, orders: Orders) -> int:
 def cost(instance: Instance, orders: Orders) -> int:
     """The objective: what ``orders`` cost under the instance's measure."""
     if instance.measure == "copies":
-        return total_cost(instance, satisfied(instance, orders))
+        held = satisfied(instance, orders)
+        saved = sum(
+            read_cost(read, held) - price
+            for read, price in zip(instance.reads, window_costs(instance, orders), strict=True)
+            if price is not None and price < read_cost(read, held)
+        )
+        return total_cost(instance, held) - saved
     return sum(
         read.weight * blocks(read, orders) if read.parts else read.weight for read in instance.reads
     )

@@ -14,6 +14,7 @@ from upscale_opt.solver.identity import solve_identity
 from upscale_opt.solver.instance import Instance, Outcome, Progress
 from upscale_opt.solver.local_search import solve_local_search
 from upscale_opt.solver.milp import solve_pulp, solve_pulp_cbc
+from upscale_opt.solver.window_search import solve_with_windows
 
 _FOREVER = 1e9
 """Seconds in place of infinity, of which solvers could not take shares."""
@@ -77,6 +78,10 @@ SOLVERS: dict[str, Solver] = {
 }
 
 
+HEURISTICS = ("greedy", "identity")
+"""Those that look for no better orders than their rule gives."""
+
+
 def solve_instance(
     instance: Instance,
     solver: str = "cp-sat",
@@ -103,6 +108,12 @@ def solve_instance(
         known = ", ".join(repr(name) for name in SOLVERS)
         raise SolverError(f"unknown solver {solver!r}; the solvers are {known}")
     limit = min(time_limit, _FOREVER)
+    if solver not in HEURISTICS and any(read.window is not None for read in instance.reads):
+
+        def plain(part: Instance, seconds: float) -> Outcome:
+            return SOLVERS[solver](part, time_limit=seconds, seed=seed, workers=workers)
+
+        return solve_with_windows(instance, plain, time_limit=limit, seed=seed, progress=progress)
     return SOLVERS[solver](
         instance, time_limit=limit, seed=seed, workers=workers, progress=progress
     )

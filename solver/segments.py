@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -85,7 +85,10 @@ class Segments:
 
 
 def find_segments(
-    graph: ChannelGraph, masks: Masks, model: Model = "tensor"
+    graph: ChannelGraph,
+    masks: Masks,
+    model: Model = "tensor",
+    extra: Mapping[Edge, Ids] | None = None,
 ) -> tuple[ChannelSets, Segments]:
     """Fix where selections happen and what each tensor stores.
 
@@ -100,9 +103,10 @@ def find_segments(
         model: ``"tensor"``, all rules; ``"segment"``, without hoisting, placing at sums and early
             selection: the problem as UPSCALE states it (Wan et al., ICML 2023). For ``"arena"``,
             the arenas are yet to be found.
+        extra: channels that edges shall deliver although nobody needs them.
     """
     links = _links(graph)
-    extra: dict[Edge, Ids] = {}
+    extra = dict(extra or {})
     floors: dict[str, Ids] = {}
     while True:
         sets = channel_sets(graph, masks, extra=extra, floors=floors)

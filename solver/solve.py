@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.ir.solution import Arena, Case, Conflict, Demand, Solution, Times
-from upscale_opt.solver.arenas import with_arenas
-from upscale_opt.solver.formulate import Formulation, edge_name, formulate
-from upscale_opt.solver.instance import Instance, Orders, Progress, Proof, satisfied
-from upscale_opt.solver.layout import lay_out
-from upscale_opt.solver.objectives import OBJECTIVES
+from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times
+from upscale_opt.solver.budget import Found, solve_in_budget
+from upscale_opt.solver.formulate import Formulation, edge_name
+from upscale_opt.solver.instance import Instance, Outcome, Progress, Proof, satisfied
+from upscale_opt.solver.planning import arenas_of, lay_out_windows
+from upscale_opt.solver.posing import pose
 from upscale_opt.solver.registry import SOLVERS, solve_instance
-from upscale_opt.solver.segments import MODELS, Model, Segments, find_segments
-from upscale_opt.solver.sets import ChannelSets, Edge
+from upscale_opt.solver.segments import Model
+from upscale_opt.solver.sets import Edge
 
 
 def solve(
@@ -29,6 +28,7 @@ def solve(
     *,
     model: Model = "tensor",
     weights: Mapping[str, int] | None = None,
+    max_extra_macs: float = 0.0,
     seed: int = 0,
     workers: int = 1,
     progress: Progress | None = None,
@@ -55,31 +55,41 @@ def solve(
             channels of what is joined may lie between each other.
         weights: whole factors for the cost of some reads, by the name of the reading operation
             (or ``"operation[operand]"``); 0 makes a read not matter.
+        max_extra_macs: let reads be windows where that spares gathers: adjacent channels, for some
+            of which a layer keeps zero columns. At most this share of the multiply-adds that the
+            export has without; 0 for no windows.
         seed: seed of the solver; the same seed gives the same answer, unless time runs out.
         workers: parallel workers of the solver.
         progress: called on every improvement.
 
     Raises:
-        SolverError: for an unknown solver, objective or model, weights that name no read, or a
-            time limit that is not positive.
+        SolverError: for an unknown solver, objective or model, weights that name no read, a time
+            limit that is not positive, or a negative share of multiply-adds.
         MaskError: if the masks do not fit the graph.
     """
     if solver not in SOLVERS:
         raise SolverError(f"unknown solver {solver!r}; there are {', '.join(sorted(SOLVERS))}")
     if not time_limit > 0:
         raise SolverError(f"the time limit must be more than 0 seconds, not {time_limit}")
+    if max_extra_macs < 0:
+        raise SolverError(f"max_extra_macs is a share of multiply-adds, not {max_extra_macs}")
     start = time.perf_counter()
     problem = pose(graph, masks, objective, model=model, weights=weights)
-    instance = problem.formulation.instance
     analysed = time.perf_counter()
-    outcome = solve_instance(
-        instance, solver, time_limit=time_limit, seed=seed, workers=workers, progress=progress
-    )
+
+    def solver_of(instance: Instance, seconds: float) -> Outcome:
+        return solve_instance(
+            instance, solver, time_limit=seconds, seed=seed, workers=workers, progress=progress
+        )
+
+    if max_extra_macs:
+        found = solve_in_budget(problem, solver_of, max_extra_macs, time_limit)
+    else:
+        found = Found(solver_of(problem.formulation.instance, time_limit), {})
+    outcome = found.outcome
     solved = time.perf_counter()
-    held = satisfied(instance, outcome.orders)
-    layout = lay_out(
-        graph, problem.sets, problem.segments, problem.formulation, outcome.orders, held
-    )
+    held = satisfied(problem.formulation.instance, outcome.orders)
+    plan = lay_out_windows(graph, masks, problem, outcome.orders, found.windows)
     demands, numbers = _demands(problem.formulation, outcome.proof)
     return Solution(
         graph_fingerprint=graph.fingerprint,
@@ -89,6 +99,7 @@ def solve(
         objective=objective,
         model=model,
         weights=dict(weights or {}),
+        max_extra_macs=max_extra_macs,
         seed=seed,
         status="optimal" if outcome.optimal else "feasible",
         objective_value=outcome.objective,
@@ -99,59 +110,17 @@ def solve(
             layout=time.perf_counter() - solved,
         ),
         orders=outcome.orders,
-        tensors=layout.tensors,
-        reads=layout.reads,
-        parameters=layout.parameters,
+        tensors=plan.tensors,
+        reads=plan.reads,
+        parameters=plan.parameters,
         arenas=arenas_of(problem, outcome.orders),
+        macs=plan.macs,
+        extra_macs=plan.extra_macs,
         demands=demands,
         conflicts=_conflicts(outcome.proof, numbers),
         cases=_cases(outcome.proof, numbers),
         hindrances=_hindrances(graph, problem.formulation, held),
     )
-
-
-def arenas_of(problem: Problem, orders: Orders) -> tuple[Arena, ...]:
-    """The arenas, in the order that their spaces, the last ones, are given."""
-    arenas = problem.segments.arenas
-    chosen = orders[len(orders) - len(arenas) :]
-    return tuple(
-        Arena(tensors=arena.cats, channels=order)
-        for arena, order in zip(arenas, chosen, strict=True)
-    )
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What graph and masks ask for, from channel sets to the instance."""
-
-    sets: ChannelSets
-    segments: Segments
-    formulation: Formulation
-
-
-def pose(
-    graph: ChannelGraph,
-    masks: Masks,
-    objective: str = "copied_channels",
-    *,
-    model: Model = "tensor",
-    weights: Mapping[str, int] | None = None,
-) -> Problem:
-    """The optimisation problem that :func:`solve` would solve, and what its parts stand for.
-
-    Raises:
-        SolverError: for an unknown objective or model, or weights that name no read.
-        MaskError: if the masks do not fit the graph.
-    """
-    if objective not in OBJECTIVES:
-        raise SolverError(f"unknown objective {objective!r}; there are {', '.join(OBJECTIVES)}")
-    if model not in MODELS:
-        raise SolverError(f"unknown model {model!r}; there are {', '.join(MODELS)}")
-    masks.check(graph)
-    sets, segments = find_segments(graph, masks, model)
-    if model == "arena":
-        segments = with_arenas(graph, sets, segments)
-    return Problem(sets, segments, formulate(graph, sets, segments, objective, weights))
 
 
 def instance_of(

@@ -131,6 +131,7 @@ class Solution(Document):
         objective: what was minimised.
         model: in whose terms: ``"tensor"``, ``"segment"`` or ``"arena"``.
         weights: factors for the cost of reads, by operation or ``"operation[operand]"``.
+        max_extra_macs: the share of multiply-adds that windows might add.
         seed: the solver's random seed.
         status: ``"optimal"`` if proven, else ``"feasible"``.
         objective_value: what the orders cost, by the objective and with the weights.
@@ -144,6 +145,9 @@ class Solution(Document):
             channel sequence that are stored, in order.
         reads: every read's plan.
         parameters: for each parameter and axis that changes, the indices kept, in order.
+        macs: the multiply-adds of the layers that are left, in the example's sizes; before what
+            windows add, and before the ends of tensors that nobody reads are cut off.
+        extra_macs: what windows add.
         demands: what the reads ask for, to be views.
         conflicts: which demands exclude each other.
         cases: how the conflicts prove the lower bound; see :meth:`check`.
@@ -159,6 +163,7 @@ class Solution(Document):
     objective: str
     model: Literal["tensor", "segment", "arena"] = "tensor"
     weights: dict[str, int] = Field(default_factory=dict)
+    max_extra_macs: float = Field(default=0.0, ge=0)
     seed: int
     status: Literal["optimal", "feasible"]
     objective_value: int
@@ -169,6 +174,8 @@ class Solution(Document):
     reads: tuple[Read, ...]
     parameters: dict[str, dict[int, Ids]]
     arenas: tuple[Arena, ...] = ()
+    macs: int = Field(default=0, ge=0)
+    extra_macs: int = Field(default=0, ge=0)
     demands: tuple[Demand, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     cases: tuple[Case, ...] = ()

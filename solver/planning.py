@@ -1,0 +1,79 @@
+"""From orders to the network's plan, with the windows that were chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.solution import Arena, Read
+from upscale_opt.solver.instance import Orders, satisfied
+from upscale_opt.solver.layout import lay_out
+from upscale_opt.solver.posing import Problem, pose
+from upscale_opt.solver.sets import Edge, Ids
+from upscale_opt.solver.windows import Windows, extra_wants
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a solution says of a network.
+
+    Attributes:
+        tensors: for each structured tensor that is computed, the entries that it stores.
+        reads: how every read is served.
+        parameters: what is kept of each parameter.
+        macs: the multiply-adds of all layers, those of windows apart.
+        extra_macs: those of windows.
+    """
+
+    tensors: dict[str, tuple[int, ...]]
+    reads: tuple[Read, ...]
+    parameters: dict[str, dict[int, tuple[int, ...]]]
+    macs: int
+    extra_macs: int
+
+
+def lay_out_windows(
+    graph: ChannelGraph,
+    masks: Masks,
+    problem: Problem,
+    orders: Orders,
+    chosen: Mapping[Edge, Ids],
+) -> Plan:
+    """The plan under these orders, in which some reads are windows.
+
+    Args:
+        graph: the channel graph.
+        masks: which slices of each parameter are kept.
+        problem: what they ask for.
+        orders: of all spaces of the problem.
+        chosen: the edges at which windows are read, with the channels that are not wanted there.
+    """
+    windows = Windows(graph, problem.sets, problem.segments)
+    macs = windows.total()
+    spent = sum(len(ids) * windows.multiply_adds_at(edge) for edge, ids in chosen.items())
+    if chosen:
+        extra = extra_wants(windows, chosen)
+        problem = pose(
+            graph, masks, problem.objective, model=problem.segments.model, extra=extra
+        )
+    held = satisfied(problem.formulation.instance, orders)
+    layout = lay_out(graph, problem.sets, problem.segments, problem.formulation, orders, held)
+    reads = tuple(
+        read.model_copy(update={"plan": "window"})
+        if read.kind == "select" and (read.op, read.operand) in chosen
+        else read
+        for read in layout.reads
+    )
+    return Plan(layout.tensors, reads, layout.parameters, macs, spent)
+
+
+def arenas_of(problem: Problem, orders: Orders) -> tuple[Arena, ...]:
+    """The arenas, in the order that their spaces, the last ones, are given."""
+    arenas = problem.segments.arenas
+    chosen = orders[len(orders) - len(arenas) :]
+    return tuple(
+        Arena(tensors=arena.cats, channels=order)
+        for arena, order in zip(arenas, chosen, strict=True)
+    )

@@ -1,0 +1,61 @@
+"""From graph and masks to the problem: channel sets, segments, arenas, and the instance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from upscale_opt.errors import SolverError
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.masks import Masks
+from upscale_opt.solver.arenas import with_arenas
+from upscale_opt.solver.formulate import Formulation, formulate
+from upscale_opt.solver.objectives import OBJECTIVES
+from upscale_opt.solver.segments import MODELS, Model, Segments, find_segments
+from upscale_opt.solver.sets import ChannelSets, Edge, Ids
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What graph and masks ask for, from channel sets to the instance."""
+
+    sets: ChannelSets
+    segments: Segments
+    formulation: Formulation
+    objective: str
+    graph: ChannelGraph
+
+
+def pose(
+    graph: ChannelGraph,
+    masks: Masks,
+    objective: str = "copied_channels",
+    *,
+    model: Model = "tensor",
+    weights: Mapping[str, int] | None = None,
+    extra: Mapping[Edge, Ids] | None = None,
+) -> Problem:
+    """The optimisation problem that :func:`solve` would solve, and what its parts stand for.
+
+    Args:
+        graph: the channel graph.
+        masks: which slices of each parameter are kept.
+        objective: what to minimise.
+        model: where channels are selected.
+        weights: factors for the cost of some reads.
+        extra: channels that layers shall read although nobody needs them.
+
+    Raises:
+        SolverError: for an unknown objective or model, or weights that name no read.
+        MaskError: if the masks do not fit the graph.
+    """
+    if objective not in OBJECTIVES:
+        raise SolverError(f"unknown objective {objective!r}; there are {', '.join(OBJECTIVES)}")
+    if model not in MODELS:
+        raise SolverError(f"unknown model {model!r}; there are {', '.join(MODELS)}")
+    masks.check(graph)
+    sets, segments = find_segments(graph, masks, model, extra)
+    if model == "arena":
+        segments = with_arenas(graph, sets, segments)
+    formulation = formulate(graph, sets, segments, objective, weights)
+    return Problem(sets, segments, formulation, objective, graph)

@@ -1,0 +1,153 @@
+"""Windows: reads of adjacent channels, some of which only zero columns read.
+
+A layer that wants channels which do not lie side by side can read all that lie between, too, if its
+weight keeps zeros for them: nothing is copied, for some multiply-adds more. The same holds where a
+chain of per-channel operations lies between the selection and the layers that want it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Layer
+from upscale_opt.solver.formulate import Formulation
+from upscale_opt.solver.instance import (
+    Instance,
+    Orders,
+    Window,
+    read_cost,
+    satisfied,
+    unwanted,
+    window_costs,
+)
+from upscale_opt.solver.segments import Segments, linked_tensors
+from upscale_opt.solver.sets import ChannelSets, Edge, Ids
+
+Price = Callable[[Edge, "Chain"], int]
+"""What a channel more costs, from the edge at which it is read and what lies behind."""
+
+
+class Chain:
+    """What reads the channels selected at an edge.
+
+    Attributes:
+        layers: those that read them in the end.
+        between: the per-channel operations before.
+    """
+
+    def __init__(self) -> None:
+        self.layers: list[Layer] = []
+        self.between: list[ChannelWise] = []
+
+
+class Windows:
+    """Which reads of a network may be served by windows, and at what price.
+
+    Args:
+        graph: the channel graph.
+        sets: what is needed of every tensor.
+        segments: where channels are selected.
+    """
+
+    def __init__(self, graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> None:
+        self.graph = graph
+        self.sets = sets
+        self.segments = segments
+        self._linked = linked_tensors(graph)
+        self._operations = {op.name: op for op in graph.operations}
+        self._readers: dict[str, list[Edge]] = defaultdict(list)
+        for op in graph.operations:
+            for operand, name in enumerate(op.inputs):
+                if op.name in sets.live and sets.wants.get((op.name, operand)):
+                    self._readers[name].append((op.name, operand))
+
+    def chain(self, edge: Edge) -> Chain | None:
+        """What lies behind an edge, or ``None`` if it must select exactly what it does."""
+        chain = Chain()
+        waiting = [edge]
+        while waiting:
+            op = self._operations[waiting.pop()[0]]
+            if isinstance(op, Layer) and op.groups == 1 and op.outputs[0] not in self._linked:
+                chain.layers.append(op)
+            elif isinstance(op, ChannelWise) and self._readers[op.outputs[0]]:
+                chain.between.append(op)
+                waiting.extend(self._readers[op.outputs[0]])
+            else:
+                return None
+        return chain
+
+    def offer(self, formulation: Formulation, price: Price) -> Instance:
+        """The instance, in which reads may be served by windows."""
+        instance = formulation.instance
+        reads = []
+        for read, edge in zip(instance.reads, formulation.reads, strict=True):
+            chain = self.chain(edge) if edge in self.segments.selects else None
+            if chain is not None and read.view is not None and len(read.view) == 1 and read.weight:
+                space = instance.spaces[instance.demands[read.view[0]].space]
+                source = self._operations[edge[0]].inputs[edge[1]]
+                allowed = self.segments.stored[source].intersection(space.channels)
+                interval = instance.demands[read.view[0]].kind == "interval"
+                if interval and not space.fixed:
+                    read = replace(read, window=Window(max(price(edge, chain), 1), allowed))
+            reads.append(read)
+        return replace(instance, reads=tuple(reads))
+
+    def multiply_adds(self, edge: Edge, chain: Chain) -> int:
+        """The multiply-adds that reading one channel more costs, in the example's sizes."""
+        source = self._operations[edge[0]].inputs[edge[1]]
+        return sum(self._per_channel(layer, source) for layer in chain.layers)
+
+    def multiply_adds_at(self, edge: Edge) -> int:
+        """The same, of an edge that may be a window."""
+        chain = self.chain(edge)
+        return 0 if chain is None else self.multiply_adds(edge, chain)
+
+    def total(self) -> int:
+        """The multiply-adds of all layers that are left, in the example's sizes."""
+        total = 0
+        for op in self.graph.operations:
+            if isinstance(op, Layer) and op.name in self.sets.live and op.inputs:
+                read = self.segments.selects.get((op.name, 0), Ids())
+                total += len(read) * self._per_channel(op, op.inputs[0]) // op.groups
+        return total
+
+    def _per_channel(self, layer: Layer, source: str) -> int:
+        """The multiply-adds of a layer with one channel of its input."""
+        written, read = self.graph.tensors[layer.outputs[0]], self.graph.tensors[layer.inputs[0]]
+        shape = self.graph.parameters[layer.weight]
+        kernel = math.prod(n for a, n in enumerate(shape) if a not in (layer.in_axis, layer.out_axis))
+        transposed = layer.in_axis == 0 and len(shape) > 2
+        held = read if transposed else written
+        positions = math.prod(held.shape) // (len(held.channels) * held.features)
+        rows = len(self.segments.stored.get(layer.outputs[0], ())) * written.features
+        return kernel * positions * rows * read.features
+
+
+def chosen_windows(
+    formulation: Formulation, instance: Instance, orders: Orders
+) -> dict[Edge, Ids]:
+    """For the reads that are best served by windows, the channels read and not wanted."""
+    held = satisfied(instance, orders)
+    chosen: dict[Edge, Ids] = {}
+    for read, edge, price in zip(
+        instance.reads, formulation.reads, window_costs(instance, orders), strict=True
+    ):
+        if price is not None and price < read_cost(read, held) and read.view:
+            order = orders[instance.demands[read.view[0]].space]
+            between = unwanted(instance, read, order)
+            if between:
+                chosen[edge] = between
+    return chosen
+
+
+def extra_wants(windows: Windows, chosen: Mapping[Edge, Ids]) -> dict[Edge, Ids]:
+    """What layers must want, besides what they need, for these windows to be what is selected."""
+    extra: dict[Edge, Ids] = {}
+    for edge, ids in chosen.items():
+        chain = windows.chain(edge)
+        for layer in chain.layers if chain is not None else ():
+            extra[layer.name, 0] = extra.get((layer.name, 0), Ids()) | ids
+    return extra
