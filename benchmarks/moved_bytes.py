@@ -151,12 +151,12 @@ def main() -> int:
         "# Bytes moved",
         "",
         f"Megabytes that one forward pass at batch {options.batch} (float32, CPU) writes in "
-        "kernels that only move data and in the copies that other kernels make of inputs they cannot read "
-        "as they lie (`upscale_opt.movement`), before and after pruning, and by kernel; "
-        f"{options.amount:.0%} of the {options.side} slices of every weight dropped by L2 norm "
-        "(`benchmarks/removed_weights.py`). *UPSCALE* is apple-upscale's export of the same masked "
-        "network, where it makes one that computes the same. The ratios are of our export to the "
-        "unpruned network, and to UPSCALE's.",
+        "kernels that only move data and in the copies that other kernels make of inputs they "
+        "cannot read as they lie (`upscale_opt.movement`), before and after pruning, and by "
+        f"kernel; {options.amount:.0%} of the {options.side} slices of every weight dropped by L2 "
+        "norm (`benchmarks/removed_weights.py`). *UPSCALE* is apple-upscale's export of the same "
+        "masked network, where it makes one that computes the same. Ratios are of our export to "
+        "the unpruned network, and to UPSCALE's.",
         "",
         f"`python {' '.join(sys.argv)}`",
         "",
