@@ -5,16 +5,15 @@ python benchmarks/moved_bytes.py shufflenet_v2_x1_0 densenet121 --out docs/moved
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
 
+import pages
 import torch
-from removed_weights import SIDES, mask
+from removed_weights import SIDES
 from torch import Tensor
 
 import upscale_opt as uo
-from upscale_opt.ir.base import write_atomically
+from upscale_opt.coverage.masking import mask, survey
 from upscale_opt.models import catalogue
 from upscale_opt.movement import Movement, moved_bytes
 
@@ -29,7 +28,7 @@ def row(network: str, side: str, amount: float, objective: str) -> str:
     assert isinstance(batch, Tensor)
     model = catalogue.randomize(catalogue.build(network), 0, batch)
     before = moved_bytes(model, inputs)
-    mask(model, inputs, side, amount, constants=False)
+    mask(model, side, amount, survey(model, inputs))
     graph = uo.trace(model, inputs)
     solution = uo.solve(graph, uo.Masks.from_model(model, graph), objective=objective)
     pruned = uo.materialize(model, solution)
@@ -48,12 +47,11 @@ def _parts(movement: Movement) -> str:
 
 def main() -> int:
     """Export, print the table, and write it where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("networks", nargs="*", default=NETWORKS, help="catalogue names")
     parser.add_argument("--side", choices=SIDES, default="input")
     parser.add_argument("--amount", type=float, default=0.5)
     parser.add_argument("--objective", default="copied_channels", help="what the orders minimise")
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
@@ -62,21 +60,19 @@ def main() -> int:
         "Megabytes that one forward pass at batch 1 (float32) writes in kernels that only move "
         "data (`upscale_opt.movement`), before and after pruning, and by kernel; "
         f"{options.amount:.0%} of the {options.side} slices of every weight dropped by L2 norm "
-        "(`benchmarks/removed_weights.py`). The ratio is of the exported network to the unpruned.",
+        "(`upscale_opt.coverage.masking`). The ratio is of the exported network to the unpruned.",
         "",
-        f"`python {' '.join(sys.argv)}`",
+        f"`{pages.command()}`",
         "",
         "| network | side | unpruned, MB | exported, MB | ratio | unpruned, by kernel "
         "| exported, by kernel | deviation |",
         "| --- | --- | ---: | ---: | ---: | --- | --- | ---: |",
     ]
-    for network in options.networks:
-        lines.append(row(network, options.side, options.amount, options.objective))
-        print(lines[-1], file=sys.stderr, flush=True)
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.out is not None:
-        write_atomically(options.out, text.encode())
+    rows = (
+        row(network, options.side, options.amount, options.objective)
+        for network in options.networks
+    )
+    pages.publish([*lines, *pages.shown(rows)], options.out)
     return 0
 
 
