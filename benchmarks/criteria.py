@@ -6,21 +6,19 @@ python benchmarks/criteria.py resnet18 --criterion lamp hrank --amount 0.7
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+import pages
 import torch
 from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.importance import CRITERIA, HRank, Importance, Taylor
-from upscale_opt.ir.base import write_atomically
 from upscale_opt.masking import Method, Side
 from upscale_opt.models import catalogue
 
@@ -102,7 +100,7 @@ def export(network: str, criterion: str, side: Side, method: Method, amount: flo
     return Row(network, criterion, side, method, copied, before, after, error, seconds)
 
 
-def table(rows: list[Row], amount: float, command: str) -> str:
+def table(rows: list[Row], amount: float) -> list[str]:
     """The rows as Markdown: one line per network, side and method."""
     names = ", ".join(dict.fromkeys(row.criterion for row in rows))
     lines = [
@@ -113,7 +111,7 @@ def table(rows: list[Row], amount: float, command: str) -> str:
         "least and the most parameters left and channels copied, and the largest deviation of an "
         "export from its masked network in float64.",
         "",
-        f"`{command}`",
+        f"`{pages.command()}`",
         "",
         "| network | side | method | exports | parameters left | copied channels | deviation |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
@@ -127,19 +125,18 @@ def table(rows: list[Row], amount: float, command: str) -> str:
             f"| {' | '.join(key)} | {len(some)} | {min(left):.1%} to {max(left):.1%} | "
             f"{min(copied):,} to {max(copied):,} | {worst:.0e} |"
         )
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main() -> int:
     """Export, print the table, and write it where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("networks", nargs="*", default=NETWORKS, help="catalogue names")
     parser.add_argument("--method", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--criterion", nargs="+", choices=list(ALL), default=list(ALL))
     parser.add_argument("--side", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--amount", type=float, default=0.5)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args()
     cases = [
         (network, criterion, side, method, options.amount)
@@ -152,20 +149,15 @@ def main() -> int:
     runs = Parallel(options.jobs, return_as="generator")(delayed(export)(*case) for case in cases)
     for row in runs:
         rows.append(row)
-        print(
+        pages.say(
             f"{len(rows)}/{len(cases)} {row.network} {row.criterion} {row.side} {row.method}: "
-            f"{row.copied:,} copied, {row.deviation:.0e}, {row.seconds:.1f} s",
-            file=sys.stderr,
-            flush=True,
+            f"{row.copied:,} copied, {row.deviation:.0e}, {row.seconds:.1f} s"
         )
-    text = table(rows, options.amount, " ".join(["python", *sys.argv]))
-    print(text)
-    if options.out is not None:
-        write_atomically(options.out, text.encode())
+    pages.publish(table(rows, options.amount), options.out)
     lossy = [row for row in rows if not (row.deviation < 1e-10 or math.isnan(row.deviation))]
     copying = [row for row in rows if row.method == "constrained" and row.copied]
     for row in (*lossy, *copying):
-        print(f"NOT AS IT SHOULD BE: {row}", file=sys.stderr)
+        pages.say(f"NOT AS IT SHOULD BE: {row}")
     return 1 if lossy or copying else 0
 
 

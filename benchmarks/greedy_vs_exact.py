@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,11 +21,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
+import pages
 import torch
 from joblib import Parallel, delayed
 
 import upscale_opt as uo
-from upscale_opt.ir.base import write_atomically
 from upscale_opt.masking import Side
 from upscale_opt.models import catalogue
 
@@ -132,11 +131,9 @@ def solve_all(
     cells = []
     for cell in side_by_side(work, names, jobs):
         cells.append(cell)
-        print(
+        pages.say(
             f"{cell.network} {amount:.0%}: greedy {cell.greedy:,}, exact {cell.exact:,} "
-            f"(at least {cell.bound:,}), {cell.seconds:.2f} s",
-            file=sys.stderr,
-            flush=True,
+            f"(at least {cell.bound:,}), {cell.seconds:.2f} s"
         )
     return sorted(cells, key=lambda cell: names.index(cell.network))
 
@@ -240,10 +237,10 @@ def text_of(cell: Cell) -> str:
 
 def page(
     by_amount: dict[float, list[Cell]], names: Sequence[str], options: argparse.Namespace
-) -> str:
+) -> list[str]:
     """The whole document."""
     cells = [cell for row in by_amount.values() for cell in row]
-    lines = [
+    return [
         "# Greedy and exact",
         "",
         "The channels that UPSCALE's heuristic (`greedy`) copies, and the fewest possible "
@@ -252,7 +249,7 @@ def page(
         "(see [the mathematics](mathematics.md)). Seconds are those of `solve` with `cp-sat` on "
         "one thread, from graph and masks to the finished plan with its proof; tracing is apart.",
         "",
-        f"Written by `python {' '.join(sys.argv)}` with ortools {version('ortools')}, on "
+        f"Written by `{pages.command()}` with ortools {version('ortools')}, on "
         f"{os.cpu_count()} cores, {options.jobs} processes.",
         "",
         *findings(cells),
@@ -271,12 +268,11 @@ def page(
         "",
         *everything(by_amount, names),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     """Solve everything, and print or write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("networks", nargs="*", default=A_FEW, help="catalogue names")
     parser.add_argument("--full", action="store_true", help="all torchvision classifiers")
     parser.add_argument("--amounts", type=float, nargs="+", default=AMOUNTS)
@@ -284,7 +280,6 @@ def main() -> int:
     parser.add_argument("--time-limit", type=float, default=60.0, help="seconds for each network")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--cache", type=Path, help="keep graphs and masks here, for the next time")
-    parser.add_argument("--out", type=Path, help="write the page to this Markdown file")
     options = parser.parse_args()
     names = options.networks
     if options.full:
@@ -293,16 +288,12 @@ def main() -> int:
         folder = options.cache or Path(temporary)
         make = partial(prepare, folder=folder, amounts=options.amounts, side=options.side)
         for number, name in enumerate(side_by_side(make, names, options.jobs), 1):
-            print(f"traced {name} ({number} of {len(names)})", file=sys.stderr, flush=True)
+            pages.say(f"traced {name} ({number} of {len(names)})")
         by_amount = {
             amount: solve_all(names, amount, folder, options.side, options.time_limit, options.jobs)
             for amount in options.amounts
         }
-    text = page(by_amount, names, options)
-    if options.out is None:
-        print(text)
-    else:
-        write_atomically(options.out, text.encode())
+    pages.publish(page(by_amount, names, options), options.out)
     return 0
 
 

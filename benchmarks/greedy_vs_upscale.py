@@ -10,19 +10,16 @@ Ours is solved on UPSCALE's terms (``model="segment"``), greedily and exactly, a
 
 from __future__ import annotations
 
-import argparse
 import gc
 import logging
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
+import pages
 import torch
 from torch import nn
 
 import upscale_opt as uo
-from upscale_opt.ir.base import write_atomically
 from upscale_opt.models import catalogue
 
 QUICK = [
@@ -117,11 +114,11 @@ def compare(network: str, amount: float, seed: int) -> Row:
     )
 
 
-def page(rows: list[Row], command: str) -> str:
+def page(rows: list[Row]) -> list[str]:
     """The table, as Markdown."""
     others = [f"{row.network} at {row.amount:.0%}" for row in rows if not row.agrees]
     verdict = f"On {len(rows) - len(others)} of these {len(rows)} rows"
-    lines = [
+    return [
         "# The greedy heuristic beside UPSCALE's own",
         "",
         "Channels gathered in one forward pass, as the plans count them. Both tools are given the "
@@ -134,31 +131,26 @@ def page(rows: list[Row], command: str) -> str:
         f"{verdict} our heuristic gathers exactly as many channels as the original"
         + (f"; the other ones are {', '.join(others)}." if others else "."),
         "",
-        f"Written by `{command}`.",
+        f"Written by `{pages.command()}`.",
         "",
         "| network | dropped | channels read | UPSCALE | our greedy, its terms "
         "| optimum, its terms | optimum, our terms |",
         "| --- | --- | --- | --- | --- | --- | --- |",
         *map(str, rows),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     """Print the table, and write it where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("networks", nargs="*", help="catalogue names; by default a quick few")
     parser.add_argument(
         "--full", action="store_true", help="all 38 networks that UPSCALE exports (20 minutes)"
     )
     parser.add_argument("--amount", type=float, nargs="+", default=[0.5], help="shares to drop")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights")
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args()
-    try:
-        import upscale  # noqa: F401
-    except ImportError:
-        print("error: pip install --no-deps apple-upscale first", file=sys.stderr)
+    if not pages.has_upscale():
         return 1
     logging.getLogger("pruning").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -168,12 +160,8 @@ def main() -> int:
         start = time.perf_counter()
         rows.append(compare(network, amount, options.seed))
         gc.collect()  # models are in cycles, and Python does not know how large they are
-        print(f"{rows[-1]} {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    text = page(rows, f"python {' '.join(sys.argv)}")
-    if options.out is None:
-        print(text, end="")
-    else:
-        write_atomically(options.out, text.encode())
+        pages.say(f"{rows[-1]} {time.perf_counter() - start:.0f} s")
+    pages.publish(page(rows), options.out)
     return 0
 
 

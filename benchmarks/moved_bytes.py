@@ -14,14 +14,14 @@ import copy
 import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
+import pages
 import torch
-from removed_weights import SIDES, mask
+from removed_weights import SIDES
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt.ir.base import write_atomically
+from upscale_opt.coverage.masking import mask, survey
 from upscale_opt.models import catalogue
 from upscale_opt.movement import Movement, moved_bytes
 
@@ -114,11 +114,17 @@ def measure(network: str, options: argparse.Namespace) -> Row:
     assert isinstance(several, Tensor)
     model = catalogue.randomize(catalogue.build(network), 0, several)
     before = moved_bytes(model, inputs)
-    mask(model, several[:1], options.side, options.amount, constants=False)
+    mask(model, options.side, options.amount, survey(model, several[:1]))
     theirs = upscaled(model, inputs)
     graph = uo.trace(model, several[:1])
     masks = uo.Masks.from_model(model, graph)
-    solution = uo.solve(graph, masks, objective=options.objective)
+    solution = uo.solve(
+        graph,
+        masks,
+        objective=options.objective,
+        model=options.model,
+        max_extra_macs=options.max_extra_macs,
+    )
     pruned = uo.materialize(model, solution)
     return Row(
         network,
@@ -132,16 +138,17 @@ def measure(network: str, options: argparse.Namespace) -> Row:
 
 def main() -> int:
     """Export, print the table, and write it where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("networks", nargs="*", default=NETWORKS, help="catalogue names")
     parser.add_argument("--side", choices=SIDES, default="input")
     parser.add_argument("--amount", type=float, default=0.5)
     parser.add_argument("--objective", default="copied_channels", help="what the orders minimise")
+    parser.add_argument("--model", default="tensor", help="tensor, or arena: cats share buffers")
+    parser.add_argument("--max-extra-macs", type=float, default=0.0, help="for windows, a share")
     parser.add_argument("--batch", type=int, default=1, help="images in a forward pass")
     parser.add_argument(
         "--places", action="store_true", help=f"list the {PLACES} places that move most"
     )
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args()
     if options.batch < 1:
         parser.error("--batch must be at least 1")
@@ -158,7 +165,7 @@ def main() -> int:
         "masked network, where it makes one that computes the same. Ratios are of our export to "
         "the unpruned network, and to UPSCALE's.",
         "",
-        f"`python {' '.join(sys.argv)}`",
+        f"`{pages.command()}`",
         "",
         "| network | side | unpruned, MB | exported, MB | ratio | UPSCALE, MB | ratio "
         "| unpruned, by kernel | exported, by kernel | UPSCALE, by kernel | deviation |",
@@ -167,14 +174,11 @@ def main() -> int:
     rows = []
     for network in options.networks:
         rows.append(measure(network, options))
-        print(rows[-1], file=sys.stderr, flush=True)
+        pages.say(rows[-1])
     lines += map(str, rows)
     if options.places:
         lines += ["", "## Places that move most, MB", "", *(row.places for row in rows)]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.out is not None:
-        write_atomically(options.out, text.encode())
+    pages.publish(lines, options.out)
     return 0
 
 

@@ -6,16 +6,13 @@ python benchmarks/networks.py resnet152 --side both --amount 0.7
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
-from pathlib import Path
 from typing import Literal
 
+import pages
 import torch
 
 import upscale_opt as uo
-from upscale_opt.ir.base import write_atomically
 from upscale_opt.masking import Side
 from upscale_opt.models import catalogue
 
@@ -62,12 +59,11 @@ def row(name: str, amount: float, side: Side, layers: Literal["conv", "all"]) ->
 
 def main() -> int:
     """Print the table, and write it where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("networks", nargs="*", default=NETWORKS, help="catalogue names")
     parser.add_argument("--amount", type=float, default=0.5)
     parser.add_argument("--side", choices=["input", "output", "both"], default="input")
     parser.add_argument("--layers", choices=["conv", "all"], default="conv")
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
@@ -79,20 +75,14 @@ def main() -> int:
         "operations (their surroundings are kept whole); relative deviation from the masked "
         "network in float64; seconds to trace, mask, solve and materialize on one thread.",
         "",
-        f"Written by `python {' '.join(sys.argv)}`.",
+        f"Written by `{pages.command()}`.",
         "",
         "| network | parameters | left | original order | greedy | optimum | lower bound | opaque "
         "| deviation | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name in options.networks:
-        lines.append(row(name, options.amount, options.side, options.layers))
-        print(lines[-1], file=sys.stderr, flush=True)
-    text = "\n".join(lines) + "\n"
-    if options.out is None:
-        print(text)
-    else:
-        write_atomically(options.out, text.encode())
+    rows = (row(name, options.amount, options.side, options.layers) for name in options.networks)
+    pages.publish([*lines, *pages.shown(rows)], options.out)
     return 0
 
 

@@ -3,38 +3,32 @@
 python benchmarks/removed_weights.py --json after.json --before docs/removed-before.json
 python benchmarks/removed_weights.py shufflenet_v2_x1_0 --side output --amount 0.3
 
-The masks know nothing of any graph: half of the slices of every weight are dropped, those of least
-L2 norm. So the same masks can be given to any version of the library, and what is counted are the
-zeros that are still there in the exported model. Only what older versions have is used; the
-reasons need `upscale_opt.solver.removal`.
+The masks know nothing of any graph (`upscale_opt.coverage.masking`): half of the slices of every
+weight are dropped, those of least L2 norm. So every version of the library is given the same ones,
+and what is counted are the zeros that are still there in the exported model.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import pages
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
+from torch import nn
 
 import upscale_opt as uo
+from upscale_opt.coverage.masking import mask, survey, weights
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.models import catalogue
-
-try:
-    from upscale_opt.solver.removal import Removal, removal
-except ImportError:  # an older version, to be measured for comparison
-    removal = None  # type: ignore[assignment]
+from upscale_opt.solver.removal import Removal, removal
 
 NETWORKS = [
     "resnext50_32x4d",
@@ -98,9 +92,10 @@ def export(network: str, side: str, amount: float, constants: bool) -> Row:
             dropped become constants.
     """
     inputs = catalogue.example_inputs(network, 2)
-    assert isinstance(inputs, Tensor)
     model = catalogue.randomize(catalogue.build(network), 0, inputs)
-    masked = mask(model, inputs, side, amount, constants)
+    mask(model, side, amount, survey(model, inputs), constants=constants)
+    names = {name for name, _, _ in weights(model)}
+    masked = {name: zeros for name, zeros in _zeros(model) if name in names}
     start = time.perf_counter()
     graph = uo.trace(model, inputs)
     masks = uo.Masks.from_model(model, graph)
@@ -109,7 +104,6 @@ def export(network: str, side: str, amount: float, constants: bool) -> Row:
     seconds = time.perf_counter() - start
     left = {name: zeros for name, zeros in _zeros(pruned) if name in masked}
     report = uo.verify(model, pruned, inputs)
-    reasons = None if removal is None else removal(graph, masks, solution)
     return Row(
         network=network,
         side=side,
@@ -121,7 +115,7 @@ def export(network: str, side: str, amount: float, constants: bool) -> Row:
         opaque=sum(op.kind == "opaque" for op in graph.operations),
         deviation=report.float64_error,
         seconds=seconds,
-        reasons=() if reasons is None else tuple(_reasons(graph, left, reasons)),
+        reasons=tuple(_reasons(graph, left, removal(graph, masks, solution))),
     )
 
 
@@ -145,118 +139,12 @@ def _reasons(
                 for stays in axis.left:
                     counts[re.sub(r"fixed: \w+: ", "fixed: ", stays.why)] += stays.weights
     opaque = {op.name: op.reason for op in graph.operations if op.kind == "opaque"}
-    for name, weights in left.items():
+    for name, zeros in left.items():
         if name not in graph.parameters:
             module = name.rpartition(".")[0].replace(".", "_")
             reason = f" (opaque: {opaque[module]})" if module in opaque else ""
-            counts[f"not in the graph{reason}"] += weights
+            counts[f"not in the graph{reason}"] += zeros
     yield from ((reason, count) for reason, count in counts.most_common() if count)
-
-
-# Masks.
-
-
-def mask(
-    model: nn.Module, inputs: Tensor, side: str, amount: float, constants: bool
-) -> dict[str, int]:
-    """Zero slices of every weight, in place, and return how many numbers that are, by weight.
-
-    The network's own inputs and outputs are left alone. In a convolution with groups, input slices
-    are those of the weight tensor, which stand for one channel of every group, and as many output
-    channels of every group are dropped.
-    """
-    around = _Surroundings(model, inputs)
-    masked: dict[str, int] = {}
-    with torch.no_grad():
-        for name, weight, (out_axis, in_axis) in _weights(model):
-            module_name, _, own_name = name.rpartition(".")
-            module = model.get_submodule(module_name)
-            weight[weight == 0] = 1e-4  # nothing is zero but what is masked
-            columns = rows = torch.zeros(0, dtype=torch.long)
-            if side != "output" and module_name not in around.first:
-                columns = _least(weight, in_axis, 1, amount)
-            if side != "input" and module_name not in around.last:
-                groups = module.groups if isinstance(module, _ConvNd) else 1
-                depthwise = groups == weight.shape[0]
-                rows = _least(weight, out_axis, 1 if depthwise else groups, amount)
-            weight.index_fill_(in_axis, columns, 0)
-            weight.index_fill_(out_axis, rows, 0)
-            masked[name] = int((weight == 0).sum())
-            if not constants:
-                bias = module._parameters.get(own_name.removesuffix("weight") + "bias")
-                for values in (bias, *around.norms_behind(module_name)):
-                    if values is not None:
-                        values.index_fill_(0, rows, 0)
-    return masked
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
-    """Name, weight, and output and input axis; each weight once.
-
-    Of convolutions, linear layers, attention's input projections, and what modules that are not
-    PyTorch's own call a weight.
-    """
-    seen: set[int] = set()
-    for prefix, module in model.named_modules():
-        layer = isinstance(module, _ConvNd | nn.Linear)
-        plain = not type(module).__module__.startswith("torch.nn.")
-        axes = (1, 0) if isinstance(module, _ConvNd) and module.transposed else (0, 1)
-        for name, weight in module.named_parameters(prefix, recurse=False):
-            projection = isinstance(module, nn.MultiheadAttention) and name.endswith("proj_weight")
-            known = projection or ((layer or plain) and name.endswith("weight"))
-            if known and weight.dim() >= 2 and id(weight) not in seen:
-                seen.add(id(weight))
-                yield name, weight, axes
-
-
-def _least(weight: Tensor, axis: int, groups: int, amount: float) -> Tensor:
-    """The slices of least L2 norm, equally many in each of the consecutive groups of slices."""
-    norms = weight.double().square().transpose(0, axis).flatten(1).sum(1).view(groups, -1)
-    count = int(norms.shape[1] * amount)
-    chosen = norms.argsort(dim=1, stable=True)[:, :count]
-    return (chosen + torch.arange(groups)[:, None] * norms.shape[1]).flatten()
-
-
-class _Surroundings:
-    """Which layers read the network's input or write its output, and the batch norms behind."""
-
-    def __init__(self, model: nn.Module, inputs: Tensor) -> None:
-        self.first: set[str] = set()
-        self.last: set[str] = set()
-        self._norms: dict[str, list[_NormBase]] = {}
-        self._writers: list[tuple[str, Tensor]] = []  # the tensors, so that no id is used twice
-        handles = [
-            module.register_forward_hook(self._watch(name, inputs))
-            for name, module in model.named_modules()
-            if isinstance(module, _NormBase | _ConvNd | nn.Linear)
-        ]
-        with torch.no_grad():
-            result = model(inputs)
-        for handle in handles:
-            handle.remove()
-        self.last = {name for name, written in self._writers if written is result}
-        self._writers.clear()
-
-    def _watch(
-        self, name: str, inputs: Tensor
-    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], result: Tensor) -> None:
-            if isinstance(module, _NormBase):
-                for writer, written in self._writers:
-                    if written is args[0]:
-                        self._norms.setdefault(writer, []).append(module)
-                return
-            if args[0] is inputs:
-                self.first.add(name)
-            self._writers.append((name, result))
-
-        return hook
-
-    def norms_behind(self, layer: str) -> Iterator[Tensor | None]:
-        """What must be zero for a channel that ``layer`` does not write to stay zero."""
-        for norm in self._norms.get(layer, ()):
-            yield norm.weight
-            yield norm.bias
 
 
 # Tables.
@@ -287,7 +175,7 @@ def _share(count: int, row: Row) -> str:
     return f"{count / row.masked:.1%}"
 
 
-def document(lines: Iterable[str], amount: float, constants: bool, command: str) -> str:
+def document(lines: list[str], amount: float, constants: bool) -> list[str]:
     """The table and what it shows."""
     zero = (
         "biases and batch norms stay, so that dropped output channels are constants"
@@ -303,7 +191,7 @@ def document(lines: Iterable[str], amount: float, constants: bool, command: str)
         "what is masked the export no longer has. *Weights removed*: of all, also those that no "
         "mask dropped but nothing reads any more."
     )
-    return "\n".join(["# Masked weights removed", "", text, "", f"`{command}`", "", *lines]) + "\n"
+    return ["# Masked weights removed", "", text, "", f"`{pages.command()}`", "", *lines]
 
 
 def save(path: Path, rows: Sequence[Row], version: str) -> None:
@@ -320,14 +208,13 @@ def load(path: Path) -> list[Row]:
 
 def main() -> int:
     """Export, print the table, and write it where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("networks", nargs="*", default=NETWORKS, help="catalogue names")
     parser.add_argument("--side", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--amount", type=float, default=0.5)
     parser.add_argument(
         "--constants", action="store_true", help="leave biases and batch norms as they are"
     )
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     parser.add_argument("--json", type=Path, help="write the rows to this JSON file")
     parser.add_argument("--before", type=Path, help="rows of an older version, to compare with")
     parser.add_argument("--version", default="", help="what the JSON file calls the version")
@@ -337,15 +224,12 @@ def main() -> int:
     for network in options.networks:
         for side in options.side:
             rows.append(export(network, side, options.amount, options.constants))
-            print(table(rows[-1:], None)[-1], file=sys.stderr, flush=True)
+            pages.say(table(rows[-1:], None)[-1])
             if options.json is not None:
                 save(options.json, rows, options.version)
     before = None if options.before is None else load(options.before)
-    command = " ".join(["python", *sys.argv])
-    text = document(table(rows, before), options.amount, options.constants, command)
-    print(text)
-    if options.out is not None:
-        write_atomically(options.out, text.encode())
+    page = document(table(rows, before), options.amount, options.constants)
+    pages.publish(page, options.out)
     return 0
 
 

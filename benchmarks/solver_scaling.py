@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
+import pages
 import torch
 
 import upscale_opt as uo
-from upscale_opt.ir.base import write_atomically
 from upscale_opt.models import catalogue
 from upscale_opt.models.instances import one_space, with_measure
 from upscale_opt.models.random_instances import (
@@ -149,7 +147,7 @@ def document(options: argparse.Namespace) -> Iterator[str]:
         f"name says so), and what is proven of it. One run each, with a limit of "
         f"{options.time_limit:g} s and {options.workers} worker of CP-SAT.",
         "",
-        f"Written by `python {' '.join(sys.argv)}`.",
+        f"Written by `{pages.command()}`.",
         "",
         "| instance | reads | solver | cost | lower bound | status | seconds |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -172,22 +170,13 @@ def document(options: argparse.Namespace) -> Iterator[str]:
 
 def main() -> int:
     """Print the page, and write it where asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument("--solver", action="append", choices=list(SOLVERS), help="may be repeated")
     parser.add_argument("--time-limit", type=float, default=60.0, help="seconds for each")
     parser.add_argument("--workers", type=int, default=1, help="threads of CP-SAT")
-    parser.add_argument("--out", type=Path, help="write the page to this Markdown file")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    lines = []
-    for line in document(options):
-        lines.append(line)
-        print(line, file=sys.stderr, flush=True)
-    text = "\n".join(lines) + "\n"
-    if options.out is None:
-        print(text)
-    else:
-        write_atomically(options.out, text.encode())
+    pages.publish(pages.shown(document(options)), options.out)
     return 0
 
 

@@ -9,19 +9,16 @@ in turn, one thread each. ``apple-upscale`` pins an old torch: install it withou
 
 from __future__ import annotations
 
-import argparse
 import copy
 import platform
 import statistics
-import sys
 import time
-from pathlib import Path
 
+import pages
 import torch
 from torch import nn
 
 import upscale_opt as uo
-from upscale_opt.ir.base import write_atomically
 from upscale_opt.models import catalogue
 
 
@@ -55,9 +52,8 @@ def compare(name: str, runs: int) -> str:
         upscale_seconds = theirs(copy.deepcopy(model), inputs)
         our_seconds, copied = ours(copy.deepcopy(model), inputs)
         pairs.append((our_seconds, upscale_seconds))
-        print(
-            f"{name} {run + 1}/{runs}: ours {our_seconds:.2f} s, UPSCALE {upscale_seconds:.2f} s",
-            file=sys.stderr,
+        pages.say(
+            f"{name} {run + 1}/{runs}: ours {our_seconds:.2f} s, UPSCALE {upscale_seconds:.2f} s"
         )
     mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratios = sorted(a / b for a, b in pairs)
@@ -69,17 +65,13 @@ def compare(name: str, runs: int) -> str:
 
 def main() -> int:
     """Run the comparison and print (and write) the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = pages.parser(__doc__)
     parser.add_argument(
         "models", nargs="*", default=["resnet50", "densenet201"], help="catalogue names"
     )
     parser.add_argument("--runs", type=int, default=3, help="interleaved runs (median counts)")
-    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
     options = parser.parse_args()
-    try:
-        import upscale  # noqa: F401
-    except ImportError:
-        print("error: pip install --no-deps apple-upscale first", file=sys.stderr)
+    if not pages.has_upscale():
         return 1
     torch.set_num_threads(1)
     compare("resnet18", 1)  # what is loaded on first use is not timed
@@ -90,17 +82,14 @@ def main() -> int:
         "materialize, UPSCALE's is compute + prune, on the same masked network (L2 magnitude, 50 % "
         "of every convolution's input channels, batch 1, 224 x 224).",
         "",
-        f"Written by `python {' '.join(sys.argv)}` with torch {torch.__version__}, Python "
+        f"Written by `{pages.command()}` with torch {torch.__version__}, Python "
         f"{platform.python_version()}, {platform.machine()}.",
         "",
         "| network | ours, s | UPSCALE, s | ratio (range) | our copied channels |",
         "| --- | --- | --- | --- | --- |",
         *(compare(name, options.runs) for name in options.models),
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if options.out is not None:
-        write_atomically(options.out, text.encode())
+    pages.publish(lines, options.out)
     return 0
 
 

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import upscale_opt as uo
+from upscale_opt.errors import UpscaleError
+from upscale_opt.ir.graph import maskable_axes, slices_of
 from upscale_opt.masking import Side
 from upscale_opt.models import catalogue
 from upscale_opt.tracing.examples import Inputs
 
 EXACT = 1e-10
 """What lossless means in float64."""
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
@@ -133,6 +142,40 @@ def documents_of(name: str, amount: float, side: Side = "input") -> Documents:
     return Documents(masked, graph, masks, uo.solve(graph, masks))
 
 
+def random_masks(graph: uo.ChannelGraph, seed: int) -> uo.Masks:
+    """Some six in ten slices kept, along every axis that can be masked."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = {
+        name: {
+            axis: tuple(torch.nonzero(torch.rand(slices, generator=generator) < 0.6)[:, 0].tolist())
+            for axis in axes
+            for slices in [slices_of(graph, name, axis)]
+        }
+        for name, axes in maskable_axes(graph).items()
+    }
+    return uo.Masks(kept=kept)
+
+
+def exported(model: nn.Module, inputs: Inputs, seed: int = 0) -> tuple[nn.Module, nn.Module]:
+    """The model, masked in place at random on both sides, and its export."""
+    graph = uo.trace(model, inputs)
+    uo.apply_masks(model, graph, random_masks(graph, seed))
+    return model, uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+
+
+class Net(nn.Module):
+    """Layers by name, and what to do with them."""
+
+    def __init__(self, run: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = run
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.run(self, x)
+
+
 class ManyReaders(nn.Module):
     """Seventy readers of one tensor: with random masks, too hard to prove in a minute."""
 
@@ -150,3 +193,27 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
     """All parameters and buffers."""
     yield from module.parameters()
     yield from module.buffers()
+
+
+def complaint(error: type[UpscaleError], action: Callable[[], object]) -> str:
+    """The message of the error that ``action`` raises: one line, not endless."""
+    with pytest.raises(error) as caught:
+        action()
+    assert type(caught.value) is error
+    message = str(caught.value)
+    assert "\n" not in message
+    assert 10 < len(message) < 900
+    return message
+
+
+def benchmark(name: str) -> ModuleType:
+    """A script among the benchmarks, as a module under a name of its own."""
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look it up
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.append(str(BENCHMARKS))  # for what they share
+    spec.loader.exec_module(module)
+    return module

@@ -22,7 +22,7 @@ import upscale_opt as uo
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.graph import slices_of
 from upscale_opt.solver.check import damage
-from upscale_opt.tracing.program import run_as
+from upscale_opt.tracing.running import run_as
 from upscale_opt.windows import join_windows, split_windows
 
 WIDTH, HEADS = 12, 3

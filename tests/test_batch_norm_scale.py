@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Net
 from hypothesis import example, given, settings
 from importance_reference import UNITS, WAYS, Small, masked, scores_of, segments_of, traced
 from strategies import SEEDS
@@ -20,14 +21,11 @@ from upscale_opt.ir.graph import ChannelWise, Concat, Elementwise, Layer, Select
 from upscale_opt.masking import Method, Side, choose_masks, find_segments
 
 
-class Net(nn.Module):
+class Scaled(Net):
     """Layers by name, and what to do with them; scales are 1.5, 2.5 … with changing signs."""
 
     def __init__(self, run: Callable[..., Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            self.add_module(name, layer)
+        super().__init__(run, **layers)
         self.double().eval()
         count = 0
         for module in self.modules():
@@ -35,9 +33,6 @@ class Net(nn.Module):
                 scale = torch.arange(len(module.weight)) + count + 1.5
                 count += len(module.weight)
                 module.weight.data.copy_(scale * (-1) ** torch.arange(len(scale)))
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self, x)
 
 
 def conv(inputs: int, outputs: int) -> nn.Conv2d:
@@ -51,7 +46,7 @@ def bn_scores(
 
 
 def test_the_norm_behind_and_the_norm_before() -> None:
-    model = Net(
+    model = Scaled(
         lambda m, x: m.b(m.act(m.pool(m.norm(m.a(x))))),
         a=conv(3, 3),
         norm=nn.BatchNorm2d(3),
@@ -66,7 +61,7 @@ def test_the_norm_behind_and_the_norm_before() -> None:
 
 
 def test_through_what_keeps_channels_apart() -> None:
-    model = Net(
+    model = Scaled(
         lambda m, x: m.b(m.depthwise(m.norm(m.plain(m.depthwise2(m.a(x).relu()))))),
         a=conv(3, 3),
         depthwise2=nn.Conv2d(3, 3, 3, padding=1, groups=3),
@@ -82,7 +77,7 @@ def test_through_what_keeps_channels_apart() -> None:
 
 
 def test_only_the_nearest_counts() -> None:
-    model = Net(
+    model = Scaled(
         lambda m, x: m.b(m.second(m.first(m.a(x)).relu())),
         a=conv(3, 2),
         first=nn.BatchNorm2d(2),
@@ -102,7 +97,7 @@ def test_concatenations_and_slices() -> None:
         left, right = joined.chunk(2, dim=1)
         return m.c(left), m.d(right), m.e(joined.flip(1))
 
-    model = Net(
+    model = Scaled(
         run,
         a=conv(3, 3),
         b=conv(3, 1),
@@ -121,7 +116,7 @@ def test_concatenations_and_slices() -> None:
 
 
 def test_channels_that_are_repeated() -> None:
-    model = Net(
+    model = Scaled(
         lambda m, x: m.b(m.norm(m.a(x).repeat(1, 2, 1, 1))),
         a=conv(3, 2),
         norm=nn.BatchNorm2d(4),
@@ -137,7 +132,7 @@ def test_the_mean_of_all_readers_norms() -> None:
         x = m.a(x)
         return m.b(m.first(x)), m.c(m.second(x)), m.d(x)
 
-    model = Net(
+    model = Scaled(
         run,
         a=conv(3, 2),
         first=nn.BatchNorm2d(2),
@@ -160,7 +155,7 @@ def test_sums_are_crossed_only_where_nothing_is_nearer() -> None:
         x = (x + m.b(x)).relu()
         return m.c(m.behind(x))
 
-    model = Net(
+    model = Scaled(
         run,
         a=conv(3, 2),
         norm=nn.BatchNorm2d(2),
@@ -183,7 +178,7 @@ def test_all_operands_of_sums_and_products_before_a_layer() -> None:
         x = x * m.c(x.mean((2, 3), keepdim=True)).sigmoid()
         return m.d(x)
 
-    model = Net(
+    model = Scaled(
         run,
         a=conv(3, 2),
         one=nn.BatchNorm2d(2),
@@ -204,7 +199,7 @@ def test_a_norm_that_is_met_twice_counts_once() -> None:
         x = m.one(m.a(x))
         return m.c(x * x.sigmoid() + m.two(m.b(x)))
 
-    model = Net(
+    model = Scaled(
         run,
         a=conv(3, 1),
         one=nn.BatchNorm2d(1),
@@ -216,7 +211,7 @@ def test_a_norm_that_is_met_twice_counts_once() -> None:
 
 
 def test_features_of_a_flattened_image() -> None:
-    model = Net(
+    model = Scaled(
         lambda m, x: m.b(m.norm(m.a(x).flatten(1))),
         a=nn.Conv2d(3, 3, 5),
         norm=nn.BatchNorm1d(12),
@@ -230,7 +225,7 @@ def test_channels_without_a_norm_go_last() -> None:
     def run(m: Any, x: Tensor) -> Any:
         return m.c(torch.cat([m.norm(m.a(x)), m.b(x)], dim=1))
 
-    model = Net(run, a=conv(3, 3), norm=nn.BatchNorm2d(3), b=conv(3, 2), c=conv(5, 1))
+    model = Scaled(run, a=conv(3, 3), norm=nn.BatchNorm2d(3), b=conv(3, 2), c=conv(5, 1))
     infinite = float("inf")
     assert bn_scores(model, "both") == {
         "a.weight (output)": [1.5, 2.5, 3.5],
@@ -244,7 +239,7 @@ def test_channels_without_a_norm_go_last() -> None:
 
 
 def test_norms_without_running_statistics() -> None:
-    model = Net(
+    model = Scaled(
         lambda m, x: m.b(m.norm(m.a(x))),
         a=conv(3, 2),
         norm=nn.BatchNorm2d(2, track_running_stats=False),
@@ -274,7 +269,7 @@ def test_groups_count_all_their_norms_once() -> None:
         x = x + m.two(m.b(x))
         return m.c(x), m.d(x)
 
-    model = Net(
+    model = Scaled(
         run,
         a=conv(3, 2),
         one=nn.BatchNorm2d(2),

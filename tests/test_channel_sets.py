@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from helpers import assert_lossless, cast, keep
+from helpers import Net, assert_lossless, cast, keep
 from torch import Tensor, fx, nn
 
 import upscale_opt as uo
 from upscale_opt.models import catalogue
 from upscale_opt.modules import Gather
 from upscale_opt.solver.sets import ChannelSets, channel_sets
-
-
-class Net(nn.Module):
-    """Layers by name, and what to do with them."""
-
-    def __init__(self, run: Callable[..., object], **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> object:
-        return self.run(self, x)
 
 
 @dataclass(frozen=True)

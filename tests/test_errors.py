@@ -10,24 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Documents, built, images, keep
+from helpers import Documents, built, complaint, images, keep
 from torch import nn
 
 import upscale_opt as uo
 from upscale_opt.errors import UpscaleError
 from upscale_opt.models import catalogue
 from upscale_opt.models.topologies import UNTRACEABLE
-
-
-def complaint(error: type[UpscaleError], action: Callable[[], object]) -> str:
-    """The message of the error that ``action`` raises: one line, not endless."""
-    with pytest.raises(error) as caught:
-        action()
-    assert type(caught.value) is error
-    message = str(caught.value)
-    assert "\n" not in message
-    assert 10 < len(message) < 800
-    return message
 
 
 def net() -> nn.Sequential:

@@ -6,16 +6,14 @@ The figures of networks are those that apple-upscale 0.1.1 reaches with the same
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import EXACT, built, call, deviation
+from helpers import BENCHMARKS, EXACT, benchmark, built, call, deviation
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from outcomes import check, instances, random_sets
@@ -32,7 +30,7 @@ from upscale_opt.solver.instance import Demand, Instance, Part, Read, Space, cos
 from upscale_opt.solver.objectives import OBJECTIVES
 from upscale_opt.solver.segments import find_segments
 
-COMMAND = Path(__file__).parents[1] / "benchmarks" / "greedy_vs_upscale.py"
+COMMAND = BENCHMARKS / "greedy_vs_upscale.py"
 
 # The heuristic.
 
@@ -251,22 +249,12 @@ def test_its_plans_are_lossless(drawn: tuple[RandomNetwork, WeightMasks], biases
 # The command.
 
 
-def command() -> Any:
-    spec = importlib.util.spec_from_file_location("greedy_vs_upscale", COMMAND)
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_command_says_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "upscale", None)
     monkeypatch.setattr(sys, "argv", ["greedy_vs_upscale.py"])
-    assert command().main() == 1
+    assert benchmark("greedy_vs_upscale").main() == 1
     assert capsys.readouterr().err.splitlines() == [
         "error: pip install --no-deps apple-upscale first"
     ]
@@ -291,7 +279,7 @@ def test_command_writes_a_table(
     monkeypatch.setattr(sys, "argv", [str(COMMAND), "resnet18", "--out", str(out)])
     threads = torch.get_num_threads()
     try:
-        assert command().main() == 0
+        assert benchmark("greedy_vs_upscale").main() == 0
     finally:
         torch.set_num_threads(threads)
     text = out.read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import re
@@ -10,13 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from helpers import EXACT, call, deviation
+from helpers import BENCHMARKS, EXACT, benchmark, call, deviation
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from strategies import network_and_masks
@@ -27,7 +24,7 @@ import upscale_opt as uo
 from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
 from upscale_opt.models.random_networks import RandomNetwork, random_network
 
-COMMAND = Path(__file__).parents[1] / "benchmarks" / "lossless.py"
+COMMAND = BENCHMARKS / "lossless.py"
 
 compared = 0
 copying = 0
@@ -73,18 +70,8 @@ def test_random_networks_are_lossless() -> None:
 # The command.
 
 
-def command() -> Any:
-    spec = importlib.util.spec_from_file_location("lossless_command", COMMAND)
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_command_reports_success(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command().main(["--networks", "30", "--seed", "100"]) == 0
+    assert benchmark("lossless").main(["--networks", "30", "--seed", "100"]) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "30 of 30 networks" in output
     assert "0 failed" in output
@@ -93,7 +80,7 @@ def test_command_reports_success(capsys: pytest.CaptureFixture[str]) -> None:
 def test_command_draws_plain_networks_where_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = command()
+    module = benchmark("lossless")
     tried: list[str] = []
 
     def try_case(case: str) -> Any:
@@ -124,7 +111,7 @@ def test_command_finds_failures(
         return pruned
 
     monkeypatch.setattr(uo, "prune", wrong)
-    module = command()
+    module = benchmark("lossless")
     assert module.main(["--networks", "5", "--seed", "100"]) == 1
     output = " ".join(capsys.readouterr().out.split())
     assert "Lossy: deviates by" in output
@@ -137,7 +124,7 @@ def test_command_finds_failures(
 
 
 def test_command_covers_topologies_too() -> None:
-    module = command()
+    module = benchmark("lossless")
     assert module.try_case("topology/residual_stage/7").error == ""
     assert module.try_case("topology/dict_input/8").error == ""
     with pytest.raises(SystemExit, match="no such case"):
@@ -172,7 +159,7 @@ def test_command_prints_a_summary_when_interrupted() -> None:
 def test_command_prints_failures_when_interrupted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = command()
+    module = benchmark("lossless")
     tried: list[str] = []
 
     def try_case(case: str) -> Any:

@@ -1,4 +1,4 @@
-"""Rules that users give: what they say becomes operations, and what is not so is found out."""
+"""Rules that users give: what they say becomes operations."""
 
 from __future__ import annotations
 
@@ -13,170 +13,34 @@ from typing import Any
 import pytest
 import torch
 from helpers import assert_lossless, size
+from ruled_modules import (
+    CHANNELS,
+    IMAGES,
+    POWER,
+    Competition,
+    Gate,
+    Grouped,
+    Mix,
+    Norms,
+    Pair,
+    Power,
+    Widest,
+    around,
+    assert_exports,
+    opaque,
+    power,
+    pruned_at_random,
+)
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt.ir.graph import maskable_axes, slices_of
-
-CHANNELS = 8
-IMAGES = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).double()
+from upscale_opt.ir.graph import maskable_axes
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     with uo.local_rules():
         yield
-
-
-class Around(nn.Module):
-    """Something in the middle, between convolutions."""
-
-    def __init__(self, middle: nn.Module) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(3, CHANNELS, 1)
-        self.middle = middle
-        self.last = nn.Conv2d(CHANNELS, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.last(torch.relu(self.middle(torch.relu(self.first(x)))))
-        return y
-
-
-def around(middle: nn.Module) -> Around:
-    return Around(middle).double().eval()
-
-
-def pruned_at_random(model: nn.Module, seed: int) -> tuple[nn.Module, nn.Module]:
-    """The model with random masks on both sides, and its export."""
-    generator = torch.Generator().manual_seed(seed)
-    model = copy.deepcopy(model)
-    graph = uo.trace(model, IMAGES)
-    kept = {
-        name: {
-            axis: tuple(torch.nonzero(torch.rand(slices, generator=generator) < 0.6)[:, 0].tolist())
-            for axis in axes
-            for slices in [slices_of(graph, name, axis)]
-        }
-        for name, axes in maskable_axes(graph).items()
-    }
-    uo.apply_masks(model, graph, uo.Masks(kept=kept))
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
-    return model, uo.materialize(model, solution)
-
-
-def assert_exports(model: nn.Module) -> None:
-    for seed in range(5):
-        masked, pruned = pruned_at_random(model, seed)
-        assert_lossless(masked, pruned, IMAGES)
-
-
-def opaque(model: nn.Module) -> list[str]:
-    graph = uo.trace(model, IMAGES)
-    return [op.reason for op in graph.operations if op.kind == "opaque"]
-
-
-# What is not understood without a rule.
-
-
-class Power(nn.Module):
-    """One exponent for every channel, and a constant that is added."""
-
-    def __init__(self, channels: int = CHANNELS) -> None:
-        super().__init__()
-        self.channels = channels
-        self.exponent = nn.Parameter(torch.rand(1, channels, 1, 1) + 0.5)
-        self.gain = nn.Parameter(torch.rand(channels) + 0.5)
-        self.offset = nn.Parameter(torch.rand(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert x.shape[1] == self.channels
-        x = torch.cummax(x.sign() * x.abs() ** self.exponent, dim=-1).values
-        return x * self.gain[:, None, None] + self.offset[:, None, None]
-
-
-POWER: dict[str, Any] = {"exponent": "neutral", "gain": "scale", "offset": "shift"}
-
-
-def power(call: uo.Call) -> uo.Claim:
-    return call.channelwise(keeps_zero=True, parameters=POWER)
-
-
-class Competition(nn.Module):
-    """Each channel over the sum of all, and a gain."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.rand(CHANNELS) + 0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = x.exp() / torch.cumsum(x.exp().sum(1, keepdim=True), 2)
-        return y * self.gain[:, None, None]
-
-
-class Widest(nn.Module):
-    """The largest channel minus the smallest, beside the input."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.aminmax(x, dim=1, keepdim=True).max
-
-
-class Mix(nn.Module):
-    """A linear layer over channels, written with einsum."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read, self.written = CHANNELS, CHANNELS
-        self.matrix = nn.Parameter(torch.randn(CHANNELS, CHANNELS))
-        self.offset = nn.Parameter(torch.randn(CHANNELS))
-
-    def forward(self, x: Tensor) -> Tensor:
-        assert x.shape[1] == self.read
-        y = torch.einsum("bihw,io->bohw", x, self.matrix) + self.offset[:, None, None]
-        assert y.shape[1] == self.written
-        return y
-
-
-class Grouped(nn.Module):
-    """A grouped convolution that scales its weight at every call."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.groups = 2
-        self.weight = nn.Parameter(torch.randn(CHANNELS, CHANNELS // 2, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.conv2d(x, self.weight * 3, groups=self.groups)
-
-
-class Twice(nn.Module):
-    """Two features for every channel."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        pair: Tensor = torch.cumsum(torch.stack([x, x * 2], 2), 2).flatten(1, 2)
-        return pair[:, ::2] + 0 * pair[:, 1::2]
-
-
-class Pair(nn.Module):
-    """Calls a module of two tensors."""
-
-    def __init__(self, both: nn.Module) -> None:
-        super().__init__()
-        self.side = nn.Conv2d(CHANNELS, CHANNELS, 1)
-        self.both = both
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.both(x, self.side(x))
-        return y
-
-
-class Gate(nn.Module):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.cummax(x, -1).values * y
-
-
-class Norms(nn.Module):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.renorm(x, 2, 0, 1.0) * 0 + torch.cummax(x, -1).values + y
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], type[nn.Module], Any, Any]] = {
@@ -479,209 +343,6 @@ def test_parameters_that_the_claim_leaves_out_stay() -> None:
     model = around(Tied())
     assert "middle.power.gain" not in maskable_axes(uo.trace(model, IMAGES))
     assert any("gain must stay" in reason for reason in opaque(model))
-
-
-# False claims.
-
-
-class Mixing(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cummax(x, 1).values
-
-
-class Numbered(nn.Module):
-    """What it does to a channel depends on where that stands."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cummax(x * torch.arange(1, x.shape[1] + 1)[:, None, None], -1).values
-
-
-class Lifted(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cummax(x, -1).values + 1
-
-
-class Zeroth(nn.Module):
-    """Where its exponent is zero, zeros become ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.exponent = nn.Parameter(torch.rand(CHANNELS) + 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cummax(x.abs() ** self.exponent[:, None, None], -1).values
-
-
-class Cosine(nn.Module):
-    """Its gain is not a scale: where it is zero, the result is one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.rand(CHANNELS) + 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cummax(x * torch.cos(self.gain)[:, None, None], -1).values
-
-
-FALSE: dict[str, tuple[Callable[[], nn.Module], type[nn.Module], Any, str]] = {
-    "mixes": (Mixing, Mixing, lambda c: c.channelwise(keeps_zero=True), "claims to be channelwise"),
-    "position": (
-        Numbered,
-        Numbered,
-        lambda c: c.channelwise(keeps_zero=True),
-        "claims to be channelwise, but treats channels",
-    ),
-    "position, symmetric": (
-        Numbered,
-        Numbered,
-        lambda c: c.symmetric(),
-        "claims to be symmetric, but treats channels .* in another order differently",
-    ),
-    "zero": (
-        Lifted,
-        Lifted,
-        lambda c: c.channelwise(keeps_zero=True),
-        "claims to keep zeros, but channel",
-    ),
-    "zero to the power of zero": (
-        Zeroth,
-        Zeroth,
-        lambda c: c.channelwise(keeps_zero=True, parameters={"exponent": "neutral"}),
-        "claims to keep zeros, .* where its parameters are zero",
-    ),
-    "scale": (
-        Cosine,
-        Cosine,
-        lambda c: c.channelwise(keeps_zero=True, parameters={"gain": "scale"}),
-        "'gain' is a scale, but where it is zero",
-    ),
-    "left out": (
-        Power,
-        Power,
-        lambda c: c.channelwise(keeps_zero=True, parameters={**POWER, "offset": "neutral"}),
-        "claims to keep zeros, but channel",
-    ),
-    "sizes": (Power, Power, power, r"fails with \d channels: AssertionError"),
-    "swapped": (
-        Mix,
-        Mix,
-        lambda c: c.layer("matrix", reads=1, writes=0, bias="offset"),
-        "claims to be a layer",
-    ),
-    "no bias": (
-        Mix,
-        Mix,
-        lambda c: c.layer("matrix", reads=0, writes=1),
-        "fails with|claims to be a layer",
-    ),
-    "any": (
-        lambda: Pair(Norms()),
-        Norms,
-        lambda c: c.elementwise(zero_if="any"),
-        "claims zeros if any are, but",
-    ),
-    "second only": (
-        lambda: Pair(Gate()),
-        Gate,
-        lambda c: c.channelwise(keeps_zero=True),
-        "fails with|channelwise",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", FALSE)
-def test_false_claims_are_found(case: str) -> None:
-    make, target, function, message = FALSE[case]
-    sizes: dict[type[nn.Module], Any] = {
-        Mix: {"read": "inputs", "written": "outputs"},
-        Power: {"channels": "inputs"},
-    }
-    uo.rule(target, resize=None if case == "sizes" else sizes.get(target))(function)
-    with pytest.raises(uo.RuleError, match=rf"the rule for {target.__name__}, at call .*{message}"):
-        uo.check_rules(around(make()), IMAGES)
-
-
-def test_verify_finds_false_claims_too() -> None:
-    uo.rule(Lifted)(lambda call: call.channelwise(keeps_zero=True))
-    model = around(Lifted())
-    with torch.no_grad():
-        model.first.weight[::2] = 0
-        assert model.first.bias is not None
-        model.first.bias[::2] = 0
-    graph = uo.trace(model, IMAGES)
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
-    with pytest.raises(uo.VerificationError):
-        uo.verify(model, pruned, IMAGES)
-
-
-SENSELESS: dict[str, tuple[Any, str]] = {
-    "no claim": (lambda c: None, "returned a NoneType; return call.channelwise"),
-    "no such parameter": (
-        lambda c: c.channelwise(keeps_zero=True, parameters={"gian": "scale"}),
-        "names the parameter 'gian'; there are exponent, gain, offset",
-    ),
-    "wrong axis": (
-        lambda c: c.channelwise(keeps_zero=True, parameters={"exponent": ("neutral", 0)}),
-        r"'exponent', whose shape \(1, 8, 1, 1\) has no axis of 8 channels",
-    ),
-    "no such axis": (
-        lambda c: c.channelwise(4, keeps_zero=True),
-        "names the axis 4 of a tensor wi",
-    ),
-    "groups": (lambda c: c.symmetric(groups=3), "claims 3 groups of 8 channels"),
-    "one tensor": (lambda c: c.elementwise(zero_if="all"), "was given one"),
-    "weight": (
-        lambda c: c.layer("exponent", reads=0, writes=1),
-        "claims 8 channels along axis 0 of the weight 'exponent'",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", SENSELESS)
-def test_senseless_rules_are_refused(case: str) -> None:
-    function, message = SENSELESS[case]
-    uo.rule(Power)(function)
-    for check in (uo.trace, uo.check_rules):
-        with pytest.raises(
-            uo.RuleError, match=rf"the rule for Power, at call 'middle': .*{message}"
-        ):
-            check(around(Power()), IMAGES)
-
-
-def test_sizes_that_a_module_does_not_have() -> None:
-    uo.rule(Power, resize={"chanels": "inputs"})(power)
-    with pytest.raises(uo.RuleError, match="resizes 'chanels', which Power does not have"):
-        uo.check_rules(around(Power()), IMAGES)
-
-
-def test_ambiguous_axes_are_asked_for() -> None:
-    class Square(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = nn.Parameter(torch.rand(CHANNELS, CHANNELS))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.cummax(x * self.table.mean(1)[:, None, None], -1).values
-
-    uo.rule(Square)(lambda c: c.channelwise(keeps_zero=True, parameters={"table": "scale"}))
-    with pytest.raises(uo.RuleError, match=r"give 'table': \('scale', axis\)"):
-        uo.trace(around(Square()), IMAGES)
-
-    uo.rule(Square)(lambda c: c.channelwise(keeps_zero=True, parameters={"table": ("scale", 0)}))
-    assert uo.check_rules(around(Square()), IMAGES)
-    assert_exports(around(Square()))
-
-
-@pytest.mark.parametrize("target", ["cumsum", 3, Power(), dict])
-def test_targets_that_make_no_sense(target: Any) -> None:
-    with pytest.raises(uo.RuleError, match="no rule can be given for"):
-        uo.rule(target)
-
-
-def test_rules_that_are_never_met() -> None:
-    uo.rule(Power)(power)
-    with pytest.raises(uo.RuleError, match="Around makes no call that a rule is for"):
-        uo.check_rules(around(nn.ReLU()), IMAGES)
 
 
 def test_a_saved_model_needs_its_rules(tmp_path: Path) -> None:

@@ -18,14 +18,13 @@ import pytest
 import safetensors
 import torch
 import torchvision
-from helpers import call, images, keep, same_state, state
+from helpers import call, complaint, images, keep, same_state, state
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt.errors import UpscaleError
 
 
 class Net(nn.Module):
@@ -77,17 +76,6 @@ def call_(model: nn.Module) -> Tensor:
     result = call(model, images(2, 5))
     assert isinstance(result, Tensor)
     return result
-
-
-def complaint(error: type[UpscaleError], action: Callable[[], object]) -> str:
-    """The message of the error that ``action`` raises: one line, not endless."""
-    with pytest.raises(error) as caught:
-        action()
-    assert type(caught.value) is error
-    message = str(caught.value)
-    assert "\n" not in message
-    assert 10 < len(message) < 900
-    return message
 
 
 def refused(path: Path, data: bytes) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers import BENCHMARKS, benchmark
 
 from upscale_opt.ir.instance import InstanceFile
 from upscale_opt.models.instances import one_space
@@ -17,21 +16,8 @@ from upscale_opt.solver import registry
 from upscale_opt.solver.identity import solve_identity
 from upscale_opt.solver.instance import Group, Instance, Outcome, Proof
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
 CASE = one_space(5, [{0, 2}, {1, 3}, {0, 4}, {2, 4}])
 """Of the first, third and fourth set two can be met; in the original order, none is."""
-
-
-def command(name: str) -> ModuleType:
-    """A command's module, under a name of its own."""
-    spec = importlib.util.spec_from_file_location(f"command_{name}", BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look it up
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_sweep(tmp_path: Path) -> None:
@@ -82,7 +68,7 @@ def test_sweep_finds_wrong_solvers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """And keeps the instance, so that it can be looked at."""
-    module = command("solver_sweep")
+    module = benchmark("solver_sweep")
     monkeypatch.setitem(registry.SOLVERS, "cheat", cheat(change))
     monkeypatch.setattr(module, "random_instance", lambda rng: CASE)
     arguments = ["--count", "1", "--solver", "cheat", "--measure", "copies"]
@@ -98,7 +84,7 @@ def test_sweep_finds_wrong_solvers(
 
 def test_sweep_finds_false_conflicts() -> None:
     """Those of an outcome that is right apart from them."""
-    module = command("solver_sweep")
+    module = benchmark("solver_sweep")
     outcome = registry.solve_instance(CASE, "cp-sat", time_limit=60)
     assert module.wrong(CASE, "cp-sat", outcome, 2) is None
     false = Outcome(outcome.orders, 2, 2, Proof((Group((0, 1), 1),)))
@@ -107,7 +93,7 @@ def test_sweep_finds_false_conflicts() -> None:
 
 def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page, with one small case instead of its own."""
-    module = command("solver_scaling")
+    module = benchmark("solver_scaling")
     monkeypatch.setattr(module, "CASES", {"four sets": lambda rng: CASE})
     page = tmp_path / "scaling.md"
     monkeypatch.setattr(
@@ -122,7 +108,7 @@ def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_scaling_takes_the_third_block_of_densenet201() -> None:
     """48 layers, each of which reads half of 256, 288, ... 1,760 channels."""
-    module = command("solver_scaling")
+    module = benchmark("solver_scaling")
     weights = [read.weight for read in module.densenet201().reads]
     expected = {(256 + 32 * layer) // 2 for layer in range(48)}
     assert expected <= set(weights)

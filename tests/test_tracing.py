@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import EXACT, assert_lossless, call, cast, deviation, keep, same_state, state
+from helpers import EXACT, Net, assert_lossless, call, cast, deviation, keep, same_state, state
 from torch import Tensor, nn
 
 import upscale_opt as uo
@@ -33,19 +33,6 @@ class Small(nn.Module):
         stream = torch.relu(self.norm(self.stem(x)))
         y: Tensor = self.head(stream + self.block(stream))
         return y
-
-
-class Net(nn.Module):
-    """Layers by name, and what to do with them."""
-
-    def __init__(self, run: Callable[..., Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.run(self, x)
 
 
 def small(seed: int = 0) -> Small:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from upscale_opt.tracing.heads import attention_arguments
+from upscale_opt.tracing.products import attention_arguments
 from upscale_opt.tracing.values import Arrangement, HeadCall
 
 

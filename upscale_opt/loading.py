@@ -20,7 +20,8 @@ from upscale_opt.settings import difference
 from upscale_opt.solver.check import damage
 from upscale_opt.stages import stages_of
 from upscale_opt.tracing.examples import remake
-from upscale_opt.tracing.program import Program, run_as
+from upscale_opt.tracing.program import Program
+from upscale_opt.tracing.running import run_as
 
 
 def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedModule:

@@ -12,8 +12,9 @@ from upscale_opt.pruned_module import PrunedModule
 from upscale_opt.rebuilding import rebuild
 from upscale_opt.solver.check import damage, losses
 from upscale_opt.tracing.examples import remake
-from upscale_opt.tracing.program import Program, run_as
+from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.recent import recall
+from upscale_opt.tracing.running import run_as
 
 
 def materialize(

@@ -46,7 +46,7 @@ def survey(model: nn.Module, inputs: Inputs) -> Survey:
         inputs: what it is called with.
     """
     with torch.no_grad():
-        for _, weight, _ in _weights(model):
+        for _, weight, _ in weights(model):
             weight.masked_fill_(weight == 0, _TINY)
     found = Survey()
     writers: dict[int, tuple[str, weakref.ref[Tensor]]] = {}
@@ -87,7 +87,7 @@ def survey(model: nn.Module, inputs: Inputs) -> Survey:
     return found
 
 
-def mask(model: nn.Module, side: str, amount: float, seen: Survey) -> None:
+def mask(model: nn.Module, side: str, amount: float, seen: Survey, constants: bool = False) -> None:
     """Zero, in place, the slices of least L2 norm of every weight.
 
     On the input side a slice is an index of the weight tensor, so in a convolution with groups it
@@ -101,9 +101,10 @@ def mask(model: nn.Module, side: str, amount: float, seen: Survey) -> None:
         side: ``"input"``, ``"output"`` or ``"both"``.
         amount: the share of slices, rounded down; so an axis of one is never masked.
         seen: what a run of the network showed.
+        constants: leave biases and batch norms as they are, so that rows dropped are constants.
     """
     with torch.no_grad():
-        for name, weight, (out_axis, in_axis) in _weights(model):
+        for name, weight, (out_axis, in_axis) in weights(model):
             path, _, own_name = name.rpartition(".")
             if name not in seen.used:
                 continue
@@ -115,7 +116,8 @@ def mask(model: nn.Module, side: str, amount: float, seen: Survey) -> None:
                 groups = module.groups if isinstance(module, _ConvNd) else 1
                 even = groups < weight.shape[out_axis]  # else every channel is a group
                 rows = _least(weight, out_axis, groups if even else 1, amount)
-                for values in _constants(model, path, own_name, seen):
+                behind = () if constants else _constants(model, path, own_name, seen)
+                for values in behind:
                     if values.numel() == weight.shape[out_axis]:
                         values.index_fill_(0, rows, 0)
             weight.index_fill_(in_axis, columns, 0)
@@ -140,7 +142,7 @@ def zeros(parameters: list[nn.Parameter]) -> int:
     return sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, tuple[int, int]]]:
+def weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, tuple[int, int]]]:
     """Name, weight, and its output and input axis; each weight once.
 
     Those of convolutions and linear layers; the projections of PyTorch's attention, of which the

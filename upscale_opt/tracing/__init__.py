@@ -7,8 +7,8 @@ from torch import nn
 from upscale_opt.errors import TraceError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.tracing.examples import Inputs, as_call
-from upscale_opt.tracing.program import run
 from upscale_opt.tracing.recent import remember
+from upscale_opt.tracing.running import run
 
 
 def trace(model: nn.Module, inputs: Inputs) -> ChannelGraph:

@@ -83,14 +83,14 @@ for _name in [
 class _Tracer(fx.Tracer):
     """Keeps as leaves: torch's modules, hooked ones, those with rules or that ask for the mode."""
 
-    autocast: tuple[bool, bool] = (False, False)
-    """Whether autocast is on outside of the model, on the CPU and on GPUs."""
+    proxy_buffer_attributes = True  # else code that updates a buffer would run on the real one
 
     def __init__(self) -> None:
         super().__init__()
+        self.autocast = _autocast()
+        """Whether autocast is on outside of the model, on the CPU and on GPUs."""
         self.optional: list[fx.Node] = []
-
-    proxy_buffer_attributes = True  # else code that updates a buffer would run on the real one
+        """The calls that are not needed if nothing uses their results."""
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """FX alone would leave out that some calls are to run in another precision."""
@@ -189,7 +189,6 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     with unchanged(model) as snapshot, kept_as_calls():
         try:
             tracer = _Tracer()
-            tracer.autocast = _autocast()
             graph = tracer.trace(model, concrete_args=left_out or None)
         except Exception as error:
             raise TraceError(f"torch.fx: {_line(error)}") from error

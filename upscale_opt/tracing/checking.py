@@ -28,8 +28,9 @@ from upscale_opt.tracing.claims import (
     roles,
 )
 from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
-from upscale_opt.tracing.program import Program, run
+from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.rules import Call, Rule, to_meta
+from upscale_opt.tracing.running import run
 
 _EXACT = 1e-9
 """The relative deviation allowed in float64."""

@@ -11,11 +11,13 @@ from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from upscale_opt.ir import graph as ir
+from upscale_opt.tracing.attention import on_heads
 from upscale_opt.tracing.capture import hooked
 from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.claims import operation_of
-from upscale_opt.tracing.heads import on_heads
-from upscale_opt.tracing.interpret import Interpretation, Interpreter
+from upscale_opt.tracing.interpret import interpret
+from upscale_opt.tracing.interpretation import Interpretation, Notes
+from upscale_opt.tracing.layers import instance_norm, linear
 from upscale_opt.tracing.moving import movement, only_moves
 from upscale_opt.tracing.record import MOVEMENT, Call
 from upscale_opt.tracing.rules import Rule, call_of
@@ -110,19 +112,20 @@ def _computation(site: CallSite, channels: Channels) -> ir.Operation:
     for tensor in site.inputs:
         values[id(tensor.fake)] = Abstract(tensor.shape, tensor.axis, tensor.ids, traced=tensor)
     given = {id(tensor): values[id(tensor.fake)] for tensor in site.inputs}
-    interpreter = Interpreter(channels, values)
-    linear = _linear_operands(site)
-    instance = _instance_norm_operands(site)
-    if linear is not None:
-        done = interpreter.linear(*linear, site.outputs[0].fake)
-    elif instance is not None:
-        done = interpreter.instance_norm(*instance, site.outputs[0].fake)
+    notes = Notes(channels, values)
+    of_linear = _linear_operands(site)
+    of_instance_norm = _instance_norm_operands(site)
+    if of_linear is not None:
+        linear(notes, *of_linear, site.outputs[0].fake)
+    elif of_instance_norm is not None:
+        instance_norm(notes, *of_instance_norm, site.outputs[0].fake)
     else:
-        done = interpreter.run(_without_padding(site))
+        interpret(notes, _without_padding(site))
+    done = notes.done
     if len(site.outputs) != 1:
         raise NotUnderstood("returns several tensors")
     output = site.outputs[0]
-    result = interpreter.value(output.fake)
+    result = notes.value(output.fake)
     if done.mixes is not None:
         return _symmetric(site, channels, done, result)
     if done.lookups:

@@ -1,0 +1,52 @@
+"""What the benchmarks share: options, and pages in Markdown that are printed and written."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from upscale_opt.ir.base import write_atomically
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Options of a script with this docstring: ``--out`` for its page; more can be added."""
+    options = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
+    options.add_argument("--out", type=Path, help="write the page to this Markdown file")
+    return options
+
+
+def command() -> str:
+    """What was typed to start the script."""
+    return " ".join(["python", *sys.argv])
+
+
+def say(line: object) -> None:
+    """Show how far the script is, apart from its page."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def shown(lines: Iterable[str]) -> Iterator[str]:
+    """The same lines, each of them shown as it comes."""
+    for line in lines:
+        say(line)
+        yield line
+
+
+def publish(lines: Iterable[str], out: Path | None) -> None:
+    """Print a page, and write it where asked."""
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if out is not None:
+        write_atomically(out, text.encode())
+
+
+def has_upscale() -> bool:
+    """Whether ``apple-upscale`` is installed; complains if not."""
+    try:
+        import upscale  # noqa: F401
+    except ImportError:
+        say("error: pip install --no-deps apple-upscale first")
+        return False
+    return True

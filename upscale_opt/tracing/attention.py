@@ -1,0 +1,342 @@
+"""Attention: products of tensors whose channels are spread over heads, an axis of its own.
+
+Only products that treat each head for itself and each of its channels alike are understood: a sum
+over the channels that queries and keys have in common, and a mean of values over tokens. What
+lies between the two (scales, biases, masks, softmax, dropout) has no channels, and is not looked
+at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from upscale_opt.ir import graph as ir
+from upscale_opt.tracing.channels import Channels
+from upscale_opt.tracing.heads import Heads, channel_axes, has_channels, heads_of
+from upscale_opt.tracing.moving import SPREADS
+from upscale_opt.tracing.products import Product, product_of
+from upscale_opt.tracing.site import CallSite
+from upscale_opt.tracing.values import (
+    Arrangement,
+    HeadCall,
+    HeadOperand,
+    NotUnderstood,
+    Spread,
+    Traced,
+)
+
+
+def on_heads(site: CallSite, channels: Channels) -> list[ir.Operation] | None:
+    """The operations that a call on heads amounts to; ``None`` if it is no such call.
+
+    Raises:
+        NotUnderstood: with the reason.
+    """
+    if len(site.outputs) != 1 or any(call.changed for call in site.calls):
+        return None
+    product = product_of(site)
+    if product is not None and any(has_channels(x) for x in product.operands):
+        return _Writer(site, channels).product(product)
+    if (
+        len(site.inputs) == 1
+        and site.inputs[0].spread is not None
+        and sum(arg is site.inputs[0] for arg in site.arguments[0]) == 1
+        and not site.arguments[1]
+        and _only_scales(site)
+    ):
+        return _Writer(site, channels).scaled(site.inputs[0])
+    return None
+
+
+def _only_scales(site: CallSite) -> bool:
+    """Whether the call multiplies or divides one tensor by numbers, and does nothing else."""
+    return bool(site.calls) and all(
+        call.name in ("mul", "div")
+        and isinstance(call.args[0], torch.Tensor)
+        and len(call.args) == 2
+        and isinstance(call.args[1], (int, float))
+        and math.isfinite(call.args[1])
+        and (call.args[1] != 0 or call.name == "mul")
+        and not call.kwargs
+        for call in site.calls
+    )
+
+
+class _Writer:
+    """Writes the operations of one call."""
+
+    def __init__(self, site: CallSite, channels: Channels) -> None:
+        self.site = site
+        self.channels = channels
+        self.name = site.node.name
+        self.written: list[ir.Operation] = []
+
+    def product(self, product: Product) -> list[ir.Operation]:
+        """A product of tensors: scores of queries and keys, a mean of values, or both at once."""
+        if product.how == "attention":
+            return self._attention(product)
+        left, right = product.operands
+        if not has_channels(left) or not has_channels(right):
+            return self._mix(product, int(has_channels(right)))
+        shared = self._contracted(product)
+        if shared is None:
+            try:
+                return self._mix(product, 1)
+            except NotUnderstood:
+                self.written.clear()
+                self.site.between.clear()
+                return self._mix(product, 0)
+        return self._finish(product, shared, None, 0)
+
+    def scaled(self, x: Traced) -> list[ir.Operation]:
+        """A product with a number: of the channels as they lie before they are spread."""
+        axes = channel_axes(x)
+        if len(axes) != 2:
+            raise NotUnderstood(SPREADS)
+        heads: Heads | None = None
+        for channel in reversed(axes):
+            try:
+                heads = heads_of(x, channel)
+                break
+            except NotUnderstood as refusal:
+                reason = refusal
+        if heads is None:
+            raise reason
+        source = self._cut(heads, 0)
+        result = self._between(f"{self.name}.scaled", source.shape, heads)
+        self.written.append(
+            ir.ChannelWise(
+                name=self.name, inputs=(source.name,), outputs=(result.name,), keeps_zero=True
+            )
+        )
+        assert heads.arrangement is not None
+        self._spread(result, heads.arrangement)
+        operands = tuple(
+            HeadOperand(source.name) if arg is x else HeadOperand()
+            for arg in self.site.arguments[0]
+        )
+        self.site.heads.append(
+            HeadCall("pointwise", operands, tensor=result.name, arrangement=heads.arrangement)
+        )
+        return self.written
+
+    def _attention(self, product: Product) -> list[ir.Operation]:
+        shared = None
+        if all(has_channels(x) for x in product.operands[:2]):
+            try:
+                shared = self._contracted(product)
+            except NotUnderstood:
+                shared = None
+        return self._finish(product, shared, self._carried(product, 2), 2)
+
+    def _mix(self, product: Product, index: int) -> list[ir.Operation]:
+        return self._finish(product, None, self._carried(product, index), index)
+
+    def _contracted(self, product: Product) -> tuple[Heads, Heads] | None:
+        """The channels of the first two operands, if they are multiplied and summed."""
+        pair, letters = product.operands[:2], product.letters[:2]
+        varying = [
+            {c[axis] for axis in channel_axes(x)} for x, c in zip(pair, letters, strict=True)
+        ]
+        summed = varying[0] & varying[1] - set(product.result)
+        if len(summed) != 1:
+            return None
+        (letter,) = summed
+        first, second = (heads_of(x, c.index(letter)) for x, c in zip(pair, letters, strict=True))
+        if varying[0] != varying[1] or first.count != second.count:
+            raise NotUnderstood("multiplies heads with other heads")
+        if varying[0] - {letter} - set(product.result):
+            raise NotUnderstood("sums over heads")
+        return first, second
+
+    def _carried(self, product: Product, index: int) -> Heads:
+        """The channels of an operand that the result has, too."""
+        x, letters = product.operands[index], product.letters[index]
+        others = set("".join(c for i, c in enumerate(product.letters) if i != index))
+        own = [axis for axis in channel_axes(x) if letters[axis] not in others]
+        if not own or any(letters[axis] not in product.result for axis in channel_axes(x)):
+            raise NotUnderstood("mixes the channels of a tensor")
+        return heads_of(x, own[-1])
+
+    def _finish(
+        self,
+        product: Product,
+        shared: tuple[Heads, Heads] | None,
+        carried: Heads | None,
+        index: int,
+    ) -> list[ir.Operation]:
+        """Write what was found.
+
+        Args:
+            product: the call.
+            shared: the channels of queries and keys, if they are known.
+            carried: the channels of the values, if the result has them.
+            index: which operand the values are.
+        """
+        structured = dict(enumerate(shared or ()))
+        if carried is not None:
+            structured[index] = carried
+        count = self._count(structured)
+        operands: list[HeadOperand] = []
+        inputs: list[str] = []
+        for number in range(len(product.operands)):
+            if number not in structured:
+                operands.append(HeadOperand())
+                continue
+            tensor = self._cut(structured[number], number)
+            inputs.append(tensor.name)
+            operands.append(HeadOperand(tensor.name, structured[number].arrangement))
+        whole = self._whole(product, structured)
+        result, arrangement = self._result(product, carried, index)
+        if shared is not None:
+            self.channels.tie(shared[0].ids, shared[1].ids)
+        form: Literal["whole", "scores", "mix"] = "mix"
+        if shared is not None:
+            form = "scores" if carried is None else "whole"
+        self.written.append(
+            ir.Attention(
+                name=self.name,
+                inputs=tuple(inputs),
+                whole=whole,
+                outputs=(result.name,),
+                heads=count,
+                form=form,
+            )
+        )
+        if arrangement is not None:
+            self._spread(result, arrangement)
+        self.site.heads.append(
+            HeadCall(
+                product.how,
+                tuple(operands),
+                product.equation,
+                product.scale,
+                None if carried is None else result.name,
+                arrangement,
+            )
+        )
+        return self.written
+
+    def _count(self, structured: dict[int, Heads]) -> int:
+        """How many heads there are.
+
+        Raises:
+            NotUnderstood: if operands differ in that, or a channel is in several places.
+        """
+        counts = {heads.count for heads in structured.values()}
+        if len(counts) != 1:
+            raise NotUnderstood("multiplies heads with other heads")
+        for heads in structured.values():
+            ids = self.channels.resolve(heads.ids)
+            if len(np.unique(ids)) < len(ids):
+                raise NotUnderstood("shares channels between heads")
+        return counts.pop()
+
+    def _whole(self, product: Product, structured: dict[int, Heads]) -> tuple[str, ...]:
+        """What is read as it is: the other operands, masks and the like."""
+        operands = {id(x) for x in product.operands}
+        whole = [x for number, x in enumerate(product.operands) if number not in structured]
+        whole += [x for x in self.site.inputs if id(x) not in operands]
+        for x in whole:
+            if x.ids is not None:
+                self.channels.fix(x.ids, f"{self.name}: multiplied as it is")
+        return tuple(dict.fromkeys(x.name for x in whole))
+
+    def _result(
+        self, product: Product, carried: Heads | None, index: int
+    ) -> tuple[Traced, Arrangement | None]:
+        """The tensor with the result's channels, and how the call's result lies in it."""
+        output = self.site.outputs[0]
+        if carried is None:
+            output.axis, output.ids = None, None
+            output.why_fixed = f"{self.name}: made of all channels alike"
+            return output, None
+        letters = product.letters[index]
+        channel = product.result.index(letters[carried.channel])
+        if carried.arrangement is None:
+            output.axis, output.ids = channel, carried.ids
+            return output, None
+        assert carried.head is not None
+        head = product.result.index(letters[carried.head])
+        others = _others(product, letters, carried)
+        axis = carried.arrangement.axis
+        split = [*others[:axis], product.result[head], product.result[channel], *others[axis:]]
+        order = tuple(split.index(c) for c in product.result)
+        sizes = dict(zip(product.result, output.shape, strict=True))
+        shape = [sizes[c] for c in others]
+        shape.insert(axis, output.shape[head] * output.shape[channel])
+        arrangement = Arrangement(axis, output.shape[head], order)
+        return self._between(f"{self.name}.joined", shape, carried, axis), arrangement
+
+    # Tensors in between.
+
+    def _cut(self, heads: Heads, number: int) -> Traced:
+        """The tensor of the channels that an operand holds, cut out of where they come from."""
+        if heads.taken is None:
+            return heads.source
+        source = heads.source
+        assert source.axis is not None
+        name = f"{self.name}.{number}"
+        shape = list(source.shape)
+        shape[source.axis] = len(heads.taken)
+        tensor = self._between(f"{name}.heads", shape, heads)
+        self.written.append(
+            ir.Select(
+                name=name,
+                inputs=(source.name,),
+                outputs=(tensor.name,),
+                positions=tuple(heads.taken.tolist()),
+            )
+        )
+        return tensor
+
+    def _between(
+        self, name: str, shape: Sequence[int], heads: Heads, axis: int | None = None
+    ) -> Traced:
+        tensor = Traced(name, self.site.outputs[0].fake.new_empty(tuple(shape)))
+        tensor.axis = heads.source.axis if axis is None else axis
+        tensor.ids = heads.ids
+        self.site.between.append(tensor)
+        return tensor
+
+    def _spread(self, joined: Traced, arrangement: Arrangement) -> None:
+        """The call's result: no harm is done if only data movement reads it."""
+        output = self.site.outputs[0]
+        output.axis, output.ids = None, None
+        output.spread = Spread(joined, arrangement.spread)
+        output.why_fixed = f"{self.name}: {SPREADS}"
+        self.written.append(
+            ir.Opaque(
+                name=f"{self.name}.spread",
+                inputs=(joined.name,),
+                outputs=(output.name,),
+                reason=SPREADS,
+            )
+        )
+
+
+def _others(product: Product, letters: str, carried: Heads) -> list[str]:
+    """The result's axes besides those of heads and channels, in the sequence of the values'.
+
+    Args:
+        product: the call.
+        letters: of the values.
+        carried: the channels of the values.
+
+    Raises:
+        NotUnderstood: if the result has other axes than the values.
+    """
+    assert carried.arrangement is not None
+    sequence = carried.arrangement.back
+    fresh = iter(c for c in product.result if c not in letters)
+    own = [letters[axis] for axis in sequence if axis not in (carried.head, carried.channel)]
+    others = [c if c in product.result else next(fresh, "") for c in own]
+    of_heads = {letters[axis] for axis in (carried.head, carried.channel) if axis is not None}
+    if sorted(others) != sorted(c for c in product.result if c not in of_heads):
+        raise NotUnderstood("the result has other axes than the values")
+    return others

@@ -1,0 +1,383 @@
+"""Run a captured model on fake tensors, call by call, and build its channel graph."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from upscale_opt.errors import TraceError
+from upscale_opt.ir import graph as ir
+from upscale_opt.tracing.capture import Captured
+from upscale_opt.tracing.classify import classify
+from upscale_opt.tracing.draft import Draft
+from upscale_opt.tracing.examples import describe
+from upscale_opt.tracing.fakes import Fakes, Parameter, memory
+from upscale_opt.tracing.moving import SPREADS
+from upscale_opt.tracing.program import Program
+from upscale_opt.tracing.queries import asked, picked
+from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
+from upscale_opt.tracing.rules import Rule, find_rule
+from upscale_opt.tracing.site import CallSite
+from upscale_opt.tracing.sizes import Sizes
+from upscale_opt.tracing.values import HeadCall, Traced
+
+
+class NotInFX(Exception):  # noqa: N818 - caught in tracing: try the other tracer
+    """The program does something that only the functional form of torch.export expresses."""
+
+
+_ON_MEMORY = frozenset(
+    {
+        "as_strided",
+        "as_strided_",
+        "set_",
+        "storage_offset",
+        "data_ptr",
+        "storage",
+        "untyped_storage",
+    }
+)
+"""Calls that look at memory rather than at values, and memory is not what it was in an export."""
+
+_EFFECT = "modifies a parameter or buffer"
+
+
+class Builder:
+    """Builds the channel graph of one captured model."""
+
+    def __init__(
+        self, model: nn.Module, captured: Captured, understands_heads: bool = True
+    ) -> None:
+        self._model = model
+        self._captured = captured
+        self._understands_heads = understands_heads
+        self._fakes = Fakes(model, captured)
+        self._draft = Draft(shapes=self._fakes.shapes)
+        for name in captured.constants:
+            self._draft.untouchable[name] = "it is a constant of the program, not a parameter"
+        self._sizes = Sizes(self._draft, understands_heads)
+        self._order = {node: i for i, node in enumerate(captured.graph.nodes)}
+        self._values: dict[fx.Node, Any] = {}
+        self._holders: dict[int, list[tuple[fx.Node, Traced]]] = {}
+        self._operations: dict[fx.Node, list[str]] = {}
+        self._constants: dict[str, str] = {}
+        self._effects: set[fx.Node] = set()
+        self._mutations: set[fx.Node] = set()
+        self._fresh: set[fx.Node] = set()
+        self._ruled: dict[fx.Node, Rule] = {}
+        self._heads: dict[fx.Node, HeadCall] = {}
+
+    def build(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
+        """Run the model on fake inputs.
+
+        Raises:
+            TraceError: if it does not run, or does what no graph can hold.
+            NotInFX: if the other tracer may be able to.
+        """
+        given = self._bind(args, kwargs)
+        for node in list(self._captured.graph.nodes):
+            self._visit(node, given)
+            for leaf in pytree.tree_leaves(self._values.get(node)):
+                if isinstance(leaf, Traced):
+                    self._holders.setdefault(memory(leaf.fake), []).append((node, leaf))
+        return Program(
+            captured=self._captured,
+            graph=self._draft.finish(self._captured.kind, describe(args, kwargs)),
+            values=pytree.tree_map_only(Traced, lambda t: t.name, self._values),
+            operations=self._operations,
+            constants=self._constants,
+            effects=self._effects,
+            mutations=self._mutations,
+            fresh=self._fresh,
+            ruled=self._ruled,
+            heads=self._heads,
+            fixed_sizes=self._sizes.fixed,
+        )
+
+    # Inputs and outputs.
+
+    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[fx.Node, Any]:
+        """The value of every placeholder; our own defaults become the placeholders'."""
+        places = [n for n in self._captured.graph.nodes if n.op == "placeholder"]
+        if self._captured.kind == "export":
+            flat, _ = pytree.tree_flatten((args, dict(kwargs)))
+            if len(flat) != len(places):
+                raise TraceError("torch.export: the program takes other inputs than the model")
+            return dict(zip(places, flat, strict=True))
+        signature = inspect.signature(self._model.forward)
+        bound = signature.bind(*args, **kwargs)
+        given: dict[fx.Node, Any] = {}
+        for place in places:
+            target = str(place.target)
+            name = target.lstrip("*")
+            if name not in signature.parameters and name.rpartition("_")[2].isdigit():
+                name = name.rpartition("_")[0]
+                place.target = name
+            if name in bound.arguments:
+                given[place] = bound.arguments[name]
+            elif target.startswith("*"):
+                given[place] = {} if target.startswith("**") else ()
+            else:
+                given[place] = signature.parameters[name].default
+                place.args = (given[place],)
+        return given
+
+    def _input(self, node: fx.Node, value: Any) -> Any:
+        numbers = count()
+        single = isinstance(value, torch.Tensor)
+
+        def enter(tensor: torch.Tensor) -> Traced:
+            if tensor.layout != torch.strided:
+                raise TraceError(
+                    f"input {node.name!r} is a {tensor.layout} tensor; give a dense one"
+                )
+            name = node.name if single else f"{node.name}.{next(numbers)}"
+            traced = self._draft.new(name, self._fakes.mode.from_tensor(tensor))
+            traced.why_fixed = "network input"
+            self._draft.enter(ir.Input(name=name, outputs=(name,)))
+            return traced
+
+        return pytree.tree_map_only(torch.Tensor, enter, value)
+
+    def _output(self, node: fx.Node) -> None:
+        values = fx.node.map_arg(node.args[0], lambda n: self._values[n])
+        needed = _distinct(pytree.tree_leaves(values))
+        for tensor in needed:
+            if tensor.ids is not None:
+                self._draft.channels.fix(tensor.ids, "network output")
+        for source in node.all_input_nodes:
+            value = self._values[source]
+            if isinstance(value, Parameter):
+                self._draft.untouchable.setdefault(value.name, "it is a network output")
+        names = tuple(tensor.name for tensor in needed)
+        self._draft.enter(ir.Output(name=node.name, inputs=names))
+
+    # One call after the other.
+
+    def _visit(self, node: fx.Node, given: dict[fx.Node, Any]) -> None:
+        if node.op == "placeholder":
+            self._values[node] = self._input(node, given[node])
+        elif node.op == "get_attr":
+            self._values[node] = self._fakes.parameter(node)
+        elif node.op == "output":
+            self._output(node)
+        else:
+            self._call(node)
+
+    def _call(self, node: fx.Node) -> None:
+        if asked(node) in _ON_MEMORY:
+            raise TraceError(f"call {node.name!r} looks at memory, which in an export is another")
+        arguments = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self._values[n])
+        leaves = pytree.tree_leaves(arguments)
+        if _is_arithmetic(node, arguments[0], leaves):
+            self._sizes.hand_on(node)
+            with _failing(node):
+                self._values[node] = self._fakes.execute(node, *arguments)
+            return
+        faked = pytree.tree_map_only((Traced, Parameter), lambda leaf: leaf.fake, arguments)
+        with _failing(node), self._fakes.mode, Recorder() as recorder:
+            result = self._fakes.execute(node, *faked)
+        self._follow_changes(node, recorder.calls, tensors_in(result))
+        inputs = _distinct(leaves)
+        if not tensors_in(result):
+            self._values[node] = result
+            self._sizes.ask(node, inputs)
+            return
+        if _is_fresh(recorder.calls, tensors_in(faked), tensors_in(result)):
+            self._fresh.add(node)
+        site = self._site(node, arguments, inputs, recorder.calls, result)
+        self._understand(site, [leaf for leaf in leaves if isinstance(leaf, Parameter)])
+
+    def _understand(self, site: CallSite, held: list[Parameter]) -> None:
+        """Add what a call amounts to; ``held`` are the parameters among its arguments."""
+        constants = {parameter.name: self._constant(site.node, parameter) for parameter in held}
+        retry = partial(_with_constants, site, constants) if held else None
+        rule = find_rule(site.node.target, site.module)
+        if rule is not None:
+            self._ruled[site.node] = rule
+        found = classify(site, self._draft.channels, retry, rule, self._understands_heads)
+        self._add(found, site, constants)
+
+    def _site(
+        self,
+        node: fx.Node,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        inputs: list[Traced],
+        calls: list[Call],
+        result: Any,
+    ) -> CallSite:
+        changed = {id(tensor) for call in calls for tensor in call.changed}
+        known = {id(tensor.fake): tensor for tensor in inputs if id(tensor.fake) not in changed}
+        outputs: list[Traced] = []
+        numbers: list[int] = []
+        single = isinstance(result, torch.Tensor)
+        counter = count()
+        wanted = picked(node, result)
+
+        def name_result(fake: torch.Tensor) -> Traced | None:
+            number = next(counter)
+            if wanted is not None and number not in wanted:
+                return None
+            if id(fake) in known:  # handed through as it is
+                return known[id(fake)]
+            numbers.append(number)
+            outputs.append(self._draft.new(node.name if single else f"{node.name}.{number}", fake))
+            return outputs[-1]
+
+        self._values[node] = pytree.tree_map_only(torch.Tensor, name_result, result)
+        is_module = node.op == "call_module"
+        return CallSite(
+            node=node,
+            module=self._captured.modules.get(str(node.target)) if is_module else None,
+            arguments=arguments,
+            inputs=inputs,
+            outputs=outputs,
+            numbers=numbers,
+            calls=calls,
+            run=partial(self._fakes.execute, node),
+            parameters=self._fakes.known,
+            own=self._fakes.of_module(node),
+        )
+
+    def _constant(self, node: fx.Node, parameter: Parameter) -> Traced:
+        """A tensor that holds ``parameter``, for a call that treats it like an activation."""
+        traced = Traced(f"{node.name}.{parameter.name}", parameter.fake, is_constant=True)
+        long = [axis for axis, size in enumerate(traced.shape) if size > 1]
+        if len(long) == 1:
+            traced.axis = long[0]
+            traced.ids = self._draft.channels.fresh(traced.shape[long[0]])
+        return traced
+
+    def _follow_changes(
+        self, node: fx.Node, calls: list[Call], results: list[torch.Tensor]
+    ) -> None:
+        """Let later readers of a tensor modified in place read the result instead."""
+        returned = {id(tensor) for tensor in results}
+        for fake in {id(f): f for call in calls for f in call.changed}.values():
+            if node.op != "call_module" and memory(fake) in self._fakes.names:
+                self._effects.add(node)
+                name = self._fakes.names[memory(fake)]
+                self._draft.untouchable.setdefault(name, f"{node.name} modifies it")
+            for earlier, tensor in self._holders.get(memory(fake), []):
+                self._mutations.add(node)
+                if any(torch.Tag.inplace_view in call.func.tags for call in calls):
+                    raise NotInFX(f"torch.fx: {node.name!r} changes a shape in place")
+                later = [user for user in earlier.users if self._order[user] > self._order[node]]
+                itself = tensor.fake is fake and self._values[earlier] is tensor
+                if later and itself and returned == {id(fake)}:
+                    for user in later:
+                        user.replace_input_with(earlier, node)
+                elif later:
+                    raise NotInFX(
+                        f"torch.fx: {node.name!r} modifies {earlier.name!r} in place through a view"
+                    )
+
+    # What a call amounts to.
+
+    def _add(
+        self, operations: list[ir.Operation], site: CallSite, constants: dict[str, Traced]
+    ) -> None:
+        """Enter the operations of a call into the graph, behind the constants that they read."""
+        node = site.node
+        operations = [self._sizes.added(operation, node) for operation in operations]
+        self._operations[node] = [operation.name for operation in operations]
+        self._draft.tensors.update({tensor.name: tensor for tensor in site.between})
+        if site.heads:
+            self._heads[node] = site.heads[0]
+            self._draft.attending.add(node.name)
+        self._add_constants(operations, constants)
+        for operation in operations:
+            self._draft.enter(operation)
+            if node in self._effects:
+                self._add_effect(operation, site)
+            is_opaque = isinstance(operation, ir.Opaque) and operation.reason != SPREADS
+            if is_opaque or node in self._ruled:
+                self._keep_parameters(operation, site, constants)
+
+    def _add_constants(self, operations: list[ir.Operation], constants: dict[str, Traced]) -> None:
+        read = {name for op in operations for name in (*op.inputs, *op.whole)}
+        for parameter, traced in constants.items():
+            name = traced.name
+            if name in read:
+                self._draft.tensors[name] = traced
+                self._constants[name] = parameter
+                self._draft.enter(
+                    ir.Constant(name=name, outputs=(name,), parameter=parameter, axis=traced.axis)
+                )
+
+    def _add_effect(self, operation: ir.Operation, site: CallSite) -> None:
+        """Keep what is written into a parameter or buffer."""
+        for output in site.outputs:
+            if output.ids is not None:
+                self._draft.channels.fix(output.ids, f"{site.node.name}: modifies a buffer")
+        name = f"{operation.name}.effect"
+        self._draft.enter(ir.Opaque(name=name, inputs=operation.outputs, reason=_EFFECT))
+
+    def _keep_parameters(
+        self, operation: ir.Operation, site: CallSite, constants: dict[str, Traced]
+    ) -> None:
+        """Keep the parameters that the call uses and ``operation`` does not name."""
+        target = str(site.node.target)
+        module = site.module
+        own = [] if module is None else [*module.named_parameters(), *module.named_buffers()]
+        names = {self._fakes.first_name(f"{target}.{name}") for name, _ in own}
+        for name in (names | constants.keys()).difference(ir.parameters_of(operation)):
+            self._draft.untouchable.setdefault(name, f"{site.node.name} is not understood")
+
+
+@contextmanager
+def _failing(node: fx.Node) -> Iterator[None]:
+    """Say of errors which call they come from.
+
+    Raises:
+        TraceError: for any error.
+    """
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise TraceError(
+            f"call {node.name!r} fails on inputs of these shapes: {type(error).__name__}: {text}"
+        ) from error
+
+
+def _distinct(leaves: list[Any]) -> list[Traced]:
+    """The tensors among ``leaves``, each once."""
+    return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Traced)}.values())
+
+
+def _is_arithmetic(node: fx.Node, args: tuple[Any, ...], leaves: list[Any]) -> bool:
+    """Whether a call computes with plain numbers, or picks an item of a result."""
+    if node.target is operator.getitem and not isinstance(args[0], (Traced, Parameter)):
+        return True
+    return (
+        node.op == "call_function"
+        and getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
+        and not any(isinstance(leaf, (Traced, Parameter)) for leaf in leaves)
+    )
+
+
+def _is_fresh(calls: list[Call], read: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
+    """Whether a call computes something, into memory of its own."""
+    own = {memory(tensor) for tensor in read}.isdisjoint(memory(tensor) for tensor in made)
+    return own and any(call.name not in MOVEMENT for call in calls)
+
+
+def _with_constants(site: CallSite, constants: dict[str, Traced]) -> CallSite:
+    """The same call with its parameters as tensors of the graph."""
+
+    def swap(leaf: Any) -> Any:
+        return constants[leaf.name]
+
+    arguments = pytree.tree_map_only(Parameter, swap, site.arguments)
+    return replace(site, arguments=arguments, inputs=_distinct(pytree.tree_leaves(arguments)))

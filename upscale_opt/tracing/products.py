@@ -1,0 +1,124 @@
+"""Which calls multiply tensors, and along which axes: attention, ``matmul`` and ``einsum``."""
+
+from __future__ import annotations
+
+import operator
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.nn import functional
+
+from upscale_opt.tracing.site import CallSite
+from upscale_opt.tracing.values import Traced
+
+
+@dataclass(frozen=True)
+class Product:
+    """A call as a product of tensors, with a letter for every axis.
+
+    Attributes:
+        how: what kind of call it is.
+        operands: what is multiplied.
+        letters: of every operand.
+        result: of the result.
+        equation: of an ``einsum``.
+        scale: what scores are multiplied by, if this is attention in one call.
+    """
+
+    how: Literal["attention", "matmul", "einsum"]
+    operands: tuple[Traced, ...]
+    letters: tuple[str, ...]
+    result: str
+    equation: str = ""
+    scale: float | None = None
+
+
+_MATMULS = {torch.matmul, torch.bmm, operator.matmul}
+_METHODS = {"matmul", "bmm", "__matmul__"}
+_ATTENTION = {functional.scaled_dot_product_attention}
+
+
+def product_of(site: CallSite) -> Product | None:
+    """What a call multiplies, if it does, and nothing is broadcast."""
+    target = site.node.target
+    name = ""
+    if isinstance(target, torch._ops.OpOverload):
+        name = target._schema.name.split("::")[1]
+    if site.node.op == "call_module":
+        return None
+    if target in _ATTENTION or name == "scaled_dot_product_attention":
+        return _attention(site)
+    if target is torch.einsum:
+        return _einsum(site)
+    if target in _MATMULS or name in ("matmul", "bmm"):
+        return _matmul(site)
+    if site.node.op == "call_method" and target in _METHODS:
+        return _matmul(site)
+    return None
+
+
+def attention_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of ``scaled_dot_product_attention``, by name."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _attention(site: CallSite) -> Product | None:
+    given = attention_arguments(*site.arguments)
+    operands = tuple(given.get(name) for name in ("query", "key", "value"))
+    if given.get("enable_gqa") or not all(isinstance(x, Traced) for x in operands):
+        return None
+    query = operands[0]
+    assert isinstance(query, Traced)
+    batch = string.ascii_lowercase[: len(query.shape) - 2]
+    scale = given.get("scale")
+    if not (scale is None or isinstance(scale, (int, float))):
+        return None
+    return _checked(
+        Product(
+            "attention",
+            operands,  # type: ignore[arg-type]
+            (batch + "yz", batch + "xz", batch + "xw"),
+            batch + "yw",
+            scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        ),
+        site,
+    )
+
+
+def _matmul(site: CallSite) -> Product | None:
+    args, kwargs = site.arguments
+    if kwargs or len(args) != 2 or not all(isinstance(x, Traced) for x in args):
+        return None
+    batch = string.ascii_lowercase[: len(args[0].shape) - 2]
+    return _checked(Product("matmul", args, (batch + "yz", batch + "zx"), batch + "yx"), site)
+
+
+def _einsum(site: CallSite) -> Product | None:
+    args, kwargs = site.arguments
+    operands = args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:]
+    equation = args[0].replace(" ", "") if isinstance(args[0], str) else ""
+    sides = equation.split("->")
+    if kwargs or len(operands) != 2 or len(sides) != 2 or "." in equation:
+        return None
+    letters = tuple(sides[0].split(","))
+    if len(letters) != 2 or not all(isinstance(x, Traced) for x in operands):
+        return None
+    return _checked(Product("einsum", tuple(operands), letters, sides[1], equation), site)
+
+
+def _checked(product: Product, site: CallSite) -> Product | None:
+    """``product``, if every letter stands for one size and nothing is broadcast."""
+    sizes: dict[str, int] = {}
+    shapes = [x.shape for x in product.operands]
+    for letters, shape in zip(
+        (*product.letters, product.result), (*shapes, site.outputs[0].shape), strict=True
+    ):
+        if len(letters) != len(shape) or len(set(letters)) < len(letters):
+            return None
+        if any(sizes.setdefault(c, size) != size for c, size in zip(letters, shape, strict=True)):
+            return None
+    return product

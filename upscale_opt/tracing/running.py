@@ -1,0 +1,103 @@
+"""Trace a model: by torch.fx, or by torch.export where FX fails; with heads where they work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from upscale_opt.errors import TraceError
+from upscale_opt.tracing.building import Builder, NotInFX
+from upscale_opt.tracing.capture import Capture, KeepsState, StoresResults, capture
+from upscale_opt.tracing.heads import HeadsRefused
+from upscale_opt.tracing.program import Program
+from upscale_opt.tracing.unchanged import unchanged
+
+_DATA_DEPENDENT = ("control flow", "data-dependent", "DataDependent", "DynamicOutputShape")
+"""What torch's refusals say of code that depends on data."""
+
+
+def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
+    """Trace ``model``: by torch.fx, or by torch.export if that fails.
+
+    Raises:
+        TraceError: if neither can capture the model, or it does not run on the inputs.
+    """
+    reasons: list[str] = []
+    kinds: tuple[Capture, ...] = ("fx", "export")
+    stored: list[str] = []
+    for kind in kinds:
+        try:
+            with unchanged(model):
+                _forget(model, stored)
+                program = run_as(model, args, kwargs, kind)
+                _check_updates(model, program, stored)
+                return program
+        except KeepsState as error:
+            raise TraceError(f"{type(model).__name__} cannot be traced: {error}") from None
+        except (TraceError, NotInFX) as error:
+            stored = error.names if isinstance(error, StoresResults) else []
+            reasons.append(str(error))
+    message = f"{type(model).__name__} cannot be traced: " + "; ".join(reasons)
+    if any(word in message for word in _DATA_DEPENDENT):
+        message += (
+            ". Control flow that depends on data must be moved out of the model, or its submodules "
+            "traced one by one"
+        )
+    raise TraceError(message)
+
+
+def _forget(model: nn.Module, names: list[str]) -> None:
+    """Delete attributes that are written by the model's code: what reads them first must fail."""
+    for name in names:
+        prefix, _, key = name.rpartition(".")
+        vars(model.get_submodule(prefix)).pop(key, None)  # but never a buffer
+
+
+def _check_updates(model: nn.Module, program: Program, stored: list[str]) -> None:
+    """Refuse a program that does not update the buffers which the model's code assigns.
+
+    Raises:
+        TraceError: naming the first of them.
+    """
+    updated = {
+        str(node.args[0].target)
+        for node in program.captured.graph.nodes
+        if node.target is torch.ops.aten.copy_.default and isinstance(node.args[0], fx.Node)
+    }
+    for name, _ in model.named_buffers():
+        if name in stored and name not in updated:
+            raise TraceError(
+                f"the model assigns its buffer {name!r}, which would get lost; update it in place"
+            )
+
+
+def run_as(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], kind: Capture
+) -> Program:
+    """Trace ``model`` by one tracer. The model and the random state are as before afterwards.
+
+    Raises:
+        TraceError: if this tracer cannot capture the model, or it does not run on the inputs.
+    """
+    devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
+    try:
+        with (
+            torch.random.fork_rng(devices),
+            torch.inference_mode(False),  # whose tensors cannot be looked into
+            torch.no_grad(),
+            unchanged(model),
+        ):
+            captured = capture(model, args, kwargs, kind)
+            try:
+                return Builder(model, captured).build(args, kwargs)
+            except HeadsRefused:
+                captured = capture(model, args, kwargs, kind)
+                builder = Builder(model, captured, understands_heads=False)
+                return builder.build(args, kwargs)
+    except NotInFX as error:
+        if kind == "export":
+            raise TraceError(str(error)) from None
+        raise
