@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx, nn
 
+from upscale_opt.kernels import gather
+
 Token = torch.Tensor | tuple[torch.Tensor, ...]
 """What stands for an arena: its buffer, or all that was to be written so far."""
 
@@ -112,7 +114,7 @@ class ArenaRead(nn.Module):
             return self._joined(arena)
         if self.view:
             return arena.narrow(self.dim, self.start, self.length)
-        return arena.index_select(self.dim, self.indices)
+        return gather(arena, self.dim, self.indices)
 
     def _joined(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
         """The channels collected from the tensors themselves."""
@@ -135,7 +137,7 @@ class ArenaRead(nn.Module):
         chosen = [starts[piece] + place for piece, place in self.sources]
         if isinstance(whole, fx.Proxy):
             return whole[(*[slice(None)] * self.dim, chosen)]
-        return whole.index_select(self.dim, torch.tensor(chosen, device=whole.device))
+        return gather(whole, self.dim, torch.tensor(chosen, device=whole.device))
 
     def extra_repr(self) -> str:
         """How many channels, and how they are served."""

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from upscale_opt.arena import ArenaRead, ArenaWrite
+from upscale_opt.kernels import gather
 
 Placement = tuple[int, int] | list[int] | None
 """Where a summand goes: everywhere (``None``), at (start, length), or at listed indices."""
@@ -32,7 +33,7 @@ class Gather(nn.Module):
             everything = [slice(None)] * self.dim
             place = (*everything, chosen.tolist())
             return x[place]
-        return x.index_select(self.dim, self.indices)
+        return gather(x, self.dim, self.indices)
 
     def extra_repr(self) -> str:
         """The number of elements copied."""

@@ -17,6 +17,7 @@ from upscale_opt.errors import MaterializeError
 from upscale_opt.heads import join, spread, write_call
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Read, Solution
+from upscale_opt.kernels import compact
 from upscale_opt.modules import (
     OURS,
     Gather,
@@ -62,6 +63,9 @@ def rebuild(
     pruned.origin = origin_of(model, pruned, gather_views)
     pruned.earlier = stages_of(model)
     return pruned
+
+
+_IN_PLACE_OPERATORS = frozenset({"iadd", "isub", "imul", "itruediv"})
 
 
 class _Rebuild:
@@ -170,6 +174,19 @@ class _Rebuild:
                     with self.new.inserting_before(call):
                         copied = self.new.call_method("clone", (value,))
                     call.replace_input_with(value, copied)
+            if self._returns_what_it_modifies(call):
+                fresh.add(call)
+
+    def _returns_what_it_modifies(self, call: fx.Node) -> bool:
+        """Whether a call modifies its first argument, and gives just that back."""
+        if call.op == "call_module":
+            module = self.program.captured.modules[str(call.target)]
+            ours = type(module).__module__.startswith("torch.nn.modules.activation")
+            return ours and getattr(module, "inplace", False) is True
+        name = getattr(call.target, "__name__", str(call.target))
+        if call.op == "call_function" and getattr(operator, name, None) is call.target:
+            return name in _IN_PLACE_OPERATORS
+        return call.op == "call_method" and name.endswith("_") and not name.endswith("__")
 
     def _fill_root(self) -> None:
         """Copy the modules and tensors that the new program names into the root."""
@@ -292,7 +309,8 @@ class _Rebuild:
             for operand, name in enumerate(op.inputs):
                 read = self.selects.get((op.name, operand))
                 if read is not None and name not in reads:
-                    reads[name] = self.select(self.node_of(node, name), read)
+                    value = self.select(self.node_of(node, name), read)
+                    reads[name] = self._compacted(op, read, value)
         constants = {
             source: reads[name]
             for name in reads.keys() & self.program.constants.keys()
@@ -323,6 +341,16 @@ class _Rebuild:
         call = self.new.create_node(node.op, target, args, kwargs, name=node.name)
         self.computed.add(call)
         return call
+
+    def _compacted(self, op: ir.Operation, read: Read, value: fx.Node) -> fx.Node:
+        """A view without gaps in memory, in front of operations that want it so."""
+        tensor = self.graph.tensors[read.tensor]
+        strict = isinstance(op, ir.Layer) or (isinstance(op, ir.ChannelWise) and op.parameters)
+        part = len(read.channels) < len(self.solution.tensors[read.tensor])
+        gap = part or self.concats.holds(read.tensor)
+        if not (strict and gap and tensor.axis == 1 and len(tensor.shape) in (4, 5)):
+            return value
+        return value if read.plan == "gather" else self.new.call_function(compact, (value,))
 
     def _sizes(self, node: fx.Node, op: ir.Operation, groups: int) -> tuple[Resize | None, Sizes]:
         """How a module that the user gave a rule for is told its sizes, and which."""

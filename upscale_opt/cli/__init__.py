@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 
 from upscale_opt import __version__
+from upscale_opt.cli.bench import bench, repeated
+from upscale_opt.cli.calibrate import calibrate
 from upscale_opt.cli.check import check
 from upscale_opt.cli.compare import compare
 from upscale_opt.cli.coverage import coverage
@@ -35,7 +37,20 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (run, trace, solve, check, explain, removed, compare, coverage, study, models):
+for _command in (
+    calibrate,
+    run,
+    trace,
+    solve,
+    check,
+    explain,
+    removed,
+    compare,
+    coverage,
+    bench,
+    study,
+    models,
+):
     app.command()(_command)
 
 
@@ -51,8 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] in (["compare"], ["coverage"], ["study"]):
+    if given[:1] in (["bench"], ["compare"], ["coverage"], ["study"]):
         given = spread(given)
+    if given[:1] == ["bench"]:
+        given = repeated(given)
     sys.exit(_exit_code(given or ["--help"]))
 
 
