@@ -1,0 +1,599 @@
+"""The benchmark: variants, the floor, ratios, records, tables, and the command."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import call
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import upscale_opt as uo
+from upscale_opt.arena import ArenaRead, ArenaWrite
+from upscale_opt.bench.bars import bars
+from upscale_opt.bench.benching import Task, bench
+from upscale_opt.bench.floor import floor
+from upscale_opt.bench.names import DEFAULT_VARIANTS
+from upscale_opt.bench.page import BEGIN, END, read_page, write_page
+from upscale_opt.bench.ratios import geometric_mean, ratio_of
+from upscale_opt.bench.records import (
+    BenchRecord,
+    Cell,
+    Export,
+    Machine,
+    Ratio,
+    Settings,
+    Time,
+    done_before,
+    record_file,
+)
+from upscale_opt.bench.sweeping import record_of
+from upscale_opt.bench.tables import tables
+from upscale_opt.bench.timing import interleaved
+from upscale_opt.bench.variants import Subject, copied_channels
+from upscale_opt.cli import main
+from upscale_opt.cli.bench import repeated
+from upscale_opt.errors import UpscaleError
+from upscale_opt.modules import Gather, PlacedSum
+
+SMALL = "topology/residual_stage"
+OURS = ("unpruned", "gather", "constrained", "copies", "floor")
+QUICK = Settings(rounds=2, variants=OURS)
+
+
+# The floor.
+
+_LAYERS = (
+    "convolution",
+    "addmm",
+    "mm",
+    "native_batch_norm",
+    "_native_batch_norm_legit_no_training",
+)
+_SHARED = ("relu", "relu_", "max_pool2d_with_indices", "mean", "avg_pool2d")
+
+
+class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts calls of layers and the like, by their results' shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: Counter[tuple[str, torch.Size]] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in _LAYERS + _SHARED:
+            first = result[0] if isinstance(result, tuple) else result
+            self.found[name, first.shape] += 1
+        return result
+
+
+def calls(model: nn.Module, inputs: Any) -> Counter[tuple[str, torch.Size]]:
+    mode = Calls()
+    with mode:
+        call(model, inputs)
+    return mode.found
+
+
+def export_of(name: str, side: str = "input") -> tuple[Subject, Any, uo.ChannelGraph]:
+    subject = Subject(name, Settings.model_validate({"side": side, "variants": ("copies",)}))
+    built = subject.built("copies", 1, "contiguous")
+    assert built.model is not None, built.export.problem
+    assert built.graph is not None
+    return subject, built.model, built.graph
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        (SMALL, "input"),
+        (SMALL, "both"),
+        ("topology/dense_block", "input"),
+        ("topology/inplace_add", "both"),
+        ("topology/inplace_add_aliased", "both"),
+        ("topology/inplace_between_reads", "input"),
+    ],
+)
+def test_the_floor_computes_the_same_layers_and_moves_nothing(name: str, side: str) -> None:
+    subject, pruned, graph = export_of(name, side)
+    inputs = subject.inputs(2)
+    before = call(pruned, inputs)
+    free = floor(pruned, graph)
+    call(free, inputs)  # moves data once
+    assert calls(free, inputs) == calls(pruned, inputs)
+    assert sum(calls(free, inputs).values()) > 0
+    assert uo.moved_bytes(pruned, inputs).total > 0
+    assert uo.moved_bytes(free, inputs).total == 0
+    assert torch.equal(call(pruned, inputs), before), "the export itself is changed"
+
+
+def test_the_floor_takes_other_batches_and_memory_formats() -> None:
+    subject, pruned, graph = export_of("topology/dense_block")
+    free = floor(pruned, graph)
+    for batch in (1, 3, 1):
+        inputs: Any = subject.inputs(batch)
+        assert call(free, inputs).shape == call(pruned, inputs).shape
+    last = floor(pruned.to(memory_format=torch.channels_last), graph)
+    inputs = subject.inputs(2).to(memory_format=torch.channels_last)  # type: ignore[union-attr]
+    call(last, inputs)
+    assert uo.moved_bytes(last, inputs).total == 0
+
+
+def test_arenas_are_free() -> None:
+    subject = Subject("topology/dense_block", QUICK)
+    graph, inputs = subject.graph(), subject.inputs(2)
+    masks = uo.Masks.from_model(subject.masked, graph)
+    pruned = uo.materialize(subject.masked, uo.solve(graph, masks, model="arena"))
+    assert {ArenaRead, ArenaWrite} <= {type(module) for module in pruned.modules()}
+    free = floor(pruned, graph)
+    call(free, inputs)
+    assert calls(free, inputs) == calls(pruned, inputs)
+    assert uo.moved_bytes(free, inputs).total == 0
+
+
+class Joins(nn.Module):
+    """Concatenates channels, and rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.last = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels = torch.cat([self.left(x), self.right(x)], 1)
+        out: Tensor = self.last(torch.cat([channels, channels], 2))
+        return out
+
+
+def test_only_concatenations_of_channels_are_free() -> None:
+    model, inputs = Joins().eval(), torch.randn(2, 3, 4, 4)
+    graph = uo.trace(model, inputs)
+    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    free = floor(pruned, graph)
+    call(free, inputs)
+    rows = 2 * 8 * 8 * 4 * 4
+    assert uo.moved_bytes(free, inputs).by_op == {"cat": rows}
+
+
+class Placing(nn.Module):
+    """Gathers channels and places them into a sum."""
+
+    def __init__(self, placements: list[Any]) -> None:
+        super().__init__()
+        self.gather = Gather([4, 0, 2], 1, torch.device("cpu"))
+        self.sum = PlacedSum(placements, 6, 1, 4, torch.device("cpu"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.sum(x, self.gather(x))
+        return out
+
+
+@pytest.mark.parametrize("place", [(1, 3), [0, 2, 5]])
+def test_placing_is_free_and_adding_is_not(place: Any) -> None:
+    pruned = torch.fx.GraphModule(Placing([None, place]), traced(Placing([None, place])))
+    x = torch.randn(2, 6, 4, 4)
+    graph = uo.trace(nn.Conv2d(6, 1, 1), x)
+    free = floor(pruned, graph)
+    assert torch.equal(call(free, x), call(pruned, x))
+    assert uo.moved_bytes(pruned, x).total > 0
+    assert uo.moved_bytes(free, x).total == 0
+    with torch.profiler.profile() as profile:
+        call(free, x)
+    assert "aten::add" in {event.key for event in profile.key_averages()}
+
+
+def traced(model: nn.Module) -> torch.fx.Graph:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    gathered = graph.call_module("gather", (x,))
+    graph.output(graph.call_module("sum", (x, gathered)))
+    return graph
+
+
+# Ratios and rounds.
+
+
+def test_ratios_are_of_the_same_rounds() -> None:
+    base = [1.0, 10.0, 100.0, 1000.0]
+    ratio = ratio_of([2 * seconds for seconds in base], base)
+    assert (ratio.median, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
+
+
+def test_the_interval_holds_the_median_and_narrows_with_rounds() -> None:
+    few = [1.0, 1.1, 0.9, 1.3, 0.8] * 2
+    ratio, many = ratio_of(few, [1.0] * 10), ratio_of(few * 40, [1.0] * 400)
+    assert ratio.median == many.median == 1.0
+    assert 0.8 <= ratio.low < 1.0 < ratio.high <= 1.3
+    assert many.high - many.low < ratio.high - ratio.low
+    assert ratio == ratio_of(few, [1.0] * 10), "the same seed, the same interval"
+
+
+@pytest.mark.parametrize("base", [[], [1.0]])
+def test_rounds_must_match(base: list[float]) -> None:
+    with pytest.raises(ValueError, match="rounds cannot be compared"):
+        ratio_of([1.0, 2.0] if base else [], base)
+
+
+def test_the_geometric_mean() -> None:
+    assert geometric_mean([]) is None
+    assert geometric_mean([0.5, 2.0, 1.0]) == pytest.approx(1.0)
+
+
+def test_every_round_runs_everything_once_in_a_new_order() -> None:
+    order: list[str] = []
+
+    def clock(name: str) -> Any:
+        def measure() -> float:
+            order.append(name)
+            return len(order)
+
+        return measure
+
+    names = ["a", "b", "c"]
+    found = interleaved({name: clock(name) for name in names}, rounds=20, seconds=0)
+    assert {len(own) for own in found.values()} == {20}
+    rounds = [tuple(order[i : i + 3]) for i in range(0, len(order), 3)]
+    assert all(sorted(one) == names for one in rounds)
+    assert len(set(rounds)) > 2
+    assert len(interleaved({"a": clock("a")}, rounds=None, seconds=0)["a"]) == 10
+
+
+# Variants and records.
+
+
+def test_a_network_is_timed_in_all_cells() -> None:
+    settings = QUICK.model_copy(update={"batches": (1, 3), "formats": ("contiguous",)})
+    record = bench(Task(SMALL, settings))
+    assert record.problem == ""
+    assert [cell.key for cell in record.cells] == [
+        (1, "contiguous", "eager"),
+        (3, "contiguous", "eager"),
+    ]
+    cell = record.cells[1]
+    assert cell.rounds == 2
+    for variant in OURS:
+        export, time = record.export(variant, cell), cell.time_of(variant)
+        assert export is not None
+        assert time is not None
+        assert time.problem == export.problem == ""
+        assert time.milliseconds is not None
+        assert time.milliseconds > 0
+        assert time.ratios.keys() == {"unpruned", "floor"} - {variant}
+        assert export.parameters > 0
+        assert export.multiply_adds > 0
+        if variant in ("gather", "constrained", "copies"):
+            assert export.deviation is not None
+            assert export.deviation < 1e-10
+    moved = {e.variant: e.moved["contiguous"] for e in record.exports}
+    assert moved["gather"] > moved["copies"] > moved["floor"] == moved["unpruned"] == 0
+    floors = [e for e in record.exports if e.variant == "floor"]
+    assert [(e.batch, e.format, e.made_of) for e in floors] == [
+        (1, "contiguous", "copies"),
+        (3, "contiguous", "copies"),
+    ]
+    assert record.machine.torch == torch.__version__
+    assert record.machine.threads == settings.threads
+    assert record.machine.cpu
+    assert BenchRecord.from_json(record.to_json()) == record
+
+
+def test_all_variants_are_of_the_same_masked_network() -> None:
+    subject = Subject(SMALL, Settings(variants=DEFAULT_VARIANTS))
+    inputs = subject.inputs(2)
+    want = call(subject.masked, inputs)
+    for variant in ("gather", "copies"):
+        model = subject.built(variant, 1, "contiguous").model
+        assert model is not None
+        assert torch.allclose(call(model, inputs), want, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(call(subject.unpruned, inputs), want, rtol=1e-2, atol=1e-2)
+    constrained = subject.built("constrained", 1, "contiguous")
+    assert constrained.export.copied_channels == 0
+
+
+def test_gathering_everywhere_copies_more() -> None:
+    subject = Subject(SMALL, Settings(variants=("copies",)))
+    model: Any = subject.built("copies", 1, "contiguous").model
+    few = copied_channels(model.solution)
+    assert few == model.solution.objective_value
+    assert copied_channels(model.solution, gather_views=True) > few
+
+
+def test_a_missing_apple_upscale_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "upscale", None)
+    settings = QUICK.model_copy(update={"variants": ("unpruned", "upscale", "copies")})
+    record = bench(Task(SMALL, settings))
+    assert record.problem == ""
+    (cell,) = record.cells
+    for found in (record.export("upscale", cell), cell.time_of("upscale")):
+        assert found is not None
+        assert "pip install --no-deps apple-upscale" in found.problem
+    assert cell.ratio("copies", "upscale") is None
+    assert cell.ratio("copies", "unpruned") is not None
+    assert "apple-upscale is not installed" in tables([record])
+
+
+class Theirs:
+    """Stands for UPSCALE's manager: leaves the network as it is, or spoils it."""
+
+    spoils = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.spec = self
+        self.tensor_to_input_activation_indices = {"a": range(4), "b": [1, 3, 5]}
+
+    def compute(self, inputs: list[Tensor]) -> Theirs:
+        return self
+
+    def prune(self, is_not_ane: bool) -> None:
+        if self.spoils:
+            with torch.no_grad():
+                next(self.model.parameters()).mul_(1.5)
+
+
+@pytest.mark.parametrize("spoils", [False, True])
+def test_what_apple_upscale_exports_is_checked(
+    monkeypatch: pytest.MonkeyPatch, spoils: bool
+) -> None:
+    module = type(sys)("upscale")
+    monkeypatch.setattr(Theirs, "spoils", spoils)
+    monkeypatch.setattr(module, "PruningManager", Theirs, raising=False)
+    monkeypatch.setitem(sys.modules, "upscale", module)
+    built = Subject(SMALL, QUICK).built("upscale", 1, "contiguous")
+    if spoils:
+        assert built.model is None
+        assert "deviates by" in built.export.problem
+    else:
+        assert built.export.deviation == 0
+        assert built.export.copied_channels == 3
+
+
+def test_without_the_objective_latency_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def solve(graph: Any, masks: Any, solver: str = "", **options: int) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("upscale_opt.bench.variants.solve", solve)
+    built = Subject(SMALL, QUICK).built("latency", 1, "contiguous")
+    assert built.model is None
+    assert "does not minimise latency" in built.export.problem
+
+
+def test_one_variants_error_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("nobody's")
+
+    monkeypatch.setattr("upscale_opt.bench.variants.constrain", broken)
+    record = bench(Task(SMALL, QUICK))
+    (cell,) = record.cells
+    assert record.problem == ""
+    spoiled, other = cell.time_of("constrained"), cell.time_of("copies")
+    assert spoiled is not None
+    assert other is not None
+    assert spoiled.problem == 'KeyError: "nobody\'s"'
+    assert other.milliseconds is not None
+
+
+def test_a_networks_error_is_part_of_its_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise MemoryError("full")
+
+    monkeypatch.setattr("upscale_opt.bench.variants.trace", broken)
+    record = bench(Task(SMALL, QUICK))
+    assert record.problem == "MemoryError: full"
+    assert record.cells == ()
+
+
+def test_a_killed_process_leaves_a_record(tmp_path: Path) -> None:
+    record = record_of(-9, Task(SMALL, QUICK), tmp_path)
+    assert "killed by signal 9" in record.problem
+    assert BenchRecord.load(record_file(tmp_path, SMALL)) == record
+    assert done_before(tmp_path, SMALL, QUICK) is None
+
+
+def test_records_of_other_settings_are_not_taken(tmp_path: Path) -> None:
+    record = BenchRecord(name=SMALL, settings=QUICK)
+    assert done_before(tmp_path, SMALL, QUICK) is None
+    record.save(record_file(tmp_path, SMALL))
+    assert done_before(tmp_path, SMALL, QUICK) == record
+    for change in ({"rounds": 3}, {"threads": 2}, {"cost_models": ("0123",)}):
+        other = QUICK.model_copy(update=change)
+        assert done_before(tmp_path, SMALL, other) is None
+
+
+# Tables and the page.
+
+
+def made_up(name: str, latency: float, *, upscale: bool = True) -> BenchRecord:
+    """A network of which all is known: unpruned 10 ms, UPSCALE 8 ms, floor 5 ms."""
+    names = ("unpruned", "upscale", "latency", "floor")
+    milliseconds = {"unpruned": 10.0, "upscale": 8.0, "latency": latency, "floor": 5.0}
+    problem = "apple-upscale fails: a | b"
+    if not upscale:
+        del milliseconds["upscale"]
+
+    def ratio(own: float, base: float) -> Ratio:
+        return Ratio(median=own / base, low=own / base - 0.1, high=own / base + 0.1)
+
+    times = tuple(
+        Time(
+            variant=v,
+            milliseconds=milliseconds[v],
+            ratios={
+                b: ratio(milliseconds[v], milliseconds[b])
+                for b in ("upscale", "unpruned", "floor")
+                if b in milliseconds and b != v
+            },
+        )
+        if v in milliseconds
+        else Time(variant=v, problem=problem)
+        for v in names
+    )
+    exports = tuple(
+        Export(
+            variant=v, multiply_adds=7_000_000, copied_channels=40, moved={"contiguous": 3_140_000}
+        )
+        for v in names
+    )
+    return BenchRecord(
+        name=name,
+        settings=Settings(batches=(8,), variants=names),
+        machine=Machine(device="a_chip", cpu="a_chip", torch="2.0", threads=1),
+        exports=exports,
+        cells=(Cell(batch=8, format="contiguous", rounds=12, times=times),),
+    )
+
+
+def test_tables_say_what_was_measured() -> None:
+    records = [made_up("densenet121", 6.0), made_up("one", 9.0), made_up("two", 6.0, upscale=False)]
+    text = tables(records)
+    assert "Measured on: a\\_chip, float32, torch 2.0, 1 thread;" in text
+    lines = text.splitlines()
+    own = (
+        "| densenet121 | 12 | 10.00 | 8.00 | 6.00 | 5.00 | 0.750 (0.650–0.850) | "
+        "0.600 (0.500–0.700) | 1.200 (1.100–1.300) |"
+    )
+    assert own in lines
+    (mean,) = (line for line in lines if "op by op | latency | " in line)
+    cells = mean.split(" | ")
+    assert cells[2:5] == [
+        f"{math.sqrt(0.75 * 9 / 8):.3f} (2)",
+        f"{(0.6 * 0.9 * 0.6) ** (1 / 3):.3f} (3)",
+        f"{(1.2 * 1.8 * 1.2) ** (1 / 3):.3f} (3)",
+    ]
+    assert cells[5:] == ["1.125 (one)", "0.900 (one) |"]
+    assert "| two | contiguous | MB moved | 3.14 | 3.14 | 3.14 | 3.14 |" in lines
+    assert "* *upscale* of two: apple-upscale fails: a \\| b" in lines
+
+
+def test_bars_are_met_or_missed() -> None:
+    key = (8, "contiguous", "eager")
+    verdicts = [bar.verdict for bar in bars([made_up("densenet121", 6.0)], key)]
+    assert verdicts == ["met", "met", "met", "missed"]
+    verdicts = [bar.verdict for bar in bars([made_up("densenet121", 11.0)], key)]
+    assert verdicts == ["missed"] * 4
+    record = made_up("one", 5.0, upscale=False)
+    found = list(bars([record, made_up("two", 5.0)], key))
+    assert [bar.verdict for bar in found] == ["met", "not measured", "met", "met"]
+    assert found[0].found is not None
+    assert found[0].found.name == "two"
+
+
+def test_a_page_keeps_what_is_around_the_tables(tmp_path: Path) -> None:
+    page = tmp_path / "speed.md"
+    page.write_text(f"# Mine\n\nabove\n{BEGIN}\nold\n{END}\nbelow\n")
+    written = write_page(page, [made_up("one", 6.0)], "upscale-opt bench one")
+    text = page.read_text()
+    assert text.startswith(f"# Mine\n\nabove\n{BEGIN}\n")
+    assert text.endswith(f"{END}\nbelow\n")
+    assert "old" not in text
+    pictures = [tmp_path / "speed" / f"over-{b}.png" for b in ("upscale", "unpruned", "floor")]
+    assert written == [page, *pictures]
+    for picture in pictures:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert f"(speed/{picture.name})" in text
+    bytes_before = pictures[0].read_bytes()
+    write_page(page, [made_up("one", 6.0)], "upscale-opt bench one")
+    assert page.read_text() == text
+    assert pictures[0].read_bytes() == bytes_before
+    page.write_text("no markers")
+    with pytest.raises(UpscaleError, match="no place for the tables"):
+        read_page(page)
+
+
+# The command.
+
+
+def run_command(*arguments: str) -> int | str | None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench", *arguments])
+    return caught.value.code
+
+
+def test_the_command_resumes_and_writes_its_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, out = tmp_path / "docs" / "performance.md", tmp_path / "records"
+    arguments = [SMALL, "--rounds", "2", "--variants", "unpruned", "copies", "floor"]
+    arguments += ["--out", str(out), "--page", str(page)]
+    assert run_command(*arguments) == 0
+    captured = capsys.readouterr()
+    assert "copies / unpruned" in captured.out
+    assert f"{SMALL} (1 of 1): batch 1 contiguous eager: unpruned" in captured.err
+    assert "### Times: batch 1, contiguous, op by op" in page.read_text()
+    assert (tmp_path / "docs" / "performance" / "over-unpruned.png").exists()
+    record = BenchRecord.load(record_file(out, SMALL))
+    assert record.settings.variants == ("unpruned", "copies", "floor")
+    record.model_copy(update={"seconds": 4711.0}).save(record_file(out, SMALL))
+    assert run_command(*arguments) == 0
+    assert "1 of 1 are timed already" in capsys.readouterr().err
+    assert BenchRecord.load(record_file(out, SMALL)).seconds == 4711.0
+
+
+def test_the_command_fails_if_a_network_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sweep(tasks: list[Task], *_: object) -> Any:
+        for task in tasks:
+            problem = "no trace" if task.name == SMALL else ""
+            yield task, BenchRecord(name=task.name, settings=task.settings, problem=problem)
+
+    monkeypatch.setattr("upscale_opt.bench.sweeping.sweep", sweep)
+    assert run_command(SMALL, "topology/unet", "--out", str(tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert "1 of 2 networks could not be timed: topology/residual_stage" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ((), 2, "--group"),
+        (("resnet5",), 1, "resnet50"),
+        ((SMALL, "--batch", "0"), 2, "at least 1 image"),
+        ((SMALL, "--batch", "many"), 2, "Invalid value for '--batch'"),
+        ((SMALL, "--format", "nhwc"), 2, "'nhwc' is not one of contiguous, channels-last"),
+        ((SMALL, "--variants", "best"), 2, "'best' is not one of unpruned"),
+        ((SMALL, "--device", "abacus"), 1, "--device cpu always can"),
+        ((SMALL, "--cuda-graphs"), 1, "no CUDA graphs on device 'cpu'"),
+        ((SMALL, "--cost-model", "none.json"), 1, "cannot read cost model none.json"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: tuple[str, ...],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run_command(*arguments, "--out", str(tmp_path)) == code
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.splitlines()[-1].startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_without_markers_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("mine")
+    assert run_command(SMALL, "--out", str(tmp_path / "out"), "--page", str(page)) == 1
+    assert "no place for the tables" in capsys.readouterr().err
+    assert page.read_text() == "mine"
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_flags_take_several_values() -> None:
+    given = ["--batch", "1", "8", "resnet18", "--format", "contiguous", "channels-last", "--force"]
+    assert repeated(given) == [
+        *("--batch", "1", "--batch", "8", "resnet18"),
+        *("--format", "contiguous", "--format", "channels-last", "--force"),
+    ]

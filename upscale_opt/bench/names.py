@@ -1,0 +1,33 @@
+"""What the benchmark compares, by name; for the command line, so without PyTorch."""
+
+from __future__ import annotations
+
+VARIANTS = {
+    "unpruned": "the network as it was",
+    "gather": "the masked network exported without reordering; every selection is a gather",
+    "upscale": "exported by apple-upscale",
+    "upscale-index": "the same; its gathers take one index each, as its authors advise for GPUs",
+    "constrained": "coupled layers pruned together: nothing to copy, but another, weaker network",
+    "copies": "our export with the fewest copied channels",
+    "latency": "our export that shall be the fastest by a cost model",
+    "floor": "the layers of our fastest export, with all copies free",
+}
+"""The variants of a network that are timed side by side, and what they are."""
+
+DEFAULT_VARIANTS = tuple(name for name in VARIANTS if name != "upscale-index")
+
+PER_CELL = ("latency", "floor")
+"""The variants that are made anew for every batch size and memory format."""
+
+BASES = ("upscale", "unpruned", "floor")
+"""The variants that the others' times are divided by."""
+
+FORMATS = ("contiguous", "channels-last")
+"""Memory formats of images and of convolutions' weights."""
+
+MODES = {
+    "eager": "op by op",
+    "compiled": "with torch.compile",
+    "cuda-graph": "as a CUDA graph",
+}
+"""How variants are run, in words."""

@@ -1,0 +1,135 @@
+"""The benchmark's pictures: ratios of times, a row per network, with their intervals."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from upscale_opt.bench.bars import cell_of, cells_of
+from upscale_opt.bench.names import BASES
+from upscale_opt.bench.records import BenchRecord
+from upscale_opt.bench.tables import asked, title
+from upscale_opt.cli.pictures import STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = {
+    "unpruned": "#000000",
+    "gather": "#999999",
+    "upscale": "#E69F00",
+    "upscale-index": "#F0E442",
+    "constrained": "#56B4E9",
+    "copies": "#009E73",
+    "latency": "#0072B2",
+    "floor": "#CC79A7",
+}
+"""From the palette of Okabe and Ito, which colour-blind people can tell apart, too."""
+
+_MARKERS = {"unpruned": "|", "upscale": "s", "latency": "D", "floor": "v", "copies": "^"}
+
+_ROW, _WIDTH = 0.2, 3.4
+"""The height of a network's row and the width of a panel, in inches."""
+
+_OF_BASE = {
+    "upscale": "the time of apple-upscale's export",
+    "unpruned": "the unpruned network's time",
+    "floor": "the floor, where copies are free",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture and what it shows.
+
+    Attributes:
+        name: of its file, without a folder.
+        caption: a sentence or two.
+        png: the file's content. The same records give the same bytes.
+    """
+
+    name: str
+    caption: str
+    png: bytes
+
+
+def plots(records: Sequence[BenchRecord]) -> Iterator[Plot]:
+    """A picture for every base that times were divided by."""
+    for base in BASES:
+        shown = [
+            variant
+            for variant in asked(records)
+            if any(c.ratio(variant, base) for record in records for c in record.cells)
+        ]
+        if shown:
+            caption = (
+                f"Times over {_OF_BASE[base]}: the median of the ratios in every round, with its "
+                "95 % interval. Left of the line is faster. A row per network; a panel per batch "
+                "size, memory format and mode."
+            )
+            yield Plot(f"over-{base}.png", caption, _draw(records, shown, base))
+
+
+def _draw(records: Sequence[BenchRecord], variants: Sequence[str], base: str) -> bytes:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    cells = cells_of(records)
+    names = list(dict.fromkeys(record.name for record in records if record.cells))
+    with matplotlib.rc_context(STYLE):
+        size = _WIDTH * len(cells) + 1.5, _ROW * len(names) + 1.6
+        figure = Figure(size, dpi=120, layout="constrained")
+        panels = figure.subplots(1, len(cells), squeeze=False, sharey=True)[0]
+        for axes, (key, own) in zip(panels, cells.items(), strict=True):
+            axes.set_title(title(key), fontsize=9)
+            _draw_cell(axes, own, key, names, variants, base)
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.5, -0.5)
+        figure.supxlabel(f"time / {base}", fontsize=10)
+        handles = [
+            Line2D([], [], color=_COLOURS[v], marker=_MARKERS.get(v, "o"), linestyle="", label=v)
+            for v in variants
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _draw_cell(
+    axes: Axes,
+    records: Sequence[BenchRecord],
+    key: tuple[int, str, str],
+    names: Sequence[str],
+    variants: Sequence[str],
+    base: str,
+) -> None:
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    axes.axvline(1.0, color="#BBBBBB", linewidth=0.8, zorder=0)
+    for number, variant in enumerate(variants):
+        for record in records:
+            ratio = cell_of(record, key).ratio(variant, base)
+            if ratio is None:
+                continue
+            row = names.index(record.name) + 0.6 * ((number + 0.5) / len(variants) - 0.5)
+            axes.plot([ratio.low, ratio.high], [row, row], color=_COLOURS[variant], linewidth=0.9)
+            axes.plot(
+                ratio.median,
+                row,
+                color=_COLOURS[variant],
+                marker=_MARKERS.get(variant, "o"),
+                markersize=3.5,
+            )
+    axes.set_xscale("log")
+    axes.set_xticks([t for t in (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4) if _within(axes, t)])
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _within(axes: Axes, tick: float) -> bool:
+    low, high = axes.get_xlim()
+    return low <= tick <= high or tick == 1

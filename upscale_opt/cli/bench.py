@@ -1,0 +1,304 @@
+"""``upscale-opt bench``: how long exports take, beside what they are to beat."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from upscale_opt.bench.names import DEFAULT_VARIANTS, FORMATS, VARIANTS
+from upscale_opt.cli.coverage import _groups, _names
+from upscale_opt.cli.options import (
+    Amount,
+    Layers,
+    LayersOption,
+    Seed,
+    Side,
+    SideOption,
+    TimeLimit,
+    check_file,
+    check_folder,
+)
+from upscale_opt.cli.progress import Steps
+from upscale_opt.cli.tables import output, say
+from upscale_opt.coverage.names import ALL, GROUPS
+from upscale_opt.errors import UpscaleError
+from upscale_opt.ir.cost_model import CostModel
+
+if TYPE_CHECKING:
+    from upscale_opt.bench.benching import Task
+    from upscale_opt.bench.records import BenchRecord, Settings
+
+
+class Dtype(str, Enum):
+    """The dtype of weights and inputs while they are timed."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def _batches(values: list[int]) -> list[int]:
+    for value in values:
+        if value < 1:
+            raise typer.BadParameter(f"a batch has at least 1 image, not {value}")
+    return list(dict.fromkeys(values))
+
+
+def _among(known: Sequence[str]) -> Callable[[list[str]], list[str]]:
+    def check(values: list[str]) -> list[str]:
+        for value in values:
+            if value not in known:
+                raise typer.BadParameter(f"{value!r} is not one of {', '.join(known)}")
+        return [name for name in known if name in values]
+
+    return check
+
+
+_NO_GROUPS: list[str] = []
+_ONE: list[int] = [1]
+_CONTIGUOUS = ["contiguous"]
+_USUAL = list(DEFAULT_VARIANTS)
+_NO_FILES: list[Path] = []
+
+
+def bench(
+    networks: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL", help="Networks of the catalogue.")
+    ] = None,
+    group: Annotated[
+        list[str],
+        typer.Option(
+            "--group",
+            metavar="NAME...",
+            callback=_groups,
+            help=f"All networks of a group: {', '.join(GROUPS)}; or {ALL}.",
+        ),
+    ] = _NO_GROUPS,
+    amount: Amount = 0.5,
+    side: SideOption = Side.input,
+    layers: LayersOption = Layers.conv,
+    batch: Annotated[
+        list[int],
+        typer.Option(
+            "--batch", metavar="INT...", callback=_batches, help="Batch sizes: --batch 1 8"
+        ),
+    ] = _ONE,
+    form: Annotated[
+        list[str],
+        typer.Option(
+            "--format",
+            metavar="NAME...",
+            callback=_among(FORMATS),
+            help=f"Memory formats: {', '.join(FORMATS)}.",
+        ),
+    ] = _CONTIGUOUS,
+    device: Annotated[str, typer.Option(help="Where to run: cpu, cuda.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Of weights and inputs.")] = Dtype.float32,
+    threads: Annotated[int, typer.Option(min=1, help="That PyTorch computes with.")] = 1,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Time each compiled by torch.compile, too.")
+    ] = False,
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Time each as a CUDA graph, too.")
+    ] = False,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="How often each runs, instead of --seconds.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.0, help="For each batch size, format and mode.")
+    ] = 20.0,
+    variants: Annotated[
+        list[str],
+        typer.Option(
+            "--variants",
+            metavar="NAME...",
+            callback=_among(tuple(VARIANTS)),
+            help=f"What to time: {', '.join(VARIANTS)}.",
+        ),
+    ] = _USUAL,
+    cost_model: Annotated[
+        list[Path],
+        typer.Option(
+            "--cost-model",
+            help="Of this machine, for the variant latency; repeat it for several formats.",
+        ),
+    ] = _NO_FILES,
+    max_extra_macs: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="How much more windows may compute: 0.1 is a tenth."),
+    ] = None,
+    time_limit: TimeLimit = 60.0,
+    seed: Seed = 0,
+    jobs: Annotated[int, typer.Option(min=1, help="Networks at a time; disturbs times.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Also those timed before.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the records.")] = Path(
+        "out/bench"
+    ),
+    page: Annotated[
+        Path | None, typer.Option(help="Write the tables into this page, between its markers.")
+    ] = None,
+) -> None:
+    """Time exports beside UPSCALE's, the unpruned network, and the floor where copies are free.
+
+    All variants of a network run in turn, in one process. Writes a record per network; what was
+    timed with the same settings is not timed again. Ctrl-C stops; the same command goes on from
+    there. Fails if a network could not be timed.
+    """
+    if not networks and not group:
+        raise typer.BadParameter("name networks, or give --group")
+    cost_models = {path: CostModel.load(path) for path in cost_model}
+    steps = Steps()
+    with steps.step("load PyTorch"):
+        from upscale_opt.bench.benching import Task
+        from upscale_opt.bench.page import read_page, write_page
+        from upscale_opt.bench.records import Settings, done_before
+        from upscale_opt.bench.tables import summary
+
+    names = _names(networks or [], group)
+    settings = Settings.model_validate(
+        {
+            "amount": amount,
+            "side": side.value,
+            "layers": layers.value,
+            "seed": seed,
+            "time_limit": time_limit,
+            "batches": tuple(batch),
+            "formats": tuple(form),
+            "device": device,
+            "dtype": dtype.value,
+            "threads": threads,
+            "compile": compiled,
+            "cuda_graphs": cuda_graphs,
+            "rounds": rounds,
+            "seconds": seconds,
+            "variants": tuple(variants),
+            "cost_models": tuple(map(_digest, cost_models.values())),
+            "max_extra_macs": max_extra_macs,
+        }
+    )
+    _check_device(settings)
+    check_folder(out)
+    if page is not None:
+        check_file(page)
+        read_page(page)
+    tasks = [Task(name, settings, tuple(cost_models.values())) for name in names]
+    known = {name: None if force else done_before(out, name, settings) for name in names}
+    records = {name: record for name, record in known.items() if record is not None}
+    if records:
+        steps.note(f"{len(records)} of {len(tasks)} are timed already; --force times them again")
+    console = output()
+    try:
+        _sweep([task for task in tasks if task.name not in records], out, jobs, steps, records)
+    finally:
+        found = [records[name] for name in names if name in records]
+        for line in summary(found):
+            say(console, line)
+    if page is not None:
+        for path in write_page(page, found, _command(networks or [], group, settings)):
+            say(console, f"Written: {path}")
+    failed = [record.name for record in found if record.problem]
+    if failed:
+        raise UpscaleError(
+            f"{len(failed)} of {len(found)} networks could not be timed: {', '.join(failed)}; the "
+            f"records in {out} say why"
+        )
+
+
+def _digest(cost_model: CostModel) -> str:
+    """What tells cost models apart."""
+    return hashlib.sha256(cost_model.to_json().encode()).hexdigest()[:12]
+
+
+def _check_device(settings: Settings) -> None:
+    """Refuse what cannot be timed there.
+
+    Raises:
+        UpscaleError: if there is no such device, or it has no CUDA graphs.
+    """
+    from upscale_opt.cli.networks import find_device
+
+    if find_device(settings.device).type != "cuda" and settings.cuda_graphs:
+        raise UpscaleError(
+            f"there are no CUDA graphs on device {settings.device!r}; leave out --cuda-graphs, or "
+            "give --device cuda"
+        )
+
+
+def _sweep(
+    tasks: Sequence[Task],
+    out: Path,
+    jobs: int,
+    steps: Steps,
+    records: dict[str, BenchRecord],
+) -> None:
+    """Add the records of all tasks to ``records``; also if interrupted on the way."""
+    from upscale_opt.bench.sweeping import sweep
+
+    if not tasks:
+        return
+    with steps.step("bench") as tell:
+        for number, (task, record) in enumerate(sweep(tasks, out, jobs, tell), 1):
+            records[task.name] = record
+            steps.note(f"{task.name} ({number} of {len(tasks)}): {_line(record)}")
+
+
+def _line(record: BenchRecord) -> str:
+    """A record in one line."""
+    if record.problem:
+        return record.problem
+    parts = []
+    for cell in record.cells:
+        times = [
+            f"{time.variant} {time.milliseconds:.1f}"
+            for time in cell.times
+            if time.milliseconds is not None
+        ]
+        parts.append(f"batch {cell.batch} {cell.format} {cell.mode}: {', '.join(times)} ms")
+    return f"{'; '.join(parts)}; {record.seconds:.0f} s"
+
+
+def _command(networks: Sequence[str], groups: Sequence[str], settings: Settings) -> str:
+    """The command that a page says it was written by."""
+    words = ["upscale-opt", "bench", *networks]
+    if groups:
+        words += ["--group", *groups]
+    words += ["--batch", *map(str, settings.batches), "--format", *settings.formats]
+    words += ["--device", settings.device, "--dtype", settings.dtype]
+    words += ["--threads", str(settings.threads)]
+    words += ["--compile"] * settings.compile + ["--cuda-graphs"] * settings.cuda_graphs
+    return shlex.join(words)
+
+
+def repeated(arguments: Iterable[str]) -> list[str]:
+    """Repeat the flags of this command that take several values; as ``options.spread`` does.
+
+    >>> repeated(["--batch", "1", "8", "resnet18"])
+    ['--batch', '1', '--batch', '8', 'resnet18']
+    """
+    result: list[str] = []
+    flag, fed = "", False
+    for argument in arguments:
+        if argument in _SEVERAL:
+            flag, fed = argument, False
+        elif flag and fed and _SEVERAL[flag](argument):
+            result.append(flag)
+        elif flag and not fed:
+            fed = True
+        else:
+            flag = ""
+        result.append(argument)
+    return result
+
+
+_SEVERAL: dict[str, Callable[[str], bool]] = {
+    "--batch": str.isdecimal,
+    "--format": FORMATS.__contains__,
+    "--variants": VARIANTS.__contains__,
+}
+"""The flags that may be followed by several values, and what looks like one."""

@@ -1,0 +1,125 @@
+"""``upscale-opt calibrate``: make a cost model of this machine by the clock."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from upscale_opt.cli.options import Seed, check_file
+from upscale_opt.cli.progress import Steps
+from upscale_opt.cli.tables import output, say
+
+if TYPE_CHECKING:
+    from upscale_opt.ir.cost_model import CostModel
+
+
+class Format(str, Enum):
+    """How images lie in memory."""
+
+    contiguous = "contiguous"
+    channels_last = "channels_last"
+
+
+class Dtype(str, Enum):
+    """The precision of activations and weights."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+    float64 = "float64"
+
+
+def _seconds(value: float) -> float:
+    if not value > 0:
+        raise typer.BadParameter(f"it must be more than 0, not {value:g}")
+    return value
+
+
+def calibrate(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="Networks of `upscale-opt models`.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The cost model to write.")] = Path(
+        "cost-model.json"
+    ),
+    device: Annotated[str, typer.Option(help="Where to time it: cpu, cuda, …")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="The precision to time it in.")] = Dtype.float32,
+    memory_format: Annotated[
+        Format, typer.Option("--format", help="The memory format to time it in.")
+    ] = Format.contiguous,
+    batch: Annotated[int, typer.Option(min=1, help="The images of one forward pass.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="To compute with on a CPU.")] = 1,
+    seconds: Annotated[
+        float, typer.Option(callback=_seconds, help="How long to time each network, roughly.")
+    ] = 5.0,
+    seed: Seed = 0,
+) -> None:
+    """Time the kernels of networks here, whole and pruned by half; write what kernels cost."""
+    check_file(out)
+    steps = Steps()
+    with steps.step("load PyTorch"):
+        import torch
+
+        from upscale_opt.cli import networks
+        from upscale_opt.latency.calibrating import Subject, calibrate_all
+        from upscale_opt.tracing import trace
+
+        place = networks.find_device(device)
+    with networks.memory_errors():
+        subjects = []
+        for name in dict.fromkeys(models):
+            with steps.step(f"trace {name}"):
+                network, inputs = networks.build(name, seed=seed, batch=batch, device=place)
+                subjects.append(Subject(network, trace(network, inputs), inputs, name))
+        with steps.step("calibrate") as tell:
+            cost_model = calibrate_all(
+                subjects,
+                place,
+                dtype=getattr(torch, dtype.value),
+                memory_format=memory_format.value,
+                threads=threads,
+                seconds=seconds,
+                progress=tell,
+            )
+    cost_model.save(out)
+    console = output()
+    console.print(_prices(cost_model))
+    console.print(_checks(cost_model))
+    say(console, f"Written to {out}: {cost_model.device_name}, {cost_model.dtype}")
+
+
+def _prices(cost_model: CostModel) -> Table:
+    """One row per kind of kernel; a dash where nothing was timed and the numbers are scaled."""
+    table = _table("kernel", "launch, µs", "ns per kB", "ns per 1,000 macs", "error")
+    for kind, price in cost_model.kernels.items():
+        error = cost_model.error.get(kind)
+        table.add_row(
+            kind,
+            f"{price.launch / 1e3:.1f}",
+            f"{price.ns_per_byte * 1e3:.3g}",
+            f"{price.ns_per_mac * 1e3:.3g}",
+            "-" if error is None else f"{error:.0%}",
+        )
+    return table
+
+
+def _checks(cost_model: CostModel) -> Table:
+    """One row per network that was predicted and measured."""
+    table = _table("network", "predicted, ms", "measured, ms", "predicted / measured")
+    for check in cost_model.checks:
+        ratio = check.predicted / check.measured
+        row = (f"{check.predicted / 1e6:.2f}", f"{check.measured / 1e6:.2f}", f"{ratio:.3f}")
+        table.add_row(check.network, *row)
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    return table

@@ -1,0 +1,121 @@
+"""What kernels cost on one device: nanoseconds from the bytes they move and their multiply-adds."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from upscale_opt.errors import SolverError
+from upscale_opt.ir.base import Document, Record
+
+KINDS = (
+    "conv1x1",
+    "conv",
+    "depthwise",
+    "grouped",
+    "transposed",
+    "linear",
+    "matmul",
+    "norm",
+    "elementwise",
+    "pool",
+    "reduce",
+    "softmax",
+    "gather",
+    "copy",
+    "view_copy",
+    "strided1x1",
+    "other",
+)
+"""The kinds of kernels that every cost model of this package prices."""
+
+
+class KernelCost(Record):
+    """What kernels of one kind cost: a sum, linear in what they do.
+
+    Attributes:
+        launch: nanoseconds that every call costs, whatever its size.
+        ns_per_byte: nanoseconds per byte read or written.
+        ns_per_mac: nanoseconds per multiply-add.
+        cache: bytes beyond this many cost more; 0 if there is no such limit.
+        ns_per_far_byte: how much more.
+    """
+
+    launch: float = Field(ge=0)
+    ns_per_byte: float = Field(ge=0)
+    ns_per_mac: float = Field(default=0.0, ge=0)
+    cache: int = Field(default=0, ge=0)
+    ns_per_far_byte: float = Field(default=0.0, ge=0)
+
+    def nanoseconds(self, bytes: float, macs: float) -> float:
+        """What one kernel costs that moves ``bytes`` and computes ``macs`` multiply-adds."""
+        far = max(0.0, bytes - self.cache) if self.cache else 0.0
+        near = bytes * self.ns_per_byte + far * self.ns_per_far_byte
+        return self.launch + near + macs * self.ns_per_mac
+
+
+class Check(Record):
+    """A prediction held against the clock.
+
+    Attributes:
+        network: what was run.
+        predicted: nanoseconds by the cost model.
+        measured: nanoseconds by the clock.
+    """
+
+    network: str
+    predicted: float
+    measured: float
+
+
+class CostModel(Document):
+    """Prices of kernels on one device, in one dtype and memory format.
+
+    Attributes:
+        device: ``"cpu"``, ``"cuda"``, …
+        device_name: which one, as the system calls it.
+        dtype: of the activations and weights, such as ``"float32"``.
+        threads: that PyTorch computes with on a CPU.
+        memory_format: of the activations.
+        torch_version: that ran the kernels.
+        kernels: the prices, by kind; see :data:`KINDS`.
+        error: the median relative deviation of the timings that a kind's price was fitted to.
+        checks: predictions held against the clock.
+    """
+
+    what: ClassVar[str] = "cost model"
+
+    device: str
+    device_name: str
+    dtype: str = "float32"
+    threads: int = Field(default=1, ge=1)
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    torch_version: str = ""
+    kernels: dict[str, KernelCost]
+    error: dict[str, float] = Field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+
+    def nanoseconds(self, kind: str, *, bytes: float = 0, macs: float = 0) -> float:
+        """What one kernel costs.
+
+        Args:
+            kind: one of :attr:`kernels`.
+            bytes: that it reads and writes: operands, weights and result.
+            macs: its multiply-adds.
+
+        Raises:
+            SolverError: if the kind is unknown or a size negative.
+        """
+        cost = self.kernels.get(kind)
+        if cost is None:
+            raise SolverError(
+                f"the cost model of {self.device_name} knows no kind of kernel {kind!r}; "
+                f"it knows {', '.join(self.kernels)}"
+            )
+        if bytes < 0 or macs < 0:
+            raise SolverError(
+                f"a {kind} kernel of {bytes:g} bytes and {macs:g} multiply-adds: "
+                "sizes cannot be negative"
+            )
+        return cost.nanoseconds(bytes, macs)

@@ -1,0 +1,149 @@
+"""Predict how long a model takes, without running it: its kernels, priced by a cost model."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from upscale_opt.costs import _composed_attention
+from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.latency.kernels import Kernel, Watch, kernels_of
+from upscale_opt.movement import _evaluating
+from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A kernel and its price.
+
+    Attributes:
+        kernel: what runs.
+        nanoseconds: what the cost model says it takes.
+    """
+
+    kernel: Kernel
+    nanoseconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a cost model predicts of one forward pass.
+
+    Attributes:
+        kernels: in the order of execution.
+    """
+
+    kernels: tuple[Priced, ...]
+
+    @property
+    def nanoseconds(self) -> float:
+        """Of the whole pass."""
+        return sum(priced.nanoseconds for priced in self.kernels)
+
+    @property
+    def by_kind(self) -> dict[str, float]:
+        """The nanoseconds of each kind of kernel, most first."""
+        return _totals((priced.kernel.kind, priced.nanoseconds) for priced in self.kernels)
+
+    @property
+    def by_module(self) -> dict[str, float]:
+        """The nanoseconds of each module's own kernels, most first; ``""`` is the model itself."""
+        return _totals((priced.kernel.module, priced.nanoseconds) for priced in self.kernels)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{kind} {ns / 1e6:.2f}" for kind, ns in self.by_kind.items())
+        return f"{self.nanoseconds / 1e6:.2f} ms" + (f" ({parts})" if parts else "")
+
+
+def estimate(model: nn.Module, inputs: Inputs, cost_model: CostModel) -> Estimate:
+    """Predict how long ``model`` takes on ``inputs``.
+
+    The pass is run in evaluation mode and without gradients on fake tensors, which have shapes but
+    no data; a model that needs data (to branch on, say) is run for real. Either way it is left as
+    it was, and so is the random state. The memory format is that of the model and the inputs.
+
+    Args:
+        model: any model, on any device.
+        inputs: as for :func:`upscale_opt.trace`.
+        cost_model: the prices; see :func:`upscale_opt.calibrate`.
+
+    Raises:
+        TraceError: if ``inputs`` is none of the accepted forms.
+        SolverError: if the cost model lacks a kind of kernel.
+    """
+    kernels = list_kernels(model, inputs)
+    return Estimate(
+        tuple(
+            Priced(
+                kernel, cost_model.nanoseconds(kernel.kind, bytes=kernel.bytes, macs=kernel.macs)
+            )
+            for kernel in kernels
+        )
+    )
+
+
+def list_kernels(model: nn.Module, inputs: Inputs) -> list[Kernel]:
+    """The kernels of one forward pass, in the order of execution; see :func:`estimate`.
+
+    Raises:
+        TraceError: if ``inputs`` is none of the accepted forms.
+    """
+    args, kwargs = as_call(inputs)
+    try:
+        return _list_fake(model, args, kwargs)
+    except Exception:
+        # There is no list of what can go wrong here: any Python code may run in a forward pass.
+        return _list_real(model, args, kwargs)
+
+
+def _list_fake(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Kernel]:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        memo[id(tensor)] = mode.from_tensor(tensor)
+    fake = copy.deepcopy(model, memo)
+    fake_args, fake_kwargs = map_tensors((args, kwargs), mode.from_tensor)
+    with mode:
+        return _list(fake, fake_args, fake_kwargs)
+
+
+def _list_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Kernel]:
+    leaves = [*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, kwargs))]
+    devices = {t.device for t in leaves if isinstance(t, Tensor) and t.device.type == "cuda"}
+    with torch.random.fork_rng(sorted(devices, key=str)):
+        return _list(model, args, kwargs)
+
+
+def _list(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Kernel]:
+    lister = _Lister(model)
+    with _evaluating(model), torch.no_grad(), _composed_attention(), lister.watching():
+        model(*args, **kwargs)
+    return lister.kernels
+
+
+class _Lister(Watch):  # type: ignore[no-untyped-call]
+    """Lists the kernels."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.kernels: list[Kernel] = []
+
+    def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], module: str) -> Any:
+        result = func(*args, **kwargs)
+        self.kernels += kernels_of(func, args, kwargs, result, module)
+        return result
+
+
+def _totals(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    totals: Counter[str] = Counter()
+    for name, nanoseconds in pairs:
+        totals[name] += nanoseconds  # type: ignore[assignment]
+    return dict(totals.most_common())
