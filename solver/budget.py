@@ -65,7 +65,9 @@ def solve_in_budget(
     windows = Windows(problem.graph, problem.sets, problem.segments)
     budget = int(share * windows.total())
     plain = problem.formulation.instance
-    instance = windows.offer(problem.formulation, windows.multiply_adds)
+    instance = windows.offer(
+        problem.formulation, lambda edge, chain: windows.multiply_adds(chain)
+    )
     outcome = solve(plain, time_limit / 4)
     best = _Filled(problem, instance, outcome.orders, budget)
     bound = Fraction(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.graph import ChannelGraph, Concat, Select
@@ -11,6 +12,9 @@ from upscale_opt.solver.instance import Demand, DemandKind, Instance, Part, Piec
 from upscale_opt.solver.objectives import price
 from upscale_opt.solver.segments import Segments, keeps_sequence
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids
+
+if TYPE_CHECKING:
+    from upscale_opt.solver.latency import Pricing
 
 MAX_GATHERS_BEFORE_CAT = 4
 """In front of a concatenation at most this many gathers; more small kernels cost more than the
@@ -44,6 +48,7 @@ def formulate(
     segments: Segments,
     objective: str = "copied_channels",
     weights: Mapping[str, int] | None = None,
+    pricing: Pricing | None = None,
 ) -> Formulation:
     """State the problem of serving all reads of ``segments``.
 
@@ -57,12 +62,13 @@ def formulate(
         objective: one of :data:`upscale_opt.solver.objectives.OBJECTIVES`.
         weights: factors for the reads of some operations, by ``"operation"`` or
             ``"operation[operand]"``.
+        pricing: what gathers cost, for the objective ``"latency"``.
 
     Raises:
         SolverError: if ``weights`` names something that does not read, or is not whole and
             non-negative.
     """
-    return _Formulator(graph, sets, segments, objective, dict(weights or {})).formulate()
+    return _Formulator(graph, sets, segments, objective, dict(weights or {}), pricing).formulate()
 
 
 def edge_name(edge: Edge) -> str:
@@ -78,12 +84,14 @@ class _Formulator:
         segments: Segments,
         objective: str,
         factors: dict[str, int],
+        pricing: Pricing | None,
     ) -> None:
         self.graph = graph
         self.sets = sets
         self.segments = segments
         self.objective = objective
         self.factors = factors
+        self.pricing = pricing
         self.hindrances: dict[Edge, str] = {}
         self.operations = {op.name: op for op in graph.operations}
         self.demands: dict[Demand, int] = {}
@@ -177,6 +185,8 @@ class _Formulator:
     def _price(self, edge: Edge, tensor: str, ids: Ids) -> int:
         factor = self.factors.get(edge_name(edge), self.factors.get(edge[0], 1))
         count = self._count(tensor, ids)
+        if self.pricing is not None:
+            return factor * self.pricing.gather(edge, tensor, count) if count else 0
         return factor * price(self.objective, self.graph.tensors[tensor], count)
 
     def _count(self, tensor: str, ids: Ids) -> int:

@@ -56,7 +56,12 @@ def lay_out_windows(
     if chosen:
         extra = extra_wants(windows, chosen)
         problem = pose(
-            graph, masks, problem.objective, model=problem.segments.model, extra=extra
+            graph,
+            masks,
+            problem.objective,
+            model=problem.segments.model,
+            cost_model=problem.cost_model,
+            extra=extra,
         )
     held = satisfied(problem.formulation.instance, orders)
     layout = lay_out(graph, problem.sets, problem.segments, problem.formulation, orders, held)

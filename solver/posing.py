@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from upscale_opt.errors import SolverError
+from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.solver.arenas import with_arenas
 from upscale_opt.solver.formulate import Formulation, formulate
+from upscale_opt.latency.profiles import profile
+from upscale_opt.solver.latency import Pricing
 from upscale_opt.solver.objectives import OBJECTIVES
 from upscale_opt.solver.segments import MODELS, Model, Segments, find_segments
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids
+from upscale_opt.solver.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,7 @@ class Problem:
     formulation: Formulation
     objective: str
     graph: ChannelGraph
+    cost_model: CostModel | None = None
 
 
 def pose(
@@ -33,6 +38,7 @@ def pose(
     *,
     model: Model = "tensor",
     weights: Mapping[str, int] | None = None,
+    cost_model: CostModel | None = None,
     extra: Mapping[Edge, Ids] | None = None,
 ) -> Problem:
     """The optimisation problem that :func:`solve` would solve, and what its parts stand for.
@@ -43,6 +49,7 @@ def pose(
         objective: what to minimise.
         model: where channels are selected.
         weights: factors for the cost of some reads.
+        cost_model: what kernels cost, for the objective ``"latency"``; a CPU's by default.
         extra: channels that layers shall read although nobody needs them.
 
     Raises:
@@ -57,5 +64,15 @@ def pose(
     sets, segments = find_segments(graph, masks, model, extra)
     if model == "arena":
         segments = with_arenas(graph, sets, segments)
-    formulation = formulate(graph, sets, segments, objective, weights)
-    return Problem(sets, segments, formulation, objective, graph)
+    if objective != "latency":
+        formulation = formulate(graph, sets, segments, objective, weights)
+        return Problem(sets, segments, formulation, objective, graph)
+    cost_model = profile("cpu") if cost_model is None else cost_model
+    pricing = Pricing(graph, cost_model)
+    formulation = formulate(graph, sets, segments, objective, weights, pricing)
+    windows = Windows(graph, sets, segments)
+    instance = windows.offer(
+        formulation, lambda edge, chain: pricing.window(windows, edge, chain)
+    )
+    formulation = replace(formulation, instance=instance)
+    return Problem(sets, segments, formulation, objective, graph, cost_model)

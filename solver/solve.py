@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from upscale_opt.errors import SolverError
+from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times
@@ -17,6 +19,7 @@ from upscale_opt.solver.posing import pose
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 from upscale_opt.solver.segments import Model
 from upscale_opt.solver.sets import Edge
+from upscale_opt.solver.windows import chosen_windows
 
 
 def solve(
@@ -26,9 +29,10 @@ def solve(
     objective: str = "copied_channels",
     time_limit: float = 60.0,
     *,
-    model: Model = "tensor",
+    model: Model | None = None,
     weights: Mapping[str, int] | None = None,
     max_extra_macs: float = 0.0,
+    cost_model: CostModel | None = None,
     seed: int = 0,
     workers: int = 1,
     progress: Progress | None = None,
@@ -46,10 +50,12 @@ def solve(
             ``"local-search"``, ``"greedy"`` (UPSCALE's heuristic) or ``"identity"`` (no
             reordering).
         objective: what to minimise: ``"copied_channels"``, ``"copied_bytes"``, ``"gathers"`` or
-            ``"blocks"``, the contiguous runs that all reads fall into.
+            ``"blocks"``, the contiguous runs that all reads fall into; or ``"latency"``, the
+            nanoseconds that gathers, and windows where they are cheaper, cost beyond views.
         time_limit: seconds for the solver; when they run out it returns its best solution and
             bound.
-        model: where channels are selected: ``"tensor"``, wherever that is best for each tensor, or
+        model: where channels are selected: ``"tensor"``, wherever that is best for each tensor (the
+            default, except for latency, where it is ``"arena"``),
             ``"segment"``, as UPSCALE does, with one channel set for a whole segment; or
             ``"arena"``, as ``"tensor"``, with concatenations that share buffers, in which the
             channels of what is joined may lie between each other.
@@ -57,7 +63,10 @@ def solve(
             (or ``"operation[operand]"``); 0 makes a read not matter.
         max_extra_macs: let reads be windows where that spares gathers: adjacent channels, for some
             of which a layer keeps zero columns. At most this share of the multiply-adds that the
-            export has without; 0 for no windows.
+            export has without; 0 for no windows. Not for latency, which prices them.
+        cost_model: what kernels cost on the device, for latency; from
+            :func:`upscale_opt.calibrate`, or built in (a CPU's by default). The graph's sizes count:
+            trace with the batch that matters.
         seed: seed of the solver; the same seed gives the same answer, unless time runs out.
         workers: parallel workers of the solver.
         progress: called on every improvement.
@@ -71,10 +80,14 @@ def solve(
         raise SolverError(f"unknown solver {solver!r}; there are {', '.join(sorted(SOLVERS))}")
     if not time_limit > 0:
         raise SolverError(f"the time limit must be more than 0 seconds, not {time_limit}")
-    if max_extra_macs < 0:
+    if not 0 <= max_extra_macs < math.inf:
         raise SolverError(f"max_extra_macs is a share of multiply-adds, not {max_extra_macs}")
+    if max_extra_macs and objective in ("latency", "blocks"):
+        raise SolverError(f"the objective {objective!r} knows no max_extra_macs; leave it out")
     start = time.perf_counter()
-    problem = pose(graph, masks, objective, model=model, weights=weights)
+    if model is None:
+        model = "arena" if objective == "latency" else "tensor"
+    problem = pose(graph, masks, objective, model=model, weights=weights, cost_model=cost_model)
     analysed = time.perf_counter()
 
     def solver_of(instance: Instance, seconds: float) -> Outcome:
@@ -85,7 +98,9 @@ def solve(
     if max_extra_macs:
         found = solve_in_budget(problem, solver_of, max_extra_macs, time_limit)
     else:
-        found = Found(solver_of(problem.formulation.instance, time_limit), {})
+        outcome = solver_of(problem.formulation.instance, time_limit)
+        instance = problem.formulation.instance
+        found = Found(outcome, chosen_windows(problem.formulation, instance, outcome.orders))
     outcome = found.outcome
     solved = time.perf_counter()
     held = satisfied(problem.formulation.instance, outcome.orders)
@@ -100,6 +115,7 @@ def solve(
         model=model,
         weights=dict(weights or {}),
         max_extra_macs=max_extra_macs,
+        cost_model=problem.cost_model,
         seed=seed,
         status="optimal" if outcome.optimal else "feasible",
         objective_value=outcome.objective,

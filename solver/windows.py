@@ -95,15 +95,14 @@ class Windows:
             reads.append(read)
         return replace(instance, reads=tuple(reads))
 
-    def multiply_adds(self, edge: Edge, chain: Chain) -> int:
+    def multiply_adds(self, chain: Chain) -> int:
         """The multiply-adds that reading one channel more costs, in the example's sizes."""
-        source = self._operations[edge[0]].inputs[edge[1]]
-        return sum(self._per_channel(layer, source) for layer in chain.layers)
+        return sum(self.of_layer(layer) for layer in chain.layers)
 
     def multiply_adds_at(self, edge: Edge) -> int:
         """The same, of an edge that may be a window."""
         chain = self.chain(edge)
-        return 0 if chain is None else self.multiply_adds(edge, chain)
+        return 0 if chain is None else self.multiply_adds(chain)
 
     def total(self) -> int:
         """The multiply-adds of all layers that are left, in the example's sizes."""
@@ -111,10 +110,10 @@ class Windows:
         for op in self.graph.operations:
             if isinstance(op, Layer) and op.name in self.sets.live and op.inputs:
                 read = self.segments.selects.get((op.name, 0), Ids())
-                total += len(read) * self._per_channel(op, op.inputs[0]) // op.groups
+                total += len(read) * self.of_layer(op) // op.groups
         return total
 
-    def _per_channel(self, layer: Layer, source: str) -> int:
+    def of_layer(self, layer: Layer) -> int:
         """The multiply-adds of a layer with one channel of its input."""
         written, read = self.graph.tensors[layer.outputs[0]], self.graph.tensors[layer.inputs[0]]
         shape = self.graph.parameters[layer.weight]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from upscale_opt.ir.base import Document, Record
+from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Example
 from upscale_opt.ir.ids import Ids
 from upscale_opt.ir.masks import Masks
@@ -132,6 +133,7 @@ class Solution(Document):
         model: in whose terms: ``"tensor"``, ``"segment"`` or ``"arena"``.
         weights: factors for the cost of reads, by operation or ``"operation[operand]"``.
         max_extra_macs: the share of multiply-adds that windows might add.
+        cost_model: what kernels cost, for latency.
         seed: the solver's random seed.
         status: ``"optimal"`` if proven, else ``"feasible"``.
         objective_value: what the orders cost, by the objective and with the weights.
@@ -164,6 +166,7 @@ class Solution(Document):
     model: Literal["tensor", "segment", "arena"] = "tensor"
     weights: dict[str, int] = Field(default_factory=dict)
     max_extra_macs: float = Field(default=0.0, ge=0)
+    cost_model: CostModel | None = None
     seed: int
     status: Literal["optimal", "feasible"]
     objective_value: int

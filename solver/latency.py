@@ -1,0 +1,70 @@
+"""What reads cost on the clock, by a cost model: the objective ``"latency"``."""
+
+from __future__ import annotations
+
+import math
+
+from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Layer, Operation, Tensor
+from upscale_opt.solver.objectives import bytes_per_channel
+from upscale_opt.solver.sets import Edge
+from upscale_opt.solver.windows import Chain, Windows
+
+
+class Pricing:
+    """Nanoseconds of gathers and windows beyond what a view costs.
+
+    Args:
+        graph: the channel graph, in the sizes that matter (its batch above all).
+        cost_model: of the device.
+    """
+
+    def __init__(self, graph: ChannelGraph, cost_model: CostModel) -> None:
+        self._graph = graph
+        self._model = cost_model
+        self._operations = {op.name: op for op in graph.operations}
+
+    def gather(self, edge: Edge, tensor: str, count: int) -> int:
+        """What gathering ``count`` channels of ``tensor`` costs more than viewing them."""
+        structure = self._graph.tensors[tensor]
+        moved = 2 * count * bytes_per_channel(structure)
+        gathered = self._model.nanoseconds("gather", bytes=moved)
+        op = self._operations[edge[0]]
+        viewed = 0.0
+        if self._compacts(op, structure):
+            viewed = self._model.nanoseconds("copy", bytes=moved)
+        return max(round(gathered - viewed), 0)
+
+    def window(self, windows: Windows, edge: Edge, chain: Chain) -> int:
+        """What each channel costs that a window reads in vain."""
+        op = self._operations[edge[0]]
+        source = self._graph.tensors[op.inputs[edge[1]]]
+        cost = 0.0
+        kernels = self._model.kernels
+        if self._compacts(op, source):
+            cost += 2 * bytes_per_channel(source) * kernels["copy"].ns_per_byte
+        for step in chain.between:
+            written = self._graph.tensors[step.outputs[0]]
+            kind = "norm" if step.parameters else "elementwise"
+            cost += 2 * bytes_per_channel(written) * kernels[kind].ns_per_byte
+        for layer in chain.layers:
+            kernel = kernels[self._kind(layer)]
+            read = self._graph.tensors[layer.inputs[0]]
+            cost += windows.of_layer(layer) * kernel.ns_per_mac
+            cost += bytes_per_channel(read) * kernel.ns_per_byte
+        return math.ceil(cost)
+
+    def _compacts(self, op: Operation, tensor: Tensor) -> bool:
+        """Whether a view of the tensor is copied in front of the operation."""
+        strict = isinstance(op, Layer) or (isinstance(op, ChannelWise) and bool(op.parameters))
+        if not strict or tensor.axis != 1 or len(tensor.shape) not in (4, 5):
+            return False
+        return self._model.memory_format == "channels_last" or tensor.shape[0] > 1
+
+    def _kind(self, layer: Layer) -> str:
+        shape = self._graph.parameters[layer.weight]
+        if len(shape) == 2:
+            return "linear"
+        if layer.in_axis == 0:
+            return "transposed"
+        return "conv1x1" if math.prod(shape[2:]) == 1 else "conv"
