@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import ClassVar, Literal
 
 from upscale_opt.errors import SolverError, UpscaleError
 from upscale_opt.ir.base import Document, Record
+from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.solver.instance import Instance, is_view, satisfied
@@ -35,7 +37,8 @@ class ComparisonRow(Record):
         solver: the solver's name.
         objective: what was minimised; for a bare instance its measure, ``"copies"`` or
             ``"blocks"``.
-        model: ``"tensor"`` or ``"segment"``, see :func:`upscale_opt.solve`.
+        model: ``"tensor"``, ``"segment"`` or ``"arena"``, see :func:`upscale_opt.solve`.
+        max_extra_macs: the share of the multiply-adds that windows might add.
         status: ``"optimal"`` if the solver proved its orders to be, ``"feasible"`` if not,
             ``"failed"`` if it found none; then ``reason`` says why and there are no values.
         objective_value: what its orders cost.
@@ -46,6 +49,8 @@ class ComparisonRow(Record):
             them. 0 if the value meets it, ``None`` if there is none.
         reads: how many reads there are.
         views: how many of them are views.
+        windows: how many are windows.
+        extra_macs: the multiply-adds that the windows add.
         seconds: how long the solver took, without what comes before and after it.
         reason: why the solver failed.
     """
@@ -56,12 +61,15 @@ class ComparisonRow(Record):
     solver: str
     objective: str
     model: Model | None = None
+    max_extra_macs: float = 0.0
     status: Literal["optimal", "feasible", "failed"]
     objective_value: int | None = None
     lower_bound: int | None = None
     gap: float | None = None
     reads: int | None = None
     views: int | None = None
+    windows: int | None = None
+    extra_macs: int | None = None
     seconds: float
     reason: str | None = None
 
@@ -94,11 +102,13 @@ class Settings:
     """What all solvers are given; see :func:`upscale_opt.solve`."""
 
     objective: str = "copied_channels"
-    model: Model = "tensor"
+    model: Model | None = None
     weights: Mapping[str, int] | None = None
     time_limit: float = 60.0
     seed: int = 0
     workers: int = 1
+    max_extra_macs: float = 0.0
+    cost_model: CostModel | None = None
 
 
 def compare(
@@ -107,8 +117,10 @@ def compare(
     solvers: Sequence[str] = USUAL_SOLVERS,
     *,
     objective: str = "copied_channels",
-    model: Model = "tensor",
+    model: Model | None = None,
     weights: Mapping[str, int] | None = None,
+    max_extra_macs: float = 0.0,
+    cost_model: CostModel | None = None,
     time_limit: float = 60.0,
     seed: int = 0,
     workers: int = 1,
@@ -124,8 +136,10 @@ def compare(
         masks: which slices of each parameter are kept.
         solvers: their names, see :func:`upscale_opt.solve`.
         objective: what to minimise.
-        model: in whose terms.
+        model: in whose terms; by default ``"tensor"``, or for latency ``"arena"``.
         weights: factors for the cost of reads.
+        max_extra_macs: the share of the multiply-adds that windows may add.
+        cost_model: what kernels cost, for latency.
         time_limit: seconds for each solver.
         seed: seed of the solvers.
         workers: parallel workers of each solver.
@@ -136,15 +150,18 @@ def compare(
         One row per solver, in the order of ``solvers``.
 
     Raises:
-        SolverError: for an unknown solver, objective or model, weights that name no read, or a
-            time limit that is not positive.
+        SolverError: for an unknown solver, objective or model, weights that name no read, a
+            time limit that is not positive, or a share of multiply-adds that is negative or not
+            for this objective.
         MaskError: if the masks do not fit the graph.
     """
     masks.check(graph)
-    settings = Settings(objective, model, weights, time_limit, seed, workers)
+    settings = Settings(
+        objective, model, weights, time_limit, seed, workers, max_extra_macs, cost_model
+    )
     check_settings(solvers, settings)
     if weights:
-        pose(graph, masks, objective, model=model, weights=weights)
+        pose(graph, masks, objective, model=model or "tensor", weights=weights)
     case = Case((graph, masks), label)
     return with_gaps(run_case(case, solver, settings, progress) for solver in solvers)
 
@@ -179,13 +196,20 @@ def check_settings(solvers: Iterable[str], settings: Settings) -> None:
     for what, given, known in (
         *(("solver", solver, tuple(SOLVERS)) for solver in solvers),
         ("objective", settings.objective, OBJECTIVES),
-        ("model", settings.model, MODELS),
+        ("model", settings.model or MODELS[0], MODELS),
     ):
         if given not in known:
             raise SolverError(f"unknown {what} {given!r}; there are {', '.join(known)}")
     if not settings.time_limit > 0:
         raise SolverError(
             f"the time limit must be more than 0 seconds, not {settings.time_limit:g}"
+        )
+    share = settings.max_extra_macs
+    if not 0 <= share < math.inf:
+        raise SolverError(f"max_extra_macs is a share of multiply-adds, not {share}")
+    if share and settings.objective in ("latency", "blocks"):
+        raise SolverError(
+            f"the objective {settings.objective!r} knows no max_extra_macs; leave it out"
         )
 
 
@@ -204,12 +228,14 @@ def run_case(
         side=case.side,
         solver=solver,
         objective=settings.objective,
-        model=settings.model,
+        model=settings.model or ("arena" if settings.objective == "latency" else "tensor"),
+        max_extra_macs=settings.max_extra_macs,
         status="failed",
         seconds=0.0,
     )
     if isinstance(case.problem, Instance):
-        row = row.model_copy(update={"objective": case.problem.measure, "model": None})
+        update = {"objective": case.problem.measure, "model": None, "max_extra_macs": 0.0}
+        row = row.model_copy(update=update)
     start = time.perf_counter()
     try:
         if isinstance(case.problem, Instance):
@@ -236,16 +262,20 @@ def _solve_network(
         settings.time_limit,
         model=settings.model,
         weights=settings.weights,
+        max_extra_macs=settings.max_extra_macs,
+        cost_model=settings.cost_model,
         seed=settings.seed,
         workers=settings.workers,
-        progress=tell,
+        progress=None if settings.max_extra_macs else tell,
     )
     return {
         "status": solution.status,
         "objective_value": solution.objective_value,
         "lower_bound": _telling(solution.lower_bound, solution.objective_value),
-        "reads": solution.views + solution.gathers,
+        "reads": solution.views + solution.windows + solution.gathers,
         "views": solution.views,
+        "windows": solution.windows,
+        "extra_macs": solution.extra_macs,
         "seconds": solution.times.solve,
     }
 
@@ -300,7 +330,7 @@ def with_gaps(rows: Iterable[ComparisonRow]) -> tuple[ComparisonRow, ...]:
 
 def problem_of(row: ComparisonRow) -> tuple[object, ...]:
     """The same for all rows of one problem."""
-    return row.label, row.amount, row.side, row.objective, row.model
+    return row.label, row.amount, row.side, row.objective, row.model, row.max_extra_macs
 
 
 def _gap(value: int | None, bound: int | None) -> float | None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,8 +24,11 @@ from upscale_opt.solver.interruptible import solve_interruptibly, whole_bound
 from upscale_opt.solver.union_find import UnionFind
 
 _STEPS_PER_ATOM = 60
-_MOST_STEPS = 12_000
+_MOST_STEPS = 2_500
 """How long the annealing of one part takes."""
+
+_STARTS = 3
+"""How many reads are tried as the view that the others' windows lie around."""
 
 _FEW_ATOMS = 14
 """Up to so many atoms CP-SAT is asked to prove the optimum."""
@@ -248,12 +252,17 @@ class _Line:
 
     def anneal(self, rng: random.Random, deadline: float) -> list[int]:
         """The best sequence of atoms found."""
-        blocks = [[a for a in self.start if self.home[a] == space] for space in self.spaces]
-        movable = [i for i, s in enumerate(self.spaces) if s in self.free and len(blocks[i]) > 1]
+        sizes = Counter(self.home)
+        movable = [i for i, s in enumerate(self.spaces) if s in self.free and sizes[s] > 1]
         best, value = list(self.start), self.cost(self.start)
         if not movable:
             return best
-        current, now = value, blocks
+        for start in self._starts():
+            cost = self.cost(start)
+            if cost < value:
+                best, value = start, cost
+        current = value
+        now = [[a for a in best if self.home[a] == space] for space in self.spaces]
         steps = min(_STEPS_PER_ATOM * len(self.start), _MOST_STEPS)
         hot = max((read.weight for read in self.reads), default=1) * 0.3
         for step in range(steps):
@@ -269,6 +278,27 @@ class _Line:
                 if cost < value:
                     best, value = sequence, cost
         return best
+
+    def _starts(self) -> Iterator[list[int]]:
+        """Sequences in which one read is a view, and other reads' windows hold little else.
+
+        What few windows may hold lies outside: in an arena, the tensors written last.
+        """
+        spread = (~self.foreign).sum(axis=0)
+        dearest = sorted(self.windows, key=lambda w: -self.reads[w[0]].weight)[:_STARTS]
+        for _, place, _ in dearest:
+            wanted = self.wanted[place]
+            side = np.where(wanted, -1, 1) * (spread.max(initial=0) + 1 - spread)
+            rank = {a: i for i, a in enumerate(self.start)}
+            order = {space: i for i, space in enumerate(self.spaces)}
+            yield sorted(
+                self.start,
+                key=lambda a: (
+                    order[self.home[a]],
+                    int(side[a]) if self.home[a] in self.free else 0,
+                    rank[a],
+                ),
+            )
 
     def prove(self, hint: Sequence[int], deadline: float) -> tuple[list[int], int | None]:
         """The optimum by CP-SAT, if it can be proven in the time."""

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from upscale_opt import __version__
-from upscale_opt.cli.bench import bench, repeated
+from upscale_opt.cli.bench import bench
 from upscale_opt.cli.calibrate import calibrate
 from upscale_opt.cli.check import check
 from upscale_opt.cli.compare import compare
@@ -20,6 +20,7 @@ from upscale_opt.cli.coverage import coverage
 from upscale_opt.cli.explain import explain
 from upscale_opt.cli.models import models
 from upscale_opt.cli.options import spread
+from upscale_opt.cli.pareto import pareto
 from upscale_opt.cli.removed import removed
 from upscale_opt.cli.run import run
 from upscale_opt.cli.solve import solve
@@ -46,6 +47,7 @@ for _command in (
     explain,
     removed,
     compare,
+    pareto,
     coverage,
     bench,
     study,
@@ -66,10 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: always.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] in (["bench"], ["compare"], ["coverage"], ["study"]):
+    if given[:1] in (["bench"], ["compare"], ["coverage"], ["pareto"], ["study"]):
         given = spread(given)
-    if given[:1] == ["bench"]:
-        given = repeated(given)
     sys.exit(_exit_code(given or ["--help"]))
 
 

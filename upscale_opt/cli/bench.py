@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upscale_opt.bench.names import DEFAULT_VARIANTS, FORMATS, VARIANTS
-from upscale_opt.cli.coverage import _groups, _names
 from upscale_opt.cli.options import (
     Amount,
+    GroupNames,
     Layers,
     LayersOption,
     Seed,
@@ -23,10 +23,10 @@ from upscale_opt.cli.options import (
     TimeLimit,
     check_file,
     check_folder,
+    named_networks,
 )
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
-from upscale_opt.coverage.names import ALL, GROUPS
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.cost_model import CostModel
 
@@ -71,15 +71,7 @@ def bench(
     networks: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL", help="Networks of the catalogue.")
     ] = None,
-    group: Annotated[
-        list[str],
-        typer.Option(
-            "--group",
-            metavar="NAME...",
-            callback=_groups,
-            help=f"All networks of a group: {', '.join(GROUPS)}; or {ALL}.",
-        ),
-    ] = _NO_GROUPS,
+    group: GroupNames = _NO_GROUPS,
     amount: Amount = 0.5,
     side: SideOption = Side.input,
     layers: LayersOption = Layers.conv,
@@ -160,7 +152,7 @@ def bench(
         from upscale_opt.bench.records import Settings, done_before
         from upscale_opt.bench.tables import summary
 
-    names = _names(networks or [], group)
+    names = named_networks(networks or [], group)
     settings = Settings.model_validate(
         {
             "amount": amount,
@@ -273,32 +265,3 @@ def _command(networks: Sequence[str], groups: Sequence[str], settings: Settings)
     words += ["--threads", str(settings.threads)]
     words += ["--compile"] * settings.compile + ["--cuda-graphs"] * settings.cuda_graphs
     return shlex.join(words)
-
-
-def repeated(arguments: Iterable[str]) -> list[str]:
-    """Repeat the flags of this command that take several values; as ``options.spread`` does.
-
-    >>> repeated(["--batch", "1", "8", "resnet18"])
-    ['--batch', '1', '--batch', '8', 'resnet18']
-    """
-    result: list[str] = []
-    flag, fed = "", False
-    for argument in arguments:
-        if argument in _SEVERAL:
-            flag, fed = argument, False
-        elif flag and fed and _SEVERAL[flag](argument):
-            result.append(flag)
-        elif flag and not fed:
-            fed = True
-        else:
-            flag = ""
-        result.append(argument)
-    return result
-
-
-_SEVERAL: dict[str, Callable[[str], bool]] = {
-    "--batch": str.isdecimal,
-    "--format": FORMATS.__contains__,
-    "--variants": VARIANTS.__contains__,
-}
-"""The flags that may be followed by several values, and what looks like one."""

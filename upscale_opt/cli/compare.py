@@ -15,9 +15,10 @@ import typer
 from upscale_opt.cli.cases import graph_case, instance_cases, network_cases
 from upscale_opt.cli.options import (
     Amounts,
+    CostModelOption,
     Layers,
     LayersOption,
-    Model,
+    MaxExtraMacs,
     ModelOption,
     Objective,
     Seed,
@@ -28,6 +29,7 @@ from upscale_opt.cli.options import (
     Weights,
     Workers,
     check_file,
+    cost_model_of,
     weights_of,
 )
 from upscale_opt.cli.progress import Steps
@@ -73,7 +75,9 @@ def compare(
     ] = None,
     solver: SolverNames = _SOLVERS,
     objective: Objective = "copied_channels",
-    model: ModelOption = Model.tensor,
+    model: ModelOption = None,
+    max_extra_macs: MaxExtraMacs = 0.0,
+    cost_model: CostModelOption = None,
     weight: Weights = None,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
@@ -96,7 +100,16 @@ def compare(
     if not names and graph is None and not instance:
         raise typer.BadParameter("name networks, or give --graph and --masks, or --instance")
     files = [out / name for name in ("compare.csv", "compare.json", f"compare.{picture.value}")]
-    settings = Settings(objective, model.value, weights_of(weight), time_limit, seed, workers)
+    settings = Settings(
+        objective,
+        None if model is None else model.value,
+        weights_of(weight),
+        time_limit,
+        seed,
+        workers,
+        max_extra_macs,
+        cost_model_of(cost_model, objective, max_extra_macs),
+    )
     steps = Steps()
     batches: list[Iterable[list[Case]]] = []
     if graph is not None and masks is not None:

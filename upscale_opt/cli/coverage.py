@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upscale_opt.cli.options import Amount, Seed, TimeLimit, check_file, check_folder
+from upscale_opt.cli.options import (
+    Amount,
+    GroupNames,
+    Seed,
+    TimeLimit,
+    check_file,
+    check_folder,
+    named_networks,
+)
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
-from upscale_opt.coverage.names import ALL, GROUPS
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.base import write_atomically
 
@@ -29,13 +36,6 @@ class Precision(str, Enum):
     float32 = "float32"
 
 
-def _groups(values: list[str]) -> list[str]:
-    for value in values:
-        if value not in (*GROUPS, ALL):
-            raise typer.BadParameter(f"{value!r} is not one of {', '.join((*GROUPS, ALL))}")
-    return list(GROUPS) if ALL in values else list(dict.fromkeys(values))
-
-
 _NO_GROUPS: list[str] = []
 
 
@@ -43,15 +43,7 @@ def coverage(
     networks: Annotated[
         list[str] | None, typer.Argument(metavar="MODEL", help="Networks of the catalogue.")
     ] = None,
-    group: Annotated[
-        list[str],
-        typer.Option(
-            "--group",
-            metavar="NAME...",
-            callback=_groups,
-            help=f"All networks of a group: {', '.join(GROUPS)}; or {ALL}.",
-        ),
-    ] = _NO_GROUPS,
+    group: GroupNames = _NO_GROUPS,
     amount: Amount = 0.5,
     dtype: Annotated[
         Precision, typer.Option(help="Compare in this; auto is float64 for all but giants.")
@@ -89,7 +81,7 @@ def coverage(
         from upscale_opt.coverage.covering import Task
         from upscale_opt.coverage.table import summary
 
-    names = _names(networks or [], group)
+    names = named_networks(networks or [], group)
     check_folder(out)
     if page is not None:
         check_file(page)
@@ -118,19 +110,6 @@ def coverage(
             f"{len(lossy)} of {len(found)} networks are not lossless: {', '.join(lossy)}; the "
             f"records in {out} say why"
         )
-
-
-def _names(networks: list[str], groups: list[str]) -> list[str]:
-    """The networks asked for, each once.
-
-    Raises:
-        UpscaleError: if there is no such network.
-    """
-    from upscale_opt.models import catalogue
-
-    for name in networks:
-        catalogue.group_of(name)
-    return list(dict.fromkeys([*networks, *(n for one in groups for n in catalogue.names(one))]))
 
 
 def _sweep(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable
 from enum import Enum
@@ -10,8 +11,11 @@ from typing import Annotated
 
 import typer
 
+from upscale_opt.bench.names import FORMATS, VARIANTS
 from upscale_opt.coverage.names import ALL, GROUPS
 from upscale_opt.errors import UpscaleError
+from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.latency.profiles import PROFILES, profile
 from upscale_opt.solver.objectives import OBJECTIVES
 from upscale_opt.solver.registry import SOLVERS
 from upscale_opt.study.names import CRITERIA, DATA, METHODS, NETS
@@ -59,6 +63,7 @@ class Model(str, Enum):
 
     tensor = "tensor"
     segment = "segment"
+    arena = "arena"
 
 
 def _amount(value: float) -> float:
@@ -93,6 +98,18 @@ def _solvers(values: list[str]) -> list[str]:
 
 def _objective(value: str) -> str:
     return _one_of(OBJECTIVES, value)
+
+
+def _share(value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise typer.BadParameter(f"it is a share, such as 0.1 for a tenth, not {value:g}")
+    return value
+
+
+def _groups(values: list[str]) -> list[str]:
+    for value in values:
+        _one_of((*GROUPS, ALL), value)
+    return list(GROUPS) if ALL in values else list(dict.fromkeys(values))
 
 
 DATA_FREE = ("l2", "l1", "lamp", "fpgm", "batch-norm", "random")
@@ -145,11 +162,39 @@ SolverNames = Annotated[
 ]
 Objective = Annotated[str, typer.Option(callback=_objective, help=f"{', '.join(OBJECTIVES)}.")]
 ModelOption = Annotated[
-    Model,
+    Model | None,
     typer.Option(
         "--model",
-        help="Select channels wherever it is best for each tensor, or as UPSCALE does, from one "
-        "channel set for a whole segment.",
+        show_default="tensor; arena for latency",
+        help="Select channels wherever it is best for each tensor; or as UPSCALE does, from one "
+        "channel set for a whole segment; or as for tensor, with concatenations that share "
+        "buffers.",
+    ),
+]
+MaxExtraMacs = Annotated[
+    float,
+    typer.Option(
+        callback=_share,
+        help="Let windows, which copy nothing, add up to this share of the multiply-adds.",
+    ),
+]
+CostModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cost-model",
+        metavar="FILE|NAME",
+        show_default="cpu",
+        help="What kernels cost, for --objective latency: a file of `upscale-opt calibrate`, or "
+        f"one of {', '.join(PROFILES)}.",
+    ),
+]
+GroupNames = Annotated[
+    list[str],
+    typer.Option(
+        "--group",
+        metavar="NAME...",
+        callback=_groups,
+        help=f"All networks of a group: {', '.join(GROUPS)}; or {ALL}.",
     ),
 ]
 Weights = Annotated[
@@ -185,6 +230,49 @@ def weights_of(options: list[str] | None) -> dict[str, int] | None:
     return weights or None
 
 
+def cost_model_of(
+    option: str | None, objective: str, max_extra_macs: float = 0.0
+) -> CostModel | None:
+    """The cost model that ``--cost-model`` names, where the objective knows what to do with it.
+
+    Args:
+        option: a file, or the name of a built-in one.
+        objective: what is minimised.
+        max_extra_macs: what windows may add, which is not for every objective, either.
+
+    Raises:
+        typer.BadParameter: if an option does not go with the objective, or there is no such file.
+        SchemaError: if the file is none of a cost model.
+    """
+    if max_extra_macs and objective in ("latency", "blocks"):
+        reason = "it prices windows" if objective == "latency" else "it has no windows"
+        raise typer.BadParameter(f"--max-extra-macs is not for --objective {objective}: {reason}")
+    if option is None:
+        return None
+    if objective != "latency":
+        raise typer.BadParameter("--cost-model is for --objective latency only")
+    if option in PROFILES:
+        return profile(option)
+    if not Path(option).is_file():
+        raise typer.BadParameter(
+            f"--cost-model {option}: there is no such file; built in are {', '.join(PROFILES)}"
+        )
+    return CostModel.load(option)
+
+
+def named_networks(networks: Iterable[str], groups: Iterable[str]) -> list[str]:
+    """The networks that MODEL and ``--group`` name, each once; loads PyTorch.
+
+    Raises:
+        UpscaleError: if there is no such network.
+    """
+    from upscale_opt.models import catalogue
+
+    for name in networks:
+        catalogue.group_of(name)
+    return list(dict.fromkeys([*networks, *(n for one in groups for n in catalogue.names(one))]))
+
+
 def check_file(path: Path) -> None:
     """Find out now, not after the work, if ``path`` cannot be written.
 
@@ -218,8 +306,8 @@ def spread(arguments: Iterable[str]) -> list[str]:
         >>> spread(["--amount", "0.3", "0.5", "resnet18"])
         ['--amount', '0.3', '--amount', '0.5', 'resnet18']
 
-    What follows belongs to the flag as long as it can: numbers to ``--amount``, names of solvers to
-    ``--solver``, JSON files to ``--instance``.
+    What follows belongs to the flag as long as it can: numbers to ``--amount`` and ``--budgets``,
+    names of solvers to ``--solver``, JSON files to ``--instance``.
     """
     result: list[str] = []
     flag, fed = "", False
@@ -247,6 +335,10 @@ def _is_number(text: str) -> bool:
 
 _SEVERAL: dict[str, Callable[[str], bool]] = {
     "--amount": _is_number,
+    "--budgets": _is_number,
+    "--batch": str.isdecimal,
+    "--format": FORMATS.__contains__,
+    "--variants": VARIANTS.__contains__,
     "--solver": SOLVERS.__contains__,
     "--instance": lambda text: text.endswith(".json"),
     "--net": NETS.__contains__,

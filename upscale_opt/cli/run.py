@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,24 +10,28 @@ import typer
 
 from upscale_opt.cli.options import (
     Amount,
+    CostModelOption,
     CriterionOption,
     Layers,
     LayersOption,
+    MaxExtraMacs,
     Method,
     MethodOption,
-    Model,
     ModelName,
     ModelOption,
+    Objective,
     Seed,
     Side,
     SideOption,
     SolverName,
     TimeLimit,
     check_file,
+    cost_model_of,
 )
 from upscale_opt.cli.progress import Steps, solver_progress
 from upscale_opt.cli.tables import (
     costs_table,
+    layout_lines,
     opaque_lines,
     order_name,
     orders_table,
@@ -34,11 +39,13 @@ from upscale_opt.cli.tables import (
     say,
     times_table,
 )
+from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver import solve
 from upscale_opt.solver.coupling import constrain
+from upscale_opt.solver.segments import Model
 
 _FILES = ("graph.json", "masks.json", "solution.json", "pruned.safetensors")
 
@@ -54,7 +61,10 @@ def run(
         bool, typer.Option("--global", help="Rank the channels of all layers together.")
     ] = False,
     solver: SolverName = "cp-sat",
-    selection: ModelOption = Model.tensor,
+    objective: Objective = "copied_channels",
+    selection: ModelOption = None,
+    max_extra_macs: MaxExtraMacs = 0.0,
+    cost_model: CostModelOption = None,
     time_limit: TimeLimit = 60.0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     seed: Seed = 0,
@@ -70,6 +80,14 @@ def run(
     solution.json and pruned.safetensors.
     """
     folder = Path("out") / model if out is None else out
+    asked = _Asked(
+        objective,
+        None if selection is None else selection.value,
+        max_extra_macs,
+        cost_model_of(cost_model, objective, max_extra_macs),
+        time_limit,
+        seed,
+    )
     steps = Steps()
     with steps.step("load PyTorch"):
         from upscale_opt.cli import networks
@@ -107,7 +125,7 @@ def run(
             if method is Method.constrained:
                 masks = constrain(graph, masks)
                 apply_masks(network, graph, masks)
-        solutions = _solve_all(steps, graph, masks, solver, selection, time_limit, seed)
+        solutions = _solve_all(steps, graph, masks, solver, asked)
         solution = solutions[-1]
         with steps.step("materialize"):
             pruned = materialize(network, solution)
@@ -133,7 +151,7 @@ def run(
     ):
         console.print("", table)
     console.print()
-    for line in opaque_lines(graph):
+    for line in (*layout_lines(solution), *opaque_lines(graph)):
         say(console, line)
     say(
         console,
@@ -145,14 +163,20 @@ def run(
     say(console, f"Load it in Python: {_loading(model, pruned_file)}")
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What all solvers are given; see :func:`upscale_opt.solve`."""
+
+    objective: str
+    model: Model | None
+    max_extra_macs: float
+    cost_model: CostModel | None
+    time_limit: float
+    seed: int
+
+
 def _solve_all(
-    steps: Steps,
-    graph: ChannelGraph,
-    masks: Masks,
-    solver: str,
-    selection: Model,
-    time_limit: float,
-    seed: int,
+    steps: Steps, graph: ChannelGraph, masks: Masks, solver: str, asked: _Asked
 ) -> list[Solution]:
     """The two heuristics to compare with, and last the solver that was asked for."""
     solutions = []
@@ -163,10 +187,13 @@ def _solve_all(
                     graph,
                     masks,
                     name,
-                    time_limit=time_limit,
-                    model=selection.value,
-                    seed=seed,
-                    progress=solver_progress(tell),
+                    asked.objective,
+                    asked.time_limit,
+                    model=asked.model,
+                    max_extra_macs=asked.max_extra_macs,
+                    cost_model=asked.cost_model,
+                    seed=asked.seed,
+                    progress=solver_progress(tell, asked.objective, asked.max_extra_macs),
                 )
             )
     return solutions

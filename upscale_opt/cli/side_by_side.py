@@ -8,9 +8,10 @@ from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from types import FrameType
 
-from upscale_opt.cli.progress import Tell, solver_progress
+from upscale_opt.cli.progress import Tell
 from upscale_opt.errors import UpscaleError
 from upscale_opt.solver.comparing import Case, ComparisonRow, Settings, run_case
+from upscale_opt.solver.objectives import UNITS
 
 Cell = tuple[Case, str]
 """One solver on one case."""
@@ -38,12 +39,10 @@ def _in_turn(
     cells: Sequence[Cell], settings: Settings, tell: Tell
 ) -> Iterator[tuple[int, ComparisonRow]]:
     def progress(solver: str, best: int, bound: int) -> None:
-        solver_progress(lambda text: tell(f"{name_of(case)}, {solver}: {text}"), objective)(
-            best, bound
-        )
+        numbers = f"{best:,} {UNITS[settings.objective]}, lower bound {bound:,}"
+        tell(f"{name_of(case)}, {solver}: {numbers}")
 
-    objective = settings.objective
-    with _noticing_interrupts() as interrupted:
+    with noticing_interrupts() as interrupted:
         for number, (case, solver) in enumerate(cells):
             row = run_case(case, solver, settings, progress)
             yield number, row
@@ -57,7 +56,7 @@ def name_of(case: Case) -> str:
 
 
 @contextmanager
-def _noticing_interrupts() -> Iterator[Callable[[], bool]]:
+def noticing_interrupts() -> Iterator[Callable[[], bool]]:
     """Remember Ctrl-C: a solver that is interrupted returns what it has, as if time had run out."""
     pressed = False
 

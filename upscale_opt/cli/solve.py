@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from upscale_opt.cli.options import (
-    Model,
+    CostModelOption,
+    MaxExtraMacs,
     ModelOption,
     Objective,
     Seed,
@@ -17,6 +18,7 @@ from upscale_opt.cli.options import (
     Weights,
     Workers,
     check_file,
+    cost_model_of,
     weights_of,
 )
 from upscale_opt.cli.progress import Steps, solver_progress
@@ -34,17 +36,20 @@ def solve(
     ),
     solver: SolverName = "cp-sat",
     objective: Objective = "copied_channels",
-    model: ModelOption = Model.tensor,
+    model: ModelOption = None,
+    max_extra_macs: MaxExtraMacs = 0.0,
+    cost_model: CostModelOption = None,
     weight: Weights = None,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
     workers: Workers = 1,
 ) -> None:
-    """Find the channel orders that copy least. Ctrl-C stops with the best so far.
+    """Find the channel orders that copy least, or cost least time. Ctrl-C stops with the best.
 
     Reads and writes JSON, and does not need PyTorch.
     """
     weights = weights_of(weight)
+    prices = cost_model_of(cost_model, objective, max_extra_macs)
     check_file(out)
     steps = Steps()
     with steps.step("read"):
@@ -56,11 +61,13 @@ def solve(
             solver,
             objective,
             time_limit,
-            model=model.value,
+            model=None if model is None else model.value,
             weights=weights,
+            max_extra_macs=max_extra_macs,
+            cost_model=prices,
             seed=seed,
             workers=workers,
-            progress=solver_progress(tell, objective),
+            progress=solver_progress(tell, objective, max_extra_macs),
         )
     solution.save(out)
     console = output()
