@@ -24,13 +24,19 @@ def with_arenas(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> S
     Concatenations belong together if they join a tensor in common, or one joins another's result.
     They share a buffer where every read of the buffer's channels is a read of one of them, of a
     tensor that holds all of the buffer, or of a whole tensor; and where all tensors with these
-    channels allow any order.
+    channels allow any order. No other concatenation may join tensors with these channels (results
+    of activations, say) one behind the other, and no space is a part of two buffers.
     """
     finder = _Finder(graph, sets, segments)
-    arenas = tuple(arena for cats in finder.families() for arena in finder.arena(cats))
+    arenas: list[Arena] = []
+    taken: set[int] = set()
+    for arena in (arena for cats in finder.families() for arena in finder.arena(cats)):
+        if taken.isdisjoint(arena.spaces):
+            arenas.append(arena)
+            taken.update(arena.spaces)
     cats = {name for arena in arenas for name in arena.cats}
     readers = {name: edge for name, edge in segments.sole_reader.items() if name not in cats}
-    return replace(segments, sole_reader=readers, arenas=arenas)
+    return replace(segments, sole_reader=readers, arenas=tuple(arenas))
 
 
 class _Finder:
@@ -83,6 +89,7 @@ class _Finder:
         spaces = sorted({space for n in held for space, _ in self.graph.runs(n)})
         if (
             len(held) > 1
+            and self._pays(cats)
             and len(set(listed)) == len(listed)
             and self._one_shape(cats)
             and not any(self.graph.spaces[space].fixed for space in spaces)
@@ -90,6 +97,16 @@ class _Finder:
         ):
             order = [c for s in spaces for c in self.graph.spaces[s].channels if c in channels]
             yield Arena(tuple(op.outputs[0] for op in cats), tuple(spaces), tuple(order))
+
+    def _pays(self, cats: Sequence[Concat]) -> bool:
+        """Whether there is something to gain: tensors joined twice, or reads that compete."""
+        partial = [
+            edge
+            for name in (op.outputs[0] for op in cats)
+            for edge in self.reads[name]
+            if self.segments.selects[edge] != self.segments.stored[name]
+        ]
+        return len(cats) > 1 or len(partial) > 1
 
     def _one_shape(self, cats: Sequence[Concat]) -> bool:
         """Whether all that is joined is alike but for the channels, and joined along these."""
@@ -117,10 +134,21 @@ class _Finder:
             return False
         if name in cats:
             return stored <= channels
+        if self._joins(name, spaces):
+            return False
         reads = self.reads[name]
         if any(edge in self.segments.places for edge in reads):
             return False
         return channels <= stored or all(self.segments.selects[edge] == stored for edge in reads)
+
+    def _joins(self, name: str, spaces: Iterable[int]) -> bool:
+        """Whether the tensor is joined of several that hold channels of these spaces."""
+        shared = set(spaces)
+        return any(
+            sum(any(s in shared for s, _ in self.graph.runs(n)) for n in op.inputs) > 1
+            for op in self.users[name]
+            if isinstance(op, Concat) and name in op.outputs
+        )
 
 
 def _plain(op: Operation) -> bool:

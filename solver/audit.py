@@ -26,7 +26,7 @@ from upscale_opt.solver.planning import Plan, arenas_of, lay_out_windows
 from upscale_opt.solver.posing import Problem, pose
 from upscale_opt.solver.sets import Edge, Ids
 from upscale_opt.solver.window_search import relaxed as relaxed_windows
-from upscale_opt.solver.windows import Windows
+from upscale_opt.solver.windows import chosen_windows
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,10 @@ def _check_orders(problem: Problem, solution: Solution, windows: Mapping[Edge, I
                 f"the order of space {number} is not one of its stored channels; solve again"
             )
     value = cost(instance, solution.orders)
-    if solution.objective != "latency":  # windows have a budget, not a price
+    if solution.objective == "latency":
+        if windows != chosen_windows(problem.formulation, instance, solution.orders):
+            raise VerificationError("other reads are windows than would be cheapest; solve again")
+    else:  # windows have a budget, not a price
         held = satisfied(instance, solution.orders)
         value -= sum(
             read_cost(read, held)

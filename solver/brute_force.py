@@ -30,6 +30,7 @@ from upscale_opt.solver.instance import (
     cost,
     identity_orders,
     read_cost,
+    unwanted,
 )
 
 MAX_CHANNELS = 9
@@ -76,7 +77,7 @@ def brute_force_orders(instance: Instance) -> Orders:
     for spaces, reads in _components(instance):
         if instance.measure == "copies":
             options = [_held(instance, space, reads) for space in spaces]
-            rest = _copies(reads)
+            rest = _copies(instance, reads)
         else:
             joins = [join for read in reads for join in _joins(instance, read)]
             options = [_runs(instance, space, reads, joins) for space in spaces]
@@ -140,7 +141,8 @@ def _undominated(effects: Iterable[_Effect]) -> list[_Effect]:
     return [e for e in kept if not any(e.facts < o.facts and o.cost <= e.cost for o in kept)]
 
 
-# The measure "copies": a fact is the number of a demand that holds.
+# The measure "copies": a fact is the number of a demand that holds; behind those, that a window
+# of a read (by its place among the reads) reads at most so many channels in vain.
 
 
 def _held(instance: Instance, number: int, reads: list[Read]) -> list[_Effect]:
@@ -150,11 +152,34 @@ def _held(instance: Instance, number: int, reads: list[Read]) -> list[_Effect]:
     demands = [demand for demand in mentioned if instance.demands[demand].space == number]
     orders = _all_orders(space, number)
     columns = [_holds(instance.demands[demand], space, orders) for demand in demands]
+    windows = [
+        place
+        for place, read in enumerate(reads)
+        if read.window is not None and read.view and instance.demands[read.view[0]].space == number
+    ]
+    columns += [_vain(instance, reads[place], space, orders) for place in windows]
     effects = []
     for row, order in _distinct(columns, orders, space):
-        facts = frozenset(demand for demand, held in zip(demands, row, strict=True) if held)
-        effects.append(_Effect(0, facts, order))
+        facts = {demand for demand, held in zip(demands, row[: len(demands)], strict=True) if held}
+        for place, vain in zip(windows, row[len(demands) :], strict=True):
+            facts.update(_window_fact(instance, place, n) for n in range(vain, MAX_CHANNELS))
+        effects.append(_Effect(0, frozenset(facts), order))
     return _undominated(effects)
+
+
+def _window_fact(instance: Instance, place: int, vain: int) -> int:
+    """The fact that the read at ``place`` has a window with at most ``vain`` unwanted channels."""
+    return len(instance.demands) + place * MAX_CHANNELS + vain
+
+
+def _vain(instance: Instance, read: Read, space: Space, orders: _Table) -> _Table:
+    """Per order, how many channels a window reads in vain; :data:`MAX_CHANNELS` if it may not."""
+    assert read.view is not None
+    result: list[int] = []
+    for order in orders.tolist():
+        between = unwanted(instance, read, [space.channels[place] for place in order])
+        result.append(MAX_CHANNELS if between is None else min(len(between), MAX_CHANNELS))
+    return np.array(result, np.int32)
 
 
 def _holds(demand: Demand, space: Space, orders: _Table) -> _Table:
@@ -170,11 +195,18 @@ def _holds(demand: Demand, space: Space, orders: _Table) -> _Table:
     return held
 
 
-def _copies(reads: list[Read]) -> Callable[[frozenset[int]], int]:
-    """What the reads cost if these demands hold."""
+def _copies(instance: Instance, reads: list[Read]) -> Callable[[frozenset[int]], int]:
+    """What the reads cost if these facts hold."""
 
-    def rest(held: frozenset[int]) -> int:
-        return sum(read_cost(read, held) for read in reads)
+    def rest(facts: frozenset[int]) -> int:
+        return sum(_cost_of(place, read, facts) for place, read in enumerate(reads))
+
+    def _cost_of(place: int, read: Read, facts: frozenset[int]) -> int:
+        gathered = read_cost(read, facts)
+        if read.window is None or not gathered:
+            return gathered
+        vain = (n for n in range(MAX_CHANNELS) if _window_fact(instance, place, n) in facts)
+        return min([gathered, *(read.window.price * n for n in vain)])
 
     return rest
 

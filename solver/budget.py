@@ -86,9 +86,9 @@ def solve_in_budget(
         interrupted = tried.interrupted
         bound = max(bound, Fraction(tried.lower_bound, _SCALE) - cheapest * budget)
         filled = _Filled(problem, instance, tried.orders, budget)
-        if filled.value < best.value:
+        if (filled.value, filled.spent) < (best.value, best.spent):
             best = filled
-        if filled.asked(priced) > budget:
+        if filled.value == 0 or filled.asked(priced) > budget:  # as cheap, with fewer windows?
             low = price
         else:
             high = price
@@ -122,7 +122,14 @@ def _priced(instance: Instance, price: Fraction) -> tuple[Instance, Fraction]:
 
 
 class _Filled:
-    """Orders with the windows that spare most, as far as the budget goes."""
+    """Orders with the windows that spare most, as far as the budget goes.
+
+    Attributes:
+        orders: the orders.
+        windows: per edge, the channels read and not wanted.
+        value: what the orders cost with these windows.
+        spent: the multiply-adds of the windows.
+    """
 
     def __init__(
         self, problem: Problem, instance: Instance, orders: Orders, budget: int
@@ -135,6 +142,7 @@ class _Filled:
         useful.sort(key=lambda i: (Fraction(prices[i] or 0, costs[i]), i))
         self.windows: dict[Edge, Ids] = {}
         self.value = sum(costs)
+        self.spent = 0
         for i in useful:
             asked = prices[i] or 0
             read = instance.reads[i]
@@ -143,6 +151,7 @@ class _Filled:
                 between = unwanted(instance, read, order)
                 assert between is not None
                 budget -= asked
+                self.spent += asked
                 self.value -= costs[i]
                 self.windows[problem.formulation.reads[i]] = between
         self._macs, self._costs = prices, costs

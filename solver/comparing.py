@@ -15,9 +15,9 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.solver.instance import Instance, is_view, satisfied
 from upscale_opt.solver.objectives import OBJECTIVES
+from upscale_opt.solver.posing import pose
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 from upscale_opt.solver.segments import MODELS, Model
-from upscale_opt.solver.posing import pose
 from upscale_opt.solver.solve import solve
 
 USUAL_SOLVERS = ("identity", "greedy", "local-search", "cp-sat")

@@ -1,4 +1,4 @@
-"""Why a read is a gather: the small set of reads that cannot all be views, and the witnesses."""
+"""Why a read is no view: the small set of reads that cannot all be views, and the witnesses."""
 
 from __future__ import annotations
 
@@ -43,9 +43,11 @@ class Explanation(Record):
         read: the read, as ``"operation[operand]"``.
         tensor: what it reads.
         copied: the channels that it copies.
+        unwanted: the channels that it reads in vain, if it is a window.
         reason: ``"conflict"``: it cannot be a view together with others, which are;
             ``"hindrance"``: no order makes it a view; ``"choice"``: nothing forbids it, the solver
-            did not find it; ``"view"``: it is a view.
+            did not find it; ``"view"``: it is a view; ``"window"``: it copies nothing, but reads
+            more than is wanted.
         hindrance: what no order can change.
         space: the space whose order is in question.
         members: demands of which any but one can hold together, the read's own (one, or two) first.
@@ -56,7 +58,8 @@ class Explanation(Record):
     read: str
     tensor: str
     copied: int
-    reason: Literal["conflict", "hindrance", "choice", "view"]
+    unwanted: int = 0
+    reason: Literal["conflict", "hindrance", "choice", "view", "window"]
     hindrance: str | None = None
     space: int | None = None
     members: tuple[Member, ...] = ()
@@ -65,6 +68,11 @@ class Explanation(Record):
     def __str__(self) -> str:
         if self.reason == "view":
             return f"{self.read} reads a view of {self.tensor}: it copies nothing"
+        if self.reason == "window":
+            return (
+                f"{self.read} reads a window of {self.tensor}: it copies nothing, but reads "
+                f"{self.unwanted:,} channels more than it wants, with zero columns"
+            )
         lines = [f"{self.read} gathers {self.copied:,} channels of {self.tensor}"]
         if self.reason == "hindrance":
             lines.append(f"  under every order: {self.hindrance}")
@@ -86,19 +94,19 @@ class Explanation(Record):
 
 
 def explain(solution: Solution, read: str | None = None) -> tuple[Explanation, ...]:
-    """Why reads are gathers.
+    """Why reads are gathers or windows.
 
     Args:
         solution: the solution; nothing else is needed.
         read: one read only, as ``"operation"``, ``"operation[operand]"`` or ``"tensor ->
-            operation"``; all gathers by default.
+            operation"``; all gathers and windows by default.
 
     Raises:
         SolverError: if there is no such read.
     """
     reads = [r for r in solution.reads if not r.optional]
     if read is None:
-        chosen = [r for r in reads if r.plan == "gather"]
+        chosen = [r for r in reads if r.plan != "view"]
     else:
         chosen = [r for r in reads if read in (r.op, _name(r), r.name)]
         if not chosen:
@@ -135,6 +143,12 @@ class _Explainer:
         name = _name(read)
         if read.plan == "view":
             return Explanation(read=name, tensor=read.tensor, copied=0, reason="view")
+        if read.plan == "window":
+            wanted = sum(len(self.solution.demands[d].channels) for d in self.own.get(name, ()))
+            unwanted = len(read.channels) - wanted
+            return Explanation(
+                read=name, tensor=read.tensor, copied=0, unwanted=unwanted, reason="window"
+            )
         hindrance = self.solution.hindrances.get(name)
         if hindrance is not None:
             return self._explanation(read, "hindrance", hindrance=hindrance)

@@ -196,6 +196,8 @@ def unwanted(instance: Instance, read: Read, order: Sequence[int]) -> frozenset[
     if read.window is None or read.view is None or len(read.view) != 1:
         return None
     wanted = instance.demands[read.view[0]].channels
+    if not wanted:
+        return frozenset()
     places = [place for place, channel in enumerate(order) if channel in wanted]
     between = frozenset(order[places[0] : places[-1] + 1]) - wanted
     return between if between <= read.window.allowed else None

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 
-from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.errors import SolverError
+from upscale_opt.ir.cost_model import CostModel, KernelCost
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Layer, Operation, Tensor
 from upscale_opt.solver.objectives import bytes_per_channel
 from upscale_opt.solver.sets import Edge
 from upscale_opt.solver.windows import Chain, Windows
+
+_LONGEST = 1e12
+"""Nanoseconds that no read takes; solvers count in whole numbers that are not endless."""
 
 
 class Pricing:
@@ -17,6 +21,9 @@ class Pricing:
     Args:
         graph: the channel graph, in the sizes that matter (its batch above all).
         cost_model: of the device.
+
+    Its methods raise :class:`SolverError` if the cost model lacks a kind of kernel that the
+    network has, or a price beyond all measure.
     """
 
     def __init__(self, graph: ChannelGraph, cost_model: CostModel) -> None:
@@ -33,26 +40,37 @@ class Pricing:
         viewed = 0.0
         if self._compacts(op, structure):
             viewed = self._model.nanoseconds("copy", bytes=moved)
-        return max(round(gathered - viewed), 0)
+        return max(round(self._sane(gathered) - self._sane(viewed)), 0)
 
     def window(self, windows: Windows, edge: Edge, chain: Chain) -> int:
         """What each channel costs that a window reads in vain."""
         op = self._operations[edge[0]]
         source = self._graph.tensors[op.inputs[edge[1]]]
         cost = 0.0
-        kernels = self._model.kernels
         if self._compacts(op, source):
-            cost += 2 * bytes_per_channel(source) * kernels["copy"].ns_per_byte
+            cost += 2 * bytes_per_channel(source) * self._kernel("copy").ns_per_byte
         for step in chain.between:
             written = self._graph.tensors[step.outputs[0]]
             kind = "norm" if step.parameters else "elementwise"
-            cost += 2 * bytes_per_channel(written) * kernels[kind].ns_per_byte
+            cost += 2 * bytes_per_channel(written) * self._kernel(kind).ns_per_byte
         for layer in chain.layers:
-            kernel = kernels[self._kind(layer)]
+            kernel = self._kernel(self._kind(layer))
             read = self._graph.tensors[layer.inputs[0]]
             cost += windows.of_layer(layer) * kernel.ns_per_mac
             cost += bytes_per_channel(read) * kernel.ns_per_byte
-        return math.ceil(cost)
+        return math.ceil(self._sane(cost))
+
+    def _kernel(self, kind: str) -> KernelCost:
+        self._model.nanoseconds(kind)  # which complains of kinds that it does not know
+        return self._model.kernels[kind]
+
+    def _sane(self, nanoseconds: float) -> float:
+        if not nanoseconds < _LONGEST:
+            raise SolverError(
+                f"by the cost model of {self._model.device_name}, one read takes {nanoseconds:g} "
+                f"nanoseconds, more than {_LONGEST:g}; its prices cannot be right"
+            )
+        return nanoseconds
 
     def _compacts(self, op: Operation, tensor: Tensor) -> bool:
         """Whether a view of the tensor is copied in front of the operation."""

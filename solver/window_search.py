@@ -100,6 +100,7 @@ def solve_with_windows(
         progress: told the best cost, and the bound.
     """
     deadline = time.monotonic() + time_limit
+    instance = _without_empty_demands(instance)
     rest, parts = split(instance)
     outcome = solve(without_windows(instance, rest), time_limit / 3)
     orders, interrupted = list(outcome.orders), outcome.interrupted
@@ -126,6 +127,20 @@ def solve_with_windows(
     value = cost(instance, tuple(orders))
     proof = _renumbered(outcome.proof, rest)
     return Outcome(tuple(orders), value, min(bound, value), proof, interrupted)
+
+
+def _without_empty_demands(instance: Instance) -> Instance:
+    """The same problem, without the demands of no channels, which always hold."""
+
+    def kept(view: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return view and tuple(d for d in view if instance.demands[d].channels)
+
+    reads = []
+    for read in instance.reads:
+        pieces = tuple(replace(piece, view=kept(piece.view)) for piece in read.pieces)
+        view = kept(read.view)
+        reads.append(replace(read, view=view, pieces=pieces, window=read.window if view else None))
+    return replace(instance, reads=tuple(reads))
 
 
 def _renumbered(proof: Proof, reads: Sequence[int]) -> Proof:

@@ -38,7 +38,7 @@ from upscale_opt.bench.tables import tables
 from upscale_opt.bench.timing import interleaved
 from upscale_opt.bench.variants import Subject, copied_channels
 from upscale_opt.cli import main
-from upscale_opt.cli.bench import repeated
+from upscale_opt.cli.options import spread
 from upscale_opt.errors import UpscaleError
 from upscale_opt.modules import Gather, PlacedSum
 
@@ -276,10 +276,8 @@ def test_a_network_is_timed_in_all_cells() -> None:
     moved = {e.variant: e.moved["contiguous"] for e in record.exports}
     assert moved["gather"] > moved["copies"] > moved["floor"] == moved["unpruned"] == 0
     floors = [e for e in record.exports if e.variant == "floor"]
-    assert [(e.batch, e.format, e.made_of) for e in floors] == [
-        (1, "contiguous", "copies"),
-        (3, "contiguous", "copies"),
-    ]
+    assert [(e.batch, e.format) for e in floors] == [(1, "contiguous"), (3, "contiguous")]
+    assert {e.made_of for e in floors} <= {"latency", "copies"}
     assert record.machine.torch == torch.__version__
     assert record.machine.threads == settings.threads
     assert record.machine.cpu
@@ -593,7 +591,7 @@ def test_a_page_without_markers_is_refused_before_any_work(
 
 def test_flags_take_several_values() -> None:
     given = ["--batch", "1", "8", "resnet18", "--format", "contiguous", "channels-last", "--force"]
-    assert repeated(given) == [
+    assert spread(given) == [
         *("--batch", "1", "--batch", "8", "resnet18"),
         *("--format", "contiguous", "--format", "channels-last", "--force"),
     ]

@@ -16,7 +16,8 @@ from rich.console import Console
 
 import upscale_opt as uo
 from upscale_opt import cli
-from upscale_opt.cli import progress
+from upscale_opt.cli import networks, progress
+from upscale_opt.latency import profile
 from upscale_opt.models import catalogue
 
 Output = pytest.CaptureFixture[str]
@@ -149,7 +150,7 @@ def test_help_and_version_need_no_torch(option: str) -> None:
     assert (uo.__version__ if option == "--version" else "solve") in done.stdout
 
 
-@pytest.mark.parametrize("command", ["run", "trace", "solve", "compare", "models"])
+@pytest.mark.parametrize("command", ["run", "trace", "solve", "compare", "pareto", "models"])
 def test_every_command_has_help(command: str, capsys: Output) -> None:
     assert call(command, "--help") == 0
     assert "Usage" in capsys.readouterr().out
@@ -180,6 +181,92 @@ def test_model_and_objective(traced: Path, tmp_path: Path, capsys: Output) -> No
     assert f"{solution.gathers:,} gathers, lower bound" in capsys.readouterr().out
     assert call("run", "topology/unet", "--model", "segment", "--out", tmp_path) == 0
     assert uo.Solution.load(out).model == "segment"
+
+
+def test_windows(traced: Path, tmp_path: Path, capsys: Output) -> None:
+    out = tmp_path / "solution.json"
+    files = (traced / "graph.json", traced / "masks.json", "-o", out)
+    assert call("solve", *files, "--max-extra-macs", 0.2, "--solver", "greedy") == 0
+    solution = uo.Solution.load(out)
+    assert solution.max_extra_macs == 0.2
+    assert 0 < solution.extra_macs <= 0.2 * solution.macs
+    printed = capsys.readouterr().out
+    assert f"{solution.windows} windows, {solution.gathers} gathers" in printed
+    assert f"{solution.windows} windows add {solution.extra_macs:,} multiply-adds" in printed
+
+
+def test_latency(traced: Path, tmp_path: Path, capsys: Output) -> None:
+    files = (traced / "graph.json", traced / "masks.json")
+    options = ("--objective", "latency", "--time-limit", 3, "--solver", "greedy")
+    found = {}
+    profile("gpu").save(tmp_path / "mine.json")
+    for name in ("cpu-channels-last", "gpu", str(tmp_path / "mine.json")):
+        assert call("solve", *files, *options, "--cost-model", name, "-o", tmp_path / "s.json") == 0
+        found[name] = uo.Solution.load(tmp_path / "s.json")
+        assert f"{found[name].objective_value:,} nanoseconds" in capsys.readouterr().out
+    first, second, third = found.values()
+    assert (first.objective, first.model) == ("latency", "arena")
+    assert first.cost_model == profile("cpu-channels-last")
+    assert second.cost_model == third.cost_model == profile("gpu")
+    assert first.objective_value != second.objective_value == third.objective_value
+
+
+def test_run_for_latency(tmp_path: Path, capsys: Output) -> None:
+    options = ("--objective", "latency", "--time-limit", 3, "--out", tmp_path)
+    assert call("run", "topology/residual_stage", *options) == 0
+    solution = uo.Solution.load(tmp_path / "solution.json")
+    assert (solution.model, solution.cost_model) == ("arena", profile("cpu"))
+    printed = capsys.readouterr().out
+    assert "nanoseconds" in printed
+    assert "copied channels" not in printed
+
+
+def test_run_with_windows(tmp_path: Path, capsys: Output) -> None:
+    options = ("--max-extra-macs", 1, "--time-limit", 3, "--out", tmp_path)
+    assert call("run", "topology/residual_stage", *options) == 0
+    solution = uo.Solution.load(tmp_path / "solution.json")
+    assert solution.windows
+    printed = capsys.readouterr().out
+    assert "windows" in printed
+    assert f"add {solution.extra_macs:,} multiply-adds" in printed
+
+
+def test_run_with_arenas(tmp_path: Path, capsys: Output) -> None:
+    assert call("run", "topology/dense_block", "--model", "arena", "--out", tmp_path) == 0
+    solution = uo.Solution.load(tmp_path / "solution.json")
+    assert solution.model == "arena"
+    assert f"{len(solution.arenas)} arena" in capsys.readouterr().out
+
+
+def test_prune_takes_what_solve_takes() -> None:
+    model, inputs = networks.build(
+        "topology/residual_stage", seed=0, batch=1, device=torch.device("cpu")
+    )
+    pruned = uo.prune(model, inputs, amount=0.5, max_extra_macs=1.0, time_limit=3)
+    assert pruned.solution.windows
+    pruned = uo.prune(
+        model,
+        inputs,
+        amount=0.5,
+        objective="latency",
+        selection="tensor",
+        cost_model=profile("gpu"),
+        time_limit=3,
+    )
+    assert (pruned.solution.model, pruned.solution.cost_model) == ("tensor", profile("gpu"))
+    done = uo.prune_submodules(model, inputs, [""], amount=0.5, max_extra_macs=1.0, time_limit=3)
+    assert done.pruned[0].solution.max_extra_macs == 1.0
+
+    model, inputs = networks.build(
+        "topology/residual_stage", seed=0, batch=1, device=torch.device("cpu")
+    )
+    manager = uo.PruningManager(model)
+    channels = [("blocks.0.conv1.weight", 5)]
+    first = manager.compute(inputs, pruned_inputs=channels).solution
+    second = manager.compute(inputs, pruned_inputs=channels, selection="arena").solution
+    assert first is not None
+    assert second is not None
+    assert (first.model, second.model) == ("tensor", "arena")
 
 
 def test_solve_gives_what_there_is_when_time_runs_out(
@@ -241,6 +328,25 @@ def one_line_error(capsys: Output) -> str:
         (["run", "topology/mlp", "--layers", "none"], 2, ["--layers", "none", "conv"]),
         (["run", "topology/mlp", "--solver", "magic"], 2, ["--solver", "magic", "cp-sat"]),
         (["run", "topology/mlp", "--model", "whole"], 2, ["--model", "whole", "segment"]),
+        (["run", "topology/mlp", "--objective", "speed"], 2, ["--objective", "speed", "latency"]),
+        (["run", "topology/mlp", "--max-extra-macs", "-1"], 2, ["--max-extra-macs", "share"]),
+        (["run", "topology/mlp", "--max-extra-macs", "nan"], 2, ["--max-extra-macs", "share"]),
+        (["run", "topology/mlp", "--cost-model", "gpu"], 2, ["--cost-model", "latency only"]),
+        (
+            ["run", "topology/mlp", "--objective", "latency", "--cost-model", "tpu"],
+            2,
+            ["--cost-model tpu", "no such file", "cpu-channels-last"],
+        ),
+        (
+            ["run", "topology/mlp", "--objective", "latency", "--max-extra-macs", "0.1"],
+            2,
+            ["--max-extra-macs", "--objective latency"],
+        ),
+        (
+            ["compare", "topology/mlp", "--objective", "blocks", "--max-extra-macs", "0.1"],
+            2,
+            ["--max-extra-macs", "--objective blocks"],
+        ),
         (["run", "topology/mlp", "--time-limit", "0"], 2, ["--time-limit", "more than 0"]),
         (["run", "topology/mlp", "--batch", "0"], 2, ["--batch"]),
         (["run", "topology/mlp", "--batch", "90000000000000"], 1, ["memory", "--batch"]),

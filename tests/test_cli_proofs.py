@@ -78,6 +78,28 @@ def test_explain_every_gather_or_one(solved: Path, capsys: Output) -> None:
     assert "cannot be a view together with" in one
 
 
+def test_explain_windows(solved: Path, tmp_path: Path, capsys: Output) -> None:
+    out = tmp_path / "windows.json"
+    graph, masks, _ = files(solved)
+    assert call("solve", graph, masks, "-o", out, "--max-extra-macs", 0.5, "--time-limit", 3) == 0
+    solution = uo.Solution.load(out)
+    windows = [read for read in solution.reads if read.plan == "window"]
+    assert windows
+    capsys.readouterr()
+    assert call("explain", out) == 0
+    printed = capsys.readouterr().out
+    explained = {e.read: e for e in solution.explain()}
+    kept = uo.Masks.load(masks).kept
+    for read in windows:
+        explanation = explained[f"{read.op}[{read.operand}]"]
+        assert explanation.reason == "window"
+        assert f"{explanation.read} reads a window of {read.tensor}" in printed
+        assert f"reads {explanation.unwanted:,} channels more" in printed
+        weight = read.op.replace("_", ".", 2) + ".weight"
+        assert explanation.unwanted == len(set(read.channels) - set(kept[weight][1]))
+    assert f"{solution.extra_macs:,} multiply-adds" in printed
+
+
 def test_explain_names_the_gathers_if_asked_for_another(solved: Path, capsys: Output) -> None:
     assert call("explain", solved / "solution.json", "nonsense") == 1
     (line,) = capsys.readouterr().err.splitlines()

@@ -1,11 +1,15 @@
-"""Concatenations that share a buffer: modules that write tensors into it and read channels of it."""
+"""Concatenations in a shared buffer: modules that write tensors into it and read channels of it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from itertools import accumulate
 
 import torch
 from torch import fx, nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from upscale_opt.kernels import gather
 
@@ -47,10 +51,17 @@ class ArenaWrite(nn.Module):
             values: tensors alike but for their channels.
             earlier: the arena so far, if it has been written to.
         """
-        if not self.in_place or isinstance(earlier, tuple) or not _may_write(values):
-            return values if earlier is None else (*_as_tuple(earlier), *values)
+        if isinstance(earlier, tuple):
+            return (*earlier, *values)
+        if earlier is not None and not _fit(earlier, values):
+            return self._fill(_copied(earlier, values), values)
+        if earlier is None and not (self.in_place and _fit(values[0], values)):
+            return values
         buffer = self._allocate(values[0]) if earlier is None else earlier
-        assert isinstance(buffer, torch.Tensor)
+        self._fill(buffer.data, values)  # what was read of it before has not changed: for autograd
+        return buffer
+
+    def _fill(self, buffer: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
         for value, runs in zip(values, self.runs, strict=True):
             for first, place, length in runs:
                 part = value if length == value.size(self.dim) else self._part(value, first, length)
@@ -89,6 +100,7 @@ class ArenaRead(nn.Module):
     """
 
     indices: torch.Tensor
+    joined: torch.Tensor
 
     def __init__(
         self,
@@ -104,9 +116,14 @@ class ArenaRead(nn.Module):
         self.dim = dim
         self.start, self.length = places[0], len(places)
         self.view = view and list(places) == list(range(places[0], places[0] + len(places)))
-        self.sources, self.sizes = list(sources), list(sizes)
-        indices = torch.empty(0, dtype=torch.int64) if self.view else torch.tensor(places)
-        self.register_buffer("indices", indices.to(device), persistent=False)
+        self.parts = _joined_runs(sources)
+        self.used = sorted({piece for piece, _ in sources})
+        joined: list[int] = []  # where the channels are in all that is used, end to end
+        if len(self.parts) > _MANY_PARTS:
+            starts = dict(zip(self.used, accumulate(sizes[p] for p in self.used), strict=True))
+            joined = [starts[piece] - sizes[piece] + place for piece, place in sources]
+        self._add_indices("indices", [] if self.view else places, device)
+        self._add_indices("joined", joined, device)
 
     def forward(self, arena: Token) -> torch.Tensor:
         """The channels, as a view, a copy, or a concatenation."""
@@ -116,28 +133,21 @@ class ArenaRead(nn.Module):
             return arena.narrow(self.dim, self.start, self.length)
         return gather(arena, self.dim, self.indices)
 
+    def _add_indices(self, name: str, indices: Sequence[int], device: torch.device) -> None:
+        tensor = torch.tensor(indices, dtype=torch.int64, device=device)
+        self.register_buffer(name, tensor, persistent=False)
+
     def _joined(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
         """The channels collected from the tensors themselves."""
-        runs: list[Run] = []  # which tensor, first channel, how many
-        for piece, place in self.sources:
-            if runs and runs[-1][0] == piece and sum(runs[-1][1:]) == place:
-                runs[-1] = piece, runs[-1][1], runs[-1][2] + 1
-            else:
-                runs.append((piece, place, 1))
-        if len(runs) <= _MANY_PARTS:
-            parts = [pieces[p].narrow(self.dim, first, length) for p, first, length in runs]
+        if len(self.parts) <= _MANY_PARTS:
+            parts = [pieces[p].narrow(self.dim, first, length) for p, first, length in self.parts]
             return parts[0] if len(parts) == 1 else torch.cat(parts, self.dim)
-        used = sorted({piece for piece, _ in self.sources})
-        whole = torch.cat([pieces[piece] for piece in used], self.dim)
-        starts: dict[int, int] = {}
-        total = 0
-        for piece in used:
-            starts[piece] = total
-            total += self.sizes[piece]
-        chosen = [starts[piece] + place for piece, place in self.sources]
+        whole = torch.cat([pieces[piece] for piece in self.used], self.dim)
         if isinstance(whole, fx.Proxy):
-            return whole[(*[slice(None)] * self.dim, chosen)]
-        return gather(whole, self.dim, torch.tensor(chosen, device=whole.device))
+            everything = [slice(None)] * self.dim
+            place = (*everything, self.joined.tolist())
+            return whole[place]
+        return gather(whole, self.dim, self.joined)
 
     def extra_repr(self) -> str:
         """How many channels, and how they are served."""
@@ -145,14 +155,39 @@ class ArenaRead(nn.Module):
         return f"{how} along dim {self.dim}"
 
 
-def _as_tuple(token: Token) -> tuple[torch.Tensor, ...]:
-    return token if isinstance(token, tuple) else (token,)
+def _joined_runs(sources: Sequence[tuple[int, int]]) -> list[Run]:
+    """Channels that lie side by side in one tensor, as (which tensor, first channel, how many)."""
+    runs: list[Run] = []
+    for piece, place in sources:
+        if runs and runs[-1][0] == piece and sum(runs[-1][1:]) == place:
+            runs[-1] = piece, runs[-1][1], runs[-1][2] + 1
+        else:
+            runs.append((piece, place, 1))
+    return runs
 
 
-def _may_write(values: Sequence[torch.Tensor]) -> bool:
-    """Whether nobody looks back at these tensors, or at what is written."""
+def _fit(buffer: torch.Tensor, values: Sequence[torch.Tensor]) -> bool:
+    """Whether ``values`` can be written into ``buffer``, or into one like it."""
+    return may_write((buffer, *values)) and all(x.dtype == buffer.dtype for x in values)
+
+
+def _copied(buffer: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """A copy of ``buffer`` that can hold ``values``, too, and that autograd looks through."""
+    kinds = (value.dtype for value in values)
+    return buffer.to(reduce(torch.promote_types, kinds, buffer.dtype), copy=True)
+
+
+def may_write(values: Sequence[torch.Tensor]) -> bool:
+    """Whether nobody looks back at these tensors, or at what is written.
+
+    False where gradients are wanted, and in programs that are traced, compiled or transformed.
+    """
     if any(isinstance(value, fx.Proxy) for value in values):
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.jit.is_scripting():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
+        return False
+    if get_proxy_mode() is not None or torch._C._are_functorch_transforms_active():
+        return False
+    if forward_ad._current_level >= 0:  # differentiated forwards
         return False
     return not (torch.is_grad_enabled() and any(value.requires_grad for value in values))

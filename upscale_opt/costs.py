@@ -77,13 +77,13 @@ def _count_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    with torch.no_grad(), _composed_attention(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), composed_attention(), FlopCounterMode(display=False) as counter:
         model(*args, **kwargs)
     return int(counter.get_total_flops())
 
 
 @contextmanager
-def _composed_attention() -> Iterator[None]:
+def composed_attention() -> Iterator[None]:
     """Have attention computed by products that the counter knows, not by one fused kernel."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

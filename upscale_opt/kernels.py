@@ -32,11 +32,13 @@ def compact(x: torch.Tensor) -> torch.Tensor:
 
     Convolutions and norms take views of channels, too, but copy them in a slower way.
     """
-    if isinstance(x, fx.Proxy) or x.is_contiguous():
+    if isinstance(x, fx.Proxy):
         return x
     form = torch.contiguous_format
-    if _channels_innermost(x, 1):
+    if x.dim() in (4, 5) and x.stride(1) == 1 and x.size(1) > 1:
         form = {4: torch.channels_last, 5: torch.channels_last_3d}[x.dim()]
+    if not torch.compiler.is_compiling() and x.is_contiguous():  # of any batch, if compiled
+        return x
     return x.contiguous(memory_format=form)
 
 

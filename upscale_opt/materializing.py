@@ -18,7 +18,11 @@ from upscale_opt.tracing.running import run_as
 
 
 def materialize(
-    model: nn.Module, solution: Solution, *, gather_views: bool = False
+    model: nn.Module,
+    solution: Solution,
+    *,
+    gather_views: bool = False,
+    allow_inplace: bool = True,
 ) -> PrunedModule:
     """The pruned model: smaller weights, and views and gathers where the solution says.
 
@@ -27,6 +31,11 @@ def materialize(
         solution: from :func:`upscale_opt.solve`.
         gather_views: gather what the solution serves as views, too, as exports do that know no
             views. To compare with; the orders remain the solution's.
+        allow_inplace: where no gradients are wanted, let concatenations be written into buffers
+            and sums into their own summands. ``False`` for the functional form, which leaves every
+            activation as it was computed, for those who look at activations by hooks; what is
+            captured or compiled has that form anyhow. A file does not hold this choice: what is
+            loaded may work in place.
 
     Returns:
         A module on the same device, of the same dtype and in the same mode. It shares no storage
@@ -44,7 +53,7 @@ def materialize(
             f"the solution drops what is not zero in this model: {lost[0]}; apply the masks to the "
             "model first (upscale_opt.apply_masks), or solve for the masks it has"
         )
-    return rebuild(model, program, solution, gather_views=gather_views)
+    return rebuild(model, program, solution, gather_views=gather_views, in_place=allow_inplace)
 
 
 def _program(model: nn.Module, solution: Solution) -> Program:

@@ -96,10 +96,10 @@ def moved_bytes(model: nn.Module, inputs: Inputs) -> Movement:
     args, kwargs = as_call(inputs)
     tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, kwargs))]
     devices = {t.device for t in tensors if isinstance(t, Tensor) and t.device.type == "cuda"}
-    places = _Places(model)
+    places = Places(model)
     counter = _Counter(places)
     with (
-        _evaluating(model),
+        evaluating(model),
         torch.random.fork_rng(sorted(devices, key=str)),
         torch.no_grad(),
         places.followed(),
@@ -110,7 +110,8 @@ def moved_bytes(model: nn.Module, inputs: Inputs) -> Movement:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Have the model in evaluation mode, and its modules as they were afterwards."""
     training = [module for module in model.modules() if module.training]
     try:
         with suppress(NotImplementedError):  # what `torch.export` makes has one mode only
@@ -121,7 +122,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-class _Places:
+class Places:
     """Where in a model its forward pass is.
 
     It follows by hooks for all modules, not by hooks of the model's own: some modules take other
@@ -175,7 +176,7 @@ def _node() -> str:
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every call of an operator that reaches a kernel."""
 
-    def __init__(self, places: _Places) -> None:
+    def __init__(self, places: Places) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.writes: list[Write] = []
         self._places = places
@@ -200,10 +201,10 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _rules(func: Any, op: str, kwargs: dict[str, Any]) -> dict[str, Rule]:
     """The rules for a call, by the name under which they count."""
     rules = {}
-    if op in _READS:
-        rules[f"{op} input"] = _READS[op]
-    if op in _RULES:
-        rules[op] = _RULES[op]
+    if op in COPIED_INPUTS:
+        rules[f"{op} input"] = COPIED_INPUTS[op]
+    if op in MOVES:
+        rules[op] = MOVES[op]
     elif "out" in kwargs and torch.Tag.pointwise in func.tags:
         rules[op] = _into_slice
     return rules
@@ -272,7 +273,7 @@ _PLACED: dict[str, Rule] = {
 }
 """What places elements into a tensor: in place, only these are written."""
 
-_RULES: dict[str, Rule] = {
+MOVES: dict[str, Rule] = {
     **dict.fromkeys(
         (
             *("cat", "stack", "clone", "repeat", "flip", "roll", "channel_shuffle"),
@@ -369,7 +370,7 @@ def _in_lines(matrix: Tensor) -> bool:
 
 _SMALL = 400
 
-_READS: dict[str, Rule] = {
+COPIED_INPUTS: dict[str, Rule] = {
     "convolution": _convolved,
     **dict.fromkeys(("mm", "bmm"), _multiplied(0, 1)),
     **dict.fromkeys(("addmm", "baddbmm"), _multiplied(1, 2)),

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich import box
 from rich.table import Table
 
 from upscale_opt.cli.options import Seed, check_file
 from upscale_opt.cli.progress import Steps
-from upscale_opt.cli.tables import output, say
+from upscale_opt.cli.tables import new_table, output, say
 
 if TYPE_CHECKING:
     from upscale_opt.ir.cost_model import CostModel
@@ -95,7 +94,7 @@ def calibrate(
 
 def _prices(cost_model: CostModel) -> Table:
     """One row per kind of kernel; a dash where nothing was timed and the numbers are scaled."""
-    table = _table("kernel", "launch, µs", "ns per kB", "ns per 1,000 macs", "error")
+    table = new_table("kernel", "launch, µs", "ns per kB", "ns per 1,000 macs", "error")
     for kind, price in cost_model.kernels.items():
         error = cost_model.error.get(kind)
         table.add_row(
@@ -110,16 +109,9 @@ def _prices(cost_model: CostModel) -> Table:
 
 def _checks(cost_model: CostModel) -> Table:
     """One row per network that was predicted and measured."""
-    table = _table("network", "predicted, ms", "measured, ms", "predicted / measured")
+    table = new_table("network", "predicted, ms", "measured, ms", "predicted / measured")
     for check in cost_model.checks:
         ratio = check.predicted / check.measured
         row = (f"{check.predicted / 1e6:.2f}", f"{check.measured / 1e6:.2f}", f"{ratio:.3f}")
         table.add_row(check.network, *row)
-    return table
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
     return table

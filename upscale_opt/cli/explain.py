@@ -1,4 +1,4 @@
-"""``upscale-opt explain``: why a read is a gather."""
+"""``upscale-opt explain``: why a read is a gather, or a window."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from upscale_opt.cli.tables import output, say
+from upscale_opt.cli.tables import extra_work, output, say
 from upscale_opt.ir.solution import Solution
 
 
@@ -18,14 +18,19 @@ def explain(
         typer.Argument(help="One read only: OPERATION, OPERATION[OPERAND] or TENSOR -> OPERATION."),
     ] = None,
 ) -> None:
-    """Say for every gather, or for READ, why it is not a view.
+    """Say for every gather, or for READ, why it is not a view; and what windows read in vain.
 
     It names the reads that cannot all be views, and the channels that show it. Needs the solution
     only, and no PyTorch.
     """
-    found = Solution.load(solution).explain(read)
+    plan = Solution.load(solution)
+    found = plan.explain(read)
     console = output()
     for explanation in found:
         say(console, str(explanation))
+    windows = sum(explanation.reason == "window" for explanation in found)
+    if windows:
+        number = "the window adds" if plan.windows == 1 else f"all {plan.windows:,} windows add"
+        say(console, f"{number} {extra_work(plan)}")
     if not found:
         say(console, "every read is a view: nothing is copied")

@@ -100,7 +100,12 @@ def _objective(value: str) -> str:
     return _one_of(OBJECTIVES, value)
 
 
-def _share(value: float) -> float:
+def share(value: float) -> float:
+    """A share of the multiply-adds, if it is one.
+
+    Raises:
+        typer.BadParameter: if it is negative or not finite.
+    """
     if not 0 <= value < math.inf:
         raise typer.BadParameter(f"it is a share, such as 0.1 for a tenth, not {value:g}")
     return value
@@ -174,7 +179,7 @@ ModelOption = Annotated[
 MaxExtraMacs = Annotated[
     float,
     typer.Option(
-        callback=_share,
+        callback=share,
         help="Let windows, which copy nothing, add up to this share of the multiply-adds.",
     ),
 ]

@@ -73,14 +73,6 @@ class Steps:
         self._console.print(line, markup=False, soft_wrap=True)
 
 
-def solver_progress(
-    tell: Tell, objective: str = "copied_channels", max_extra_macs: float = 0.0
-) -> Callable[[int, int], None] | None:
-    """The ``progress`` callback for :func:`upscale_opt.solve` that tells both numbers.
-
-    There is none where windows have a budget: the solver is then given prices that are raised from
-    call to call, and what it tells is in their terms.
-    """
-    if max_extra_macs:
-        return None
+def solver_progress(tell: Tell, objective: str = "copied_channels") -> Callable[[int, int], None]:
+    """The ``progress`` callback for :func:`upscale_opt.solve` that tells both numbers."""
     return lambda best, bound: tell(f"{best:,} {UNITS[objective]}, lower bound {bound:,}")

@@ -182,6 +182,7 @@ def _solve_all(
     solutions = []
     for name in [other for other in ("identity", "greedy") if other != solver] + [solver]:
         with steps.step(f"solve ({name})") as tell:
+            told = solver_progress(tell, asked.objective)
             solutions.append(
                 solve(
                     graph,
@@ -193,7 +194,7 @@ def _solve_all(
                     max_extra_macs=asked.max_extra_macs,
                     cost_model=asked.cost_model,
                     seed=asked.seed,
-                    progress=solver_progress(tell, asked.objective, asked.max_extra_macs),
+                    progress=None if asked.max_extra_macs else told,
                 )
             )
     return solutions

@@ -22,9 +22,10 @@ from upscale_opt.cli.options import (
     weights_of,
 )
 from upscale_opt.cli.progress import Steps, solver_progress
-from upscale_opt.cli.tables import output, say, summary
+from upscale_opt.cli.tables import layout_lines, output, say, summary
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.solution import Solution
 from upscale_opt.solver import solve as find_orders
 
 
@@ -67,15 +68,25 @@ def solve(
             cost_model=prices,
             seed=seed,
             workers=workers,
-            progress=solver_progress(tell, objective, max_extra_macs),
+            progress=None if max_extra_macs else solver_progress(tell, objective),
         )
     solution.save(out)
     console = output()
-    say(console, summary(solution))
+    for line in (summary(solution), *layout_lines(solution)):
+        say(console, line)
     if solver == "cp-sat" and solution.status != "optimal":
-        say(
-            console,
-            f"stopped after {steps.seconds['solve']:.1f} s before the proof was complete; "
-            "a larger --time-limit or more --workers may close the gap",
-        )
+        say(console, _why_open(solution, steps.seconds["solve"]))
     say(console, f"{out}: {solution.status}, {steps.seconds['solve']:.2f} s")
+
+
+def _why_open(solution: Solution, seconds: float) -> str:
+    """Why it is not proven to be optimal, and what may help."""
+    if solution.max_extra_macs or solution.objective == "latency":
+        return (
+            "the lower bound is a relaxation's: with windows, the optimum is proven for small "
+            "problems only"
+        )
+    return (
+        f"stopped after {seconds:.1f} s before the proof was complete; "
+        "a larger --time-limit or more --workers may close the gap"
+    )

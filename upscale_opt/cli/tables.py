@@ -34,7 +34,7 @@ def say(console: Console, line: str) -> None:
 
 def costs_table(before: Costs, after: Costs) -> Table:
     """Parameters and multiply-adds, before and after."""
-    table = _table("size", "unpruned", "pruned", "left")
+    table = new_table("size", "unpruned", "pruned", "left")
     for name, old, new in (
         ("parameters", before.parameters, after.parameters),
         ("multiply-adds", before.multiply_adds, after.multiply_adds),
@@ -46,28 +46,43 @@ def costs_table(before: Costs, after: Costs) -> Table:
 
 def orders_table(solutions: Mapping[str, Solution]) -> Table:
     """One row per choice of channel orders; the last one is exported."""
-    table = _table("order", "reads", "views", "gathers", "copied channels", "lower bound", "status")
+    found = list(solutions.values())
+    windows = any(solution.windows for solution in found)
+    kinds = ("views", "windows", "gathers") if windows else ("views", "gathers")
+    unit = UNITS[found[0].objective]
+    table = new_table("order", "reads", *kinds, unit, "lower bound", "status")
     for name, solution in solutions.items():
         table.add_row(
             name,
-            f"{solution.views + solution.gathers:,}",
-            f"{solution.views:,}",
-            f"{solution.gathers:,}",
-            f"{solution.objective_value:,} of {read_channels(solution):,}",
+            f"{reads(solution):,}",
+            *(f"{getattr(solution, kind):,}" for kind in kinds),
+            _value(solution),
             lower_bound(solution),
             solution.status,
         )
     return table
 
 
+def _value(solution: Solution) -> str:
+    """What the orders cost; of copied channels, also of how many."""
+    value = f"{solution.objective_value:,}"
+    if solution.objective == "copied_channels":
+        return f"{value} of {read_channels(solution):,}"
+    return value
+
+
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     """One row per solver."""
-    table = _table("solver", unit_of(rows[0]), "views", "lower bound", "gap", "status", "seconds")
+    windows = any(row.windows for row in rows)
+    more = ("windows", "extra macs") if windows else ()
+    rest = ("lower bound", "gap", "status", "seconds")
+    table = new_table("solver", unit_of(rows[0]), "views", *more, *rest)
     for row in rows:
         table.add_row(
             row.solver,
             _number(row.objective_value),
             "-" if row.views is None else f"{row.views:,} of {row.reads:,}",
+            *((_number(row.windows), _number(row.extra_macs)) if windows else ()),
             _number(row.lower_bound),
             "-" if row.gap is None else f"{100 * row.gap:.2f} %",
             row.status,
@@ -95,7 +110,7 @@ def row_line(row: ComparisonRow) -> str:
 
 def times_table(seconds: Mapping[str, float]) -> Table:
     """Seconds by step."""
-    table = _table("step", "seconds")
+    table = new_table("step", "seconds")
     for name, value in seconds.items():
         table.add_row(name, f"{value:.2f}")
     table.add_section()
@@ -103,7 +118,8 @@ def times_table(seconds: Mapping[str, float]) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """An empty table; the first column is aligned to the left, the others to the right."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
@@ -119,6 +135,11 @@ def order_name(solution: Solution) -> str:
     return solution.solver
 
 
+def reads(solution: Solution) -> int:
+    """How many reads there are, apart from the optional ones."""
+    return solution.views + solution.windows + solution.gathers
+
+
 def read_channels(solution: Solution) -> int:
     """The channels that all reads together need."""
     return sum(len(read.channels) for read in solution.reads if not read.optional)
@@ -132,15 +153,34 @@ def lower_bound(solution: Solution) -> str:
 
 def summary(solution: Solution) -> str:
     """A solution in one line."""
-    reads = solution.views + solution.gathers
     if solution.objective == "copied_channels":
         cost = f"{solution.objective_value:,} of {read_channels(solution):,} read channels copied"
     else:
         cost = f"{solution.objective_value:,} {UNITS[solution.objective]}"
+    windows = f"{solution.windows:,} windows, " if solution.windows else ""
     return (
-        f"{order_name(solution)}: {reads:,} reads, {solution.views:,} views, "
+        f"{order_name(solution)}: {reads(solution):,} reads, {solution.views:,} views, {windows}"
         f"{solution.gathers:,} gathers; {cost}, lower bound {lower_bound(solution)}"
     )
+
+
+def layout_lines(solution: Solution) -> list[str]:
+    """What windows and arenas there are, and what windows cost; none for a plan without them."""
+    lines = []
+    if solution.windows:
+        lines.append(f"{solution.windows:,} windows add {extra_work(solution)}")
+    if solution.arenas:
+        joined = sum(len(arena.tensors) for arena in solution.arenas)
+        lines.append(
+            f"{len(solution.arenas):,} arenas: buffers that {joined:,} concatenations share"
+        )
+    return lines
+
+
+def extra_work(solution: Solution) -> str:
+    """The multiply-adds that windows add, and their share."""
+    share = 100 * solution.extra_macs / solution.macs if solution.macs else 0.0
+    return f"{solution.extra_macs:,} multiply-adds ({share:.2g} %)"
 
 
 def opaque_lines(graph: ChannelGraph) -> list[str]:

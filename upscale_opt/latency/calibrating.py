@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from upscale_opt.costs import _composed_attention
+from upscale_opt.costs import composed_attention
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
@@ -147,7 +147,7 @@ def calibrate_all(
     place = _checked(device, memory_format, threads, seconds)
     tell = progress or (lambda text: None)
     form, dtype = _FORMATS[memory_format], dtype or _dtype(subjects[0].model)
-    with computing_with(threads), torch.no_grad(), _composed_attention(), _random_kept(place):
+    with computing_with(threads), torch.no_grad(), composed_attention(), _random_kept(place):
         watch = Stopwatch(place, threads)
         passes: list[Passes] = []
         probes: list[dict[str, list[Timing]]] = []

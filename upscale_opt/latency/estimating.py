@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from upscale_opt.costs import _composed_attention
+from upscale_opt.costs import composed_attention
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.latency.kernels import Kernel, Watch, kernels_of
-from upscale_opt.movement import _evaluating
+from upscale_opt.movement import evaluating
 from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
 
 
@@ -124,7 +124,7 @@ def _list_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 def _list(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Kernel]:
     lister = _Lister(model)
-    with _evaluating(model), torch.no_grad(), _composed_attention(), lister.watching():
+    with evaluating(model), torch.no_grad(), composed_attention(), lister.watching():
         model(*args, **kwargs)
     return lister.kernels
 

@@ -18,9 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from upscale_opt.movement import _READS as _COPIED_INPUTS
-from upscale_opt.movement import _RULES as _MOVES
-from upscale_opt.movement import _Places
+from upscale_opt.movement import COPIED_INPUTS, MOVES, Places
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def kernels_of(
     kind = _kind(op, func, args, result)
     moved, macs = _moved(op, args, kwargs, result), _macs(func, args, kwargs, result)
     kernels = [Kernel(kind, op, moved, macs, module)]
-    copies = _COPIED_INPUTS.get(op) if kind != "gather" else None
+    copies = COPIED_INPUTS.get(op) if kind != "gather" else None
     if copies is not None and (copied := copies(args, kwargs, result)):
         kernels.insert(0, Kernel("view_copy", op, 2 * copied, 0, module))
     return kernels
@@ -88,7 +86,7 @@ def _kind(op: str, func: Any, args: tuple[Any, ...], result: Any) -> str:
         return "elementwise"
     if torch.Tag.pointwise in func.tags:
         return "elementwise"
-    return "copy" if op in _MOVES else "other"
+    return "copy" if op in MOVES else "other"
 
 
 def _one_weight(args: tuple[Any, ...]) -> bool:
@@ -128,7 +126,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._places = _Places(model)
+        self._places = Places(model)
 
     def seen(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], module: str) -> Any:
         """Run a call and return its result; for subclasses to look at."""

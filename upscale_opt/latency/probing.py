@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 from torch.nn import functional
 
+from upscale_opt.kernels import compact, gather
 from upscale_opt.latency.fitting import Timing
 from upscale_opt.latency.kernels import Watch
 from upscale_opt.latency.timing import Reading, Stopwatch
@@ -136,7 +137,7 @@ def _gather(whole: Tensor, share: int) -> Probe:
     count = (channels + share - 1) // share
     chosen = torch.randperm(channels, device=whole.device)[:count].sort().values
     moved = _copied(whole) * count // channels
-    return Probe("gather", moved, 0, lambda: whole.index_select(1, chosen))
+    return Probe("gather", moved, 0, lambda: gather(whole, 1, chosen))
 
 
 def _write(whole: Tensor) -> Probe:
@@ -152,7 +153,19 @@ def _concatenate(whole: Tensor) -> Probe:
     return Probe("copy", moved, 0, lambda: torch.cat([first, second], 1))
 
 
+def _compact(whole: Tensor) -> Probe:
+    """A view of channels without its gaps, as exports hand it to convolutions and norms.
+
+    Of one image in rows, a view has none; then it is copied as a concatenation copies it.
+    """
+    view = _half(whole)
+    if view.is_contiguous():
+        return _concatenate(whole)
+    return Probe("copy", _copied(view), 0, lambda: compact(view))
+
+
 def _view_copy(whole: Tensor) -> Probe:
+    """What kernels do by themselves that cannot read a view of channels."""
     view, form = _half(whole), suggest_memory_format(whole)
     return Probe("view_copy", _copied(view), 0, lambda: view.clone(memory_format=form))
 
@@ -176,6 +189,7 @@ def _product(whole: Tensor, share: int) -> Probe:
 _MOVES: tuple[Callable[[Tensor], Probe], ...] = (
     lambda whole: _gather(whole, 2),
     _write,
+    _compact,
     _view_copy,
     lambda whole: _product(whole, 2),
     lambda whole: _gather(whole, 4),
@@ -200,7 +214,7 @@ def _launches(image: Tensor, form: torch.memory_format) -> Iterator[Probe]:
     yield Probe("reduce", size, 0, lambda: image.mean((2, 3)))
     narrow = image.narrow(1, 0, channels // 2)
     chosen = torch.arange(0, channels, 2, device=image.device)
-    yield Probe("gather", size, 0, lambda: image.index_select(1, chosen))
+    yield Probe("gather", size, 0, lambda: gather(image, 1, chosen))
     yield Probe("view_copy", size, 0, lambda: narrow.clone(memory_format=form))
 
 

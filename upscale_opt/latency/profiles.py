@@ -45,13 +45,13 @@ CPU_CHANNELS_LAST = CPU.model_copy(
             "depthwise": _kernel(135e3, 0.051, 0.041),
             "norm": _kernel(18e3, 0.045),
             "pool": _kernel(50e3, 0.062),
-            "gather": _kernel(9e3, 0.30),
+            "gather": _kernel(9e3, 0.08),
             "view_copy": _kernel(13e3, 0.09),
             "strided1x1": _kernel(13e3, 0.10, 0.021),
         },
     }
 )
-"""The same in channels_last, where gathers are slow and pooling is fast."""
+"""The same in channels_last, where gathers are slower and pooling is faster."""
 
 GPU = CostModel(
     device="cuda",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from upscale_opt.errors import MaskError
+from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
@@ -18,6 +19,7 @@ from upscale_opt.masking.segments import Layers
 from upscale_opt.materializing import materialize
 from upscale_opt.solver import solve
 from upscale_opt.solver.coupling import constrain
+from upscale_opt.solver.segments import Model
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying import VerificationReport, verify
@@ -60,6 +62,9 @@ def prune(
     masks: Masks | None = None,
     solver: str = "cp-sat",
     objective: str = "copied_channels",
+    selection: Model | None = None,
+    max_extra_macs: float = 0.0,
+    cost_model: CostModel | None = None,
     time_limit: float = 60.0,
     seed: int = 0,
     check: bool = True,
@@ -83,6 +88,9 @@ def prune(
         masks: explicit masks, instead of ``amount``.
         solver: see :func:`upscale_opt.solve`.
         objective: see :func:`upscale_opt.solve`.
+        selection: where channels are selected, the ``model`` of :func:`upscale_opt.solve`.
+        max_extra_macs: see :func:`upscale_opt.solve`.
+        cost_model: see :func:`upscale_opt.solve`.
         time_limit: seconds for the solver.
         seed: seed of the solver.
         check: verify the result on ``inputs``.
@@ -119,7 +127,17 @@ def prune(
         found = constrain(graph, found)
         apply_masks(masked, graph, found)
     step("solve")
-    solution = solve(graph, found, solver, objective, time_limit, seed=seed)
+    solution = solve(
+        graph,
+        found,
+        solver,
+        objective,
+        time_limit,
+        model=selection,
+        max_extra_macs=max_extra_macs,
+        cost_model=cost_model,
+        seed=seed,
+    )
     step("materialize")
     pruned = materialize(masked, solution)
     report = None

@@ -12,6 +12,7 @@ from torch import nn
 from typing_extensions import Self
 
 from upscale_opt.errors import MaskError, MaterializeError
+from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Layer, maskable_axes, slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
@@ -21,6 +22,7 @@ from upscale_opt.pruned_module import replace
 from upscale_opt.pruning.mock import MockModel
 from upscale_opt.solver import solve
 from upscale_opt.solver.coupling import constrain
+from upscale_opt.solver.segments import Model
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying import VerificationReport, verify
@@ -91,6 +93,9 @@ class PruningManager(nn.Module):
         *,
         solver: str = "cp-sat",
         objective: str = "copied_channels",
+        selection: Model | None = None,
+        max_extra_macs: float = 0.0,
+        cost_model: CostModel | None = None,
         time_limit: float = 60.0,
         seed: int = 0,
     ) -> Self:
@@ -113,6 +118,9 @@ class PruningManager(nn.Module):
             reorder_consumer: as ``reorder_producer``.
             solver: see :func:`upscale_opt.solve`.
             objective: see :func:`upscale_opt.solve`.
+            selection: where channels are selected, the ``model`` of :func:`upscale_opt.solve`.
+            max_extra_macs: see :func:`upscale_opt.solve`.
+            cost_model: see :func:`upscale_opt.solve`.
             time_limit: seconds for the solver.
             seed: seed of the solver.
 
@@ -126,7 +134,8 @@ class PruningManager(nn.Module):
         pruned_inputs = None if pruned_inputs is None else tuple(pruned_inputs)
         pruned_outputs = None if pruned_outputs is None else tuple(pruned_outputs)
         solver = solver if reorder_producer and reorder_consumer else "identity"
-        asked = (pruned_inputs, pruned_outputs, constrained, solver, objective, time_limit, seed)
+        terms = (objective, selection, max_extra_macs, cost_model)
+        asked = (pruned_inputs, pruned_outputs, constrained, solver, terms, time_limit, seed)
         graph = trace(self.net, inputs)
         given: Masks | None = None
         if pruned_inputs is not None or pruned_outputs is not None:
@@ -137,7 +146,17 @@ class PruningManager(nn.Module):
         known = (graph, masks, asked) == (self.graph, self.masks, self._asked)
         if self.solution is not None and known and not force:
             return self
-        self.solution = solve(graph, masks, solver, objective, time_limit, seed=seed)
+        self.solution = solve(
+            graph,
+            masks,
+            solver,
+            objective,
+            time_limit,
+            model=selection,
+            max_extra_macs=max_extra_macs,
+            cost_model=cost_model,
+            seed=seed,
+        )
         if not self.solution.parameters:
             warnings.warn(
                 f"there is nothing to prune in this {type(self.net).__name__}: mask it first; and "

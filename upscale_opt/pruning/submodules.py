@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from upscale_opt.errors import TraceError
+from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Layer
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
@@ -21,6 +22,7 @@ from upscale_opt.pruned_module import PrunedModule, replace
 from upscale_opt.pruning.recording import Calls, inputs_of, record_calls
 from upscale_opt.pruning.replaying import replay
 from upscale_opt.solver import solve
+from upscale_opt.solver.segments import Model
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
 
@@ -92,6 +94,9 @@ class _Settings:
     criterion: Importance | Callable[[Tensor], Tensor] | None
     solver: str
     objective: str
+    selection: Model | None
+    max_extra_macs: float
+    cost_model: CostModel | None
     time_limit: float
     seed: int
 
@@ -107,6 +112,9 @@ def prune_submodules(
     criterion: Importance | Callable[[Tensor], Tensor] | None = None,
     solver: str = "cp-sat",
     objective: str = "copied_channels",
+    selection: Model | None = None,
+    max_extra_macs: float = 0.0,
+    cost_model: CostModel | None = None,
     time_limit: float = 60.0,
     seed: int = 0,
     check: bool = True,
@@ -145,6 +153,9 @@ def prune_submodules(
         criterion: with ``amount``: which channels are important; the L2 norm by default.
         solver: see :func:`upscale_opt.solve`.
         objective: see :func:`upscale_opt.solve`.
+        selection: where channels are selected, the ``model`` of :func:`upscale_opt.solve`.
+        max_extra_macs: see :func:`upscale_opt.solve`.
+        cost_model: see :func:`upscale_opt.solve`.
         time_limit: seconds for the solver, per submodule.
         seed: seed of the solver.
         check: verify.
@@ -160,7 +171,19 @@ def prune_submodules(
         UpscaleError: the error of any other step that failed.
     """
     masked = model if amount is None else copy.deepcopy(model)
-    settings = _Settings(amount, side, layers, criterion, solver, objective, time_limit, seed)
+    settings = _Settings(
+        amount=amount,
+        side=side,
+        layers=layers,
+        criterion=criterion,
+        solver=solver,
+        objective=objective,
+        selection=selection,
+        max_extra_macs=max_extra_macs,
+        cost_model=cost_model,
+        time_limit=time_limit,
+        seed=seed,
+    )
     calls = record_calls(masked, inputs)
     whole: dict[str, str] = {}
     if names is None:
@@ -321,6 +344,9 @@ def _export(module: nn.Module, graph: ChannelGraph, calls: int, settings: _Setti
         settings.solver,
         settings.objective,
         settings.time_limit,
+        model=settings.selection,
+        max_extra_macs=settings.max_extra_macs,
+        cost_model=settings.cost_model,
         seed=settings.seed,
     )
     return _Made(calls, graph, masks, solution, materialize(module, solution))

@@ -1,0 +1,488 @@
+"""Concatenations that share a buffer: lossless in every mode, and never a buffer where none fits."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cat_networks import cat_network, image
+from helpers import EXACT, Net, assert_lossless, call, cast, complaint, deviation, random_masks
+from torch import Tensor, nn
+from torch.nn import functional
+
+import upscale_opt as uo
+from upscale_opt.arena import ArenaRead, ArenaWrite
+from upscale_opt.errors import SchemaError, UpscaleError
+from upscale_opt.models import catalogue
+from upscale_opt.models.random_masks import Side, apply_weight_masks, random_weight_masks
+from upscale_opt.models.topologies import example_inputs
+
+SIDES: tuple[Side, ...] = ("in", "out", "both")
+
+TOPOLOGIES = (
+    *("dense_block", "nested_cat", "add_and_cat", "unet", "cat_twice", "split_reordered"),
+    *("shuffle_v2", "channel_shuffle", "grouped_cat", "windows", "shared_block"),
+)
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_topologies(name: str) -> None:
+    model = catalogue.build(catalogue.PREFIX + name, seed=3)
+    catalogue.randomize(model, 4, example_inputs(name, 4)).double()
+    inputs = cast(example_inputs(name, 2), torch.float64)
+    others = cast(example_inputs(name, 3), torch.float64)
+    original = {key: value.clone() for key, value in model.state_dict().items()}
+    graph = uo.trace(model, inputs)
+    for number in range(12):
+        rng = random.Random(number)
+        model.load_state_dict(original)
+        drawn = random_weight_masks(model, rng, SIDES[number % 3])
+        apply_weight_masks(model, drawn, biases=rng.random() < 0.5)
+        masks = uo.Masks.from_model(model, graph)
+        solution = uo.solve(graph, masks, model="arena")
+        assert solution.check(graph, masks).optimal
+        assert uo.Solution.from_json(solution.to_json()) == solution
+        pruned = uo.materialize(model, solution)
+        assert_lossless(model, pruned, inputs)
+        assert_lossless(model, pruned, others)
+
+
+# Networks that isolate one way to concatenate.
+
+
+def chain(m: Any, x: Tensor) -> Tensor:
+    """Concatenations of concatenations, each read twice."""
+    one = torch.cat([m.a(x), m.b(x)], 1)
+    two = torch.cat([one, m.c(m.r(one))], 1)
+    y: Tensor = m.h(two) + m.i(two) + m.j(one)
+    return y
+
+
+def osa(m: Any, x: Tensor) -> Tensor:
+    """One-shot aggregation: layer behind layer, joined once at the end."""
+    a = m.a(x)
+    b = torch.relu(m.d(a))
+    joined = torch.cat([a, b, m.c(x)], 1)
+    y: Tensor = m.h(joined) + m.i(joined)
+    return y
+
+
+def inception(m: Any, x: Tensor) -> Tensor:
+    """A concatenation is pooled, and the result concatenated again."""
+    one = torch.cat([m.a(x), m.b(x)], 1)
+    two = torch.cat([functional.max_pool2d(one, 3, 1, 1), m.c(x)], 1)
+    y: Tensor = m.h(two) + m.i(two)
+    return y
+
+
+def twice_activated(m: Any, x: Tensor) -> Tensor:
+    """The same channels in two concatenations, of different values."""
+    a, b = m.a(x), m.b(x)
+    one = torch.cat([a, b], 1)
+    two = torch.cat([torch.sigmoid(a), torch.tanh(b), m.c(x)], 1)
+    y: Tensor = m.r(one) + m.j(one) + m.h(two) + m.i(two)
+    return y
+
+
+def reads_an_operand(m: Any, x: Tensor) -> Tensor:
+    """What is concatenated is read alone, too."""
+    a, b = m.a(x), torch.relu(m.b(x))
+    joined = torch.cat([a, b], 1)
+    y: Tensor = m.r(joined) + m.j(joined) + m.d(a)
+    return y
+
+
+def dead_operand(m: Any, x: Tensor) -> Tensor:
+    """Nobody reads what one of the operands holds."""
+    joined = torch.cat([m.a(x), m.b(x), m.c(x)], 1)
+    y: Tensor = m.h(joined) + m.i(joined)
+    return y
+
+
+def itself(m: Any, x: Tensor) -> Tensor:
+    """A tensor stands twice in a concatenation, next to another one."""
+    a = m.a(x)
+    joined = torch.cat([a, m.c(x), a, m.d(a)], 1)
+    y: Tensor = m.wide(joined) + m.k(joined)
+    return y
+
+
+def upright(m: Any, x: Tensor) -> Tensor:
+    """Along another axis than the channels'."""
+    joined = torch.cat([m.a(x), m.e(x)], 2)
+    both = torch.cat([joined, torch.relu(joined)], 3)
+    y: Tensor = m.d(both)
+    return y
+
+
+def shuffled(m: Any, x: Tensor) -> Tensor:
+    """The channels are shuffled after a concatenation, and concatenated again."""
+    one = torch.cat([m.a(x), m.e(x)], 1)
+    mixed = one.unflatten(1, (2, 5)).transpose(1, 2).flatten(1, 2)
+    two = torch.cat([mixed, m.e(x)], 1)
+    y: Tensor = m.h(two) + m.i(two)
+    return y
+
+
+def modified(m: Any, x: Tensor) -> Tensor:
+    """Concatenations are modified in place, and so are their operands, afterwards."""
+    a, b = m.a(x), m.b(x)
+    one = torch.cat([a, b], 1)
+    c = m.c(functional.relu_(a))
+    two = torch.cat([one, c], 1)
+    rest = m.h(two)
+    functional.relu_(two)
+    y: Tensor = rest + m.i(two) + m.d(a) + m.j(one.add_(1))
+    return y
+
+
+def conv(inputs: int, outputs: int, size: int = 1) -> Callable[[], nn.Module]:
+    return lambda: nn.Conv2d(inputs, outputs, size, padding="same")
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    **{"a": conv(3, 5), "b": conv(3, 6, 3), "c": conv(3, 4), "d": conv(5, 4), "e": conv(3, 5)},
+    **{"r": conv(11, 3), "j": conv(11, 3), "h": conv(15, 3), "i": conv(15, 3, 3)},
+    **{"wide": conv(18, 4), "k": conv(18, 4)},
+}
+
+RUNS: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    run.__name__: run
+    for run in (chain, inception, twice_activated, dead_operand, shuffled, upright)
+}
+
+
+def network(run: Callable[[Any, Tensor], Tensor], seed: int, **other: Callable[[], nn.Module]) -> Net:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = {name: make() for name, make in {**LAYERS, **other}.items()}
+        return Net(run, **layers).double().eval()
+
+
+OTHERS: dict[str, dict[str, Callable[[], nn.Module]]] = {
+    "chain": {"c": conv(3, 4), "j": conv(11, 3)},
+    "osa": {"d": conv(5, 6)},
+    "reads_an_operand": {"d": conv(5, 3)},
+    "itself": {},
+    "modified": {"c": conv(5, 4), "d": conv(5, 3)},
+}
+RUNS |= {run.__name__: run for run in (osa, reads_an_operand, itself, modified)}
+
+X = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0)).double()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A masked network, its solution, and the export."""
+
+    model: nn.Module
+    graph: uo.ChannelGraph
+    masks: uo.Masks
+    solution: uo.Solution
+    pruned: nn.Module
+
+
+def exported(name: str, seed: int, **options: Any) -> Case:
+    model = network(RUNS[name], seed, **OTHERS.get(name, {}))
+    graph = uo.trace(model, X)
+    uo.apply_masks(model, graph, random_masks(graph, seed))
+    masks = uo.Masks.from_model(model, graph)
+    solution = uo.solve(graph, masks, model="arena", **options)
+    return Case(model, graph, masks, solution, uo.materialize(model, solution))
+
+
+@cache
+def with_arena(name: str = "chain") -> Case:
+    """An export that writes a buffer, of which some reads are copies."""
+    for seed in range(20):
+        case = exported(name, seed)
+        kinds = {type(m) for m in case.pruned.modules()}
+        if {ArenaRead, ArenaWrite} <= kinds and case.solution.gathers:
+            return case
+    raise AssertionError("no export has an arena")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_way_to_concatenate(name: str) -> None:
+    for seed in range(6):
+        case = exported(name, seed)
+        case.solution.check(case.graph, case.masks)
+        assert uo.Solution.from_json(case.solution.to_json()) == case.solution
+        more = torch.randn(7, 3, 6, 5, dtype=torch.float64)
+        for x in (X, more, X.contiguous(memory_format=torch.channels_last)):
+            want = call(case.model, x)
+            assert deviation(want, call(case.pruned, x)) < EXACT
+            assert deviation(want, call(case.pruned, x)) < EXACT, "at the second call"
+            assert deviation(want, case.pruned(x).detach()) < EXACT, "with gradients"
+        held = {name for arena in case.solution.arenas for name in arena.tensors}
+        planned = sum(r.plan == "gather" and r.tensor in held for r in case.solution.reads)
+        reads = [m for m in case.pruned.modules() if isinstance(m, ArenaRead)]
+        assert sum(not m.view for m in reads) == planned, "copies that nobody counted"
+
+
+@pytest.mark.parametrize("name", ["chain", "dead_operand", "osa"])
+def test_arenas_are_found(name: str) -> None:
+    assert with_arena(name).solution.arenas
+
+
+@pytest.mark.parametrize("name", ["inception", "twice_activated"])
+def test_no_space_is_a_part_of_two_arenas(name: str) -> None:
+    for seed in range(6):
+        arenas = exported(name, seed).solution.arenas
+        channels = [channel for arena in arenas for channel in arena.channels]
+        assert len(set(channels)) == len(channels)
+
+
+def test_no_worse_than_without() -> None:
+    for seed in range(6):
+        case = exported("chain", seed)
+        alone = uo.solve(case.graph, case.masks)
+        assert case.solution.objective_value <= alone.objective_value
+
+
+# Modes.
+
+
+def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    model(x).square().sum().backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_training_is_that_of_the_functional_form() -> None:
+    case = with_arena()
+    functional_form = uo.materialize(case.model, case.solution)
+    for module in functional_form.modules():
+        if isinstance(module, ArenaWrite):
+            module.in_place = False
+    with torch.no_grad():
+        assert torch.equal(functional_form(X), case.pruned(X))
+    pruned = copy.deepcopy(case.pruned).train()
+    want, got = gradients(functional_form.train(), X), gradients(pruned, X)
+    assert want.keys() == got.keys()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+    state = {name: p.detach().clone() for name, p in pruned.named_parameters()}
+    for model in (functional_form, pruned):
+        torch.optim.SGD(model.parameters(), 0.1).step()
+    assert any(not torch.equal(p, state[name]) for name, p in pruned.named_parameters())
+    with torch.no_grad():
+        assert torch.equal(functional_form(X), pruned(X))
+
+
+@pytest.mark.parametrize("frozen", [("a", "b"), ("a",), ("c",), ("a", "b", "c", "r")])
+def test_some_layers_are_frozen(frozen: tuple[str, ...]) -> None:
+    """A buffer may be begun before the first tensor that needs a gradient."""
+    case = with_arena()
+    model, pruned = copy.deepcopy(case.model), copy.deepcopy(case.pruned)
+    for name in frozen:
+        model.get_submodule(name).requires_grad_(False)
+        pruned.get_submodule(name).requires_grad_(False)
+    assert deviation(model(X).detach(), pruned(X).detach()) < EXACT
+    want, got = gradients(model, X), gradients(pruned, X)
+    assert want.keys() >= got.keys()
+    biases = [name for name in got if name.endswith("bias") and got[name].shape == want[name].shape]
+    assert biases
+    for name in biases:
+        assert deviation(want[name], got[name]) < 1e-9
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_modes_of_autograd(mode: Callable[[], Any]) -> None:
+    case = with_arena()
+    want = call(case.model, X)
+    with mode():
+        assert deviation(want, case.pruned(X).detach().clone()) < EXACT
+
+
+def test_autocast() -> None:
+    """As the functional form, bit by bit: nothing is rounded in the buffer."""
+    case = with_arena()
+    plain = uo.materialize(case.model, case.solution).float()
+    for module in plain.modules():
+        if isinstance(module, ArenaWrite):
+            module.in_place = False
+    pruned = copy.deepcopy(case.pruned).float()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        want, got = plain(X.float()), pruned(X.float())
+    assert want.dtype == got.dtype
+    assert torch.equal(want, got)
+
+
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_buffers_hold_what_is_most_precise(dtypes: tuple[str, str]) -> None:
+    """As torch.cat under autocast; also if the first tensor written is not precise."""
+    one, two = (torch.randn(1, 2, 3, 3).to(getattr(torch, dtype)) for dtype in dtypes)
+    first = ArenaWrite([[(0, 0, 2)]], 4, 1)
+    second = ArenaWrite([[(0, 2, 2)]], 4, 1)
+    reads = ArenaRead([0, 1, 2, 3], [(0, 0), (0, 1), (1, 0), (1, 1)], [2, 2], 1, X.device, view=True)
+    with torch.no_grad():
+        got = reads(second(two, earlier=first(one)))
+    assert torch.equal(got, torch.cat([one.float(), two.float()], 1))
+    assert got.dtype == torch.float32
+
+
+def test_transformed() -> None:
+    case = with_arena()
+    want = call(case.model, X)
+    with torch.no_grad():
+        got = torch.func.vmap(lambda x: case.pruned(x.unsqueeze(0)).squeeze(0))(X)
+    assert deviation(want, got) < EXACT
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled(backend: str) -> None:
+    case = with_arena()
+    torch.compiler.reset()
+    compiled = torch.compile(case.pruned, backend=backend)
+    assert deviation(call(case.model, X), call(compiled, X)) < EXACT
+
+
+def test_exported_program() -> None:
+    case = with_arena()
+    with torch.no_grad():
+        program = torch.export.export(case.pruned, (X,)).module()
+    assert deviation(call(case.model, X), call(program, X)) < EXACT
+
+
+def test_copies_and_files(tmp_path: Path) -> None:
+    case = with_arena()
+    want = call(case.pruned, X)
+    stream = io.BytesIO()
+    torch.save(case.pruned, stream)
+    stream.seek(0)
+    uo.save(case.pruned, tmp_path / "pruned.uo")
+    others = [
+        copy.deepcopy(case.pruned),
+        copy.copy(case.pruned),
+        torch.load(stream, weights_only=False),
+        uo.load(network(chain, 0, **OTHERS["chain"]), tmp_path / "pruned.uo"),
+    ]
+    for other in others:
+        assert torch.equal(want, call(other, X))
+    assert others[-1].solution == case.solution
+
+
+def test_pruned_again() -> None:
+    case = with_arena()
+    again = copy.deepcopy(case.pruned)
+    graph = uo.trace(again, X)
+    uo.apply_masks(again, graph, random_masks(graph, 1))
+    masks = uo.Masks.from_model(again, graph)
+    for model in ("arena", "tensor"):
+        assert_lossless(again, uo.materialize(again, uo.solve(graph, masks, model=model)), X)
+
+
+# Random networks.
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_random_networks(dense: bool) -> None:
+    arenas = 0
+    for seed in range(8):
+        model = cat_network(seed, 5, dense=dense, frozen=seed % 3 == 0)
+        graph = uo.trace(model, image())
+        uo.apply_masks(model, graph, random_masks(graph, seed))
+        masks = uo.Masks.from_model(model, graph)
+        options = {} if seed % 2 else {"max_extra_macs": 0.5}
+        solution = uo.solve(graph, masks, model="arena", time_limit=3, **options)
+        solution.check(graph, masks)
+        pruned = uo.materialize(model, solution)
+        for x in (image(2), image(7, 1), image(2, last=True)):
+            want = call(model, x)
+            assert deviation(want, call(pruned, x)) < EXACT
+            assert deviation(want, pruned(x).detach()) < EXACT
+        arenas += len(solution.arenas)
+    assert arenas >= 4 or not dense
+
+
+# Solutions edited by hand.
+
+
+def rotated(arena: dict[str, Any]) -> None:
+    channels = listed(arena["channels"])
+    arena["channels"] = channels[1:] + channels[:1]
+
+
+def listed(channels: Any) -> list[int]:
+    """Channels of JSON: a list, or runs as text."""
+    if isinstance(channels, list):
+        return list(channels)
+    result: list[int] = []
+    for run in str(channels).split(","):
+        first, _, last = run.partition("-")
+        result += range(int(first), int(last or first) + 1)
+    return result
+
+
+def merge(data: dict[str, Any]) -> None:
+    """An arena of concatenations of what is not alike: of a sum and of what it sums."""
+    data["arenas"] = [{"tensors": ["nothing"], "channels": [0, 1]}]
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "other places": lambda d: rotated(d["arenas"][0]),
+    "backwards": lambda d: d["arenas"][0].update(
+        channels=listed(d["arenas"][0]["channels"])[::-1]
+    ),
+    "a channel less": lambda d: d["arenas"][0].update(
+        channels=listed(d["arenas"][0]["channels"])[:-1]
+    ),
+    "a channel twice": lambda d: d["arenas"][0].update(
+        channels=listed(d["arenas"][0]["channels"])
+        + listed(d["arenas"][0]["channels"])[:1]
+    ),
+    "a foreign channel": lambda d: d["arenas"][0].update(
+        channels=[*listed(d["arenas"][0]["channels"]), 10**6]
+    ),
+    "a concatenation less": lambda d: d["arenas"][0].update(tensors=d["arenas"][0]["tensors"][:1]),
+    "the other concatenation less": lambda d: d["arenas"][0].update(
+        tensors=d["arenas"][0]["tensors"][1:]
+    ),
+    "no concatenations": lambda d: d["arenas"][0].update(tensors=[]),
+    "no channels": lambda d: d["arenas"][0].update(channels=[]),
+    "no arenas": lambda d: d.update(arenas=[]),
+    "the arena twice": lambda d: d.update(arenas=d["arenas"] * 2),
+    "two arenas": lambda d: d.update(
+        arenas=[{**d["arenas"][0], "tensors": [name]} for name in d["arenas"][0]["tensors"]]
+    ),
+    "an unknown tensor": merge,
+    "no concatenation": lambda d: d["arenas"][0]["tensors"].append("a"),
+    "another model": lambda d: d.update(model="tensor"),
+    "an unknown model": lambda d: d.update(model="lake"),
+    "an order of the arena": lambda d: d["orders"].__setitem__(
+        -1, listed(d["orders"][-1])[::-1][1:] + listed(d["orders"][-1])[-1:]
+    ),
+    "an order less": lambda d: d["orders"].pop(),
+    "a negative channel": lambda d: d["arenas"][0].update(channels=[-1]),
+    "an arena that is a list": lambda d: d.update(arenas=[[]]),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_edits_are_refused_or_do_no_harm(edit: str) -> None:
+    case = with_arena()
+    data = json.loads(case.solution.to_json())
+    EDITS[edit](data)
+    try:
+        solution = uo.Solution.from_json(json.dumps(data))
+    except SchemaError:
+        return
+    complaint(uo.VerificationError, lambda: solution.check(case.graph, case.masks))
+    try:
+        pruned = uo.materialize(case.model, solution)
+    except UpscaleError:
+        return
+    want = call(case.model, X)
+    assert deviation(want, call(pruned, X)) < EXACT
+    assert deviation(want, pruned(X).detach()) < EXACT
+    for _ in range(2):
+        assert deviation(want, call(pruned, X)) < EXACT
