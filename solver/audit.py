@@ -76,6 +76,8 @@ def audit(graph: ChannelGraph, masks: Masks, solution: Solution) -> AuditReport:
         VerificationError: if something is not true.
         MaskError: if the masks do not fit the graph.
     """
+    ChannelGraph.require(graph)
+    Masks.require(masks)
     if solution.graph_fingerprint != graph.fingerprint:
         raise VerificationError("the solution was made for another graph; solve this one")
     problem = pose(graph, masks, solution.objective, model=solution.model, weights=solution.weights)

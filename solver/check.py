@@ -130,11 +130,15 @@ def _uneven(
     solution: Solution,
     selects: dict[tuple[str, int], Read],
 ) -> str | None:
-    """The input of a grouped convolution whose groups do not fit those of the output."""
-    if op.groups == 1 or op.outputs[0] not in solution.tensors:
+    """The input of a layer that is missing, or whose groups do not fit those of the output."""
+    if not op.inputs or op.outputs[0] not in solution.tensors:
         return None
     source, result = op.inputs[0], op.outputs[0]
     read = selects.get((op.name, 0))
+    if read is None and source not in solution.tensors:
+        return source
+    if op.groups == 1:
+        return None
     got = solution.tensors.get(source, ()) if read is None else read.channels
     alive: list[set[int]] = []
     for name, entries in ((source, got), (result, solution.tensors[result])):

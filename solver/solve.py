@@ -14,6 +14,7 @@ from upscale_opt.solver.formulate import Formulation, edge_name, formulate
 from upscale_opt.solver.instance import Instance, Progress, Proof, satisfied
 from upscale_opt.solver.layout import lay_out
 from upscale_opt.solver.objectives import OBJECTIVES
+from upscale_opt.solver.options import check_options
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 from upscale_opt.solver.segments import MODELS, Model, Segments, find_segments
 from upscale_opt.solver.sets import ChannelSets, Edge
@@ -57,14 +58,14 @@ def solve(
         progress: called on every improvement.
 
     Raises:
-        SolverError: for an unknown solver, objective or model, weights that name no read, or a
-            time limit that is not positive.
+        SolverError: for an unknown solver, objective or model, weights that name no read, or
+            options that make no sense, such as a time limit that is not positive.
         MaskError: if the masks do not fit the graph.
+        SchemaError: if ``graph`` is not a graph, or ``masks`` are no masks.
     """
     if solver not in SOLVERS:
         raise SolverError(f"unknown solver {solver!r}; there are {', '.join(sorted(SOLVERS))}")
-    if not time_limit > 0:
-        raise SolverError(f"the time limit must be more than 0 seconds, not {time_limit}")
+    check_options(time_limit, seed, workers, weights)
     start = time.perf_counter()
     problem = pose(graph, masks, objective, model=model, weights=weights)
     instance = problem.formulation.instance
@@ -133,6 +134,7 @@ def pose(
         raise SolverError(f"unknown objective {objective!r}; there are {', '.join(OBJECTIVES)}")
     if model not in MODELS:
         raise SolverError(f"unknown model {model!r}; there are {', '.join(MODELS)}")
+    Masks.require(masks)
     masks.check(graph)
     sets, segments = find_segments(graph, masks, model)
     return Problem(sets, segments, formulate(graph, sets, segments, objective, weights))
