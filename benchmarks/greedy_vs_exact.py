@@ -244,10 +244,11 @@ def page(
         "# Greedy and exact",
         "",
         "The channels that UPSCALE's heuristic (`greedy`) copies, and the fewest possible "
-        "(`cp-sat`), on the same problems: every convolution drops the same share of its "
-        f"{options.side} channels, those of least L2 norm; random weights; one order per space "
-        "(see [the mathematics](mathematics.md)). Seconds are those of `solve` with `cp-sat` on "
-        "one thread, from graph and masks to the finished plan with its proof; tracing is apart.",
+        "(`cp-sat`), on the same problems: every convolution (and no linear layer) drops the same "
+        f"share of its {options.side} channels, those of least L2 norm; random weights; one order "
+        "per space (see [the mathematics](mathematics.md)). Seconds are those of `solve` with "
+        "`cp-sat` on one thread, from graph and masks to the finished plan with its proof; tracing "
+        "is apart.",
         "",
         f"Written by `{pages.command()}` with ortools {version('ortools')}, on "
         f"{os.cpu_count()} cores, {options.jobs} processes.",

@@ -125,5 +125,5 @@ def _unknown(name: str) -> UpscaleError:
     # A name without its group is the likeliest slip, and difflib would not find it.
     close = [full for full in known if full.partition("/")[2] == name]
     close = close or difflib.get_close_matches(name, known)
-    hint = f"did you mean {' or '.join(close)}?" if close else "`names()` lists them all."
+    hint = f"did you mean {' or '.join(close)}?" if close else "`upscale-opt models` lists them all"
     return UpscaleError(f"there is no network called {name!r}; {hint}")

@@ -21,9 +21,9 @@ from upscale_opt.solver.instance import (
     read_cost,
     satisfied,
 )
-from upscale_opt.solver.proof import false_group, proven_bound
 from upscale_opt.solver.planning import Plan, arenas_of, lay_out_windows
 from upscale_opt.solver.posing import Problem, pose
+from upscale_opt.solver.proof import false_group, proven_bound
 from upscale_opt.solver.sets import Edge, Ids
 from upscale_opt.solver.window_search import relaxed as relaxed_windows
 from upscale_opt.solver.windows import chosen_windows
@@ -80,6 +80,8 @@ def audit(graph: ChannelGraph, masks: Masks, solution: Solution) -> AuditReport:
         VerificationError: if something is not true.
         MaskError: if the masks do not fit the graph.
     """
+    ChannelGraph.require(graph)
+    Masks.require(masks)
     if solution.graph_fingerprint != graph.fingerprint:
         raise VerificationError("the solution was made for another graph; solve this one")
     problem = pose(

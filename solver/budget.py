@@ -1,7 +1,7 @@
 """Windows within a budget of multiply-adds: a price for them, raised until they fit.
 
-The problem *copy least, with at most so many multiply-adds more* is solved by Lagrangian relaxation:
-multiply-adds get a price, and at each price the problem is that of windows at a cost
+The problem *copy least, with at most so many multiply-adds more* is solved by Lagrangian
+relaxation: multiply-adds get a price, and at each price the problem is that of windows at a cost
 (:mod:`upscale_opt.solver.window_search`). The relaxation bounds what any orders and windows cost
 (Fisher, 1981).
 """
@@ -65,16 +65,16 @@ def solve_in_budget(
     windows = Windows(problem.graph, problem.sets, problem.segments)
     budget = int(share * windows.total())
     plain = problem.formulation.instance
-    instance = windows.offer(
-        problem.formulation, lambda edge, chain: windows.multiply_adds(chain)
-    )
+    instance = windows.offer(problem.formulation, lambda edge, chain: windows.multiply_adds(chain))
     outcome = solve(plain, time_limit / 4)
     best = _Filled(problem, instance, outcome.orders, budget)
     bound = Fraction(0)
     offered = [read for read in instance.reads if read.window is not None]
     if not offered or outcome.interrupted or outcome.objective == 0:
-        return Found(_judged(best, outcome, outcome.lower_bound if not offered else 0), best.windows)
-    low, high = Fraction(0), max(_dearest(read.weight, read.window.price) for read in offered if read.window)
+        least = 0 if offered else outcome.lower_bound
+        return Found(_judged(best, outcome, least), best.windows)
+    low = Fraction(0)
+    high = max(_dearest(read.weight, read.window.price) for read in offered if read.window)
     price = high / 8
     interrupted = False
     for step in range(_PRICES):
@@ -131,9 +131,7 @@ class _Filled:
         spent: the multiply-adds of the windows.
     """
 
-    def __init__(
-        self, problem: Problem, instance: Instance, orders: Orders, budget: int
-    ) -> None:
+    def __init__(self, problem: Problem, instance: Instance, orders: Orders, budget: int) -> None:
         self.orders = orders
         held = satisfied(instance, orders)
         costs = [read_cost(read, held) for read in instance.reads]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 from upscale_opt.ir.graph import (
@@ -20,6 +20,7 @@ from upscale_opt.ir.graph import (
 )
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Read, Solution
+from upscale_opt.solver.check_arenas import misplaced
 from upscale_opt.solver.index_lists import index_lists
 from upscale_opt.solver.sets import ChannelSets, Ids, channel_sets
 
@@ -37,12 +38,11 @@ def damage(graph: ChannelGraph, solution: Solution) -> str | None:
     operations = {op.name: op for op in graph.operations}
     buffers: dict[str, dict[int, int]] = {}  # where the channels of an arena lie
     for arena in solution.arenas:
+        broken = misplaced(graph, solution, arena)
+        if broken is not None:
+            return broken
         place = {channel: i for i, channel in enumerate(arena.channels)}
-        for name in arena.tensors:
-            buffers[name] = place
-            broken = _misplaced(graph, solution, name, place)
-            if broken is not None:
-                return broken
+        buffers.update(dict.fromkeys(arena.tensors, place))
     selects: dict[tuple[str, int], Read] = {}
     places: dict[tuple[str, int], Read] = {}
     for read in solution.reads:
@@ -140,22 +140,6 @@ def _misfit(
     return None
 
 
-def _misplaced(
-    graph: ChannelGraph, solution: Solution, name: str, place: Mapping[int, int]
-) -> str | None:
-    """What is wrong with a tensor that an arena is said to hold, with these places of channels."""
-    tensor = graph.tensors.get(name)
-    makers = [op for op in graph.operations if name in op.outputs]
-    cat = makers[0] if makers else None
-    if tensor is None or not isinstance(cat, Concat) or cat.positions is not None:
-        return f"the arena of {name!r}, which is no concatenation"
-    channels = [tensor.channels[entry] for entry in solution.tensors.get(name, ())]
-    places = [place.get(channel, -1) for channel in channels]
-    if -1 in places or places != sorted(set(places)) or len(set(channels)) < len(channels):
-        return f"the arena of {name!r}, in which its channels lie in another order"
-    return None
-
-
 def _piece_by_piece(op: Concat, graph: ChannelGraph, taken: Sequence[int]) -> bool:
     """Whether a concatenation's result holds its operands one behind the other."""
     ends = list(accumulate(len(graph.tensors[name].channels) for name in op.inputs))
@@ -169,11 +153,15 @@ def _uneven(
     solution: Solution,
     selects: dict[tuple[str, int], Read],
 ) -> str | None:
-    """The input of a grouped convolution whose groups do not fit those of the output."""
-    if op.groups == 1 or op.outputs[0] not in solution.tensors:
+    """The input of a layer that is missing, or whose groups do not fit those of the output."""
+    if not op.inputs or op.outputs[0] not in solution.tensors:
         return None
     source, result = op.inputs[0], op.outputs[0]
     read = selects.get((op.name, 0))
+    if read is None and source not in solution.tensors:
+        return source
+    if op.groups == 1:
+        return None
     got = solution.tensors.get(source, ()) if read is None else read.channels
     alive: list[set[int]] = []
     for name, entries in ((source, got), (result, solution.tensors[result])):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -15,6 +14,7 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.solver.instance import Instance, is_view, satisfied
 from upscale_opt.solver.objectives import OBJECTIVES
+from upscale_opt.solver.options import check_options, check_share
 from upscale_opt.solver.posing import pose
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 from upscale_opt.solver.segments import MODELS, Model
@@ -155,6 +155,7 @@ def compare(
             for this objective.
         MaskError: if the masks do not fit the graph.
     """
+    Masks.require(masks)
     masks.check(graph)
     settings = Settings(
         objective, model, weights, time_limit, seed, workers, max_extra_macs, cost_model
@@ -187,12 +188,17 @@ def compare_instance(
     return with_gaps(run_case(case, solver, settings, progress) for solver in solvers)
 
 
-def check_settings(solvers: Iterable[str], settings: Settings) -> None:
+def check_settings(solvers: Collection[str], settings: Settings) -> None:
     """Find out before anything is solved what no solver could make sense of.
 
     Raises:
         SolverError: naming it.
     """
+    if isinstance(solvers, str) or not solvers:
+        raise SolverError(
+            "solvers must be a list of one name or more, such as ['greedy', 'cp-sat'], "
+            f"not {solvers!r}"
+        )
     for what, given, known in (
         *(("solver", solver, tuple(SOLVERS)) for solver in solvers),
         ("objective", settings.objective, OBJECTIVES),
@@ -200,17 +206,8 @@ def check_settings(solvers: Iterable[str], settings: Settings) -> None:
     ):
         if given not in known:
             raise SolverError(f"unknown {what} {given!r}; there are {', '.join(known)}")
-    if not settings.time_limit > 0:
-        raise SolverError(
-            f"the time limit must be more than 0 seconds, not {settings.time_limit:g}"
-        )
-    share = settings.max_extra_macs
-    if not 0 <= share < math.inf:
-        raise SolverError(f"max_extra_macs is a share of multiply-adds, not {share}")
-    if share and settings.objective in ("latency", "blocks"):
-        raise SolverError(
-            f"the objective {settings.objective!r} knows no max_extra_macs; leave it out"
-        )
+    check_options(settings.time_limit, settings.seed, settings.workers, settings.weights)
+    check_share(settings.max_extra_macs, settings.objective)
 
 
 def run_case(

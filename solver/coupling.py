@@ -69,7 +69,12 @@ class Group:
 
 
 def groups(graph: ChannelGraph) -> tuple[Group, ...]:
-    """Which layers are coupled: one group for every space of the graph, in its order."""
+    """Which layers are coupled: one group for every space of the graph, in its order.
+
+    Raises:
+        SchemaError: if ``graph`` is not a graph.
+    """
+    ChannelGraph.require(graph)
     opaque = _in_opaque_hands(graph)
     places = _Places(graph)
     roles = ("consumers", "producers", "biases", "norms", "constants")
@@ -123,6 +128,7 @@ def constrain(graph: ChannelGraph, masks: Masks) -> Masks:
     Raises:
         MaskError: if the masks do not fit the graph.
     """
+    Masks.require(masks)
     masks.check(graph)
     found = groups(graph)
     dropped: dict[tuple[str, int], set[int]] = defaultdict(set)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from upscale_opt.errors import SolverError
+from upscale_opt.errors import SolverError, VerificationError
 from upscale_opt.ir.base import Record
 from upscale_opt.ir.ids import Ids, format_ids
 from upscale_opt.ir.solution import Demand, Read, Solution
@@ -103,7 +103,15 @@ def explain(solution: Solution, read: str | None = None) -> tuple[Explanation, .
 
     Raises:
         SolverError: if there is no such read.
+        VerificationError: if the solution is damaged.
     """
+    for number, demand in enumerate(solution.demands):
+        exists = 0 <= demand.space < len(solution.orders)
+        if not exists or not set(demand.channels) <= set(solution.orders[demand.space]):
+            raise VerificationError(
+                f"the solution is damaged: demand {number} is for channels that space "
+                f"{demand.space} does not have; solve again"
+            )
     reads = [r for r in solution.reads if not r.optional]
     if read is None:
         chosen = [r for r in reads if r.plan != "view"]

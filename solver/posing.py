@@ -9,9 +9,9 @@ from upscale_opt.errors import SolverError
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
+from upscale_opt.latency.profiles import profile
 from upscale_opt.solver.arenas import with_arenas
 from upscale_opt.solver.formulate import Formulation, formulate
-from upscale_opt.latency.profiles import profile
 from upscale_opt.solver.latency import Pricing
 from upscale_opt.solver.objectives import OBJECTIVES
 from upscale_opt.solver.segments import MODELS, Model, Segments, find_segments
@@ -60,6 +60,7 @@ def pose(
         raise SolverError(f"unknown objective {objective!r}; there are {', '.join(OBJECTIVES)}")
     if model not in MODELS:
         raise SolverError(f"unknown model {model!r}; there are {', '.join(MODELS)}")
+    Masks.require(masks)
     masks.check(graph)
     sets, segments = find_segments(graph, masks, model, extra)
     if model == "arena":
@@ -71,8 +72,6 @@ def pose(
     pricing = Pricing(graph, cost_model)
     formulation = formulate(graph, sets, segments, objective, weights, pricing)
     windows = Windows(graph, sets, segments)
-    instance = windows.offer(
-        formulation, lambda edge, chain: pricing.window(windows, edge, chain)
-    )
+    instance = windows.offer(formulation, lambda edge, chain: pricing.window(windows, edge, chain))
     formulation = replace(formulation, instance=instance)
     return Problem(sets, segments, formulation, objective, graph, cost_model)

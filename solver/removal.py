@@ -27,6 +27,7 @@ from upscale_opt.ir.graph import (
 from upscale_opt.ir.ids import Ids
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
+from upscale_opt.solver.check import damage
 from upscale_opt.solver.sets import ChannelSets
 from upscale_opt.solver.staying import SENTENCES, Cause, Why, Whys, why_stored
 
@@ -151,12 +152,17 @@ def removal(graph: ChannelGraph, masks: Masks, solution: Solution) -> Removal:
         solution: the solution for them.
 
     Raises:
-        VerificationError: if the solution is for another graph.
+        VerificationError: if the solution is for another graph, or damaged.
         MaskError: if the masks do not fit the graph.
     """
+    Masks.require(masks)
+    Solution.require(solution)
+    masks.check(graph)
     if solution.graph_fingerprint != graph.fingerprint:
         raise VerificationError("the solution was made for another graph; solve this one")
-    masks.check(graph)
+    broken = damage(graph, solution)
+    if broken is not None:
+        raise VerificationError(f"the solution is damaged: {broken}; solve again")
     return Removal(
         graph_fingerprint=graph.fingerprint,
         parameters=tuple(_Reporter(graph, masks, solution).report()),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -14,6 +13,7 @@ from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times
 from upscale_opt.solver.budget import Found, solve_in_budget
 from upscale_opt.solver.formulate import Formulation, edge_name
 from upscale_opt.solver.instance import Instance, Outcome, Progress, Proof, satisfied
+from upscale_opt.solver.options import check_options, check_share
 from upscale_opt.solver.planning import arenas_of, lay_out_windows
 from upscale_opt.solver.posing import pose
 from upscale_opt.solver.registry import SOLVERS, solve_instance
@@ -65,25 +65,22 @@ def solve(
             of which a layer keeps zero columns. At most this share of the multiply-adds that the
             export has without; 0 for no windows. Not for latency, which prices them.
         cost_model: what kernels cost on the device, for latency; from
-            :func:`upscale_opt.calibrate`, or built in (a CPU's by default). The graph's sizes count:
-            trace with the batch that matters.
+            :func:`upscale_opt.calibrate`, or built in (a CPU's by default). The graph's sizes
+            count: trace with the batch that matters.
         seed: seed of the solver; the same seed gives the same answer, unless time runs out.
         workers: parallel workers of the solver.
         progress: called on every improvement.
 
     Raises:
-        SolverError: for an unknown solver, objective or model, weights that name no read, a time
-            limit that is not positive, or a negative share of multiply-adds.
+        SolverError: for an unknown solver, objective or model, weights that name no read, or
+            options that make no sense, such as a time limit that is not positive.
         MaskError: if the masks do not fit the graph.
+        SchemaError: if ``graph`` is not a graph, or ``masks`` are no masks.
     """
     if solver not in SOLVERS:
         raise SolverError(f"unknown solver {solver!r}; there are {', '.join(sorted(SOLVERS))}")
-    if not time_limit > 0:
-        raise SolverError(f"the time limit must be more than 0 seconds, not {time_limit}")
-    if not 0 <= max_extra_macs < math.inf:
-        raise SolverError(f"max_extra_macs is a share of multiply-adds, not {max_extra_macs}")
-    if max_extra_macs and objective in ("latency", "blocks"):
-        raise SolverError(f"the objective {objective!r} knows no max_extra_macs; leave it out")
+    check_options(time_limit, seed, workers, weights)
+    check_share(max_extra_macs, objective)
     start = time.perf_counter()
     if model is None:
         model = "arena" if objective == "latency" else "tensor"

@@ -19,7 +19,16 @@ import numpy as np
 import numpy.typing as npt
 from ortools.sat.python import cp_model
 
-from upscale_opt.solver.instance import Instance, Orders, Outcome, Progress, Proof, Read, cost, read_cost
+from upscale_opt.solver.instance import (
+    Instance,
+    Orders,
+    Outcome,
+    Progress,
+    Proof,
+    Read,
+    cost,
+    read_cost,
+)
 from upscale_opt.solver.interruptible import solve_interruptibly, whole_bound
 from upscale_opt.solver.union_find import UnionFind
 
@@ -401,8 +410,6 @@ class _Line:
             model.add(places[atom] + int(self.sizes[atom]) <= first).only_enforce_if(before, chosen)
             model.add(places[atom] >= last).only_enforce_if(~before, chosen)
         return chosen, paid
-
-
 
 
 class _Nobody(cp_model.CpSolverSolutionCallback):

@@ -117,7 +117,8 @@ class Windows:
         """The multiply-adds of a layer with one channel of its input."""
         written, read = self.graph.tensors[layer.outputs[0]], self.graph.tensors[layer.inputs[0]]
         shape = self.graph.parameters[layer.weight]
-        kernel = math.prod(n for a, n in enumerate(shape) if a not in (layer.in_axis, layer.out_axis))
+        both = (layer.in_axis, layer.out_axis)
+        kernel = math.prod(size for axis, size in enumerate(shape) if axis not in both)
         transposed = layer.in_axis == 0 and len(shape) > 2
         held = read if transposed else written
         positions = math.prod(held.shape) // (len(held.channels) * held.features)
@@ -125,9 +126,7 @@ class Windows:
         return kernel * positions * rows * read.features
 
 
-def chosen_windows(
-    formulation: Formulation, instance: Instance, orders: Orders
-) -> dict[Edge, Ids]:
+def chosen_windows(formulation: Formulation, instance: Instance, orders: Orders) -> dict[Edge, Ids]:
     """For the reads that are best served by windows, the channels read and not wanted."""
     held = satisfied(instance, orders)
     chosen: dict[Edge, Ids] = {}

@@ -66,7 +66,9 @@ class CatNetwork(nn.Module):
 
     def _conv(self, source: int, width: int, rng: random.Random) -> None:
         layer = f"conv{len(self.layers)}"
-        self.layers[layer] = nn.Conv2d(self.widths[source], width, rng.choice((1, 3)), padding="same")
+        self.layers[layer] = nn.Conv2d(
+            self.widths[source], width, rng.choice((1, 3)), padding="same"
+        )
         self.steps.append(Step("conv", (source,), layer))
         self.widths.append(width)
 
@@ -109,9 +111,7 @@ class CatNetwork(nn.Module):
         """Join what was not joined yet to all that was."""
         joined = {i for step in self.steps if step.kind == "cat" for i in step.inputs}
         last = max((i for i in range(1, len(self.widths)) if self._is_open(i)), default=0)
-        fresh = [
-            i for i in range(1, len(self.widths)) if i not in joined and not self._is_open(i)
-        ]
+        fresh = [i for i in range(1, len(self.widths)) if i not in joined and not self._is_open(i)]
         inputs = [*([last] if last else []), *fresh]
         if len(inputs) < 2:
             self._conv(last, rng.randint(2, 6), rng)

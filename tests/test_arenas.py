@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import copy
 import io
-import json
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from arena_networks import OTHERS, RUNS, X, chain, exported, network, with_arena
 from cat_networks import cat_network, image
-from helpers import EXACT, Net, assert_lossless, call, cast, complaint, deviation, random_masks
+from helpers import EXACT, assert_lossless, call, cast, deviation, random_masks
 from torch import Tensor, nn
-from torch.nn import functional
 
 import upscale_opt as uo
 from upscale_opt.arena import ArenaRead, ArenaWrite
-from upscale_opt.errors import SchemaError, UpscaleError
 from upscale_opt.models import catalogue
 from upscale_opt.models.random_masks import Side, apply_weight_masks, random_weight_masks
 from upscale_opt.models.topologies import example_inputs
@@ -56,159 +52,7 @@ def test_topologies(name: str) -> None:
         assert_lossless(model, pruned, others)
 
 
-# Networks that isolate one way to concatenate.
-
-
-def chain(m: Any, x: Tensor) -> Tensor:
-    """Concatenations of concatenations, each read twice."""
-    one = torch.cat([m.a(x), m.b(x)], 1)
-    two = torch.cat([one, m.c(m.r(one))], 1)
-    y: Tensor = m.h(two) + m.i(two) + m.j(one)
-    return y
-
-
-def osa(m: Any, x: Tensor) -> Tensor:
-    """One-shot aggregation: layer behind layer, joined once at the end."""
-    a = m.a(x)
-    b = torch.relu(m.d(a))
-    joined = torch.cat([a, b, m.c(x)], 1)
-    y: Tensor = m.h(joined) + m.i(joined)
-    return y
-
-
-def inception(m: Any, x: Tensor) -> Tensor:
-    """A concatenation is pooled, and the result concatenated again."""
-    one = torch.cat([m.a(x), m.b(x)], 1)
-    two = torch.cat([functional.max_pool2d(one, 3, 1, 1), m.c(x)], 1)
-    y: Tensor = m.h(two) + m.i(two)
-    return y
-
-
-def twice_activated(m: Any, x: Tensor) -> Tensor:
-    """The same channels in two concatenations, of different values."""
-    a, b = m.a(x), m.b(x)
-    one = torch.cat([a, b], 1)
-    two = torch.cat([torch.sigmoid(a), torch.tanh(b), m.c(x)], 1)
-    y: Tensor = m.r(one) + m.j(one) + m.h(two) + m.i(two)
-    return y
-
-
-def reads_an_operand(m: Any, x: Tensor) -> Tensor:
-    """What is concatenated is read alone, too."""
-    a, b = m.a(x), torch.relu(m.b(x))
-    joined = torch.cat([a, b], 1)
-    y: Tensor = m.r(joined) + m.j(joined) + m.d(a)
-    return y
-
-
-def dead_operand(m: Any, x: Tensor) -> Tensor:
-    """Nobody reads what one of the operands holds."""
-    joined = torch.cat([m.a(x), m.b(x), m.c(x)], 1)
-    y: Tensor = m.h(joined) + m.i(joined)
-    return y
-
-
-def itself(m: Any, x: Tensor) -> Tensor:
-    """A tensor stands twice in a concatenation, next to another one."""
-    a = m.a(x)
-    joined = torch.cat([a, m.c(x), a, m.d(a)], 1)
-    y: Tensor = m.wide(joined) + m.k(joined)
-    return y
-
-
-def upright(m: Any, x: Tensor) -> Tensor:
-    """Along another axis than the channels'."""
-    joined = torch.cat([m.a(x), m.e(x)], 2)
-    both = torch.cat([joined, torch.relu(joined)], 3)
-    y: Tensor = m.d(both)
-    return y
-
-
-def shuffled(m: Any, x: Tensor) -> Tensor:
-    """The channels are shuffled after a concatenation, and concatenated again."""
-    one = torch.cat([m.a(x), m.e(x)], 1)
-    mixed = one.unflatten(1, (2, 5)).transpose(1, 2).flatten(1, 2)
-    two = torch.cat([mixed, m.e(x)], 1)
-    y: Tensor = m.h(two) + m.i(two)
-    return y
-
-
-def modified(m: Any, x: Tensor) -> Tensor:
-    """Concatenations are modified in place, and so are their operands, afterwards."""
-    a, b = m.a(x), m.b(x)
-    one = torch.cat([a, b], 1)
-    c = m.c(functional.relu_(a))
-    two = torch.cat([one, c], 1)
-    rest = m.h(two)
-    functional.relu_(two)
-    y: Tensor = rest + m.i(two) + m.d(a) + m.j(one.add_(1))
-    return y
-
-
-def conv(inputs: int, outputs: int, size: int = 1) -> Callable[[], nn.Module]:
-    return lambda: nn.Conv2d(inputs, outputs, size, padding="same")
-
-
-LAYERS: dict[str, Callable[[], nn.Module]] = {
-    **{"a": conv(3, 5), "b": conv(3, 6, 3), "c": conv(3, 4), "d": conv(5, 4), "e": conv(3, 5)},
-    **{"r": conv(11, 3), "j": conv(11, 3), "h": conv(15, 3), "i": conv(15, 3, 3)},
-    **{"wide": conv(18, 4), "k": conv(18, 4)},
-}
-
-RUNS: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    run.__name__: run
-    for run in (chain, inception, twice_activated, dead_operand, shuffled, upright)
-}
-
-
-def network(run: Callable[[Any, Tensor], Tensor], seed: int, **other: Callable[[], nn.Module]) -> Net:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = {name: make() for name, make in {**LAYERS, **other}.items()}
-        return Net(run, **layers).double().eval()
-
-
-OTHERS: dict[str, dict[str, Callable[[], nn.Module]]] = {
-    "chain": {"c": conv(3, 4), "j": conv(11, 3)},
-    "osa": {"d": conv(5, 6)},
-    "reads_an_operand": {"d": conv(5, 3)},
-    "itself": {},
-    "modified": {"c": conv(5, 4), "d": conv(5, 3)},
-}
-RUNS |= {run.__name__: run for run in (osa, reads_an_operand, itself, modified)}
-
-X = torch.randn(2, 3, 6, 5, generator=torch.Generator().manual_seed(0)).double()
-
-
-@dataclass(frozen=True)
-class Case:
-    """A masked network, its solution, and the export."""
-
-    model: nn.Module
-    graph: uo.ChannelGraph
-    masks: uo.Masks
-    solution: uo.Solution
-    pruned: nn.Module
-
-
-def exported(name: str, seed: int, **options: Any) -> Case:
-    model = network(RUNS[name], seed, **OTHERS.get(name, {}))
-    graph = uo.trace(model, X)
-    uo.apply_masks(model, graph, random_masks(graph, seed))
-    masks = uo.Masks.from_model(model, graph)
-    solution = uo.solve(graph, masks, model="arena", **options)
-    return Case(model, graph, masks, solution, uo.materialize(model, solution))
-
-
-@cache
-def with_arena(name: str = "chain") -> Case:
-    """An export that writes a buffer, of which some reads are copies."""
-    for seed in range(20):
-        case = exported(name, seed)
-        kinds = {type(m) for m in case.pruned.modules()}
-        if {ArenaRead, ArenaWrite} <= kinds and case.solution.gathers:
-            return case
-    raise AssertionError("no export has an arena")
+# Every way to concatenate.
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -323,7 +167,9 @@ def test_buffers_hold_what_is_most_precise(dtypes: tuple[str, str]) -> None:
     one, two = (torch.randn(1, 2, 3, 3).to(getattr(torch, dtype)) for dtype in dtypes)
     first = ArenaWrite([[(0, 0, 2)]], 4, 1)
     second = ArenaWrite([[(0, 2, 2)]], 4, 1)
-    reads = ArenaRead([0, 1, 2, 3], [(0, 0), (0, 1), (1, 0), (1, 1)], [2, 2], 1, X.device, view=True)
+    reads = ArenaRead(
+        [0, 1, 2, 3], [(0, 0), (0, 1), (1, 0), (1, 1)], [2, 2], 1, X.device, view=True
+    )
     with torch.no_grad():
         got = reads(second(two, earlier=first(one)))
     assert torch.equal(got, torch.cat([one.float(), two.float()], 1))
@@ -402,87 +248,3 @@ def test_random_networks(dense: bool) -> None:
             assert deviation(want, pruned(x).detach()) < EXACT
         arenas += len(solution.arenas)
     assert arenas >= 4 or not dense
-
-
-# Solutions edited by hand.
-
-
-def rotated(arena: dict[str, Any]) -> None:
-    channels = listed(arena["channels"])
-    arena["channels"] = channels[1:] + channels[:1]
-
-
-def listed(channels: Any) -> list[int]:
-    """Channels of JSON: a list, or runs as text."""
-    if isinstance(channels, list):
-        return list(channels)
-    result: list[int] = []
-    for run in str(channels).split(","):
-        first, _, last = run.partition("-")
-        result += range(int(first), int(last or first) + 1)
-    return result
-
-
-def merge(data: dict[str, Any]) -> None:
-    """An arena of concatenations of what is not alike: of a sum and of what it sums."""
-    data["arenas"] = [{"tensors": ["nothing"], "channels": [0, 1]}]
-
-
-EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "other places": lambda d: rotated(d["arenas"][0]),
-    "backwards": lambda d: d["arenas"][0].update(
-        channels=listed(d["arenas"][0]["channels"])[::-1]
-    ),
-    "a channel less": lambda d: d["arenas"][0].update(
-        channels=listed(d["arenas"][0]["channels"])[:-1]
-    ),
-    "a channel twice": lambda d: d["arenas"][0].update(
-        channels=listed(d["arenas"][0]["channels"])
-        + listed(d["arenas"][0]["channels"])[:1]
-    ),
-    "a foreign channel": lambda d: d["arenas"][0].update(
-        channels=[*listed(d["arenas"][0]["channels"]), 10**6]
-    ),
-    "a concatenation less": lambda d: d["arenas"][0].update(tensors=d["arenas"][0]["tensors"][:1]),
-    "the other concatenation less": lambda d: d["arenas"][0].update(
-        tensors=d["arenas"][0]["tensors"][1:]
-    ),
-    "no concatenations": lambda d: d["arenas"][0].update(tensors=[]),
-    "no channels": lambda d: d["arenas"][0].update(channels=[]),
-    "no arenas": lambda d: d.update(arenas=[]),
-    "the arena twice": lambda d: d.update(arenas=d["arenas"] * 2),
-    "two arenas": lambda d: d.update(
-        arenas=[{**d["arenas"][0], "tensors": [name]} for name in d["arenas"][0]["tensors"]]
-    ),
-    "an unknown tensor": merge,
-    "no concatenation": lambda d: d["arenas"][0]["tensors"].append("a"),
-    "another model": lambda d: d.update(model="tensor"),
-    "an unknown model": lambda d: d.update(model="lake"),
-    "an order of the arena": lambda d: d["orders"].__setitem__(
-        -1, listed(d["orders"][-1])[::-1][1:] + listed(d["orders"][-1])[-1:]
-    ),
-    "an order less": lambda d: d["orders"].pop(),
-    "a negative channel": lambda d: d["arenas"][0].update(channels=[-1]),
-    "an arena that is a list": lambda d: d.update(arenas=[[]]),
-}
-
-
-@pytest.mark.parametrize("edit", EDITS)
-def test_edits_are_refused_or_do_no_harm(edit: str) -> None:
-    case = with_arena()
-    data = json.loads(case.solution.to_json())
-    EDITS[edit](data)
-    try:
-        solution = uo.Solution.from_json(json.dumps(data))
-    except SchemaError:
-        return
-    complaint(uo.VerificationError, lambda: solution.check(case.graph, case.masks))
-    try:
-        pruned = uo.materialize(case.model, solution)
-    except UpscaleError:
-        return
-    want = call(case.model, X)
-    assert deviation(want, call(pruned, X)) < EXACT
-    assert deviation(want, pruned(X).detach()) < EXACT
-    for _ in range(2):
-        assert deviation(want, call(pruned, X)) < EXACT

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import Documents, built, complaint, images, keep
@@ -89,6 +91,60 @@ def test_masks_that_do_not_fit(
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+def test_masks_of_a_parameter_without_channels() -> None:
+    data = json.loads(uo.trace(model := net(), X).to_json())
+    for operation in data["operations"]:
+        operation.pop("bias", None)
+    graph = uo.ChannelGraph.from_json(json.dumps(data))
+    masks = uo.Masks(kept={"0.bias": {0: (1,)}})
+    for action in (lambda: uo.solve(graph, masks), lambda: uo.apply_masks(model, graph, masks)):
+        message = complaint(uo.MaskError, action)
+        assert "axis 0 of '0.bias'; its channel axes are none" in message
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"w": {0: [True, False]}},
+        {"w": {0: [0.0]}},
+        {"w": {0: np.array([1.0])}},
+        {"w": {0: np.array([True])}},
+        {"w": {0: [np.int64(-1)]}},
+        {"w": {0: torch.ones(2, dtype=torch.bool)}},
+        {"w": {0: {1, 2}}},
+        {"w": {0: "3-1"}},
+        {"w": {0: None}},
+        {"w": [0]},
+        {3: {0: [1]}},
+        [1],
+        None,
+    ],
+    ids=repr,
+)
+def test_masks_of_something_else(kept: Any) -> None:
+    assert "not valid masks: kept" in complaint(uo.SchemaError, lambda: uo.Masks(kept=kept))
+
+
+@pytest.mark.parametrize(
+    "kept", [[np.int64(1), 3], np.array([1, 3]), torch.tensor([1, 3]), (1, np.uint8(3))]
+)
+def test_masks_of_numpys_numbers(kept: Any) -> None:
+    masks = uo.Masks(kept={"w": {0: kept}})
+    assert masks == uo.Masks(kept={"w": {0: (1, 3)}})
+    assert {type(index) for index in masks.kept["w"][0]} == {int}
+    assert uo.Masks.from_json(masks.to_json()) == masks
+
+
+def test_documents_made_in_python_have_errors_of_one_line() -> None:
+    wrong: Any = {"kept": {}, "surprise": 1}
+    assert "surprise: unknown field" in complaint(uo.SchemaError, lambda: uo.Masks(**wrong))
+    graph = uo.trace(net(), X)
+    fields = {name: getattr(graph, name) for name in type(graph).model_fields}
+    fields["spaces"] = ()
+    message = complaint(uo.SchemaError, lambda: uo.ChannelGraph(**fields))
+    assert "not a valid channel graph: channel 0" in message
+
+
 @pytest.mark.parametrize("amount", [1.5, 1.0, -0.1, float("nan"), float("inf")])
 def test_amounts(amount: float) -> None:
     model = net()
@@ -123,6 +179,10 @@ def test_sides_and_layers() -> None:
         ({"time_limit": 0}, ["time limit", "more than 0", "not 0"]),
         ({"time_limit": -1.0}, ["time limit", "-1"]),
         ({"time_limit": float("nan")}, ["time limit", "nan"]),
+        ({"time_limit": "1"}, ["time limit", "'1'"]),
+        ({"seed": 1.5}, ["seed", "whole number from 0", "1.5"]),
+        ({"seed": -1}, ["seed", "-1"]),
+        ({"seed": True}, ["seed", "True"]),
     ],
 )
 def test_solver_options(options: dict[str, Any], words: list[str]) -> None:
@@ -135,6 +195,85 @@ def test_solver_options(options: dict[str, Any], words: list[str]) -> None:
     ):
         message = complaint(uo.SolverError, action)
         assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"workers": 0}, ["number of workers", "from 1", "not 0"]),
+        ({"weights": 3}, ["weights must be a dict", "int"]),
+    ],
+)
+def test_options_of_solve_alone(options: dict[str, Any], words: list[str]) -> None:
+    graph = uo.trace(model := net(), X)
+    masks = uo.Masks.from_model(model, graph)
+    for action in (uo.solve, uo.compare):
+        message = complaint(uo.SolverError, partial(action, graph, masks, **options))
+        assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize("solvers", ["greedy", [], ()])
+def test_solvers_to_compare_are_a_list(solvers: Any) -> None:
+    graph = uo.trace(model := net(), X)
+    masks = uo.Masks.from_model(model, graph)
+    message = complaint(uo.SolverError, lambda: uo.compare(graph, masks, solvers=solvers))
+    assert "list" in message
+    assert repr(solvers) in message
+
+
+# Arguments that are something else.
+
+
+@pytest.mark.parametrize("wrong", [{}, None, "graph.json"])
+def test_arguments_that_are_no_documents(wrong: Any) -> None:
+    model = net()
+    graph = uo.trace(model, X)
+    masks = uo.Masks.from_model(model, graph)
+    solution = uo.solve(graph, masks)
+    actions: dict[str, list[Callable[[], object]]] = {
+        "(ChannelGraph)": [
+            lambda: uo.solve(wrong, masks),
+            lambda: uo.compare(wrong, masks),
+            lambda: uo.groups(wrong),
+            lambda: uo.constrain(wrong, masks),
+            lambda: uo.removal(wrong, masks, solution),
+            lambda: uo.apply_masks(model, wrong, masks),
+            lambda: uo.Masks.from_model(model, wrong),
+            lambda: masks.check(wrong),
+            lambda: solution.check(wrong, masks),
+        ],
+        "(Masks)": [
+            lambda: uo.solve(graph, wrong),
+            lambda: uo.compare(graph, wrong),
+            lambda: uo.constrain(graph, wrong),
+            lambda: uo.removal(graph, wrong, solution),
+            lambda: uo.apply_masks(model, graph, wrong),
+            lambda: solution.check(graph, wrong),
+        ],
+        "(Solution)": [
+            lambda: uo.removal(graph, masks, wrong),
+            lambda: uo.materialize(model, wrong),
+        ],
+    }
+    for kind, calls in actions.items():
+        for action in calls:
+            message = complaint(uo.SchemaError, action)
+            assert kind in message
+            assert ("None" if wrong is None else type(wrong).__name__) in message
+
+
+def test_arguments_that_are_no_models() -> None:
+    graph: Any = uo.trace(model := net(), X)
+    masks = uo.Masks.from_model(model, graph)
+    solution = uo.solve(graph, masks)
+    for error, action in (
+        (uo.MaskError, lambda: uo.apply_masks(graph, graph, masks)),
+        (uo.MaskError, lambda: uo.Masks.from_model(graph, graph)),
+        (uo.MaterializeError, lambda: uo.materialize(graph, solution)),
+        (uo.VerificationError, lambda: uo.verify(graph, model, X)),
+        (uo.VerificationError, lambda: uo.verify(model, graph, X)),
+    ):
+        assert "ChannelGraph" in complaint(error, action)
 
 
 # Materialising.
@@ -230,6 +369,25 @@ def test_a_solution_that_was_tampered_with(
         assert word in str(caught)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda e: e.update(dtype="nn"), "'nn' is not a dtype"),
+        (lambda e: e.update(dtype="quint8"), "'quint8' is not a dtype"),
+        (lambda e: e.update(shape=[-1, 3, 8, 8]), "(-1, 3, 8, 8) is not a shape"),
+        (lambda e: e.update(shape=[2**40, 3, 8, 8]), "more than 1,073,741,824 numbers"),
+        (lambda e: e.update(shape=[2**70, 0, 2**70]), "cannot be made"),
+    ],
+)
+def test_a_solution_with_impossible_inputs(
+    change: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    model, solution = tampered(lambda d: change(d["example"]["items"][0]))
+    message = complaint(uo.MaterializeError, lambda: uo.materialize(model, solution))
+    assert "the solution is damaged" in message
+    assert words in message
+
+
 # Tracing and verifying.
 
 
@@ -270,6 +428,12 @@ def test_verifying_another_structure_of_outputs() -> None:
     complaint(uo.VerificationError, lambda: uo.verify(one, Tuple(one), X))
 
 
+def test_verifying_with_inputs_that_no_model_takes() -> None:
+    for inputs in (torch.ones(1, 4, 8, 8), X.long()):
+        message = complaint(uo.VerificationError, partial(uo.verify, net(), net(), inputs))
+        assert "the masked model does not run on these inputs in float32" in message
+
+
 def test_verifying_what_is_not_finite() -> None:
     message = complaint(
         uo.VerificationError, lambda: uo.verify(net(), net(), torch.full((1, 3, 8, 8), torch.inf))
@@ -299,6 +463,7 @@ def test_truncated_files(kind: Any, tmp_path: Path) -> None:
 
 def test_an_unknown_network() -> None:
     assert "resnet50" in complaint(UpscaleError, lambda: catalogue.build("resnet5"))
+    assert "`upscale-opt models` lists" in complaint(UpscaleError, lambda: catalogue.build("zzz"))
 
 
 def test_amount_and_masks_at_once() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
-from helpers import Documents, documents_of
+from helpers import Documents, complaint, documents_of
 
 import upscale_opt as uo
 from upscale_opt.errors import SolverError
@@ -125,3 +126,12 @@ def test_a_read_whose_own_demands_exclude_each_other() -> None:
     assert solution.status == "optimal"
     for explanation in solution.explain():
         assert explanation.reason != "choice", str(explanation)
+
+
+@pytest.mark.parametrize("space", [99, -1, 1])
+def test_a_damaged_solution_is_refused(documents: Documents, space: int) -> None:
+    data = json.loads(documents.solution.to_json())
+    data["demands"] = [{"space": space, "kind": "interval", "channels": "0,1", "reads": ["x[0]"]}]
+    solution = uo.Solution.from_json(json.dumps(data))
+    message = complaint(uo.VerificationError, lambda: solution.explain())
+    assert f"demand 0 is for channels that space {space} does not have" in message

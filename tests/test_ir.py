@@ -195,7 +195,7 @@ def test_one_kind_is_not_another(documents: dict[str, Document]) -> None:
     for kind in (uo.ChannelGraph, uo.Solution, uo.Masks):
         for document in documents.values():
             if not isinstance(document, kind):
-                with pytest.raises(uo.SchemaError, match="not (a )?valid"):
+                with pytest.raises(uo.SchemaError, match=r"not (a )?valid"):
                     kind.from_json(document.to_json())
 
 

@@ -40,7 +40,9 @@ FREE_GATHERS = model_of()
 
 
 @cache
-def posed(seed: int, make: Callable[[int], nn.Module]) -> tuple[nn.Module, uo.ChannelGraph, uo.Masks]:
+def posed(
+    seed: int, make: Callable[[int], nn.Module]
+) -> tuple[nn.Module, uo.ChannelGraph, uo.Masks]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make(seed)

@@ -61,6 +61,50 @@ def lossless(drawn: tuple[RandomNetwork, WeightMasks], biases: bool) -> None:
     copying += solution.objective_value > 0
 
 
+OTHERS: tuple[dict[str, Any], ...] = (
+    {"model": "arena"},
+    {"max_extra_macs": 0.02},
+    {"max_extra_macs": 0.5},
+    {"objective": "latency"},
+    {"model": "arena", "max_extra_macs": 0.5},
+)
+
+
+def channels_last(inputs: Any) -> Any:
+    """The same numbers, images with their channels innermost in memory."""
+
+    def last(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+    return pytree.tree_map_only(torch.Tensor, last, inputs)
+
+
+@settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+@given(network_and_masks(), st.sampled_from(OTHERS))
+def test_arenas_and_windows_are_lossless(
+    drawn: tuple[RandomNetwork, WeightMasks], options: dict[str, Any]
+) -> None:
+    network, masks = drawn
+    apply_weight_masks(network, masks).double()
+    inputs = network.example_inputs(2, dtype=torch.float64)
+    graph = uo.trace(network, inputs)
+    found = uo.Masks.from_model(network, graph)
+    solution = uo.solve(graph, found, time_limit=5, **options)
+    assert uo.Solution.from_json(solution.to_json()) == solution
+    solution.check(graph, found)
+    pruned = uo.materialize(network, solution)
+    more = network.example_inputs(7, seed=1, dtype=torch.float64)
+    for x in (inputs, more, channels_last(inputs)):
+        want = call(network, x)
+        assume(all(bool(leaf.isfinite().all()) for leaf in pytree.tree_leaves(want)))
+        assert deviation(want, call(pruned, x)) < EXACT
+
+
 def test_random_networks_are_lossless() -> None:
     lossless()
     assert compared >= 300

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import typer
-from helpers import built, documents_of, images, keep
+from helpers import built, complaint, documents_of, images, keep
 from hypothesis import given, settings
 from strategies import network_and_masks
 from torch import Tensor, nn
@@ -372,3 +374,25 @@ def test_command(tmp_path: Path) -> None:
     assert max(parts)[1] in one.output
     wrong = CliRunner().invoke(app, [*map(str, paths), "nonsense"])
     assert wrong.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["tensors"].update(dict.fromkeys(d["tensors"], "1-1000")),
+        lambda d: d["parameters"].update(
+            {n: dict.fromkeys(v, "99") for n, v in d["parameters"].items()}
+        ),
+        lambda d: (d["reads"].clear(), d["tensors"].pop("x")),
+    ],
+    ids=["tensors", "parameters", "no input"],
+)
+def test_a_damaged_solution_is_refused(change: Callable[[dict[str, Any]], object]) -> None:
+    documents = documents_of("resnet18", 0.5)
+    data = json.loads(documents.solution.to_json())
+    change(data)
+    solution = uo.Solution.from_json(json.dumps(data))
+    message = complaint(
+        VerificationError, lambda: removal(documents.graph, documents.masks, solution)
+    )
+    assert "the solution is damaged" in message

@@ -695,3 +695,18 @@ def test_networks_beyond_the_list_are_traced(name: str) -> None:
     assert len(layers) > 10
     assert all(op.reason for op in graph.operations if op.kind == "opaque")
     assert uo.ChannelGraph.from_json(graph.to_json()) == graph
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_an_encoder_layer_alone_is_taken_apart(norm_first: bool) -> None:
+    """In eval mode it is one call on PyTorch's fast path, unless tracing keeps it off that."""
+    layer = nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True, norm_first=norm_first)
+    model = catalogue.randomize(layer.eval(), 1).double()
+    x = torch.randn(2, 7, 16).double()
+    pruned = pruned_of(model, x)
+    assert pruned.graph.capture == "fx"
+    assert {"attention", "layer"} <= {op.kind for op in pruned.graph.operations}
+    assert not [op for op in pruned.graph.operations if op.kind == "opaque"]
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert_lossless(pruned.masked, pruned.model, x)
+    assert_lossless(pruned.masked, pruned.model, torch.randn(5, 9, 16).double())

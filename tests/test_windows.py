@@ -150,7 +150,11 @@ def test_solvers_are_not_too_good_to_be_true(instance: Instance) -> None:
 def test_a_window_too_wide_is_a_gather() -> None:
     space = Space(tuple(range(5)), fixed=True)
     demands = (Demand(0, "interval", frozenset({0, 4})),)
-    for allowed, price, expected in (({0, 4, 1, 2, 3}, 1, 3), ({0, 4, 1, 2}, 1, 7), (range(5), 3, 7)):
+    for allowed, price, expected in (
+        ({0, 4, 1, 2, 3}, 1, 3),
+        ({0, 4, 1, 2}, 1, 7),
+        (range(5), 3, 7),
+    ):
         read = Read(7, (0,), window=Window(price, frozenset(allowed)))
         instance = Instance((space,), demands, (read,))
         assert brute_force(instance) == cost(instance, (space.channels,)) == expected
@@ -204,7 +208,9 @@ def dense(seed: int) -> nn.Module:
 
 
 @cache
-def posed(seed: int, make: Callable[[int], nn.Module]) -> tuple[nn.Module, uo.ChannelGraph, uo.Masks]:
+def posed(
+    seed: int, make: Callable[[int], nn.Module]
+) -> tuple[nn.Module, uo.ChannelGraph, uo.Masks]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make(seed)

@@ -13,7 +13,6 @@ from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Arena, Read, Solution
 
 
-
 class Host(Protocol):
     """What writes the rest of the program."""
 

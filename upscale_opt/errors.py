@@ -8,7 +8,7 @@ class UpscaleError(Exception):
 
 
 class SchemaError(UpscaleError):
-    """A file or JSON text is not a valid graph, masks or solution (truncated, foreign, newer)."""
+    """A file, JSON text or argument is not a valid graph, masks or solution."""
 
 
 class MaskError(UpscaleError):

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import MaterializeError, SchemaError, TraceError
-from upscale_opt.ir.graph import Example
-from upscale_opt.origin import DTYPES, Origin, Stage, kind_of, registered, set_modes, tensors_of
+from upscale_opt.origin import Origin, Stage, kind_of, registered, set_modes, tensors_of
 from upscale_opt.pruned_file import Contents, Manifest, unpack
 from upscale_opt.pruned_module import PrunedModule
 from upscale_opt.rebuilding import rebuild
@@ -115,11 +114,7 @@ def _dress(blank: nn.Module, origin: Origin) -> None:
 def _captured(blank: nn.Module, stage: Stage, manifest: Manifest) -> Program:
     """The definition's program, if it is that of the original."""
     solution, origin = stage.solution, stage.origin
-    try:
-        _check_dtypes(solution.example)
-        args, kwargs = remake(solution.example, *kind_of(blank))
-    except (AttributeError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        raise SchemaError(f"the solution's example inputs cannot be made: {error}") from None
+    args, kwargs = remake(solution.example, *kind_of(blank))
     try:
         program = run_as(blank, args, kwargs, solution.capture)
     except TraceError as error:
@@ -133,18 +128,6 @@ def _captured(blank: nn.Module, stage: Stage, manifest: Manifest) -> Program:
     if broken is not None:
         raise SchemaError(f"the solution is damaged: {broken}")
     return program
-
-
-def _check_dtypes(example: Example) -> None:
-    """Refuse inputs of dtypes that cannot be made.
-
-    Raises:
-        ValueError: naming the first.
-    """
-    if example.kind == "tensor" and example.dtype not in DTYPES:
-        raise ValueError(f"{example.dtype!r} is not a dtype of tensors")
-    for item in example.items:
-        _check_dtypes(item)
 
 
 def _difference(pruned: PrunedModule, origin: Origin) -> str | None:

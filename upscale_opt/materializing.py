@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from upscale_opt.errors import MaterializeError, TraceError
+from upscale_opt.errors import MaterializeError, SchemaError, TraceError
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.masks import masks_from_model
 from upscale_opt.origin import kind_of
@@ -45,7 +45,12 @@ def materialize(
     Raises:
         MaterializeError: if the solution is for another model, or would drop something that is
             not zero in this one.
+        SchemaError: if ``solution`` is not a solution.
     """
+    if not isinstance(model, nn.Module):
+        given = f"an object of class {type(model).__name__}"
+        raise MaterializeError(f"expected a model, but got {given}")
+    Solution.require(solution)
     program = _program(model, solution)
     lost = losses(program.graph, masks_from_model(model, program.graph), solution)
     if lost:
@@ -62,6 +67,8 @@ def _program(model: nn.Module, solution: Solution) -> Program:
     if program is None:
         try:
             program = run_as(model, *remake(solution.example, *kind_of(model)), solution.capture)
+        except SchemaError as error:
+            raise MaterializeError(f"the solution is damaged: {error}; solve again") from None
         except TraceError as error:
             raise MaterializeError(f"{_another(model)} ({error})") from None
     if program.graph.fingerprint != solution.graph_fingerprint:

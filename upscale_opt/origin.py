@@ -14,18 +14,7 @@ from torch import fx, nn
 from upscale_opt.ir.base import Record
 from upscale_opt.ir.solution import Solution
 from upscale_opt.modules import OURS
-from upscale_opt.tracing.examples import dtype_name
-
-DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, name)
-    for name in (
-        *("float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32"),
-        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
-        *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
-    )
-    if hasattr(torch, name)
-}
-"""The dtypes that a file may name; PyTorch crashes on bytes that are said to be, say, quantized."""
+from upscale_opt.tracing.examples import DTYPES, dtype_name
 
 
 def _known_dtype(name: str) -> str:
@@ -154,8 +143,6 @@ def tensors_of(pruned: fx.GraphModule) -> dict[str, torch.Tensor]:
         if name in read
         or (name.rpartition(".")[0] not in ours and not called.isdisjoint(_places(name)))
     }
-
-
 
 
 def modules_of(pruned: fx.GraphModule) -> dict[str, nn.Module]:

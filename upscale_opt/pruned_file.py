@@ -19,9 +19,9 @@ from safetensors import torch as safetensors_torch
 from upscale_opt.errors import SchemaError
 from upscale_opt.ir.base import Record, first_problem
 from upscale_opt.ir.solution import Solution
-from upscale_opt.origin import DTYPES, Dtype, Modes, Origin, Stage
+from upscale_opt.origin import Dtype, Modes, Origin, Stage
 from upscale_opt.settings import Settings
-from upscale_opt.tracing.examples import dtype_name
+from upscale_opt.tracing.examples import DTYPES, dtype_name
 
 FORMAT = "upscale-opt"
 VERSION = 1
@@ -137,6 +137,8 @@ def unpack(data: bytes) -> Contents:
         manifest = Manifest.model_validate_json(metadata.get("manifest", ""))
     except ValidationError as error:
         raise SchemaError(f"not a valid manifest: {first_problem(error)}") from None
+    except SchemaError as error:  # of a solution within
+        raise SchemaError(f"not a valid manifest: {error}") from None
     with torch.device("cpu"):  # whatever the default device is
         return Contents(solution, manifest, _tensors(entries, manifest))
 

@@ -23,8 +23,9 @@ from upscale_opt.modules import (
     Gather,
     PlacedSum,
     Placement,
+    Wanted,
     fit_sizes,
-    require_batch,
+    require_inputs,
 )
 from upscale_opt.origin import kind_of, origin_of
 from upscale_opt.pruned_module import PrunedModule
@@ -131,7 +132,7 @@ class _Rebuild:
         )
         self._drop_unused()
         self._protect()
-        self._require_batches()
+        self._require_inputs()
         self._fill_root()
         pruned = PrunedModule(self.root, self.new)
         for name, module in pruned.named_modules():
@@ -158,14 +159,26 @@ class _Rebuild:
                 else data.clone()
             )
 
-    def _require_batches(self) -> None:
-        """Let the model refuse batches of sizes that its program was not captured for."""
-        places = [node for node in self.new.nodes if node.op == "placeholder"]
-        batches = self.program.captured.batches
-        for place in places:
-            if place.name in batches:
-                with self.new.inserting_after(places[-1]):
-                    self.new.call_function(require_batch, (place, batches[place.name]))
+    def _require_inputs(self) -> None:
+        """Let the model refuse inputs that its program was not captured for."""
+        for check in self.program.captured.checks:
+            found: list[tuple[fx.Node, str, Wanted]] = []
+            for source, name, want in zip(check.inputs, check.names, check.wanted, strict=True):
+                node = self.env.get(source)
+                if isinstance(node, fx.Node) and node in self.new.nodes:
+                    found.append((node, name, self._without_channels(source, want)))
+            first = [node for node in self.new.nodes if node.op == "placeholder"]
+            last = [node for node in self.new.nodes if node in {node for node, _, _ in found}]
+            if last:
+                with self.new.inserting_after(first[-1] if last[-1] in first else last[-1]):
+                    self.new.call_function(require_inputs, tuple(zip(*found, strict=True)))
+
+    def _without_channels(self, source: fx.Node, want: Wanted) -> Wanted:
+        """The sizes wanted of an activation, but not how many channels it has."""
+        tensor = self.graph.tensors.get(str(self.program.values.get(source)))
+        if source.op == "placeholder" or not isinstance(want, tuple) or tensor is None:
+            return want
+        return tuple(None if axis == tensor.axis else size for axis, size in enumerate(want))
 
     def _drop_unused(self) -> None:
         """Forget the modules of ours that no call is left of."""

@@ -46,16 +46,24 @@ def verify(model: nn.Module, pruned: nn.Module, inputs: Inputs) -> VerificationR
 
     Raises:
         VerificationError: if an output deviates by more than 1e-10 in float64 (or by more than
-            rounding explains at the model's own precision), has another shape, or is not finite.
+            rounding explains at the model's own precision), has another shape, or is not finite;
+            or if a model does not run on ``inputs``.
     """
+    for module in (model, pruned):
+        if not isinstance(module, nn.Module):
+            given = f"an object of class {type(module).__name__}"
+            raise VerificationError(f"expected a model, but got {given}")
     own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    rough = _deviation(model, pruned, inputs, own)
+    try:
+        rough = _deviation(model, pruned, inputs, own)
+    except _DoesNotRunError as failure:
+        raise VerificationError(str(failure)) from failure.__cause__
     exact = rough
     runs = True
     if own != torch.float64:
         try:
             exact = _deviation(model, pruned, inputs, torch.float64)
-        except (RuntimeError, TypeError):
+        except _DoesNotRunError:
             exact, runs = math.nan, False
     report = VerificationReport(exact, rough, dtype_name(own))
     for name, error in (("float64", exact), (report.dtype, rough))[0 if runs else 1 :]:
@@ -88,10 +96,10 @@ def _check_other_batch(
     larger = (*map_tensors(args, twice),) if not kwargs else map_tensors(kwargs, twice)
     try:
         error = _deviation(model, pruned, larger, dtype)
+    except _DoesNotRunError:  # one of them, if not both, takes no such batch
+        return
     except VerificationError:
         error = math.inf
-    except Exception:  # one of them, if not both, takes no such batch
-        return
     if not error <= ALLOWED.get(dtype_name(dtype), EXACT):
         raise VerificationError(
             "the pruned model is right for batches of this size alone: torch.export captured the "
@@ -104,8 +112,8 @@ def _has_axes(leaf: object) -> bool:
 
 
 def _deviation(model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch.dtype) -> float:
-    expected, structure = _outputs(model, inputs, dtype)
-    actual, own_structure = _outputs(pruned, inputs, dtype)
+    expected, structure = _outputs("masked", model, inputs, dtype)
+    actual, own_structure = _outputs("pruned", pruned, inputs, dtype)
     if structure != own_structure:
         raise VerificationError(
             f"the pruned model returns {own_structure} where the masked one returns {structure}"
@@ -135,8 +143,12 @@ def _deviation(model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch
     return worst
 
 
+class _DoesNotRunError(Exception):
+    """A model fails on the inputs."""
+
+
 def _outputs(
-    model: nn.Module, inputs: Inputs, dtype: torch.dtype
+    which: str, model: nn.Module, inputs: Inputs, dtype: torch.dtype
 ) -> tuple[list[torch.Tensor], pytree.TreeSpec]:
     args, kwargs = as_call(inputs)
 
@@ -145,6 +157,15 @@ def _outputs(
 
     runner: Any = copy.deepcopy(model).to(dtype).eval()
     with torch.no_grad(), torch.random.fork_rng([]):
-        result = runner(*map_tensors(args, cast), **map_tensors(kwargs, cast))
+        try:
+            result = runner(*map_tensors(args, cast), **map_tensors(kwargs, cast))
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise _DoesNotRunError(
+                f"the {which} model does not run on these inputs in {dtype_name(dtype)}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
     leaves, structure = pytree.tree_flatten(result)
     return [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)], structure

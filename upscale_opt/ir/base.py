@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from pydantic import (
     BaseModel,
     ConfigDict,
+    ModelWrapValidatorHandler,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -38,20 +39,41 @@ class Document(Record):
     """
 
     what: ClassVar[str] = "document"
+    article: ClassVar[str] = "a "
 
     schema_version: int = SCHEMA_VERSION
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _known_version(cls, data: Any) -> Any:
-        """Refuse a version this package does not know, before looking at anything else."""
+    def _validated(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Refuse a version this package does not know, then whatever Pydantic refuses."""
         version = data.get("schema_version", SCHEMA_VERSION) if isinstance(data, dict) else None
         if version is not None and version != SCHEMA_VERSION:
             raise SchemaError(
                 f"{cls.what} has schema_version {version}, but this version of upscale-opt reads "
                 f"{SCHEMA_VERSION}; use the release that wrote it"
             )
-        return data
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise cls._invalid(error) from None
+
+    @classmethod
+    def _invalid(cls, error: ValidationError) -> SchemaError:
+        return SchemaError(f"not {cls.article}valid {cls.what}: {first_problem(error)}")
+
+    @classmethod
+    def require(cls, given: object) -> None:
+        """Refuse what is no such document: a dict, say, or another argument.
+
+        Raises:
+            SchemaError: naming what was given.
+        """
+        if not isinstance(given, cls):
+            raise SchemaError(
+                f"expected {cls.article}{cls.what} ({cls.__name__}), but got "
+                f"{'None' if given is None else f'an object of class {type(given).__name__}'}"
+            )
 
     def to_json(self) -> str:
         """The document as JSON to read: no fields at their defaults, short things on one line."""
@@ -70,8 +92,8 @@ class Document(Record):
         """
         try:
             return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise SchemaError(f"not a valid {cls.what}: {first_problem(error)}") from None
+        except ValidationError as error:  # it is no JSON
+            raise cls._invalid(error) from None
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON to ``path``, whole or not at all.

@@ -73,6 +73,10 @@ def check_consistency(graph: ChannelGraph) -> None:
                 raise ValueError(f"tensor {name!r} is written twice")
             written.add(name)
         _check_operation(graph, op)
+    ends = [number for number, op in enumerate(graph.operations, 1) if op.kind == "output"]
+    if ends != [len(graph.operations)]:
+        last = graph.operations[-1].name if graph.operations else None
+        raise ValueError(f"the last operation, {last!r}, and no other must be an output")
     unwritten = sorted(set(graph.tensors) - written)
     if unwritten:
         raise ValueError(f"tensor {unwritten[0]!r} is written by no operation")
@@ -124,6 +128,8 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
         raise ValueError(f"operation {op.name!r} ({op.kind}) has {len(op.inputs)} inputs")
     if len(op.outputs) < least_out or (most_out is not None and len(op.outputs) > most_out):
         raise ValueError(f"operation {op.name!r} ({op.kind}) has {len(op.outputs)} outputs")
+    if op.kind == "layer" and not (op.inputs or op.whole):
+        raise ValueError(f"operation {op.name!r} ({op.kind}) reads nothing")
     reduces = op.kind == "symmetric" and op.reduces
     if op.kind in ("input", "constant", "opaque", "output") or reduces:
         _check_parameters(graph, op)
@@ -141,7 +147,9 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
     if op.kind == "concat":
         joined = tuple(c for ids in inputs for c in ids)
         if op.positions is not None:
-            if len(set(op.positions)) < len(op.positions) or max(op.positions) >= len(joined):
+            if len(set(op.positions)) < len(op.positions) or max(op.positions, default=-1) >= len(
+                joined
+            ):
                 raise ValueError(f"the positions of {op.name!r} are not distinct places")
             joined = tuple(joined[place] for place in op.positions)
         if joined != output:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from typing_extensions import Self
 
+from upscale_opt.errors import SchemaError
 from upscale_opt.ir.base import Document, Record
 from upscale_opt.ir.consistency import Run, check_consistency, find_runs
 from upscale_opt.ir.ids import Ids
@@ -347,7 +348,10 @@ class ChannelGraph(Document):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        check_consistency(self)
+        try:
+            check_consistency(self)
+        except ValueError as error:
+            raise SchemaError(f"not a valid {self.what}: {error}") from None
         return self
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from numbers import Integral
 from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
@@ -69,9 +70,14 @@ def parse_ids(text: str) -> tuple[int, ...]:
 def _validate(value: Any) -> tuple[int, ...]:
     if isinstance(value, str):
         return parse_ids(value)
+    if hasattr(value, "tolist"):  # an array or a tensor
+        value = value.tolist()
     if isinstance(value, (list, tuple, range)):
         ids = tuple(value)
-        if not ids or (set(map(type, ids)) == {int} and min(ids) >= 0):
+        kinds = set(map(type, ids))
+        if kinds - {int} and bool not in kinds and all(issubclass(k, Integral) for k in kinds):
+            ids, kinds = tuple(map(int, ids)), {int}  # they are NumPy's
+        if not ids or (kinds == {int} and min(ids) >= 0):
             return ids
     raise ValueError("expected runs of channels such as '0-3,7', or a list of non-negative ints")
 

@@ -23,6 +23,7 @@ class Masks(Document):
     """
 
     what: ClassVar[str] = "masks"
+    article: ClassVar[str] = ""
 
     kept: dict[str, dict[int, Ids]]
 
@@ -51,7 +52,9 @@ class Masks(Document):
 
         Raises:
             MaskError: naming the parameter, axis or index that does not.
+            SchemaError: if ``graph`` is not a graph.
         """
+        ChannelGraph.require(graph)
         axes = maskable_axes(graph)
         for name, by_axis in self.kept.items():
             if name not in graph.parameters:
@@ -60,10 +63,10 @@ class Masks(Document):
                     "were they made for another model?"
                 )
             for axis, kept in by_axis.items():
-                if axis not in axes[name]:
+                if axis not in axes.get(name, ()):
+                    known = ", ".join(map(str, axes.get(name, ()))) or "none"
                     raise MaskError(
-                        f"masks name axis {axis} of {name!r}; its channel axes are "
-                        f"{', '.join(map(str, axes[name]))}"
+                        f"masks name axis {axis} of {name!r}; its channel axes are {known}"
                     )
                 size = slices_of(graph, name, axis)
                 if kept and max(kept) >= size:

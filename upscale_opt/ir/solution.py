@@ -212,6 +212,7 @@ class Solution(Document):
 
         Raises:
             SolverError: if there is no such read.
+            VerificationError: if the solution is damaged.
         """
         from upscale_opt.solver.explaining import explain
 

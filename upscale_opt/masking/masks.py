@@ -48,8 +48,12 @@ def state_of(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:
     """The parameters and buffers that the graph names, as the model holds them.
 
     Raises:
-        MaskError: if one is missing or has another shape.
+        MaskError: if one is missing or has another shape, or there is no model at all.
+        SchemaError: if ``graph`` is not a graph.
     """
+    if not isinstance(model, nn.Module):
+        raise MaskError(f"expected a model, but got an object of class {type(model).__name__}")
+    ChannelGraph.require(graph)
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
     for name, shape in graph.parameters.items():
@@ -100,6 +104,7 @@ def masked_slices(graph: ChannelGraph, masks: Masks) -> Iterator[tuple[str, int,
     Raises:
         MaskError: if the masks do not fit the graph.
     """
+    Masks.require(masks)
     masks.check(graph)
     for name, by_axis in masks.kept.items():
         for axis, kept in by_axis.items():

@@ -14,8 +14,10 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from upscale_opt.errors import TraceError
+from upscale_opt.modules import Wanted, require_inputs
 from upscale_opt.tracing.record import as_it_was
 from upscale_opt.tracing.rules import find_rule, kept_as_calls
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
@@ -30,6 +32,21 @@ _STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
 _CHECKS = {torch._assert, fx._symbolic_trace._assert_is_none}
 
 
+@dataclass(frozen=True)
+class Check:
+    """What inputs must be; see :func:`upscale_opt.modules.require_inputs`.
+
+    Attributes:
+        inputs: the inputs; in a model that is traced again, perhaps activations.
+        names: what to call them.
+        wanted: sizes or values.
+    """
+
+    inputs: tuple[fx.Node, ...]
+    names: tuple[str, ...]
+    wanted: tuple[Wanted, ...]
+
+
 @dataclass
 class Captured:
     """A model as a graph of calls.
@@ -40,7 +57,7 @@ class Captured:
         modules: the modules that ``call_module`` nodes name.
         tensors: the parameters, buffers and constants that ``get_attr`` nodes name.
         constants: those of ``tensors`` that are neither parameters nor buffers of the model.
-        batches: for inputs whose first axis the program takes in one size only, that size.
+        checks: which inputs the program was captured for, and so takes no others.
     """
 
     kind: Capture
@@ -48,7 +65,7 @@ class Captured:
     modules: dict[str, nn.Module]
     tensors: dict[str, torch.Tensor]
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
-    batches: dict[str, int] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
 
 
 class _Proxy(fx.Proxy):
@@ -186,7 +203,7 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         if name not in bound.arguments and parameter.default is not inspect.Parameter.empty
     }
     before = set(vars(model))
-    with unchanged(model) as snapshot, kept_as_calls():
+    with unchanged(model) as snapshot, kept_as_calls(), _layer_by_layer():
         try:
             tracer = _Tracer()
             graph = tracer.trace(model, concrete_args=left_out or None)
@@ -204,6 +221,7 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
     for node in reversed(graph.nodes):  # the checks FX writes for arguments at their defaults
         if node.op == "call_function" and node.target in _CHECKS:
             graph.erase_node(node)
+    checks = _checks_within(graph)
     modules, tensors = {}, {}
     for node in graph.nodes:
         target = str(node.target)
@@ -216,18 +234,33 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             tensors[target] = value
     named = {id(t) for t in (*model.parameters(), *model.buffers())}
     constants = {name: value for name, value in tensors.items() if id(value) not in named}
-    return Captured("fx", graph, modules, tensors, constants)
+    return Captured("fx", graph, modules, tensors, constants, checks)
+
+
+def _checks_within(graph: fx.Graph) -> list[Check]:
+    """Take what pruned models require of inputs out of a program."""
+    checks: list[Check] = []
+    for node in list(graph.nodes):
+        if node.target is require_inputs:
+            entries = [
+                entry for entry in zip(*node.args, strict=True) if isinstance(entry[0], fx.Node)
+            ]
+            inputs, names, wanted = zip(*entries, strict=True)
+            checks.append(Check(inputs, names, wanted))
+            graph.erase_node(node)
+    return checks
 
 
 def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
     """By :mod:`torch.export`: for any batch size if possible, and else for this one."""
+    dynamic = _dynamic(model, args, kwargs)
     with _quiet(), unchanged(model):
         for table in ("_forward_hooks", "_forward_pre_hooks"):  # they are carried over as they are
             vars(model)[table].clear()
         snapshot = Snapshot(model)
         try:
             program = torch.export.export(
-                model, args, dict(kwargs), dynamic_shapes=_dynamic(args, kwargs), strict=False
+                model, args, dict(kwargs), dynamic_shapes=dynamic, strict=False
             )
         except Exception:
             try:
@@ -235,6 +268,7 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
             except Exception as error:
                 raise TraceError(f"torch.export: {_line(error)}") from error
         _refuse_state(snapshot.changed(), "torch.export")
+    guarded = _guarded(program)
     try:
         program = program.run_decompositions({})
         options = {"check_guards": False}
@@ -259,14 +293,60 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         raise TraceError("torch.export: the program uses attributes that are not tensors")
     named = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     constants = {name: value for name, value in tensors.items() if name not in named}
-    batches = {}
-    for node in graph.nodes:
-        value = node.meta.get("val") if node.op == "placeholder" else None
-        size = value.shape[0] if isinstance(value, torch.Tensor) and value.ndim else None
-        known = size.node.maybe_as_int() if isinstance(size, torch.SymInt) else size
-        if known is not None:
-            batches[node.name] = known
-    return Captured("export", graph, {}, tensors, constants, batches)
+    places = tuple(node for node in graph.nodes if node.op == "placeholder")
+    wanted = _wanted({node.name: node.meta.get("val") for node in places}, guarded)
+    checks = [Check(places, tuple(node.name for node in places), wanted)] if places else []
+    return Captured("export", graph, {}, tensors, constants, checks)
+
+
+def _guarded(program: torch.export.ExportedProgram) -> set[str]:
+    """The sizes that were left open, but of which the program supposes more than it says.
+
+    The code asked whether a size is more than four, say, or odd, and the program has the answer for
+    the example. That two sizes are equal is none of this: it says so.
+    """
+    environments = {
+        id(value.fake_mode.shape_env): value.fake_mode.shape_env
+        for value in (node.meta.get("val") for node in program.graph.nodes)
+        if isinstance(value, FakeTensor) and value.fake_mode.shape_env is not None
+    }
+    found: set[str] = set()
+    for environment in environments.values():
+        for guard in environment.guards:
+            rest = guard.expr.xreplace(environment.replacements)
+            found.update(map(str, getattr(rest, "free_symbols", ())))
+    return found
+
+
+def _wanted(inputs: Mapping[str, Any], guarded: set[str]) -> tuple[Wanted, ...]:
+    """What the program by :mod:`torch.export` takes as inputs."""
+    open_sizes: dict[str, list[str]] = {}
+    for name, value in inputs.items():
+        for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
+            if _is_open(size, guarded):
+                open_sizes.setdefault(str(size), []).append(f"{name}[{axis}]")
+
+    def wanted(value: Any) -> Wanted:
+        if not isinstance(value, torch.Tensor):
+            assert value is None or isinstance(value, (bool, int, float, str))
+            return value
+        sizes: list[int | str | None] = []
+        for size in value.shape:
+            if _is_open(size, guarded):
+                places = open_sizes[str(size)]
+                sizes.append(places[0] if len(places) > 1 else None)
+            else:
+                sizes.append(size.node.hint if isinstance(size, torch.SymInt) else size)
+        return tuple(sizes)
+
+    return tuple(map(wanted, inputs.values()))
+
+
+def _is_open(size: int | torch.SymInt, guarded: set[str]) -> bool:
+    """Whether the program takes any size here."""
+    if not isinstance(size, torch.SymInt) or size.node.maybe_as_int() is not None:
+        return False
+    return guarded.isdisjoint(map(str, size.node.expr.free_symbols))
 
 
 class StoresResults(TraceError):  # noqa: N818 - caught by `run`
@@ -299,6 +379,17 @@ def _refuse_state(changed: list[str], tracer: str) -> None:
 
 
 @contextmanager
+def _layer_by_layer() -> Iterator[None]:
+    """Keep ``nn.TransformerEncoderLayer`` off its fast path: one call, that computes the same."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextmanager
 def _quiet() -> Iterator[None]:
     """Keep what torch prints and logs while it fails: the reason is in the exception, too."""
     before = logging.root.manager.disable
@@ -310,7 +401,9 @@ def _quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def _dynamic(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def _dynamic(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The axes to leave open, by the names of the arguments of ``forward``."""
+
     def free(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             # The batch alone: with all axes free, shape arithmetic takes minutes in some networks.
@@ -321,7 +414,16 @@ def _dynamic(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
             return {k: free(v) for k, v in value.items()}
         return None
 
-    return (*(free(a) for a in args), *(free(v) for v in kwargs.values())) if args else free(kwargs)
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs).arguments
+    except TypeError:  # which torch.export says better
+        return None
+    named = {name: free(value) for name, value in bound.items()}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD and name in named:
+            named.update(named.pop(name))
+    return named
 
 
 def _attribute(root: nn.Module, target: str) -> Any:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
-from upscale_opt.errors import TraceError
+from upscale_opt.errors import SchemaError, TraceError
 from upscale_opt.ir.graph import Example
 
 Inputs = torch.Tensor | tuple[Any, ...] | list[Any] | dict[str, Any]
 """A tensor, a tuple or list of positional arguments, or a dict of keyword arguments."""
+
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32"),
+        *("int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"),
+        *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    )
+    if hasattr(torch, name)
+}
+"""The dtypes that documents and files may name; PyTorch crashes on bytes said to be quantized."""
+
+_MOST = 2**30
+"""More numbers than this are no example; zeros take no memory before they are written."""
 
 
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -63,7 +78,50 @@ def _describe(value: Any) -> Example:
 def remake(
     example: Example, dtype: torch.dtype, device: torch.device
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Zeros of the remembered shapes; floating-point tensors get ``dtype``."""
+    """Zeros of the remembered shapes; floating-point tensors get ``dtype``.
+
+    Raises:
+        SchemaError: if there can be no such inputs.
+    """
+    _check_tensors(example)
+    try:
+        return _remade(example, dtype, device)
+    except (MemoryError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SchemaError(f"the solution's example inputs cannot be made: {reason}") from None
+
+
+def _check_tensors(example: Example) -> None:
+    """Refuse dtypes, sizes and numbers of elements that no inputs have.
+
+    Raises:
+        SchemaError: naming the first.
+    """
+    numbers = 0
+    for leaf in _leaves(example):
+        if leaf.kind != "tensor":
+            continue
+        why = ""
+        if leaf.dtype not in DTYPES:
+            why = f"{leaf.dtype!r} is not a dtype of tensors"
+        elif min(leaf.shape, default=0) < 0:
+            why = f"{leaf.shape} is not a shape"
+        numbers += 0 if why else math.prod(leaf.shape)
+        if numbers > _MOST:
+            why = f"they hold more than {_MOST:,} numbers"
+        if why:
+            raise SchemaError(f"the solution's example inputs cannot be made: {why}")
+
+
+def _leaves(example: Example) -> Iterator[Example]:
+    yield example
+    for item in example.items:
+        yield from _leaves(item)
+
+
+def _remade(
+    example: Example, dtype: torch.dtype, device: torch.device
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     values = [_remake(item, dtype, device) for item in example.items]
     count = len(values) - len(example.keys)
     return tuple(values[:count]), dict(zip(example.keys, values[count:], strict=True))
@@ -71,7 +129,7 @@ def remake(
 
 def _remake(example: Example, dtype: torch.dtype, device: torch.device) -> Any:
     if example.kind == "tensor":
-        own = getattr(torch, example.dtype)
+        own = DTYPES[example.dtype]
         return torch.zeros(
             example.shape, dtype=dtype if own.is_floating_point else own, device=device
         )

@@ -8,7 +8,14 @@ import numpy as np
 import torch
 
 from upscale_opt.tracing.channels import Array
-from upscale_opt.tracing.values import Arrangement, NotUnderstood, Traced, places, varying_axes
+from upscale_opt.tracing.values import (
+    MOVES_ONE,
+    Arrangement,
+    NotUnderstood,
+    Traced,
+    places,
+    varying_axes,
+)
 
 
 class HeadsRefused(Exception):  # noqa: N818 - caught in tracing: trace again without heads
@@ -97,7 +104,7 @@ def _order(moved: torch.Tensor, source: Traced, head: int, channel: int) -> tupl
     if moved.ndim != len(source.shape) + 1:
         raise NotUnderstood("splits or joins axes besides those of heads and channels")
     if source.shape[0] == 1 != moved.shape[0]:
-        raise NotUnderstood("moves the batch axis of a batch of one; trace with two or more")
+        raise NotUnderstood(MOVES_ONE)
     strides = {}
     for axis, size in enumerate(source.shape):
         if axis != source.axis and size > 1:

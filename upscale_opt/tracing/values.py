@@ -17,6 +17,9 @@ class NotUnderstood(Exception):  # noqa: N818 - a refusal inside tracing, not an
     """An operation (with these arguments) cannot be understood; the message is the reason."""
 
 
+MOVES_ONE = "moves a first axis of size one; if that is the batch, trace with two or more"
+
+
 def check_batch(source: tuple[int, ...], results: Iterable[tuple[int, ...]]) -> None:
     """Refuse to follow a batch of one into another axis.
 
@@ -27,7 +30,7 @@ def check_batch(source: tuple[int, ...], results: Iterable[tuple[int, ...]]) -> 
         NotUnderstood: if a tensor with a batch of one gets another first axis.
     """
     if len(source) > 1 and source[0] == 1 and any(shape[:1] != (1,) for shape in results):
-        raise NotUnderstood("moves the batch axis of a batch of one; trace with two or more")
+        raise NotUnderstood(MOVES_ONE)
 
 
 @dataclass
