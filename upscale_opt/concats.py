@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +18,7 @@ class Host(Protocol):
 
     graph: ir.ChannelGraph
     solution: Solution
-    selects: Mapping[tuple[str, int], Read]
+    selects: dict[tuple[str, int], Read]
     new: fx.Graph
     root: nn.Module
     device: torch.device
@@ -143,7 +143,7 @@ class _Arena:
             assert axis is not None
             name = host.unused(f"arena_{node.name}")
             host.root.add_module(name, ArenaWrite(runs, self.size, axis, self.in_place))
-            earlier = {} if self.last is None else {"earlier": self.last}
+            earlier: dict[str, Any] = {} if self.last is None else {"earlier": self.last}
             self.last = host.new.call_module(name, tuple(fresh), earlier)
         assert self.last is not None
         self.tokens[op.outputs[0]] = self.last
