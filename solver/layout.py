@@ -142,15 +142,18 @@ class _Writer:
         runs: list[list[int]] = []
         last: int | None = None
         for space, run in self.graph.runs(name):
+            entries = [i for i in run if sequence[i] in stored]
+            if not entries:  # as if it were not there: an arena goes on behind it
+                continue
             arena = self.arena_of.get(space)
             if arena is None or arena != last:
                 runs.append([])
             last = arena
-            runs[-1] += [i for i in run if sequence[i] in stored]
+            runs[-1] += entries
         result: list[int] = []
-        for entries in runs:
-            rank = dict(zip(entries, [self.rank[sequence[i]] for i in entries], strict=True))
-            result.extend(sorted(entries, key=rank.__getitem__))
+        for together in runs:
+            rank = dict(zip(together, [self.rank[sequence[i]] for i in together], strict=True))
+            result.extend(sorted(together, key=rank.__getitem__))
         return tuple(result)
 
     def _among(self, name: str, ids: Collection[int]) -> tuple[int, ...]:

@@ -84,7 +84,7 @@ def upright(m: Any, x: Tensor) -> Tensor:
 def shuffled(m: Any, x: Tensor) -> Tensor:
     """The channels are shuffled after a concatenation, and concatenated again."""
     one = torch.cat([m.a(x), m.e(x)], 1)
-    mixed = one.unflatten(1, (2, 5)).transpose(1, 2).flatten(1, 2)
+    mixed = one.view(-1, 2, 5, *one.shape[2:]).transpose(1, 2).flatten(1, 2)
     two = torch.cat([mixed, m.e(x)], 1)
     y: Tensor = m.h(two) + m.i(two)
     return y

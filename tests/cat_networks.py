@@ -60,8 +60,8 @@ class CatNetwork(nn.Module):
                 layer = f"reader{len(self.layers)}"
                 self.layers[layer] = nn.Conv2d(width, 4, rng.choice((1, 3)), padding="same")
                 self.readers.append(Step("conv", (number,), layer))
-        for layer in self.layers.values() if frozen else ():
-            layer.requires_grad_(rng.random() < 0.5)
+        for module in self.layers.values() if frozen else ():
+            module.requires_grad_(rng.random() < 0.5)
         self.eval()
 
     def _conv(self, source: int, width: int, rng: random.Random) -> None:

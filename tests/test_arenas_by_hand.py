@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -146,7 +147,7 @@ def test_arenas_by_hand_are_refused_or_do_no_harm(name: str) -> None:
         cats = [op.outputs[0] for op in graph.operations if op.kind == "concat"]
         for tensors in (cats, cats[:1], cats[1:]) if cats else ():
             solution = force(case, tensors)
-            complaint(uo.VerificationError, lambda s=solution: s.check(graph, masks))
+            complaint(uo.VerificationError, partial(solution.check, graph, masks))
             try:
                 pruned = uo.materialize(model, solution)
             except UpscaleError:

@@ -34,7 +34,7 @@ X = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).double()
 
 
 def drawn(rng: random.Random) -> Instance:
-    """At most six channels and four reads: windows, pieces, ends of spaces, fixed and empty ones."""
+    """At most six channels and four reads; windows, pieces, ends of spaces, fixed ones."""
     sizes = [rng.randint(1, 6)] if rng.random() < 0.7 else [rng.randint(0, 3), rng.randint(1, 3)]
     starts = [0, *itertools.accumulate(sizes)]
     spaces = [
