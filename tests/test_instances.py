@@ -29,7 +29,7 @@ from upscale_opt.models.random_instances import (
     random_instance,
 )
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.instance import Instance, Part, Space, cost, is_view, satisfied
+from upscale_opt.solver.instance import Instance, Part, Space, Window, cost, is_view, satisfied
 
 SEEDS = st.integers(0, 2**20)
 
@@ -169,6 +169,36 @@ def test_json_round_trip(instance: Instance, name: str) -> None:
     assert again == document
     assert replace(again.to_instance(), wishes=()) == instance
     assert again.name == name
+
+
+def windowed() -> Instance:
+    """Two reads that cannot both be views, and a window for one of them."""
+    instance = one_space(4, [{0, 1}, {0, 2}, {0, 3}])
+    reads = list(instance.reads)
+    reads[0] = replace(reads[0], weight=5, window=Window(2, frozenset({0, 1, 2})))
+    return replace(instance, reads=tuple(reads))
+
+
+def test_windows_are_a_part_of_the_document() -> None:
+    document = InstanceFile.from_instance(windowed(), "windows")
+    assert InstanceFile.from_json(document.to_json()).to_instance() == windowed()
+
+
+def test_unsound_windows_are_refused() -> None:
+    data = json.loads(InstanceFile.from_instance(windowed(), "windows").to_json())
+    for key, value, message in (
+        ("allowed", "0-2,9", r"reads\.0\.window allows channel 9, which space 0 does not have"),
+        ("allowed", "0-9999999999", "more than 4,000,000 channels"),
+        ("price", -1, r"reads\.0\.window\.price"),
+    ):
+        broken = json.loads(json.dumps(data))
+        broken["reads"][0]["window"][key] = value
+        with pytest.raises(SchemaError, match=message):
+            InstanceFile.from_json(json.dumps(broken))
+    broken = json.loads(json.dumps(data))
+    broken["demands"][0]["kind"] = "prefix"
+    with pytest.raises(SchemaError, match=r"reads\.0 has a window, but its view is not one"):
+        InstanceFile.from_json(json.dumps(broken))
 
 
 def test_unsound_instances_are_not_written() -> None:

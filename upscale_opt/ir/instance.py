@@ -53,6 +53,18 @@ class Part(Record):
     channels: Ids
 
 
+class Window(Record):
+    """The alternative of reading adjacent channels, some of them in vain.
+
+    Attributes:
+        price: of each channel that is read in vain.
+        allowed: the channels that may be among those read.
+    """
+
+    price: Weight
+    allowed: Ids
+
+
 class Read(Record):
     """One read, and what orders make it cost.
 
@@ -62,6 +74,7 @@ class Read(Record):
         pieces: how it can be served in front of a concatenation.
         max_gathers: how many of the pieces may be gathered.
         parts: the spaces in the memory that it reads, one behind the other.
+        window: how it can be served by a window, if its view is one interval.
     """
 
     weight: Weight
@@ -69,6 +82,7 @@ class Read(Record):
     pieces: tuple[Piece, ...] = ()
     max_gathers: Index = 0
     parts: tuple[Part, ...] = ()
+    window: Window | None = None
 
 
 class InstanceFile(Document):
@@ -168,8 +182,8 @@ class InstanceFile(Document):
         for kind, reads in (("reads", self.reads), ("wishes", self.wishes)):
             for number, read in enumerate(reads):
                 self._check_read(f"{kind}.{number}", read, members)
-                if kind == "wishes" and read.pieces:
-                    raise ValueError(f"wishes.{number} has pieces; only reads may")
+                if kind == "wishes" and (read.pieces or read.window):
+                    raise ValueError(f"wishes.{number} has pieces or a window; only reads may")
         if (self.optimum is None) != (self.optimum_by is None):
             raise ValueError("optimum and optimum_by must be given together")
         return self
@@ -177,12 +191,27 @@ class InstanceFile(Document):
     def _check_read(self, name: str, read: Read, members: Sequence[frozenset[int]]) -> None:
         for part, parts in enumerate(read.parts):
             _check_channels(f"{name}.parts.{part}", parts, members)
+        if read.window is not None:
+            self._check_window(name, read, read.window)
         for view in (read.view, *(piece.view for piece in read.pieces)):
             for demand in view or ():
                 if demand >= len(self.demands):
                     raise ValueError(
                         f"{name} refers to demand {demand}; there are {len(self.demands)}"
                     )
+
+    def _check_window(self, name: str, read: Read, window: Window) -> None:
+        demands = [self.demands[d] for d in read.view or () if d < len(self.demands)]
+        if len(demands) != 1 or demands[0].kind != "interval":
+            raise ValueError(f"{name} has a window, but its view is not one interval")
+        if self.measure != "copies":
+            raise ValueError(f"{name} has a window, which only copies are counted with")
+        foreign = set(window.allowed).difference(self.spaces[demands[0].space].channels)
+        if foreign:
+            raise ValueError(
+                f"{name}.window allows channel {min(foreign)}, which space {demands[0].space} does "
+                "not have"
+            )
 
 
 def _check_channels(name: str, wanted: Demand | Part, members: Sequence[frozenset[int]]) -> None:
@@ -198,6 +227,9 @@ def _check_channels(name: str, wanted: Demand | Part, members: Sequence[frozense
         )
 
 
+_LISTS = ("channels", "allowed")
+"""What lists channels, perhaps as a text."""
+
 _RUN = re.compile(r"(\d{1,10})-(\d{1,10})")
 
 
@@ -208,11 +240,11 @@ def _count_channels(data: Any) -> int:
     while stack:
         value = stack.pop()
         if isinstance(value, dict):
-            stack.extend(item for key, item in value.items() if key != "channels")
-            value = value.get("channels")
-            if isinstance(value, str):
-                runs = ((int(first), int(last)) for first, last in _RUN.findall(value))
-                total += value.count(",") + sum(max(0, last - first) for first, last in runs)
+            stack.extend(item for key, item in value.items() if key not in _LISTS)
+            texts = [value[key] for key in _LISTS if isinstance(value.get(key), str)]
+            for text in texts:
+                runs = ((int(first), int(last)) for first, last in _RUN.findall(text))
+                total += text.count(",") + sum(max(0, last - first) for first, last in runs)
         elif isinstance(value, (list, tuple)):
             stack.extend(value)
     return total
@@ -226,6 +258,9 @@ def _records(reads: Sequence[problem.Read]) -> tuple[dict[str, Any], ...]:
             "pieces": tuple({"weight": p.weight, "view": p.view} for p in read.pieces),
             "max_gathers": read.max_gathers,
             "parts": tuple({"space": p.space, "channels": sorted(p.channels)} for p in read.parts),
+            "window": None
+            if read.window is None
+            else {"price": read.window.price, "allowed": sorted(read.window.allowed)},
         }
         for read in reads
     )
@@ -238,4 +273,7 @@ def _read(read: Read) -> problem.Read:
         pieces=tuple(problem.Piece(piece.weight, piece.view) for piece in read.pieces),
         max_gathers=read.max_gathers,
         parts=tuple(problem.Part(part.space, frozenset(part.channels)) for part in read.parts),
+        window=None
+        if read.window is None
+        else problem.Window(read.window.price, frozenset(read.window.allowed)),
     )
