@@ -175,7 +175,7 @@ def test_sides_and_layers() -> None:
     ("options", "words"),
     [
         ({"solver": "gurobi"}, ["unknown solver 'gurobi'", "cp-sat", "greedy", "identity"]),
-        ({"objective": "latency"}, ["unknown objective 'latency'", "copied_channels"]),
+        ({"objective": "energy"}, ["unknown objective 'energy'", "copied_channels"]),
         ({"time_limit": 0}, ["time limit", "more than 0", "not 0"]),
         ({"time_limit": -1.0}, ["time limit", "-1"]),
         ({"time_limit": float("nan")}, ["time limit", "nan"]),

@@ -322,7 +322,7 @@ def test_inception_takes_its_own_size() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("resnet5", "resnet50"), ("unet", "topology/unet"), ("no such thing", "names()")],
+    [("resnet5", "resnet50"), ("unet", "topology/unet"), ("no such thing", "upscale-opt models")],
 )
 def test_unknown_name_suggests_a_known_one(name: str, hint: str) -> None:
     with pytest.raises(UpscaleError, match="no network called") as caught:
