@@ -9,10 +9,13 @@ space for the program, so that a read can be a view of channels that several lay
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import groupby
 
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Elementwise, Layer, Operation
+from upscale_opt.solver.formulate import Formulation
+from upscale_opt.solver.instance import Orders, satisfied
 from upscale_opt.solver.segments import Arena, Segments, linked_tensors
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.union_find import UnionFind
@@ -37,6 +40,37 @@ def with_arenas(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> S
     cats = {name for arena in arenas for name in arena.cats}
     readers = {name: edge for name, edge in segments.sole_reader.items() if name not in cats}
     return replace(segments, sole_reader=readers, arenas=tuple(arenas))
+
+
+def tidied(
+    segments: Segments, formulation: Formulation, orders: Orders, windows: Collection[Edge]
+) -> Orders:
+    """The orders, in which arenas hold channels of one tensor side by side where that is free.
+
+    Every run of adjacent channels of a tensor is one copy into the buffer. Only channels that no
+    view and no window tells apart change places, so both remain what they are.
+
+    Args:
+        segments: with the arenas.
+        formulation: the problem.
+        orders: of all its spaces; the arenas' are the last.
+        windows: the edges at which windows are read.
+    """
+    instance = formulation.instance
+    shown = set(satisfied(instance, orders))
+    for read, edge in zip(instance.reads, formulation.reads, strict=True):
+        if edge in windows:
+            shown.update(read.view or ())
+    result = list(orders)
+    first = len(orders) - len(segments.arenas)
+    for number, arena in enumerate(segments.arenas, first):
+        own = [instance.demands[d] for d in sorted(shown)]
+        demands = [demand.channels for demand in own if demand.space == number]
+        rank = {channel: place for place, channel in enumerate(arena.channels)}
+        signs = {c: tuple(c in channels for channels in demands) for c in arena.channels}
+        runs = groupby(orders[number], signs.__getitem__)
+        result[number] = tuple(c for _, run in runs for c in sorted(run, key=rank.__getitem__))
+    return tuple(result)
 
 
 class _Finder:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times
+from upscale_opt.solver.arenas import tidied
 from upscale_opt.solver.budget import Found, solve_in_budget
 from upscale_opt.solver.formulate import Formulation, edge_name
 from upscale_opt.solver.instance import Instance, Outcome, Progress, Proof, satisfied
@@ -99,6 +101,8 @@ def solve(
         instance = problem.formulation.instance
         found = Found(outcome, chosen_windows(problem.formulation, instance, outcome.orders))
     outcome = found.outcome
+    orders = tidied(problem.segments, problem.formulation, outcome.orders, found.windows)
+    outcome = replace(outcome, orders=orders)
     solved = time.perf_counter()
     held = satisfied(problem.formulation.instance, outcome.orders)
     plan = lay_out_windows(graph, masks, problem, outcome.orders, found.windows)

@@ -268,3 +268,14 @@ def test_random_networks(dense: bool) -> None:
             assert deviation(want, pruned(x).detach()) < EXACT
         arenas += len(solution.arenas)
     assert arenas >= 4 or not dense
+
+
+def test_tensors_are_written_in_one_piece_where_no_read_is_spared_by_more() -> None:
+    torch.manual_seed(0)
+    model = catalogue.build("topology/dense_block").eval()
+    inputs = example_inputs("dense_block")
+    graph = uo.trace(model, inputs)
+    solution = uo.solve(graph, uo.Masks.from_model(model, graph), model="arena")
+    writes = [m for m in uo.materialize(model, solution).modules() if isinstance(m, ArenaWrite)]
+    assert writes
+    assert all(len(runs) == 1 for write in writes for runs in write.runs)
