@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.cost_model import CostModel, KernelCost
-from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Layer, Operation, Tensor
+from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Layer, Operation, Tensor
+from upscale_opt.ir.solution import Arena, Solution
 from upscale_opt.solver.objectives import bytes_per_channel
 from upscale_opt.solver.sets import Edge
 from upscale_opt.solver.windows import Chain, Windows
@@ -59,6 +62,53 @@ class Pricing:
             cost += windows.of_layer(layer) * kernel.ns_per_mac
             cost += bytes_per_channel(read) * kernel.ns_per_byte
         return math.ceil(self._sane(cost))
+
+    def of_plan(self, solution: Solution) -> int:
+        """What all moving of data costs in a solution for latency, windows included.
+
+        The objective tells orders of one model apart; it leaves out what is the same for all of
+        them: joining tensors, and copying views that an operation cannot read as they are. With
+        these, solutions with arenas can be compared with solutions without.
+        """
+        tensors = solution.tensors
+        shared = {name for arena in solution.arenas for name in arena.tensors}
+        cost = float(solution.objective_value)
+        for arena in solution.arenas:
+            cost += self._written(arena, tensors)
+        for op in self._graph.operations:
+            if (
+                isinstance(op, Concat)
+                and op.outputs[0] not in shared
+                and tensors.get(op.outputs[0])
+            ):
+                cost += self._copy(op.outputs[0], len(tensors[op.outputs[0]]))
+        for read in solution.reads:
+            op, structure = self._operations[read.op], self._graph.tensors[read.tensor]
+            partial = read.tensor in shared or read.channels != tensors[read.tensor]
+            if read.kind == "select" and partial and self._compacts(op, structure):
+                cost += self._copy(read.tensor, len(read.channels))
+        return round(self._sane(cost))
+
+    def _written(self, arena: Arena, tensors: Mapping[str, Sequence[int]]) -> float:
+        """What it costs to write all tensors into their arena, a copy for each run of channels."""
+        place = {channel: number for number, channel in enumerate(arena.channels)}
+        cost, written = 0.0, set(arena.tensors)
+        for op in self._graph.operations:
+            if not isinstance(op, Concat) or op.outputs[0] not in arena.tensors:
+                continue
+            for name in op.inputs:
+                if name in written or not tensors.get(name):
+                    continue
+                written.add(name)
+                channels = self._graph.tensors[name].channels
+                places = sorted(place[channels[entry]] for entry in tensors[name])
+                runs = 1 + sum(b != a + 1 for a, b in pairwise(places))
+                cost += self._copy(name, len(places)) + (runs - 1) * self._kernel("copy").launch
+        return cost
+
+    def _copy(self, tensor: str, count: int) -> float:
+        moved = 2 * count * bytes_per_channel(self._graph.tensors[tensor])
+        return self._model.nanoseconds("copy", bytes=moved)
 
     def _kernel(self, kind: str) -> KernelCost:
         self._model.nanoseconds(kind)  # which complains of kinds that it does not know

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.cost_model import CostModel
@@ -15,6 +15,7 @@ from upscale_opt.solver.arenas import tidied
 from upscale_opt.solver.budget import Found, solve_in_budget
 from upscale_opt.solver.formulate import Formulation, edge_name
 from upscale_opt.solver.instance import Instance, Outcome, Progress, Proof, satisfied
+from upscale_opt.solver.latency import Pricing
 from upscale_opt.solver.options import check_options, check_share
 from upscale_opt.solver.planning import arenas_of, lay_out_windows
 from upscale_opt.solver.posing import pose
@@ -56,11 +57,12 @@ def solve(
             nanoseconds that gathers, and windows where they are cheaper, cost beyond views.
         time_limit: seconds for the solver; when they run out it returns its best solution and
             bound.
-        model: where channels are selected: ``"tensor"``, wherever that is best for each tensor (the
-            default, except for latency, where it is ``"arena"``),
+        model: where channels are selected: ``"tensor"``, wherever that is best for each tensor;
             ``"segment"``, as UPSCALE does, with one channel set for a whole segment; or
             ``"arena"``, as ``"tensor"``, with concatenations that share buffers, in which the
-            channels of what is joined may lie between each other.
+            channels of what is joined may lie between each other. By default ``"tensor"``; for
+            latency both ``"arena"`` and ``"tensor"`` are tried, in half of the time each, and the
+            answer (with its bound) is that which the cost model says is faster.
         weights: whole factors for the cost of some reads, by the name of the reading operation
             (or ``"operation[operand]"``); 0 makes a read not matter.
         max_extra_macs: let reads be windows where that spares gathers: adjacent channels, for some
@@ -83,61 +85,121 @@ def solve(
         raise SolverError(f"unknown solver {solver!r}; there are {', '.join(sorted(SOLVERS))}")
     check_options(time_limit, seed, workers, weights)
     check_share(max_extra_macs, objective)
-    start = time.perf_counter()
-    if model is None:
-        model = "arena" if objective == "latency" else "tensor"
-    problem = pose(graph, masks, objective, model=model, weights=weights, cost_model=cost_model)
-    analysed = time.perf_counter()
-
-    def solver_of(instance: Instance, seconds: float) -> Outcome:
-        return solve_instance(
-            instance, solver, time_limit=seconds, seed=seed, workers=workers, progress=progress
-        )
-
-    if max_extra_macs:
-        found = solve_in_budget(problem, solver_of, max_extra_macs, time_limit)
-    else:
-        outcome = solver_of(problem.formulation.instance, time_limit)
-        instance = problem.formulation.instance
-        found = Found(outcome, chosen_windows(problem.formulation, instance, outcome.orders))
-    outcome = found.outcome
-    orders = tidied(problem.segments, problem.formulation, outcome.orders, found.windows)
-    outcome = replace(outcome, orders=orders)
-    solved = time.perf_counter()
-    held = satisfied(problem.formulation.instance, outcome.orders)
-    plan = lay_out_windows(graph, masks, problem, outcome.orders, found.windows)
-    demands, numbers = _demands(problem.formulation, outcome.proof)
-    return Solution(
-        graph_fingerprint=graph.fingerprint,
-        capture=graph.capture,
-        example=graph.example,
-        solver=solver,
-        objective=objective,
-        model=model,
-        weights=dict(weights or {}),
+    task = _Task(
+        graph,
+        masks,
+        solver,
+        objective,
+        weights=weights,
         max_extra_macs=max_extra_macs,
-        cost_model=problem.cost_model,
+        cost_model=cost_model,
         seed=seed,
-        status="optimal" if outcome.optimal else "feasible",
-        objective_value=outcome.objective,
-        lower_bound=outcome.lower_bound,
-        times=Times(
-            analysis=analysed - start,
-            solve=solved - analysed,
-            layout=time.perf_counter() - solved,
-        ),
-        orders=outcome.orders,
-        tensors=plan.tensors,
-        reads=plan.reads,
-        parameters=plan.parameters,
-        arenas=arenas_of(problem, outcome.orders),
-        macs=plan.macs,
-        extra_macs=plan.extra_macs,
-        demands=demands,
-        conflicts=_conflicts(outcome.proof, numbers),
-        cases=_cases(outcome.proof, numbers),
-        hindrances=_hindrances(graph, problem.formulation, held),
+        workers=workers,
+        progress=progress,
     )
+    if model is None and objective == "latency":
+        return task.fastest(time_limit)
+    return task.solve(model or "tensor", time_limit)
+
+
+_ARENAS_PAY = 0.15
+"""The share of all moving of data that arenas must spare: cost models err by as much."""
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What :func:`solve` was asked, apart from the model and the time."""
+
+    graph: ChannelGraph
+    masks: Masks
+    solver: str
+    objective: str
+    weights: Mapping[str, int] | None
+    max_extra_macs: float
+    cost_model: CostModel | None
+    seed: int
+    workers: int
+    progress: Progress | None
+
+    def fastest(self, time_limit: float) -> Solution:
+        """With arenas if by the cost model they pay, else without."""
+        start = time.perf_counter()
+        shared = self.solve("arena", time_limit / 2)
+        if not shared.arenas:
+            return shared
+        apart = self.solve("tensor", max(time_limit - (time.perf_counter() - start), 0.001))
+        assert shared.cost_model is not None
+        pricing = Pricing(self.graph, shared.cost_model)
+        gain = pricing.of_plan(apart) - pricing.of_plan(shared)
+        return shared if gain > _ARENAS_PAY * pricing.of_plan(apart) else apart
+
+    def solve(self, model: Model, time_limit: float) -> Solution:
+        """The solution in one model."""
+        start = time.perf_counter()
+        problem = pose(
+            self.graph,
+            self.masks,
+            self.objective,
+            model=model,
+            weights=self.weights,
+            cost_model=self.cost_model,
+        )
+        analysed = time.perf_counter()
+
+        def solver_of(instance: Instance, seconds: float) -> Outcome:
+            return solve_instance(
+                instance,
+                self.solver,
+                time_limit=seconds,
+                seed=self.seed,
+                workers=self.workers,
+                progress=self.progress,
+            )
+
+        if self.max_extra_macs:
+            found = solve_in_budget(problem, solver_of, self.max_extra_macs, time_limit)
+        else:
+            outcome = solver_of(problem.formulation.instance, time_limit)
+            instance = problem.formulation.instance
+            found = Found(outcome, chosen_windows(problem.formulation, instance, outcome.orders))
+        outcome = found.outcome
+        orders = tidied(problem.segments, problem.formulation, outcome.orders, found.windows)
+        outcome = replace(outcome, orders=orders)
+        solved = time.perf_counter()
+        held = satisfied(problem.formulation.instance, outcome.orders)
+        plan = lay_out_windows(self.graph, self.masks, problem, outcome.orders, found.windows)
+        demands, numbers = _demands(problem.formulation, outcome.proof)
+        return Solution(
+            graph_fingerprint=self.graph.fingerprint,
+            capture=self.graph.capture,
+            example=self.graph.example,
+            solver=self.solver,
+            objective=self.objective,
+            model=model,
+            weights=dict(self.weights or {}),
+            max_extra_macs=self.max_extra_macs,
+            cost_model=problem.cost_model,
+            seed=self.seed,
+            status="optimal" if outcome.optimal else "feasible",
+            objective_value=outcome.objective,
+            lower_bound=outcome.lower_bound,
+            times=Times(
+                analysis=analysed - start,
+                solve=solved - analysed,
+                layout=time.perf_counter() - solved,
+            ),
+            orders=outcome.orders,
+            tensors=plan.tensors,
+            reads=plan.reads,
+            parameters=plan.parameters,
+            arenas=arenas_of(problem, outcome.orders),
+            macs=plan.macs,
+            extra_macs=plan.extra_macs,
+            demands=demands,
+            conflicts=_conflicts(outcome.proof, numbers),
+            cases=_cases(outcome.proof, numbers),
+            hindrances=_hindrances(self.graph, problem.formulation, held),
+        )
 
 
 def instance_of(

@@ -20,6 +20,7 @@ from upscale_opt.errors import SchemaError, SolverError, UpscaleError
 from upscale_opt.ir.cost_model import KINDS, CostModel, KernelCost
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.instance import cost, read_cost, satisfied, window_costs
+from upscale_opt.solver.latency import Pricing
 from upscale_opt.solver.planning import lay_out_windows
 from upscale_opt.solver.posing import pose
 
@@ -76,9 +77,39 @@ def test_lossless(make: Callable[[int], nn.Module], form: Any) -> None:
         elementwise=(0, 0.01, 0),
     )
     for seed in (1, 2):
-        solution = checked(seed, make, cost_model=cost_model)
-        assert solution.cost_model == cost_model
-        assert solution.model == "arena"
+        for model in ("arena", "tensor"):
+            solution = checked(seed, make, model=model, cost_model=cost_model)
+            assert solution.cost_model == cost_model
+            assert bool(solution.arenas) == (model == "arena" and make is dense)
+
+
+def test_arenas_where_they_pay() -> None:
+    """Dear copies speak for arenas, which write every tensor once; dear calls against them."""
+    _, graph, masks = posed(1, dense)
+    for copy, pays in {(0, 5.0, 0): True, (100_000, 0.0, 0): False}.items():
+        cost_model = model_of("contiguous", gather=(10, 0.01, 0), copy=copy)
+        chosen = checked(1, dense, cost_model=cost_model)
+        assert bool(chosen.arenas) == pays
+        pricing = Pricing(graph, cost_model)
+        shared, apart = (
+            pricing.of_plan(
+                uo.solve(graph, masks, objective="latency", model=model, cost_model=cost_model)
+            )
+            for model in ("arena", "tensor")
+        )
+        assert (shared < 0.85 * apart) == pays
+        assert pricing.of_plan(chosen) == (shared if pays else apart)
+
+
+def test_moves_by_hand() -> None:
+    """Where every kernel that moves data takes a nanosecond, moves are counted."""
+    _, graph, masks = posed(1, dense)
+    cost_model = model_of("contiguous", gather=(1, 0, 0), copy=(1, 0, 0))
+    solution = uo.solve(graph, masks, objective="latency", model="tensor", cost_model=cost_model)
+    cats = ["cat", "cat_1", "cat_2", "cat_3"]
+    gathers = [read.op for read in solution.reads if read.plan == "gather"]
+    assert gathers == ["n2", "head"]
+    assert Pricing(graph, cost_model).of_plan(solution) == len(cats + gathers)
 
 
 def test_the_best_of_view_gather_and_window() -> None:
