@@ -9,9 +9,9 @@ space for the program, so that a read can be a view of channels that several lay
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Elementwise, Layer, Operation
 from upscale_opt.solver.formulate import Formulation
@@ -48,7 +48,8 @@ def tidied(
     """The orders, in which arenas hold channels of one tensor side by side where that is free.
 
     Every run of adjacent channels of a tensor is one copy into the buffer. Only channels that no
-    view and no window tells apart change places, so both remain what they are.
+    view and no window tells apart change places, so both remain what they are; and only where that
+    makes copies fewer. Where no solver has seen to it, further reads may become views.
 
     Args:
         segments: with the arenas.
@@ -69,8 +70,15 @@ def tidied(
         rank = {channel: place for place, channel in enumerate(arena.channels)}
         signs = {c: tuple(c in channels for channels in demands) for c in arena.channels}
         runs = groupby(orders[number], signs.__getitem__)
-        result[number] = tuple(c for _, run in runs for c in sorted(run, key=rank.__getitem__))
+        sorted_ = tuple(c for _, run in runs for c in sorted(run, key=rank.__getitem__))
+        if _pieces(sorted_, rank) < _pieces(result[number], rank):
+            result[number] = sorted_
     return tuple(result)
+
+
+def _pieces(order: Sequence[int], rank: Mapping[int, int]) -> int:
+    """How many copies write the channels, if each writes adjacent ones."""
+    return 1 + sum(rank[b] != rank[a] + 1 for a, b in pairwise(order))
 
 
 class _Finder:
