@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import Output, Refuses, call, one_line_error
 from helpers import Documents, ManyReaders, documents_of
+from saved_network import Net, build, call_
+from torch import Tensor
 
 import upscale_opt as uo
 
@@ -51,3 +54,37 @@ def hard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     }
     uo.Masks(kept=kept).save(files[1])
     return files
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a pruned model may be saved."""
+    return tmp_path / "pruned.safetensors"
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of a pruned network that is whole. Not to be changed."""
+    path = tmp_path_factory.mktemp("saved") / "whole.safetensors"
+    uo.save(build(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def expected(saved: Path) -> Tensor:
+    """What the network in that file computes."""
+    return call_(uo.load(Net(), saved))
+
+
+@pytest.fixture
+def refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> Refuses:
+    """Asserts that a call fails with this code and one line with these words, writing nothing."""
+
+    def refuse(*arguments: object, code: int, words: list[str]) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert call(*arguments) == code
+        error = one_line_error(capsys)
+        assert all(word in error for word in words), error
+        assert not list(tmp_path.iterdir())
+
+    return refuse

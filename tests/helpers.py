@@ -163,6 +163,11 @@ def exported(model: nn.Module, inputs: Inputs, seed: int = 0) -> tuple[nn.Module
     return model, uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
 
 
+def pruned_of(model: nn.Module, inputs: Inputs, amount: float = 0.5) -> uo.Pruned:
+    """What pruning on both sides makes of a model, checked."""
+    return uo.prune(model, inputs, amount=amount, side="both")
+
+
 class Net(nn.Module):
     """Layers by name, and what to do with them."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.importance import Importance, score_segments
-from upscale_opt.masking import Method, Segment, Side, find_segments
+from upscale_opt.masking import Method, Segment, Side, choose_masks, find_segments
 
 
 class Small(nn.Module):
@@ -202,3 +202,25 @@ def loss(model: nn.Module, batch: Tensor) -> Tensor:
 DATA = [
     torch.randn(n, 3, 6, 6, generator=torch.Generator().manual_seed(n)).double() for n in (2, 5)
 ]
+
+
+def assert_chooses(
+    criterion: Importance,
+    model: Small,
+    scores: list[list[float]],
+    method: Method,
+    side: Side,
+    together: bool,
+) -> None:
+    """Masks of half of the channels keep those with the greatest of these scores."""
+    masks = choose_masks(
+        model,
+        traced(model),
+        0.5,
+        criterion=criterion,
+        method=method,
+        side=side,
+        is_global=together,
+    )
+    for (weight, axis), kept in masked(UNITS[method, side], scores, 0.5, together).items():
+        assert set(masks.kept[weight][axis]) == kept, (weight, axis)

@@ -1,10 +1,9 @@
-"""The benchmark: variants, the floor, ratios, records, tables, and the command."""
+"""The benchmark: variants, ratios, records, tables, and the page."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,9 @@ import pytest
 import torch
 from helpers import call
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-import upscale_opt as uo
-from upscale_opt.arena import ArenaRead, ArenaWrite
 from upscale_opt.bench.bars import bars
 from upscale_opt.bench.benching import Task, bench
-from upscale_opt.bench.floor import floor
 from upscale_opt.bench.names import DEFAULT_VARIANTS
 from upscale_opt.bench.page import BEGIN, END, read_page, write_page
 from upscale_opt.bench.ratios import geometric_mean, ratio_of
@@ -37,166 +32,11 @@ from upscale_opt.bench.sweeping import record_of
 from upscale_opt.bench.tables import tables
 from upscale_opt.bench.timing import interleaved
 from upscale_opt.bench.variants import Subject, copied_channels
-from upscale_opt.cli import main
-from upscale_opt.cli.options import spread
 from upscale_opt.errors import UpscaleError
-from upscale_opt.modules import Gather, PlacedSum
 
 SMALL = "topology/residual_stage"
 OURS = ("unpruned", "gather", "constrained", "copies", "floor")
 QUICK = Settings(rounds=2, variants=OURS)
-
-
-# The floor.
-
-_LAYERS = (
-    "convolution",
-    "addmm",
-    "mm",
-    "native_batch_norm",
-    "_native_batch_norm_legit_no_training",
-)
-_SHARED = ("relu", "relu_", "max_pool2d_with_indices", "mean", "avg_pool2d")
-
-
-class Calls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts calls of layers and the like, by their results' shapes."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.found: Counter[tuple[str, torch.Size]] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in _LAYERS + _SHARED:
-            first = result[0] if isinstance(result, tuple) else result
-            self.found[name, first.shape] += 1
-        return result
-
-
-def calls(model: nn.Module, inputs: Any) -> Counter[tuple[str, torch.Size]]:
-    mode = Calls()
-    with mode:
-        call(model, inputs)
-    return mode.found
-
-
-def export_of(name: str, side: str = "input") -> tuple[Subject, Any, uo.ChannelGraph]:
-    subject = Subject(name, Settings.model_validate({"side": side, "variants": ("copies",)}))
-    built = subject.built("copies", 1, "contiguous")
-    assert built.model is not None, built.export.problem
-    assert built.graph is not None
-    return subject, built.model, built.graph
-
-
-@pytest.mark.parametrize(
-    ("name", "side"),
-    [
-        (SMALL, "input"),
-        (SMALL, "both"),
-        ("topology/dense_block", "input"),
-        ("topology/inplace_add", "both"),
-        ("topology/inplace_add_aliased", "both"),
-        ("topology/inplace_between_reads", "input"),
-    ],
-)
-def test_the_floor_computes_the_same_layers_and_moves_nothing(name: str, side: str) -> None:
-    subject, pruned, graph = export_of(name, side)
-    inputs = subject.inputs(2)
-    before = call(pruned, inputs)
-    free = floor(pruned, graph)
-    call(free, inputs)  # moves data once
-    assert calls(free, inputs) == calls(pruned, inputs)
-    assert sum(calls(free, inputs).values()) > 0
-    assert uo.moved_bytes(pruned, inputs).total > 0
-    assert uo.moved_bytes(free, inputs).total == 0
-    assert torch.equal(call(pruned, inputs), before), "the export itself is changed"
-
-
-def test_the_floor_takes_other_batches_and_memory_formats() -> None:
-    subject, pruned, graph = export_of("topology/dense_block")
-    free = floor(pruned, graph)
-    for batch in (1, 3, 1):
-        inputs: Any = subject.inputs(batch)
-        assert call(free, inputs).shape == call(pruned, inputs).shape
-    last = floor(pruned.to(memory_format=torch.channels_last), graph)
-    inputs = subject.inputs(2).to(memory_format=torch.channels_last)  # type: ignore[union-attr]
-    call(last, inputs)
-    assert uo.moved_bytes(last, inputs).total == 0
-
-
-def test_arenas_are_free() -> None:
-    subject = Subject("topology/dense_block", QUICK)
-    graph, inputs = subject.graph(), subject.inputs(2)
-    masks = uo.Masks.from_model(subject.masked, graph)
-    pruned = uo.materialize(subject.masked, uo.solve(graph, masks, model="arena"))
-    assert {ArenaRead, ArenaWrite} <= {type(module) for module in pruned.modules()}
-    free = floor(pruned, graph)
-    call(free, inputs)
-    assert calls(free, inputs) == calls(pruned, inputs)
-    assert uo.moved_bytes(free, inputs).total == 0
-
-
-class Joins(nn.Module):
-    """Concatenates channels, and rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
-        self.last = nn.Conv2d(8, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        channels = torch.cat([self.left(x), self.right(x)], 1)
-        out: Tensor = self.last(torch.cat([channels, channels], 2))
-        return out
-
-
-def test_only_concatenations_of_channels_are_free() -> None:
-    model, inputs = Joins().eval(), torch.randn(2, 3, 4, 4)
-    graph = uo.trace(model, inputs)
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
-    free = floor(pruned, graph)
-    call(free, inputs)
-    rows = 2 * 8 * 8 * 4 * 4
-    assert uo.moved_bytes(free, inputs).by_op == {"cat": rows}
-
-
-class Placing(nn.Module):
-    """Gathers channels and places them into a sum."""
-
-    def __init__(self, placements: list[Any]) -> None:
-        super().__init__()
-        self.gather = Gather([4, 0, 2], 1, torch.device("cpu"))
-        self.sum = PlacedSum(placements, 6, 1, 4, torch.device("cpu"))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.sum(x, self.gather(x))
-        return out
-
-
-@pytest.mark.parametrize("place", [(1, 3), [0, 2, 5]])
-def test_placing_is_free_and_adding_is_not(place: Any) -> None:
-    pruned = torch.fx.GraphModule(Placing([None, place]), traced(Placing([None, place])))
-    x = torch.randn(2, 6, 4, 4)
-    graph = uo.trace(nn.Conv2d(6, 1, 1), x)
-    free = floor(pruned, graph)
-    assert torch.equal(call(free, x), call(pruned, x))
-    assert uo.moved_bytes(pruned, x).total > 0
-    assert uo.moved_bytes(free, x).total == 0
-    with torch.profiler.profile() as profile:
-        call(free, x)
-    assert "aten::add" in {event.key for event in profile.key_averages()}
-
-
-def traced(model: nn.Module) -> torch.fx.Graph:
-    graph = torch.fx.Graph()
-    x = graph.placeholder("x")
-    gathered = graph.call_module("gather", (x,))
-    graph.output(graph.call_module("sum", (x, gathered)))
-    return graph
 
 
 # Ratios and rounds.
@@ -370,7 +210,8 @@ def test_one_variants_error_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -
         raise KeyError("nobody's")
 
     monkeypatch.setattr("upscale_opt.bench.variants.constrain", broken)
-    record = bench(Task(SMALL, QUICK))
+    settings = QUICK.model_copy(update={"variants": ("unpruned", "constrained", "copies")})
+    record = bench(Task(SMALL, settings))
     (cell,) = record.cells
     assert record.problem == ""
     spoiled, other = cell.time_of("constrained"), cell.time_of("copies")
@@ -505,93 +346,3 @@ def test_a_page_keeps_what_is_around_the_tables(tmp_path: Path) -> None:
     page.write_text("no markers")
     with pytest.raises(UpscaleError, match="no place for the tables"):
         read_page(page)
-
-
-# The command.
-
-
-def run_command(*arguments: str) -> int | str | None:
-    with pytest.raises(SystemExit) as caught:
-        main(["bench", *arguments])
-    return caught.value.code
-
-
-def test_the_command_resumes_and_writes_its_page(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page, out = tmp_path / "docs" / "performance.md", tmp_path / "records"
-    arguments = [SMALL, "--rounds", "2", "--variants", "unpruned", "copies", "floor"]
-    arguments += ["--out", str(out), "--page", str(page)]
-    assert run_command(*arguments) == 0
-    captured = capsys.readouterr()
-    assert "copies / unpruned" in captured.out
-    assert f"{SMALL} (1 of 1): batch 1 contiguous eager: unpruned" in captured.err
-    assert "### Times: batch 1, contiguous, op by op" in page.read_text()
-    assert (tmp_path / "docs" / "performance" / "over-unpruned.png").exists()
-    record = BenchRecord.load(record_file(out, SMALL))
-    assert record.settings.variants == ("unpruned", "copies", "floor")
-    record.model_copy(update={"seconds": 4711.0}).save(record_file(out, SMALL))
-    assert run_command(*arguments) == 0
-    assert "1 of 1 are timed already" in capsys.readouterr().err
-    assert BenchRecord.load(record_file(out, SMALL)).seconds == 4711.0
-
-
-def test_the_command_fails_if_a_network_does(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def sweep(tasks: list[Task], *_: object) -> Any:
-        for task in tasks:
-            problem = "no trace" if task.name == SMALL else ""
-            yield task, BenchRecord(name=task.name, settings=task.settings, problem=problem)
-
-    monkeypatch.setattr("upscale_opt.bench.sweeping.sweep", sweep)
-    assert run_command(SMALL, "topology/unet", "--out", str(tmp_path)) == 1
-    error = capsys.readouterr().err
-    assert "1 of 2 networks could not be timed: topology/residual_stage" in error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        ((), 2, "--group"),
-        (("resnet5",), 1, "resnet50"),
-        ((SMALL, "--batch", "0"), 2, "at least 1 image"),
-        ((SMALL, "--batch", "many"), 2, "Invalid value for '--batch'"),
-        ((SMALL, "--format", "nhwc"), 2, "'nhwc' is not one of contiguous, channels-last"),
-        ((SMALL, "--variants", "best"), 2, "'best' is not one of unpruned"),
-        ((SMALL, "--device", "abacus"), 1, "--device cpu always can"),
-        ((SMALL, "--cuda-graphs"), 1, "no CUDA graphs on device 'cpu'"),
-        ((SMALL, "--cost-model", "none.json"), 1, "cannot read cost model none.json"),
-    ],
-)
-def test_wrong_arguments(
-    arguments: tuple[str, ...],
-    code: int,
-    words: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert run_command(*arguments, "--out", str(tmp_path)) == code
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.splitlines()[-1].startswith("error: ")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_page_without_markers_is_refused_before_any_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("mine")
-    assert run_command(SMALL, "--out", str(tmp_path / "out"), "--page", str(page)) == 1
-    assert "no place for the tables" in capsys.readouterr().err
-    assert page.read_text() == "mine"
-    assert not list((tmp_path / "out").iterdir())
-
-
-def test_flags_take_several_values() -> None:
-    given = ["--batch", "1", "8", "resnet18", "--format", "contiguous", "channels-last", "--force"]
-    assert spread(given) == [
-        *("--batch", "1", "--batch", "8", "resnet18"),
-        *("--format", "contiguous", "--format", "channels-last", "--force"),
-    ]

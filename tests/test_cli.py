@@ -12,24 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import Output, Refuses, call, one_line_error
 from rich.console import Console
 
 import upscale_opt as uo
-from upscale_opt import cli
 from upscale_opt.cli import networks, progress
 from upscale_opt.latency import profile
 from upscale_opt.models import catalogue
 
-Output = pytest.CaptureFixture[str]
-
 NO_TORCH = "import sys; sys.modules['torch'] = None; from upscale_opt.cli import main; main()"
-
-
-def call(*arguments: object) -> int:
-    """Run the command line in this process; its exit code."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
 
 
 def call_without_torch(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -307,15 +298,6 @@ def test_models(capsys: Output) -> None:
     assert "topology/unet" in capsys.readouterr().out.split()
 
 
-def one_line_error(capsys: Output) -> str:
-    """The one line on stderr that says what is wrong, apart from the steps before it."""
-    lines = capsys.readouterr().err.splitlines()
-    errors = [line for line in lines if not line.endswith(" ...")]
-    assert len(errors) == 1
-    assert errors[0].startswith("error: ")
-    return errors[0]
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -364,19 +346,8 @@ def one_line_error(capsys: Output) -> str:
     ],
     ids=str,
 )
-def test_bad_arguments(
-    arguments: list[str],
-    code: int,
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Output,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert call(*arguments) == code
-    error = one_line_error(capsys)
-    assert all(word in error for word in words), error
-    assert not list(tmp_path.iterdir())
+def test_bad_arguments(arguments: list[str], code: int, words: list[str], refuses: Refuses) -> None:
+    refuses(*arguments, code=code, words=words)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -8,22 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from command_line import Output, call
 
 import upscale_opt as uo
-from upscale_opt import cli
-
-Output = pytest.CaptureFixture[str]
 
 NO_TORCH = (
     "import sys; sys.modules['torch'] = None; sys.modules['matplotlib'] = None; "
     "from upscale_opt.cli import main; main()"
 )
-
-
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,13 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
+from command_line import Output, Refuses, call
 from helpers import Documents
 from PIL import Image
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt import cli, tracing
+from upscale_opt import tracing
 from upscale_opt.cli.options import spread
 from upscale_opt.cli.pictures import draw
 from upscale_opt.errors import MaskError, SolverError
@@ -28,16 +29,7 @@ from upscale_opt.solver.identity import solve_identity
 from upscale_opt.solver.instance import Instance, Outcome
 from upscale_opt.solver.registry import SOLVERS
 
-Output = pytest.CaptureFixture[str]
-
 SOME = ("identity", "greedy", "cp-sat")
-
-
-def call(*arguments: object) -> int:
-    """Run the command line in this process; its exit code."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
 
 
 def written(folder: Path) -> tuple[uo.ComparisonRow, ...]:
@@ -399,20 +391,8 @@ def test_failures_are_shown(
     ],
     ids=str,
 )
-def test_bad_arguments(
-    arguments: list[str],
-    code: int,
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Output,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert call("compare", *arguments) == code
-    errors = [line for line in capsys.readouterr().err.splitlines() if not line.endswith(" ...")]
-    assert len(errors) == 1
-    assert all(word in errors[0] for word in words), errors[0]
-    assert not list(tmp_path.iterdir())
+def test_bad_arguments(arguments: list[str], code: int, words: list[str], refuses: Refuses) -> None:
+    refuses("compare", *arguments, code=code, words=words)
 
 
 def test_unwritable_folder(tmp_path: Path, capsys: Output) -> None:

@@ -15,18 +15,17 @@ from importance_reference import (
     UNITS,
     WAYS,
     Small,
+    assert_chooses,
     by_channel,
     loss,
-    masked,
     scores_of,
     segments_of,
-    traced,
 )
 from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.importance import BatchNormScale, HRank, Importance, Taylor, score_segments
-from upscale_opt.masking import Method, Side, choose_masks, find_segments
+from upscale_opt.masking import Method, Side, find_segments
 
 
 def changes(model: nn.Module, unit: Any, batch: Tensor) -> list[float]:
@@ -87,17 +86,7 @@ def test_taylor_chooses_masks_per_layer_and_globally(
     found = list(scores_of(segments, criterion).values())
     if method == "unconstrained":
         assert found == [pytest.approx(own, rel=1e-9) for own in scores]
-    masks = choose_masks(
-        model,
-        traced(model),
-        0.5,
-        criterion=criterion,
-        method=method,
-        side=side,
-        is_global=together,
-    )
-    for (weight, axis), kept in masked(units, scores, 0.5, together).items():
-        assert set(masks.kept[weight][axis]) == kept, (weight, axis)
+    assert_chooses(criterion, model, scores, method, side, together)
 
 
 def test_taylor_takes_whatever_batches_the_loss_takes() -> None:

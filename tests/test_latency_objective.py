@@ -12,8 +12,8 @@ import pytest
 import torch
 from cat_networks import cat_network, image
 from helpers import EXACT, call, complaint, deviation, random_masks
-from test_windows import X, dense, stream
 from torch import nn
+from window_networks import X, dense, posed, stream
 
 import upscale_opt as uo
 from upscale_opt.errors import SchemaError, SolverError, UpscaleError
@@ -38,17 +38,6 @@ def model_of(form: Any = "contiguous", **prices: tuple[float, float, float]) -> 
 CHEAP_WINDOWS = model_of(gather=(1000, 1, 0), conv=(0, 0, 1e-3), conv1x1=(0, 0, 1e-3))
 DEAR_WINDOWS = model_of(gather=(1, 0.001, 0), conv=(0, 0, 1e3), conv1x1=(0, 0, 1e3))
 FREE_GATHERS = model_of()
-
-
-@cache
-def posed(
-    seed: int, make: Callable[[int], nn.Module]
-) -> tuple[nn.Module, uo.ChannelGraph, uo.Masks]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = make(seed)
-    graph = uo.trace(model, X)
-    return model, graph, uo.Masks.from_model(model, graph)
 
 
 def checked(seed: int, make: Callable[[int], nn.Module], **options: Any) -> uo.Solution:

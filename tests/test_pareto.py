@@ -8,22 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Output, Refuses, call
 
 import upscale_opt as uo
-from upscale_opt import cli
 from upscale_opt.cli.front_picture import draw
 from upscale_opt.cli.fronts import Front, FrontPoint, Fronts, tidied
 
-Output = pytest.CaptureFixture[str]
-
 NETWORK = "topology/four_consumers"
 OPTIONS = ("--time-limit", 3)
-
-
-def call(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
 
 
 def point(budget: float, value: int, bound: int, macs: int = 0) -> FrontPoint:
@@ -128,21 +120,8 @@ def test_interrupted_keeps_the_points_found(
     ],
     ids=str,
 )
-def test_bad_arguments(
-    arguments: list[str],
-    code: int,
-    words: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Output,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert call("pareto", NETWORK, *arguments) == code
-    lines = capsys.readouterr().err.splitlines()
-    errors = [line for line in lines if not line.endswith(" ...")]
-    assert len(errors) == 1
-    assert all(word in errors[0] for word in words), errors
-    assert not list(tmp_path.iterdir())
+def test_bad_arguments(arguments: list[str], code: int, words: list[str], refuses: Refuses) -> None:
+    refuses("pareto", NETWORK, *arguments, code=code, words=words)
 
 
 def test_pictures_of_several_networks() -> None:

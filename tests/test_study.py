@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import Output, call
 from helpers import EXACT, assert_lossless
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt import cli
 from upscale_opt.cli import options
 from upscale_opt.errors import UpscaleError
 from upscale_opt.importance import CRITERIA as DATA_FREE
@@ -28,8 +28,6 @@ from upscale_opt.study.records import Results, Row, Unpruned
 from upscale_opt.study.report import summary, write_report
 from upscale_opt.study.sweep import Task, run_task
 from upscale_opt.study.training import Recipe, recipe_of, train, trained
-
-Output = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
@@ -357,13 +355,6 @@ def test_photographs_are_seen_for_what_they_are() -> None:
     held_out = photographs.held_out_crops()
     assert held_out.shape == (24, 3, 224, 224)
     assert all(not torch.equal(one, other) for one in held_out for other in crops)
-
-
-def call(*arguments: object) -> int:
-    """Run the command line in this process; its exit code."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([str(argument) for argument in arguments])
-    return int(stopped.value.code or 0)
 
 
 FLAGS = ("--data", "digits", "--seeds", 1, "--epochs", 1, "--amount", 0.3, 0.1)

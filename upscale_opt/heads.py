@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
+from upscale_opt.ir import graph as ir
+from upscale_opt.reading import Reading
 from upscale_opt.tracing.products import attention_arguments
 from upscale_opt.tracing.values import Arrangement, HeadCall
 
@@ -69,3 +71,52 @@ def join(graph: fx.Graph, value: fx.Node, arrangement: Arrangement) -> fx.Node:
     """The inverse of :func:`spread`."""
     turned = graph.call_method("permute", (value, *arrangement.back))
     return graph.call_method("flatten", (turned, arrangement.axis, arrangement.axis + 1))
+
+
+def emit_heads(
+    reading: Reading,
+    node: fx.Node,
+    call: HeadCall,
+    operations: Sequence[ir.Operation],
+    argument: Callable[[Any], Any],
+) -> fx.Node | None:
+    """A call on attention heads, on the channels that are left of each.
+
+    Args:
+        reading: the pruned program.
+        node: the call in the captured program.
+        call: what is known of it.
+        operations: of the graph, that it consists of.
+        argument: what the call's arguments are in the pruned program.
+    """
+    last = next(op for op in operations if not isinstance(op, (ir.Select, ir.Opaque)))
+    stored = (*last.inputs, *(() if call.tensor is None else (call.tensor,)))
+    if any(name not in reading.solution.tensors for name in stored):
+        return None
+    for op in operations:
+        if isinstance(op, ir.Select):
+            value = reading.node_of(node, op.inputs[0])
+            read = reading.selects.get((op.name, 0))
+            reading.joined[op.outputs[0]] = value if read is None else reading.select(value, read)
+    values: dict[int, fx.Node] = {}
+    for number, operand in enumerate(call.operands):
+        if operand.tensor is None:
+            continue
+        value = reading.node_of(node, operand.tensor)
+        channels = reading.solution.tensors[operand.tensor]
+        read = reading.selects.get((last.name, len(values)))
+        if read is not None:
+            value, channels = reading.select(value, read), read.channels
+        if operand.arrangement is not None and call.how != "pointwise":
+            value = spread(reading.new, value, operand.arrangement, len(channels))
+        values[number] = value
+    result = write_call(reading.new, node, call, values, argument)
+    reading.computed.add(result)
+    if call.tensor is not None and call.arrangement is not None:
+        if call.how == "pointwise":
+            reading.joined[call.tensor] = result
+            return spread(
+                reading.new, result, call.arrangement, len(reading.solution.tensors[call.tensor])
+            )
+        reading.joined[call.tensor] = join(reading.new, result, call.arrangement)
+    return result
