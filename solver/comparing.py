@@ -75,7 +75,11 @@ class ComparisonRow(Record):
 
 
 class Comparison(Document):
-    """Rows as a JSON document."""
+    """Rows as a JSON document.
+
+    Attributes:
+        rows: one per problem and solver.
+    """
 
     what: ClassVar[str] = "comparison"
 

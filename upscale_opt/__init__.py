@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from upscale_opt.errors import (
+    DeployError,
     MaskError,
     MaterializeError,
     SchemaError,
@@ -35,6 +36,7 @@ from upscale_opt.solver.coupling import Group, Member, constrain, groups
 from upscale_opt.solver.removal import Removal, removal
 
 if TYPE_CHECKING:
+    from upscale_opt.deploying import Deployed, deploy
     from upscale_opt.latency import calibrate, estimate
     from upscale_opt.loading import load
     from upscale_opt.masking import MaskingManager, apply_masks, choose_masks, magnitude_masks
@@ -53,6 +55,7 @@ __version__ = "0.1.0"
 _WITH_TORCH = {
     "Call": "tracing.rules",
     "Claim": "tracing.claims",
+    "Deployed": "deploying",
     "MaskingManager": "masking",
     "Movement": "movement",
     "Pruned": "pruning",
@@ -63,6 +66,7 @@ _WITH_TORCH = {
     "calibrate": "latency",
     "check_rules": "tracing.checking",
     "choose_masks": "masking",
+    "deploy": "deploying",
     "estimate": "latency",
     "load": "loading",
     "local_rules": "tracing.rules",
@@ -84,6 +88,8 @@ __all__ = [
     "Comparison",
     "ComparisonRow",
     "CostModel",
+    "DeployError",
+    "Deployed",
     "Group",
     "MaskError",
     "MaskingManager",
@@ -109,6 +115,7 @@ __all__ = [
     "compare",
     "compare_instance",
     "constrain",
+    "deploy",
     "estimate",
     "groups",
     "load",

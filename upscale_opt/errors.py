@@ -27,5 +27,9 @@ class MaterializeError(UpscaleError):
     """A solution that does not belong to the model, or would lose something of it."""
 
 
+class DeployError(UpscaleError):
+    """A pruned model cannot be written in a format, or what was written computes something else."""
+
+
 class VerificationError(UpscaleError):
     """The pruned model does not compute what the masked model computes."""

@@ -22,10 +22,13 @@ from upscale_opt.cli.models import models
 from upscale_opt.cli.options import spread
 from upscale_opt.cli.pareto import pareto
 from upscale_opt.cli.removed import removed
+from upscale_opt.cli.report import report
 from upscale_opt.cli.run import run
+from upscale_opt.cli.serve import serve
 from upscale_opt.cli.solve import solve
 from upscale_opt.cli.study import study
 from upscale_opt.cli.trace import trace
+from upscale_opt.cli.worker import worker
 from upscale_opt.errors import UpscaleError
 
 _INTERRUPTED = 130
@@ -45,6 +48,7 @@ for _command in (
     solve,
     check,
     explain,
+    report,
     removed,
     compare,
     pareto,
@@ -52,6 +56,8 @@ for _command in (
     bench,
     study,
     models,
+    serve,
+    worker,
 ):
     app.command()(_command)
 

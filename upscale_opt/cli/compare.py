@@ -32,9 +32,11 @@ from upscale_opt.cli.options import (
     cost_model_of,
     weights_of,
 )
+from upscale_opt.cli.place import Backend, BackendOption, Jobs, Scheduler, place_of
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.side_by_side import name_of, run_cells
 from upscale_opt.cli.tables import comparison_table, output, row_line, say
+from upscale_opt.cluster import Place
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.solver.comparing import (
@@ -82,7 +84,9 @@ def compare(
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
     workers: Workers = 1,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that solve.")] = 1,
+    jobs: Jobs = None,
+    backend: BackendOption = Backend.local,
+    scheduler: Scheduler = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the files.")] = Path(
         "out/compare"
     ),
@@ -110,6 +114,7 @@ def compare(
         max_extra_macs,
         cost_model_of(cost_model, objective, max_extra_macs),
     )
+    place = place_of(jobs, backend, scheduler)
     steps = Steps()
     batches: list[Iterable[list[Case]]] = []
     if graph is not None and masks is not None:
@@ -124,7 +129,7 @@ def compare(
     rows: list[ComparisonRow] = []
     try:
         for cases in chain.from_iterable(batches):
-            _compare_on(cases, solver, settings, jobs, steps, rows)
+            _compare_on(cases, solver, settings, place, steps, rows)
     finally:
         if rows:
             _write(files, rows)
@@ -137,7 +142,7 @@ def _compare_on(
     cases: Sequence[Case],
     solvers: Sequence[str],
     settings: Settings,
-    jobs: int,
+    place: Place,
     steps: Steps,
     rows: list[ComparisonRow],
 ) -> None:
@@ -147,7 +152,7 @@ def _compare_on(
     same = len({case.label for case in cases}) == 1
     try:
         with steps.step(f"solve {cases[0].label}" if same else "solve") as tell:
-            for number, row in run_cells(cells, settings, jobs, tell):
+            for number, row in run_cells(cells, settings, place, tell):
                 found[number] = row
                 steps.note(f"{name_of(cells[number][0])}, {row_line(row)}")
     finally:

@@ -18,8 +18,10 @@ from upscale_opt.cli.options import (
     check_folder,
     named_networks,
 )
+from upscale_opt.cli.place import Backend, BackendOption, Jobs, Scheduler, place_of
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
+from upscale_opt.cluster import Place
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.base import write_atomically
 
@@ -56,7 +58,9 @@ def coverage(
         float, typer.Option(min=1, metavar="SECONDS", help="Give up a network after this.")
     ] = 3600.0,
     seed: Seed = 0,
-    jobs: Annotated[int, typer.Option(min=1, help="Networks at a time.")] = 1,
+    jobs: Jobs = None,
+    backend: BackendOption = Backend.local,
+    scheduler: Scheduler = None,
     force: Annotated[
         bool, typer.Option("--force", help="Also those that were lossless before.")
     ] = False,
@@ -75,6 +79,7 @@ def coverage(
     """
     if not networks and not group:
         raise typer.BadParameter("name networks, or give --group")
+    place = place_of(jobs, backend, scheduler)
     steps = Steps()
     with steps.step("load PyTorch"):
         from upscale_opt.coverage import sweeping
@@ -95,7 +100,7 @@ def coverage(
     if records:
         steps.note(f"{len(records)} of {len(tasks)} are done already; --force does them again")
     try:
-        _sweep([task for task in tasks if task.name not in records], out, jobs, steps, records)
+        _sweep([task for task in tasks if task.name not in records], out, place, steps, records)
     finally:
         found = [records[name] for name in names if name in records]
         console = output()
@@ -115,18 +120,20 @@ def coverage(
 def _sweep(
     tasks: Sequence[Task],
     out: Path,
-    jobs: int,
+    place: Place,
     steps: Steps,
     records: dict[str, NetworkRecord],
 ) -> None:
     """Add the records of all tasks to ``records``; also if interrupted on the way."""
-    from upscale_opt.coverage.sweeping import sweep
+    from upscale_opt.coverage.sweeping import sweep, sweep_on
 
     if not tasks:
         return
     with steps.step("cover") as tell:
         tell(f"0 of {len(tasks)}")
-        for number, (task, record) in enumerate(sweep(tasks, out, jobs), 1):
+        local = place.backend == "local"
+        pairs = sweep(tasks, out, place.jobs or 1) if local else sweep_on(tasks, out, place)
+        for number, (task, record) in enumerate(pairs, 1):
             steps.note(f"{task.name}: {_line(record)}")
             tell(f"{number} of {len(tasks)}")
             if record is not None:

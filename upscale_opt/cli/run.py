@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -50,6 +51,14 @@ from upscale_opt.solver.segments import Model
 _FILES = ("graph.json", "masks.json", "solution.json", "pruned.safetensors")
 
 
+class Export(str, Enum):
+    """A format of the pruned model for other runtimes."""
+
+    onnx = "onnx"
+    pt2 = "pt2"
+    safetensors = "safetensors"
+
+
 def run(
     model: ModelName,
     amount: Amount = 0.5,
@@ -69,6 +78,10 @@ def run(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     seed: Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the example inputs.")] = 1,
+    export: Annotated[
+        list[Export] | None,
+        typer.Option(help="Write the pruned model in this format, checked; may be repeated."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where the files go; out/MODEL if not given.")
     ] = None,
@@ -77,9 +90,10 @@ def run(
 
     The weights are random, and every layer drops its least important channels: for itself, or,
     with constraints, together with the layers that share them. Writes graph.json, masks.json,
-    solution.json and pruned.safetensors.
+    solution.json and pruned.safetensors; with --export pruned.onnx or pruned.pt2, too.
     """
     folder = Path("out") / model if out is None else out
+    formats = list(dict.fromkeys(one.value for one in export or ()))
     asked = _Asked(
         objective,
         None if selection is None else selection.value,
@@ -92,6 +106,7 @@ def run(
     with steps.step("load PyTorch"):
         from upscale_opt.cli import networks
         from upscale_opt.costs import count_costs
+        from upscale_opt.deploying import check_format, deploy
         from upscale_opt.importance import CRITERIA
         from upscale_opt.masking import apply_masks, choose_masks
         from upscale_opt.materializing import materialize
@@ -100,10 +115,12 @@ def run(
         from upscale_opt.verifying import verify
 
         place = networks.find_device(device)
+        for name in formats:
+            check_format(name)
     with networks.memory_errors():
         with steps.step("build"):
             network, inputs = networks.build(model, seed=seed, batch=batch, device=place)
-        for name in _FILES:
+        for name in (*_FILES, *(f"pruned.{name}" for name in formats)):
             check_file(folder / name)
         with steps.step("trace"):
             graph = trace(network, inputs)
@@ -139,6 +156,11 @@ def run(
         masks.save(masks_file)
         solution.save(solution_file)
         save(pruned, pruned_file)
+    deployed = []
+    for name in formats:
+        with steps.step(f"export ({name})"):
+            target = folder / f"pruned.{name}"
+            deployed.append(deploy(pruned, inputs, target, definition=network))
 
     console = output()
     dropped = f"{amount:.0%} of the {side.words} channels of {layers.words} dropped"
@@ -160,6 +182,13 @@ def run(
         f"{report.dtype}, relative to the largest output.",
     )
     say(console, f"Written to {folder}: {', '.join(_FILES)}")
+    for file in deployed:
+        sizes = ", ".join(map(str, file.batches))
+        say(
+            console,
+            f"{file.path} ({file.format}): {file.size / 1e6:.1f} MB, run in batches of {sizes}, "
+            f"deviates from the export by {file.deviation:.1e}",
+        )
     say(console, f"Load it in Python: {_loading(model, pruned_file)}")
 
 

@@ -1,15 +1,14 @@
-"""Solvers on cases, one after the other or in several processes; what Ctrl-C leaves is finished."""
+"""Solvers on cases, here or elsewhere; what Ctrl-C leaves is finished."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from types import FrameType
 
 from upscale_opt.cli.progress import Tell
-from upscale_opt.errors import UpscaleError
+from upscale_opt.cluster import Place, run_all
 from upscale_opt.solver.comparing import Case, ComparisonRow, Settings, run_case
 from upscale_opt.solver.objectives import UNITS
 
@@ -18,21 +17,23 @@ Cell = tuple[Case, str]
 
 
 def run_cells(
-    cells: Sequence[Cell], settings: Settings, jobs: int, tell: Tell
+    cells: Sequence[Cell], settings: Settings, place: Place, tell: Tell
 ) -> Iterator[tuple[int, ComparisonRow]]:
     """Yield the number of a cell and its row, as soon as it is finished.
 
     Args:
         cells: what to solve.
         settings: for all solvers.
-        jobs: how many processes solve; with 1 it is this one, and cells finish in their order.
+        place: where; in this process cells finish in their order.
         tell: told how the solvers are getting on.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, when all that is finished was yielded.
-        UpscaleError: if a process was killed.
+        UpscaleError: if a process was killed, or the cluster is lost.
     """
-    return _in_turn(cells, settings, tell) if jobs == 1 else _in_parallel(cells, settings, jobs)
+    if place.is_here:
+        return _in_turn(cells, settings, tell)
+    return run_all(_solved, [(*cell, settings) for cell in cells], place)
 
 
 def _in_turn(
@@ -72,24 +73,6 @@ def noticing_interrupts() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _in_parallel(
-    cells: Sequence[Cell], settings: Settings, jobs: int
-) -> Iterator[tuple[int, ComparisonRow]]:
-    from joblib import Parallel, delayed
-
-    parallel = Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-    try:
-        yield from parallel(
-            delayed(_numbered)(number, case, solver, settings)
-            for number, (case, solver) in enumerate(cells)
-        )
-    except BrokenExecutor:
-        raise UpscaleError(
-            "a worker process was killed, probably as the memory is full; use fewer --jobs"
-        ) from None
-
-
-def _numbered(
-    number: int, case: Case, solver: str, settings: Settings
-) -> tuple[int, ComparisonRow]:
-    return number, run_case(case, solver, settings)
+def _solved(cell: tuple[Case, str, Settings]) -> ComparisonRow:
+    case, solver, settings = cell
+    return run_case(case, solver, settings)

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from upscale_opt.cli.options import Amounts, Side, SideOption, check_file, check_folder
+from upscale_opt.cli.place import Backend, BackendOption, Jobs, Scheduler, place_of
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
+from upscale_opt.cluster import Place
 from upscale_opt.study.names import CRITERIA, DATA, METHODS, NETS, TRAINED, WEIGHT_DECAY
 
 if TYPE_CHECKING:
@@ -69,7 +71,9 @@ def study(
     latency: Annotated[
         bool, typer.Option(help="Measure latencies; nothing else should be running then.")
     ] = True,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that train and prune.")] = 1,
+    jobs: Jobs = None,
+    backend: BackendOption = Backend.local,
+    scheduler: Scheduler = None,
     cache: Annotated[
         Path, typer.Option(help="The folder that keeps networks and finished rows.")
     ] = Path("out/study/cache"),
@@ -87,6 +91,7 @@ def study(
     shown photographs, whatever --data says.
     """
     page = out / "study.md" if doc is None else doc
+    place = place_of(jobs, backend, scheduler)
     steps = Steps()
     with steps.step("load PyTorch"):
         from upscale_opt.study import writing
@@ -116,12 +121,12 @@ def study(
     unpruned: dict[int, Unpruned] = {}
     found: dict[int, list[Row]] = {}
     try:
-        _carry_out(steps, "train", prepare, plan.recipes(), cache, jobs, unpruned)
-        _carry_out(steps, "prune", run_task, tasks, cache, jobs, found)
+        _carry_out(steps, "train", prepare, plan.recipes(), cache, place, unpruned)
+        _carry_out(steps, "prune", run_task, tasks, cache, place, found)
         if latency:
             first = {number: task for number, task in enumerate(tasks) if task.recipe.seed == 0}
             timed: dict[int, list[Row]] = {}
-            _carry_out(steps, "time", measure_task, list(first.values()), cache, 1, timed)
+            _carry_out(steps, "time", measure_task, list(first.values()), cache, Place(), timed)
             found.update({number: timed[place] for place, number in enumerate(first)})
     finally:
         results = Results(
@@ -145,13 +150,13 @@ def _carry_out(
     work: Work[Item, Result],
     items: Sequence[Item],
     cache: Path,
-    jobs: int,
+    place: Place,
     found: dict[int, Result],
 ) -> None:
     """Add what becomes of each item to ``found``, by its number; also if interrupted on the way."""
     from upscale_opt.study.running import run_each
 
     with steps.step(name) as tell:
-        for number, result in run_each(work, items, cache, jobs, tell):
+        for number, result in run_each(work, items, cache, place, tell):
             found[number] = result
             tell(f"{len(found)} of {len(items)}")

@@ -1,19 +1,26 @@
-"""The sweep over many networks, a process for each."""
+"""The sweep over many networks, a process for each, here or on a cluster."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
+from upscale_opt.cluster import Place, run_all
 from upscale_opt.coverage.covering import Task, cover
 from upscale_opt.coverage.records import NetworkRecord
 from upscale_opt.errors import SchemaError
@@ -78,6 +85,56 @@ def sweep(
             process.join()
 
 
+def sweep_on(
+    tasks: Sequence[Task], folder: Path, place: Place
+) -> Iterator[tuple[Task, NetworkRecord | None]]:
+    """As :func:`sweep`, on a cluster: its workers start the processes, and return the records.
+
+    Args:
+        tasks: the networks.
+        folder: where the records go, on this machine.
+        place: the cluster.
+
+    Raises:
+        UpscaleError: if the cluster cannot be reached or is lost.
+    """
+    for number, text in run_all(_apart, tasks, place):
+        record = None if text is None else NetworkRecord.from_json(text)
+        if record is not None:
+            record.save(record_file(folder, record.name))
+        yield tasks[number], record
+
+
+_APART = """
+import pickle, sys
+from upscale_opt.coverage.sweeping import _work
+_work(*pickle.load(sys.stdin.buffer))
+"""
+
+
+def _apart(task: Task) -> str | None:
+    """The record of one network, as JSON, from a process of its own.
+
+    Workers of a cluster may not use :mod:`multiprocessing`, as they are daemons.
+    """
+    with tempfile.TemporaryDirectory(prefix="upscale-opt-") as name:
+        process = subprocess.Popen([sys.executable, "-c", _APART], stdin=subprocess.PIPE)
+        try:
+            process.communicate(pickle.dumps((task, Path(name))), task.patience)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            process.kill()
+            process.wait()
+        record = record_of(_Ended(process.returncode), task, Path(name))
+    return None if record is None else record.to_json()
+
+
+@dataclass(frozen=True)
+class _Ended:
+    exitcode: int | None
+
+
 def _start(task: Task, folder: Path) -> BaseProcess:
     process = multiprocessing.get_context("spawn").Process(
         target=_work, args=(task, folder), daemon=True
@@ -100,7 +157,15 @@ def _work(task: Task, folder: Path) -> None:
     record.save(record_file(folder, task.name))
 
 
-def record_of(process: BaseProcess, task: Task, folder: Path) -> NetworkRecord | None:
+class Ended(Protocol):
+    """A process that has ended."""
+
+    @property
+    def exitcode(self) -> int | None:
+        """Its exit status; negative if a signal killed it."""
+
+
+def record_of(process: Ended, task: Task, folder: Path) -> NetworkRecord | None:
     """The record that a process wrote; if it was killed, one that says so.
 
     Args:

@@ -32,7 +32,13 @@ class Space(Record):
 
 
 class Demand(Record):
-    """Channels of a space (by index) that shall be consecutive, or at its beginning or end."""
+    """Channels of a space that shall be consecutive, or at its beginning or end.
+
+    Attributes:
+        space: the index of the space.
+        kind: ``"interval"``: side by side; ``"prefix"``, ``"suffix"``: so, and at an end.
+        channels: the ids.
+    """
 
     space: Index
     kind: problem.DemandKind = "interval"
@@ -40,14 +46,24 @@ class Demand(Record):
 
 
 class Piece(Record):
-    """A share of a read that can be served by itself; ``view`` as in :class:`Read`."""
+    """A share of a read that can be served by itself.
+
+    Attributes:
+        weight: what gathering it costs.
+        view: the demands (by index) that make it a view, as in :class:`Read`.
+    """
 
     weight: Weight
     view: View
 
 
 class Part(Record):
-    """What a read wants of one space (by index) in the memory that it reads."""
+    """What a read wants of one space in the memory that it reads.
+
+    Attributes:
+        space: the index of the space.
+        channels: the ids wanted of it.
+    """
 
     space: Index
     channels: Ids

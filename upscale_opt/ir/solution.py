@@ -114,7 +114,13 @@ class Case(Record):
 
 
 class Times(Record):
-    """Seconds spent, by step."""
+    """Seconds spent, by step.
+
+    Attributes:
+        analysis: to find what each tensor must hold, and pose the problem.
+        solve: to find the orders.
+        layout: to make the plan of them.
+    """
 
     analysis: float
     solve: float

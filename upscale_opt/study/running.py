@@ -1,16 +1,15 @@
-"""The study's work, one piece after the other or in several processes."""
+"""The study's work, one piece after the other, in several processes, or on a cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
-from upscale_opt.errors import UpscaleError
+from upscale_opt.cluster import Place, run_all
 from upscale_opt.study.records import Unpruned
 from upscale_opt.study.subjects import load_subject
 from upscale_opt.study.training import Recipe, Tell
@@ -22,7 +21,7 @@ Work = Callable[[Item, Path, Tell], Result]
 
 
 def run_each(
-    work: Work[Item, Result], items: Sequence[Item], cache: Path, jobs: int, tell: Tell
+    work: Work[Item, Result], items: Sequence[Item], cache: Path, place: Place, tell: Tell
 ) -> Iterator[tuple[int, Result]]:
     """Yield the number of an item and what became of it, as soon as it is finished.
 
@@ -31,34 +30,25 @@ def run_each(
     Args:
         work: a function that processes can find by its name.
         items: what it is called with.
-        cache: the folder for what is kept.
-        jobs: the number of processes; with 1 it is this one, and items finish in their order.
+        cache: the folder for what is kept; on a cluster, of that name on each of its machines.
+        place: where; in this process items finish in their order.
         tell: told how the work is getting on, if this process does it.
 
     Raises:
-        UpscaleError: if a process was killed.
+        UpscaleError: if a process was killed, or the cluster is lost.
     """
-    if jobs == 1:
+    if place.is_here:
         with _one_thread():
             for number, item in enumerate(items):
                 yield number, work(item, cache, tell)
         return
-    from joblib import Parallel, delayed
-
-    parallel = Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-    try:
-        yield from parallel(
-            delayed(_numbered)(number, work, item, cache) for number, item in enumerate(items)
-        )
-    except BrokenExecutor:
-        raise UpscaleError(
-            "a worker process was killed, probably as the memory is full; use fewer --jobs"
-        ) from None
+    yield from run_all(_done, [(work, item, cache.absolute()) for item in items], place)
 
 
-def _numbered(number: int, work: Work[Item, Result], item: Item, cache: Path) -> tuple[int, Result]:
+def _done(call: tuple[Work[Item, Result], Item, Path]) -> Result:
+    work, item, cache = call
     with _one_thread():
-        return number, work(item, cache, lambda text: None)
+        return work(item, cache, lambda text: None)
 
 
 @contextmanager

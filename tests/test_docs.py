@@ -1,0 +1,117 @@
+"""The tutorial and the how-to pages run as they stand, and print what they show.
+
+That single examples of the other pages run, and that links lead somewhere, is in
+:mod:`test_packaging`.
+"""
+
+from __future__ import annotations
+
+import doctest
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import benchmark
+
+import upscale_opt as uo
+from upscale_opt.cli import main
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = [DOCS / "tutorial.md", *sorted(DOCS.glob("howto-*.md"))]
+"""What is read from top to bottom: later examples build on the earlier ones."""
+
+ALIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+"""How far what is printed may differ: blanks, and whatever the page leaves out by ``...``."""
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_pages_run(
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Python in one namespace, commands of ours, and under each, in ``text``, what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    with uo.local_rules():
+        run(path, capsys)
+
+
+def run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {"__name__": "page"}
+    printed = ""
+    for line, language, text in blocks(path):
+        if language == "python":
+            exec(compile("\n" * (line - 1) + text, str(path), "exec"), namespace)
+        elif language == "sh":
+            for command in commands(text):
+                with pytest.raises(SystemExit) as exited:
+                    main(command)
+                assert exited.value.code == 0, f"line {line}: {command}"
+        elif language == "text":
+            assert doctest.OutputChecker().check_output(text, printed, ALIKE), (
+                f"line {line} shows\n{text}\nbut what is printed is\n{printed}"
+            )
+        printed = capsys.readouterr().out
+
+
+def blocks(path: Path) -> Iterator[tuple[int, str, str]]:
+    """The page's code blocks: the first line's number, the language and the text."""
+    page = path.read_text(encoding="utf-8")
+    for match in re.finditer(r"^```(\w*)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        yield page.count("\n", 0, match.start()) + 2, match[1], match[2]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """What the lines of a shell block give to ``upscale-opt``; those without it are not run."""
+    for line in text.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line, comments=True) or [""]
+        if program == "upscale-opt":
+            yield arguments
+
+
+def test_what_is_shown_is_compared() -> None:
+    """Every page has Python, and the tutorial has commands, and both have outputs."""
+    for path in PAGES:
+        languages = [language for _, language, _ in blocks(path)]
+        assert {"python", "text"} <= set(languages), path.name
+        assert set(languages) <= {"python", "text", "sh", "json"}, path.name
+    assert any(list(commands(text)) for _, kind, text in blocks(PAGES[0]) if kind == "sh")
+
+
+def test_the_index_lists_every_page() -> None:
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (DOCS / "README.md").read_text(encoding="utf-8"))
+    assert {path.name for path in DOCS.glob("*.md")} <= {"README.md", *listed}
+
+
+def test_the_reference_is_what_the_models_say() -> None:
+    written = (DOCS / "json-reference.md").read_text(encoding="utf-8")
+    assert "\n".join(benchmark("json_reference").page()) + "\n" == written, (
+        "run: python benchmarks/json_reference.py --out docs/json-reference.md"
+    )
+
+
+def test_every_field_has_a_meaning() -> None:
+    """Or the sentence about the few fields that it belongs to is all there is to say."""
+    plain = {"Times", "Demand", "Piece", "Part", "Comparison"}
+    assert {name.split(".")[-2] for name in benchmark("json_reference").lacking()} <= plain
+
+
+def test_figures_of_the_comparison_stand_in_the_pages_that_it_links() -> None:
+    """These pages are written anew by their commands; then the comparison has to follow."""
+    page = (DOCS / "comparison.md").read_text(encoding="utf-8")
+    section = page.partition("## Figures")[2].partition("## ")[0]
+    checked = 0
+    for bullet in section.split("\n* ")[1:]:
+        linked = "\n".join(
+            (DOCS / name).read_text(encoding="utf-8")
+            for name in re.findall(r"\]\(([\w-]+\.md)", bullet)
+        )
+        for figure in re.findall(r"(?<=[\s\[])\d[\d.,]*\d", bullet):
+            assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.]*\d)", linked), figure
+            checked += 1
+    assert checked > 10

@@ -1,0 +1,1 @@
+"""The service: ``upscale-opt serve`` and ``upscale-opt worker``. Never imports torch."""
