@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 PIP := $(RUN) -m pip --disable-pip-version-check
-MYPY := MYPYPATH=build/typecheck $(RUN) -m mypy --strict
+MYPY := MYPYPATH=build/typecheck:benchmarks $(RUN) -m mypy --strict
 SCRIPTS := tests examples benchmarks
 
 .DEFAULT_GOAL := help

@@ -32,8 +32,6 @@ PLANS: dict[str, dict[str, Any]] = {
     "windows": {"max_extra_macs": 0.05},
 }
 
-BEGIN, END = "<!-- deployment:begin -->", "<!-- deployment:end -->"
-
 VERSIONS = {"PyTorch": torch.__version__, "onnxruntime": onnxruntime.__version__}
 
 
@@ -108,17 +106,6 @@ def row(name: str, plan: str, found: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def write(lines: list[str], doc: Path) -> None:
-    """Put the table between the markers of a page."""
-    text = doc.read_text(encoding="utf-8")
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"error: {doc}: no lines {BEGIN} and {END}")
-    body = "\n".join(lines)
-    write_atomically(doc, f"{head}{BEGIN}\n\n{body}\n\n{END}{tail}".encode())
-
-
 def main() -> int:
     """Print the table, and write it where asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -151,7 +138,7 @@ def main() -> int:
             pages.say(lines[-1])
     print("\n".join(lines))
     if options.doc is not None:
-        write(lines, options.doc)
+        pages.replace_section(options.doc, "deployment", lines)
     return 0
 
 

@@ -42,6 +42,21 @@ def publish(lines: Iterable[str], out: Path | None) -> None:
         write_atomically(out, text.encode())
 
 
+def replace_section(page: Path, name: str, lines: list[str]) -> None:
+    """Put lines between the markers of a section of a page.
+
+    Raises:
+        ValueError: if the page has no such section.
+    """
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = page.read_text().partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{page} has no section {begin} … {end}")
+    text = "\n".join([before + begin, "", *lines, "", end]) + after
+    write_atomically(page, text.encode())
+
+
 def has_upscale() -> bool:
     """Whether ``apple-upscale`` is installed; complains if not."""
     try:

@@ -18,11 +18,8 @@ from typing import Any
 
 import pages
 import psutil
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-
-from faults import Promises, SmallDisk, stopwatch, write_section
-from service_helpers import SERVICE, Redis, Server, alive, eventually, hard, readers, small
+from service_process import SERVICE, Redis, Server, alive, eventually, hard, readers, small
+from service_promises import Promises, SmallDisk, stopwatch
 
 
 @dataclass(frozen=True)
@@ -285,7 +282,7 @@ def main() -> int:
     ]
     pages.publish(lines, options.out)
     if options.page is not None:
-        write_section(options.page, "faults", lines)
+        pages.replace_section(options.page, "faults", lines)
     return 1 if failures else 0
 
 

@@ -18,12 +18,11 @@ from typing import Any
 import httpx
 import pages
 import psutil
+from service_process import Server, readers
+from service_promises import here, same, stopwatch
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-
-from faults import here, same, stopwatch, write_section
-from helpers import documents_of
-from service_helpers import Server, readers
+import upscale_opt as uo
+from upscale_opt.models import catalogue
 
 BAR = 1.0
 """Seconds that a solve of ResNet-50's graph may take, by HTTP."""
@@ -31,8 +30,10 @@ BAR = 1.0
 
 def network(name: str) -> dict[str, Any]:
     """A problem: a network with half of its input channels dropped."""
-    documents = documents_of(name, amount=0.5)
-    texts = {"graph": documents.graph.to_json(), "masks": documents.masks.to_json()}
+    model, inputs = catalogue.build(name), catalogue.example_inputs(name)
+    graph = uo.trace(model, inputs)
+    masks = uo.magnitude_masks(model, graph, 0.5)
+    texts = {"graph": graph.to_json(), "masks": masks.to_json()}
     return {part: json.loads(text) for part, text in texts.items()}
 
 
@@ -136,7 +137,7 @@ def main() -> int:
     ]
     pages.publish(lines, options.out)
     if options.page is not None:
-        write_section(options.page, "latency", lines)
+        pages.replace_section(options.page, "latency", lines)
     for what in wrong:
         pages.say(f"error: {what}")
     return 1 if wrong else 0

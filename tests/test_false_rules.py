@@ -229,3 +229,14 @@ def test_rules_that_are_never_met() -> None:
     uo.rule(Power)(power)
     with pytest.raises(uo.RuleError, match="Around makes no call that a rule is for"):
         uo.check_rules(around(nn.ReLU()), IMAGES)
+
+
+def test_calls_that_return_several_tensors() -> None:
+    class Maximum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            values: Tensor = torch.cummax(x, -1)[0]
+            return values
+
+    uo.rule(torch.cummax)(lambda call: call.channelwise(keeps_zero=True))
+    with pytest.raises(uo.RuleError, match="call 'cummax': returns no tensor but a "):
+        uo.check_rules(around(Maximum()), IMAGES)

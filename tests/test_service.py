@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 from helpers import documents_of
-from service_helpers import Server, alive, events_of, eventually, hard, readers, small
+from service_process import Server, alive, events_of, eventually, hard, readers, small
+from service_promises import same
 
-import upscale_opt as uo
 from upscale_opt.cli.serve import serve
 from upscale_opt.errors import UpscaleError
 
@@ -52,14 +52,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         folder, workers=2, settings={"heartbeat": 0.3, "memory_mb": 4096, "lease": 1.5}
     ) as server:
         yield server
-
-
-def same(text: str | bytes, problem: dict[str, object]) -> bool:
-    """Whether the JSON is what solving in this process gives."""
-    graph = uo.ChannelGraph.model_validate(problem["graph"])
-    here = uo.solve(graph, uo.Masks.model_validate(problem["masks"]))
-    there = uo.Solution.from_json(text)
-    return there.model_dump(exclude={"times"}) == here.model_dump(exclude={"times"})
 
 
 def count(server: Server, name: str) -> float:
@@ -141,7 +133,7 @@ def test_progress_and_cancel(server: Server) -> None:
     # Its process is stopped within a second, and another one is ready soon.
     gone = eventually(lambda: [child for child in solving if not alive(child)], 5)
     assert gone
-    assert server.client.delete(f"/v1/jobs/{id}").json()["state"] == "cancelled"
+    assert server.client.post(f"/v1/jobs/{id}/cancel").json()["state"] == "cancelled"
     conflict = server.client.get(f"/v1/jobs/{id}/solution")
     assert conflict.status_code == 409
     assert conflict.json()["error"]["code"] == "no_solution"
@@ -257,4 +249,4 @@ def test_senseless_settings(server: Server, tmp_path: Path) -> None:
         ({"token_file": tmp_path / "none"}, "none"),
     ):
         with pytest.raises(UpscaleError, match=named):
-            serve(data=tmp_path, **given)  # type: ignore[arg-type]
+            serve(data=tmp_path, **given)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from faults import write_section
 from helpers import benchmark
+from pages import replace_section
 
 FAULTS = benchmark("service_faults")
 
@@ -31,9 +31,9 @@ def test_promises_are_kept(name: str, tmp_path: Path) -> None:
 def test_sections_of_pages(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- a:begin -->\nold\n<!-- a:end -->\nafter\n")
-    write_section(page, "a", ["new"])
-    write_section(page, "a", ["newer"])
+    replace_section(page, "a", ["new"])
+    replace_section(page, "a", ["newer"])
     text = page.read_text()
     assert text == "before\n<!-- a:begin -->\n\nnewer\n\n<!-- a:end -->\nafter\n"
     with pytest.raises(ValueError, match="no section"):
-        write_section(page, "b", [])
+        replace_section(page, "b", [])

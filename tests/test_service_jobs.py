@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from service_helpers import (
+from service_process import (
     SERVICE,
     Redis,
     Server,
@@ -222,6 +222,7 @@ def test_a_solver_that_is_stopped(tmp_path: Path) -> None:
         answer = process.solve(problem().request, 10, lambda value, bound: True)
         assert answer.status == "optimal"
         pid = process.pid
+        assert pid is not None
         assert process.solve(problem(1).request, 10, lambda value, bound: True).solution
         assert process.pid == pid
 

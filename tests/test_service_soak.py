@@ -10,10 +10,11 @@ SOAK = benchmark("service_soak")
 
 
 def test_a_short_soak(tmp_path: Path) -> None:
-    lines, wrong = SOAK.soak(tmp_path, requests=150, clients=8, workers=1)
+    lines, wrong = SOAK.soak(tmp_path, requests=150, clients=8, workers=1, slow=0.25)
     assert wrong == []
     text = "\n".join(lines)
-    assert "× solve" in text
+    for kind in ("solve", "long", "cancel", "malformed", "oversized", "reader leaves", "twice"):
+        assert f"× {kind}" in text
     assert "200" in text
     assert "422" in text
 

@@ -49,6 +49,10 @@ log = logging.getLogger("upscale_opt.service")
 _LAST_SECONDS = 3.0
 """Seconds that problems have to be solved when the service ends."""
 
+_THROWN_AWAY_SECONDS = 2.0
+_THROWN_AWAY_BYTES = 1 << 26
+"""How much of a body that is too large is read, for its sender to see the answer."""
+
 _READERS = 4
 """Bodies that are read (as JSON) at a time."""
 
@@ -141,20 +145,36 @@ async def _body(request: Request, settings: Settings) -> bytes:
     most = settings.max_body_bytes
     large = ServiceError(413, "too_large", f"the body may have {most:,} bytes", "body")
     announced = request.headers.get("content-length", "")
+    stream = request.stream()
     if announced.isdecimal() and (len(announced) > 15 or int(announced) > most):
+        if "expect" not in request.headers:  # who waits for leave to send is not to get it
+            await _throw_away(stream)
         raise large
     parts: list[bytes] = []
     size = 0
     try:
         with anyio.fail_after(settings.body_seconds):
-            async for part in request.stream():
+            async for part in stream:
                 size += len(part)
                 if size > most:
-                    raise large
+                    break
                 parts.append(part)
+            else:
+                return b"".join(parts)
     except TimeoutError:
         raise ServiceError(408, "too_slow", "the body did not come in time", "body") from None
-    return b"".join(parts)
+    await _throw_away(stream)
+    raise large
+
+
+async def _throw_away(stream: AsyncIterator[bytes]) -> None:
+    """Read on for a while: hanging up on who still sends takes the answer away from him."""
+    size = 0
+    with anyio.move_on_after(_THROWN_AWAY_SECONDS):
+        async for part in stream:
+            size += len(part)
+            if size > _THROWN_AWAY_BYTES:
+                return
 
 
 def _add_solving(app: FastAPI, service: Service) -> None:
@@ -228,15 +248,6 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
         responses=responses(404, 503),
     )
     def cancel(id: JOB_ID) -> Response:
-        return JSONResponse(job_view(jobs.cancel(id)))
-
-    @app.delete(
-        "/v1/jobs/{id}",
-        summary="The same as cancel",
-        response_model=JobView,
-        responses=responses(404, 503),
-    )
-    def delete(id: JOB_ID) -> Response:
         return JSONResponse(job_view(jobs.cancel(id)))
 
 

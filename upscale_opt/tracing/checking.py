@@ -138,7 +138,9 @@ class _Trial:
         except Exception as error:
             what = "in float64" if sizes is None else f"with {sizes.inputs} channels"
             raise RuleError(f"fails {what}: {type(error).__name__}: {error}") from None
-        assert isinstance(result, torch.Tensor)
+        if not isinstance(result, torch.Tensor):
+            what = type(result).__name__
+            raise RuleError(f"returns no tensor but a {what}; rules are for calls that return one")
         return result
 
 

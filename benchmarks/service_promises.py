@@ -16,10 +16,9 @@ from typing import Any
 
 import httpx
 import psutil
-from service_helpers import Server
+from service_process import Server
 
 import upscale_opt as uo
-from upscale_opt.ir.base import write_atomically
 
 FINAL = ("done", "failed", "cancelled")
 
@@ -204,18 +203,3 @@ def stopwatch() -> Iterator[Callable[[], float]]:
     end: list[float] = []
     yield lambda: (end[0] if end else time.monotonic()) - start
     end.append(time.monotonic())
-
-
-def write_section(page: Path, name: str, lines: list[str]) -> None:
-    """Put lines between the markers of a section of a page.
-
-    Raises:
-        ValueError: if the page has no such section.
-    """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    before, found, rest = page.read_text().partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"{page} has no section {begin} … {end}")
-    text = "\n".join([before + begin, "", *lines, "", end]) + after
-    write_atomically(page, text.encode())

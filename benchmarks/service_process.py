@@ -38,7 +38,7 @@ def eventually(what: Callable[[], Any], seconds: float = 20.0) -> Any:
 def alive(process: psutil.Process) -> bool:
     """Whether it runs; one that has ended may be left in the table of processes for a while."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
