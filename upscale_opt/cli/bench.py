@@ -257,6 +257,8 @@ def _line(record: BenchRecord) -> str:
 
 def _command(networks: Sequence[str], groups: Sequence[str], settings: Settings) -> str:
     """The command that a page says it was written by."""
+    from upscale_opt.bench.records import Settings
+
     words = ["upscale-opt", "bench", *networks]
     if groups:
         words += ["--group", *groups]
@@ -264,4 +266,16 @@ def _command(networks: Sequence[str], groups: Sequence[str], settings: Settings)
     words += ["--device", settings.device, "--dtype", settings.dtype]
     words += ["--threads", str(settings.threads)]
     words += ["--compile"] * settings.compile + ["--cuda-graphs"] * settings.cuda_graphs
+    for name in _AS_USUAL:
+        value, usual = getattr(settings, name), Settings.model_fields[name].default
+        if value != usual:
+            values = value if isinstance(value, tuple) else (value,)
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
     return shlex.join(words)
+
+
+_AS_USUAL = (
+    *("amount", "side", "layers", "rounds", "seconds", "variants"),
+    *("max_extra_macs", "time_limit", "seed"),
+)
+"""The settings that the command names if they are not the usual ones."""
