@@ -34,7 +34,7 @@ def test_every_objective(documents: Documents, objective: str, model: Any) -> No
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver(documents: Documents, solver: str) -> None:
-    solution = uo.solve(documents.graph, documents.masks, solver, time_limit=20)
+    solution = uo.solve(documents.graph, documents.masks, solver, time_limit=5)
     report = solution.check(documents.graph, documents.masks)
     assert report.proven_bound <= documents.solution.objective_value
     assert report.lower_bound == solution.lower_bound

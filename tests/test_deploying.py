@@ -30,7 +30,7 @@ NETWORKS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("topology/dense_block", WINDOWS, ["onnx", "pt2"]),
     ("topology/tuple_output", {}, ["pt2"]),
     ("topology/dict_input", {}, ["onnx", "pt2"]),
-    ("mobilenet_v3_small", {}, ["onnx", "pt2"]),
+    ("topology/squeeze_excite", {}, ["onnx"]),
     ("shufflenet_v2_x1_0", {}, ["onnx"]),
 ]
 
