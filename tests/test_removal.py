@@ -109,7 +109,8 @@ def assert_zeros_listed(report: Removal, pruned: nn.Module) -> None:
         new = after[one.name]
         assert one.removed == one.weights - new.numel(), one
         assert left <= int((new == 0).sum()), one
-        assert all(stays.cause not in ("read", "stored") for a in one.axes for stays in a.left), one
+        # A zero that somebody "reads" may be there for a tensor that shares this one's order.
+        assert all(stays.cause != "stored" for a in one.axes for stays in a.left), one
 
 
 @settings(deadline=None, max_examples=50)

@@ -54,9 +54,8 @@ def test_every_gather_shows_its_explanation(
     for segment in visit.page.locator("details.segment:not([open]) > summary").all()[::-1]:
         segment.focus()
         visit.page.keyboard.press("Enter")
-    visit.page.wait_for_function(
-        "[...document.querySelectorAll('details.segment')].every(d => d.querySelector('.panel'))"
-    )
+    unopened = visit.page.locator("details.segment:not(:has(.panel))")
+    unopened.first.wait_for(state="detached")
     explained = resnet18_documents.solution.explain()
     assert explained
     for found in explained:
