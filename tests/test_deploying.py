@@ -31,7 +31,7 @@ NETWORKS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("topology/tuple_output", {}, ["pt2"]),
     ("topology/dict_input", {}, ["onnx", "pt2"]),
     ("topology/squeeze_excite", {}, ["onnx"]),
-    ("shufflenet_v2_x1_0", {}, ["onnx"]),
+    ("squeezenet1_1", {}, ["onnx"]),
 ]
 
 
