@@ -22,6 +22,7 @@ help:  ## Show this list.
 
 run: $(READY)  ## Prune ResNet-50, prove its channel orders optimal, export and verify it.
 	@$(VENV)/bin/upscale-opt run resnet50 --amount 0.5 --side input --layers conv --out out/resnet50
+	@echo "Look at it: $(VENV)/bin/upscale-opt report out/resnet50/solution.json -o report.html"
 
 test: lint  ## Lint, then run the tests.
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal
@@ -72,10 +73,10 @@ clean:  ## Remove .venv, builds, results and caches.
 fresh_sources = rm -rf build/lib build/bdist.* *.egg-info
 
 $(READY): pyproject.toml constraints.txt
-	@echo "Setting up $(VENV) (PyTorch is large: this can take some minutes, once) ..."
+	@echo "Setting up $(VENV) (PyTorch is large: 6.5 GB and some minutes, once) ..."
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c constraints.txt -e ".[dev]"
+	@$(PIP) install --quiet -c constraints.txt -e ".[dev]"
 	@$(call fresh_sources)
 	@touch $@
 

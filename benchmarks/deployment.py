@@ -121,9 +121,10 @@ def main() -> int:
         f"{options.amount:.0%} of the input channels of all layers dropped by L2 magnitude, random "
         "weights, float32, captured with a batch of two and a dynamic batch axis. Deviations are "
         "from the eager pruned model, relative to its largest output, on all the batch sizes "
-        "named; sizes in MB. *Compiled* is `torch.compile(dynamic=True)` with inductor. *In "
-        "place* lists operations of the functional form that write into what they get, or whose "
-        "shapes depend on data.",
+        "named; sizes in MB. *Compiled* is `torch.compile(dynamic=True)` with inductor, minutes "
+        "each; `--no-compile` shows what earlier runs without it recorded. *In place* lists "
+        "operations of the functional form that write into what they get, or whose shapes depend "
+        "on data.",
         "",
         f"Written by `{pages.command()}` with "
         f"{', '.join(' '.join(version) for version in VERSIONS.items())}.",

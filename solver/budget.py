@@ -8,6 +8,7 @@ relaxation: multiply-adds get a price, and at each price the problem is that of 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from upscale_opt.solver.instance import (
     Instance,
     Orders,
     Outcome,
+    Progress,
     Proof,
     read_cost,
     satisfied,
@@ -52,6 +54,7 @@ def solve_in_budget(
     solve: Callable[[Instance, float], Outcome],
     share: float,
     time_limit: float,
+    progress: Progress | None = None,
 ) -> Found:
     """The best orders with windows that add at most ``share`` of the multiply-adds.
 
@@ -60,6 +63,7 @@ def solve_in_budget(
         solve: solves instances, with windows at a price or without, within so many seconds.
         share: of the multiply-adds without windows.
         time_limit: in seconds.
+        progress: told the best value and the bound, after each price.
     """
     deadline = time.monotonic() + time_limit
     windows = Windows(problem.graph, problem.sets, problem.segments)
@@ -69,6 +73,8 @@ def solve_in_budget(
     outcome = solve(plain, time_limit / 4)
     best = _Filled(problem, instance, outcome.orders, budget)
     bound = Fraction(0)
+    if progress is not None:
+        progress(best.value, 0)
     offered = [read for read in instance.reads if read.window is not None]
     if not offered or outcome.interrupted or outcome.objective == 0:
         least = 0 if offered else outcome.lower_bound
@@ -88,13 +94,20 @@ def solve_in_budget(
         filled = _Filled(problem, instance, tried.orders, budget)
         if (filled.value, filled.spent) < (best.value, best.spent):
             best = filled
+        if progress is not None:
+            progress(best.value, _whole(bound))
         if filled.value == 0 or filled.asked(priced) > budget:  # as cheap, with fewer windows?
             low = price
         else:
             high = price
         price = (low + high) / 2 if low else high / 8
-    least = max(0, -(-bound.numerator // bound.denominator))
-    return Found(_judged(best, replace(outcome, interrupted=interrupted), least), best.windows)
+    outcome = replace(outcome, interrupted=interrupted)
+    return Found(_judged(best, outcome, _whole(bound)), best.windows)
+
+
+def _whole(bound: Fraction) -> int:
+    """The least whole number that is not below it, nor negative."""
+    return max(0, math.ceil(bound))
 
 
 def _dearest(weight: int, macs: int) -> Fraction:

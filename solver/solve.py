@@ -73,7 +73,8 @@ def solve(
             count: trace with the batch that matters.
         seed: seed of the solver; the same seed gives the same answer, unless time runs out.
         workers: parallel workers of the solver.
-        progress: called on every improvement.
+        progress: called with value and bound on every improvement. Where both models are tried,
+            with the smaller value, and a bound that holds for both: the answer may be the other.
 
     Raises:
         SolverError: for an unknown solver, objective or model, weights that name no read, or
@@ -124,10 +125,14 @@ class _Task:
     def fastest(self, time_limit: float) -> Solution:
         """With arenas if by the cost model they pay, else without."""
         start = time.perf_counter()
-        shared = self.solve("arena", time_limit / 2)
+        both = None if self.progress is None else _Both(self.progress)
+        shared = replace(self, progress=both.first if both else None).solve("arena", time_limit / 2)
         if not shared.arenas:
+            if self.progress is not None:
+                self.progress(shared.objective_value, shared.lower_bound)
             return shared
-        apart = self.solve("tensor", max(time_limit - (time.perf_counter() - start), 0.001))
+        left = max(time_limit - (time.perf_counter() - start), 0.001)
+        apart = replace(self, progress=both.second if both else None).solve("tensor", left)
         assert shared.cost_model is not None
         pricing = Pricing(self.graph, shared.cost_model)
         gain = pricing.of_plan(apart) - pricing.of_plan(shared)
@@ -153,11 +158,14 @@ class _Task:
                 time_limit=seconds,
                 seed=self.seed,
                 workers=self.workers,
-                progress=self.progress,
+                # With a budget, instances are solved whose values are none of this problem.
+                progress=None if self.max_extra_macs else self.progress,
             )
 
         if self.max_extra_macs:
-            found = solve_in_budget(problem, solver_of, self.max_extra_macs, time_limit)
+            found = solve_in_budget(
+                problem, solver_of, self.max_extra_macs, time_limit, self.progress
+            )
         else:
             outcome = solver_of(problem.formulation.instance, time_limit)
             instance = problem.formulation.instance
@@ -214,6 +222,26 @@ class _Task:
             return found
         windows = chosen_windows(problem.formulation, instance, orders)
         return Found(replace(outcome, orders=orders, objective=value), windows)
+
+
+class _Both:
+    """Progress of two solves, either of which may be the answer: what holds for both."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._value: int | None = None
+        self._bound = 0
+
+    def first(self, value: int, bound: int) -> None:
+        self._bound = bound
+        self._tell(value, 0)
+
+    def second(self, value: int, bound: int) -> None:
+        self._tell(value, min(self._bound, bound))
+
+    def _tell(self, value: int, bound: int) -> None:
+        self._value = value if self._value is None else min(self._value, value)
+        self._progress(self._value, bound)
 
 
 def instance_of(

@@ -246,3 +246,22 @@ def test_a_window_that_would_pay_is_not_left_out() -> None:
         }
     )
     complaint(uo.VerificationError, lambda: false.check(graph, masks))
+
+
+@pytest.mark.parametrize("options", [{"objective": "latency"}, {"max_extra_macs": 0.3}])
+@pytest.mark.parametrize("seed", range(4))
+def test_progress_only_improves(seed: int, options: dict[str, Any]) -> None:
+    """Also where several problems are solved for one answer: what is told holds for that."""
+    _, graph, masks = posed(seed, dense)
+    if "objective" in options:
+        arenas = uo.solve(graph, masks, model="arena", cost_model=CHEAP_WINDOWS, **options).arenas
+        assert arenas, "both models are tried"
+        options = {**options, "cost_model": CHEAP_WINDOWS}
+    told: list[tuple[int, int]] = []
+    progress = lambda value, bound: told.append((value, bound))  # noqa: E731
+    solution = uo.solve(graph, masks, progress=progress, **options)
+    values = [value for value, _ in told]
+    assert values == sorted(values, reverse=True)
+    assert max(bound for _, bound in told) <= min(*values, solution.objective_value)
+    if "max_extra_macs" in options:
+        assert values[-1] == solution.objective_value

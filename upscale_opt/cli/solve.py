@@ -68,7 +68,7 @@ def solve(
             cost_model=prices,
             seed=seed,
             workers=workers,
-            progress=None if max_extra_macs else solver_progress(tell, objective),
+            progress=solver_progress(tell, objective),
         )
     solution.save(out)
     console = output()

@@ -224,6 +224,11 @@ class Solution(Document):
 
         return explain(self, read)
 
+    def __repr__(self) -> str:
+        found = f"{self.status}: {self.objective_value:,}, at least {self.lower_bound:,}"
+        plans = f"{self.views} views, {self.windows} windows, {self.gathers} gathers"
+        return f"Solution({self.objective}, {found}; {plans})"
+
     @property
     def views(self) -> int:
         """How many reads are views, apart from the optional ones."""

@@ -54,7 +54,7 @@ _THROWN_AWAY_BYTES = 1 << 26
 """How much of a body that is too large is read, for its sender to see the answer."""
 
 _READERS = 4
-"""Bodies that are read (as JSON) at a time."""
+"""Bodies that are read (as JSON), and reports that are drawn, at a time."""
 
 
 class Service:
@@ -280,7 +280,10 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         response_class=HTMLResponse,
         responses=responses(404, 409, 503),
     )
-    def report(id: JOB_ID) -> Response:
+    async def report(id: JOB_ID) -> Response:
+        return await to_thread.run_sync(lambda: drawn(id), limiter=service.readers)
+
+    def drawn(id: str) -> Response:
         from upscale_opt.report import page
 
         found, asked = result(id), jobs.request(id)

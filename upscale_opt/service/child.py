@@ -82,7 +82,7 @@ class _Child:
             cost_model=options.prices(),
             seed=options.seed,
             workers=options.workers,
-            progress=None if options.max_extra_macs else self._progress,
+            progress=self._progress,
         )
         body = solution.model_dump_json(exclude_defaults=True).encode()
         header = {

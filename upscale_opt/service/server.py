@@ -23,6 +23,10 @@ _GRACE = 5
 """Seconds in which requests that are being answered must come to an end."""
 
 
+_BACKLOG = 256
+"""Connections that wait; without files for more, so many lines are logged per second."""
+
+
 class _Server(uvicorn.Server):
     """A server that lets event streams end as soon as it is told to stop."""
 
@@ -38,6 +42,7 @@ def serve(settings: Settings) -> None:
         UpscaleError: if the storage or the address cannot be used.
     """
     set_up_logging()
+    _allow_files()
     listener = _listen(settings)
     with contextlib.closing(listener):
         app = create_app(settings)
@@ -47,6 +52,7 @@ def serve(settings: Settings) -> None:
             access_log=False,
             timeout_graceful_shutdown=_GRACE,
             timeout_keep_alive=15,
+            backlog=_BACKLOG,
             h11_max_incomplete_event_size=64 * 1024,
             server_header=False,
             ws="none",
@@ -73,6 +79,16 @@ def serve(settings: Settings) -> None:
     log.info("stopped")
 
 
+def _allow_files() -> None:
+    """As many open files, so connections, as the system lets this process have."""
+    if sys.platform != "win32":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _listen(settings: Settings) -> socket.socket:
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
@@ -80,7 +96,7 @@ def _listen(settings: Settings) -> socket.socket:
         if sys.platform != "win32":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((settings.host, settings.port))
-        listener.listen(2048)  # whoever connects now is served as soon as all is ready
+        listener.listen(_BACKLOG)  # whoever connects now is served as soon as all is ready
     except OSError as error:
         raise UpscaleError(
             f"cannot listen at {settings.host}:{settings.port}: {error.strerror or error}; "
