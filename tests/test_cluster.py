@@ -26,15 +26,15 @@ from upscale_opt.study.running import run_each
 CASES = ("topology/dense_block", "topology/residual_stage")
 
 
-def started() -> Any:
-    """Two worker processes; a task that ends two of them is given up."""
+def started(workers: int = 2) -> Any:
+    """Worker processes; a task that ends two of them is given up."""
     import dask
 
     with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
         start: Any = LocalCluster  # untyped
         return start(
             processes=True,
-            n_workers=2,
+            n_workers=workers,
             threads_per_worker=1,
             dashboard_address=None,
             host="127.0.0.1",
@@ -116,6 +116,22 @@ def test_nothing_is_lost_with_a_worker(address: str, tmp_path: Path) -> None:
 def test_what_ends_every_worker_is_an_error(address: str) -> None:
     with pytest.raises(UpscaleError, match="every worker that tried it was killed"):
         list(run_all(dies, [0], Place(None, "dask", address)))
+
+
+def test_workers_that_are_starting_are_awaited() -> None:
+    with started(workers=0) as cluster:
+        cluster.scale(1)
+        found = dict(run_all(square, [3, 4], Place(None, "dask", cluster.scheduler_address)))
+    assert [found[number][0] for number in (0, 1)] == [9, 16]
+
+
+def test_no_workers_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upscale_opt.cluster, "PATIENCE", 0.5)
+    with (
+        started(workers=0) as cluster,
+        pytest.raises(UpscaleError, match="has no workers; start some"),
+    ):
+        list(run_all(square, [1], Place(None, "dask", cluster.scheduler_address)))
 
 
 def test_an_error_of_a_task_is_that_error(address: str) -> None:

@@ -8,7 +8,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 BACKENDS = ("local", "dask", "ray")
 
 PATIENCE = 10.0
-"""Seconds to wait for a scheduler, or for it to come back."""
+"""Seconds to wait for a scheduler, for it to come back, or for its first worker."""
 
 
 _FEWEST = 2
@@ -128,6 +128,10 @@ def _dask(place: Place) -> Iterator[tuple[Any, int]]:
 
 
 def _threads(client: Any, place: Place) -> int:
+    """The threads of its workers. Those that are just starting, or starting again, are awaited."""
+    if not client.ncores():
+        with suppress(TimeoutError, asyncio.TimeoutError):  # two errors before Python 3.11
+            client.wait_for_workers(1, timeout=PATIENCE)
     count: int = sum(client.ncores().values())
     if not count:
         raise UpscaleError(f"the Dask cluster at {place.scheduler} has no workers; start some")
