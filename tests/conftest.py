@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from torch import Tensor
 import upscale_opt as uo
 
 torch.set_num_threads(1)  # tests run side by side
+
+# Shells let what they run in the background ignore Ctrl-C, and so would our tests and commands.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
