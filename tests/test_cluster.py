@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,17 +151,20 @@ def test_what_is_not_begun_is_cancelled(address: str, tmp_path: Path) -> None:
 
 
 SCHEDULER = """
+import sys
 from distributed import LocalCluster
-with LocalCluster(processes=False, n_workers=1, threads_per_worker=2, protocol="tcp",
+with LocalCluster(processes=False, n_workers=int(sys.argv[1]), threads_per_worker=2, protocol="tcp",
                   dashboard_address=None, host="127.0.0.1") as cluster:
     print(cluster.scheduler_address, flush=True)
     input()
 """
 
 
-def test_a_lost_scheduler_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@contextmanager
+def scheduler(workers: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process of a cluster that can be killed, and its address."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SCHEDULER],
+        [sys.executable, "-c", SCHEDULER, str(workers)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -167,19 +172,36 @@ def test_a_lost_scheduler_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixtu
     )
     try:
         assert process.stdout is not None
-        place = Place(None, "dask", process.stdout.readline().strip())
-        running = run_all(sleeps, [str(tmp_path / str(number)) for number in range(200)], place)
+        yield process, process.stdout.readline().strip()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_lost_scheduler_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with scheduler(workers=1) as (process, address):
+        items = [str(tmp_path / str(number)) for number in range(200)]
+        running = run_all(sleeps, items, Place(None, "dask", address))
         next(running)
         capfd.readouterr()
         process.kill()
         start = time.monotonic()
-        with pytest.raises(UpscaleError, match=f"lost.*{place.scheduler} is gone"):
+        with pytest.raises(UpscaleError, match=f"lost.*{address} is gone"):
             list(running)
         assert time.monotonic() - start < 60
         assert capfd.readouterr().err == ""
-    finally:
-        process.kill()
-        process.communicate()
+
+
+def test_a_scheduler_lost_before_it_has_workers_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upscale_opt.cluster, "PATIENCE", 4.0)
+    with scheduler(workers=0) as (process, address):
+        killer = threading.Timer(1.5, process.kill)
+        killer.start()
+        with pytest.raises(UpscaleError, match=f"lost.*{address} is gone"):
+            list(run_all(square, [1], Place(None, "dask", address)))
+        killer.join()
 
 
 @pytest.mark.parametrize(

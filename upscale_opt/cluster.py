@@ -122,17 +122,20 @@ def _dask(place: Place) -> Iterator[tuple[Any, int]]:
         try:
             yield _dask_backend(client, place), _threads(client, place)
         except CommClosedError:
-            raise UpscaleError(f"the Dask cluster is lost: {_gone(place)}") from None
+            raise _cluster_lost(place) from None
         finally:
             client.close(timeout=2)
 
 
 def _threads(client: Any, place: Place) -> int:
     """The threads of its workers. Those that are just starting, or starting again, are awaited."""
-    if not client.ncores():
-        with suppress(TimeoutError, asyncio.TimeoutError):  # two errors before Python 3.11
-            client.wait_for_workers(1, timeout=PATIENCE)
-    count: int = sum(client.ncores().values())
+    try:
+        if not client.ncores():
+            with suppress(TimeoutError, asyncio.TimeoutError):  # two errors before Python 3.11
+                client.wait_for_workers(1, timeout=PATIENCE)
+        count: int = sum(client.ncores().values())
+    except OSError:
+        raise _cluster_lost(place) from None
     if not count:
         raise UpscaleError(f"the Dask cluster at {place.scheduler} has no workers; start some")
     return count
@@ -232,6 +235,10 @@ def _ray(place: Place) -> Iterator[tuple[Any, int]]:
             raise UpscaleError(f"the Ray cluster lost a task: {_reason(error, place)}") from None
     finally:
         ray.shutdown()
+
+
+def _cluster_lost(place: Place) -> UpscaleError:
+    return UpscaleError(f"the Dask cluster is lost: {_gone(place)}")
 
 
 def _gone(place: Place) -> str:
