@@ -117,6 +117,13 @@ def built(name: str, image: int = 64) -> tuple[nn.Module, uo.ChannelGraph]:
     return model, uo.trace(model, inputs)
 
 
+def masked_resnet18(side: Side = "input", amount: float = 0.5) -> nn.Module:
+    """A ResNet-18 with masks, in float64, with nothing else zero."""
+    model = copy.deepcopy(built("resnet18")[0]).double()
+    uo.MaskingManager(model, side=side).importance().mask(amount)
+    return model
+
+
 def images(batch: int, height: int, width: int = 0, seed: int = 0) -> Tensor:
     """Random images."""
     generator = torch.Generator().manual_seed(seed)
