@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
 
+from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Elementwise, Layer, Operation
 from upscale_opt.solver.formulate import Formulation
 from upscale_opt.solver.instance import Orders, satisfied
 from upscale_opt.solver.segments import Arena, Segments, linked_tensors
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids
-from upscale_opt.solver.union_find import UnionFind
 
 
 def with_arenas(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> Segments:

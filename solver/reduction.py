@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.solver.instance import (
     Case,
     Demand,
@@ -20,7 +21,6 @@ from upscale_opt.solver.instance import (
     satisfied,
 )
 from upscale_opt.solver.pqtree import End, PQTree
-from upscale_opt.solver.union_find import UnionFind
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.solver.conflicts import Cut
 from upscale_opt.solver.instance import Instance, Read, is_view
 from upscale_opt.solver.master import Master
@@ -19,7 +20,6 @@ from upscale_opt.solver.packing import Packing, served_by
 from upscale_opt.solver.pqtree import PQTree
 from upscale_opt.solver.reduction import Component, Core, demands_of
 from upscale_opt.solver.search import Search, conflicts_among, families_of, used_demands
-from upscale_opt.solver.union_find import UnionFind
 
 _ROUNDS = 20
 """How often a master is asked before the best orders so far must do."""

@@ -10,10 +10,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.ir.graph import ChannelGraph, Concat, Operation, Symmetric
 from upscale_opt.ir.solution import Demand, Read, Solution
 from upscale_opt.solver import instance
-from upscale_opt.solver.union_find import UnionFind
 
 _IN_PLACE = frozenset({"channelwise", "symmetric", "elementwise", "concat", "select"})
 

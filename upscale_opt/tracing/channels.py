@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.ir.graph import Space
-from upscale_opt.solver.union_find import UnionFind
 
 Array = npt.NDArray[np.int64]
 Boolean = npt.NDArray[np.bool_]
