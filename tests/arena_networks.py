@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import upscale_opt as uo
-from upscale_opt.arena import ArenaRead, ArenaWrite
+from upscale_opt.runtime.arena import ArenaRead, ArenaWrite
 
 
 def chain(m: Any, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 import upscale_opt as uo
 from upscale_opt.models import catalogue
-from upscale_opt.modules import Gather
+from upscale_opt.runtime.modules import Gather
 from upscale_opt.solver.sets import ChannelSets, channel_sets
 
 

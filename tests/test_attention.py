@@ -21,9 +21,9 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedW
 import upscale_opt as uo
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.graph import slices_of
+from upscale_opt.runtime.swin import join_windows, split_windows
 from upscale_opt.solver.check import damage
 from upscale_opt.tracing.running import run_as
-from upscale_opt.windows import join_windows, split_windows
 
 WIDTH, HEADS = 12, 3
 

@@ -13,10 +13,10 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import upscale_opt as uo
-from upscale_opt.arena import ArenaRead, ArenaWrite
 from upscale_opt.models import catalogue
 from upscale_opt.models.topologies import example_inputs
-from upscale_opt.modules import OURS, PlacedSum
+from upscale_opt.runtime.arena import ArenaRead, ArenaWrite
+from upscale_opt.runtime.modules import OURS, PlacedSum
 
 
 def network(name: str) -> tuple[nn.Module, Tensor]:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import upscale_opt as uo
-from upscale_opt.arena import ArenaRead, ArenaWrite
 from upscale_opt.bench.floor import floor
 from upscale_opt.bench.records import Settings
 from upscale_opt.bench.variants import Subject
-from upscale_opt.modules import Gather, PlacedSum
+from upscale_opt.runtime.arena import ArenaRead, ArenaWrite
+from upscale_opt.runtime.modules import Gather, PlacedSum
 
 SMALL = "topology/residual_stage"
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx
 
-from upscale_opt.kernels import compact, gather
+from upscale_opt.runtime.gather import compact, gather
 
 LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 import upscale_opt as uo
 from upscale_opt.errors import TraceError
-from upscale_opt.modules import Gather, PlacedSum
 from upscale_opt.movement import Movement, Write, moved_bytes
+from upscale_opt.runtime.modules import Gather, PlacedSum
 
 CHANNEL = 2 * 4 * 4 * 4
 """The bytes of one channel of `images()`: batch of two, 4 x 4, float32."""

@@ -11,7 +11,7 @@ from torch import nn
 
 import upscale_opt as uo
 from upscale_opt.masking import Side
-from upscale_opt.modules import Gather
+from upscale_opt.runtime.modules import Gather
 
 NETWORKS = (
     "resnet18",

@@ -29,7 +29,7 @@ from torch.nn import functional
 import upscale_opt as uo
 from upscale_opt.models import catalogue
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
-from upscale_opt.modules import Gather, PlacedSum
+from upscale_opt.runtime.modules import Gather, PlacedSum
 
 NAMES = ("resnet18", "densenet121", "efficientnet_b0")
 

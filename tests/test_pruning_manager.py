@@ -27,7 +27,7 @@ import upscale_opt as uo
 from upscale_opt.importance import LAMP
 from upscale_opt.masking import Side
 from upscale_opt.models import catalogue
-from upscale_opt.modules import Gather
+from upscale_opt.runtime.modules import Gather
 
 X = images(2, 32)
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import fx, nn
 
-from upscale_opt.arena import ArenaRead, ArenaWrite, Run
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Arena, Read, Solution
+from upscale_opt.runtime.arena import ArenaRead, ArenaWrite, Run
 
 
 class Host(Protocol):

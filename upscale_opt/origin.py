@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from upscale_opt.ir.base import Record
 from upscale_opt.ir.solution import Solution
-from upscale_opt.modules import OURS
+from upscale_opt.runtime.modules import OURS
 from upscale_opt.tracing.examples import DTYPES, dtype_name
 
 

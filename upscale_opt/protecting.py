@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from upscale_opt.modules import Gather, PlacedSum
+from upscale_opt.runtime.modules import Gather, PlacedSum
 from upscale_opt.tracing.program import Program
 
 _IN_PLACE_OPERATORS = frozenset({"iadd", "isub", "imul", "itruediv"})

@@ -11,8 +11,8 @@ from torch import fx, nn
 from upscale_opt.concats import Concats
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.solution import Read, Solution
-from upscale_opt.modules import Gather
 from upscale_opt.origin import kind_of
+from upscale_opt.runtime.modules import Gather
 from upscale_opt.tracing.program import Program
 
 

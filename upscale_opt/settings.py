@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx, nn
 
 from upscale_opt.ir.base import Record
-from upscale_opt.modules import OURS
+from upscale_opt.runtime.modules import OURS
 
 
 class Settings(Record):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from upscale_opt.ir import graph as ir
-from upscale_opt.modules import PlacedSum, Placement
 from upscale_opt.reading import Reading
+from upscale_opt.runtime.modules import PlacedSum, Placement
 
 
 class Sums:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch._prims_common import suggest_memory_format
 
-from upscale_opt.arena import ArenaRead, ArenaWrite
 from upscale_opt.ir.graph import ChannelGraph, Concat
-from upscale_opt.modules import Gather, PlacedSum
+from upscale_opt.runtime.arena import ArenaRead, ArenaWrite
+from upscale_opt.runtime.modules import Gather, PlacedSum
 from upscale_opt.tracing.examples import map_tensors
 
 
@@ -78,7 +78,7 @@ class Held(nn.Module):
 
 
 class HeldSum(nn.Module):
-    """A :class:`~upscale_opt.modules.PlacedSum` that adds as many numbers, but places none.
+    """A :class:`~upscale_opt.runtime.modules.PlacedSum` that adds as many numbers, but places none.
 
     Args:
         placed: the sum that it stands for.

@@ -13,7 +13,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from upscale_opt.windows import join_windows, mask_windows, split_windows
+from upscale_opt.runtime.swin import join_windows, mask_windows, split_windows
 
 
 def multihead(

@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from upscale_opt.kernels import gather
+from upscale_opt.runtime.gather import gather
 
 Token = torch.Tensor | tuple[torch.Tensor, ...]
 """What stands for an arena: its buffer, or all that was to be written so far."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from upscale_opt.arena import ArenaRead, ArenaWrite, Run, may_write
-from upscale_opt.kernels import gather
+from upscale_opt.runtime.arena import ArenaRead, ArenaWrite, Run, may_write
+from upscale_opt.runtime.gather import gather
 
 Placement = tuple[int, int] | list[int] | None
 """Where a summand goes: everywhere (``None``), at (start, length), or at listed indices."""

@@ -1,0 +1,1 @@
+"""What lives inside pruned models: modules and functions that their originals lack."""
