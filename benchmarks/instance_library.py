@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 from upscale_opt.errors import SolverError
-from upscale_opt.ir.instance import InstanceFile
 from upscale_opt.models.handmade_instances import NETWORK_LIKE, POISONED, WITH_WISHES
 from upscale_opt.models.instances import one_space, with_measure
 from upscale_opt.models.obstructions import Obstruction, obstruction
@@ -31,7 +30,8 @@ from upscale_opt.models.random_instances import (
     streams,
 )
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.instance import Instance
+from upscale_opt.solver.problem.instance import Instance
+from upscale_opt.solver.problem.instance_file import InstanceFile
 from upscale_opt.solver.registry import solve_instance
 
 FOLDER = Path(__file__).parents[1] / "tests" / "instances"

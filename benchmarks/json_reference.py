@@ -24,11 +24,11 @@ from upscale_opt.coverage.records import NetworkRecord
 from upscale_opt.ir.base import SCHEMA_VERSION, Record
 from upscale_opt.ir.cost_model import KINDS, CostModel
 from upscale_opt.ir.graph import ChannelGraph
-from upscale_opt.ir.instance import InstanceFile
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.pruned_file import Manifest
 from upscale_opt.solver.comparing import Comparison
+from upscale_opt.solver.problem.instance_file import InstanceFile
 from upscale_opt.solver.removal import Removal
 from upscale_opt.study.records import Results
 
@@ -49,7 +49,10 @@ GROUPS = {
         Entry(Masks, "`masks.json`: `uo.Masks`, `upscale-opt trace --masks`, `upscale-opt run`"),
         Entry(CostModel, "`uo.calibrate`, `upscale-opt calibrate`; read by `--cost-model`"),
         Entry(Solution, "`solution.json`: `uo.solve`, `upscale-opt solve`, `upscale-opt run`"),
-        Entry(InstanceFile, "`upscale_opt.ir.instance`; read by `upscale-opt compare --instance`"),
+        Entry(
+            InstanceFile,
+            "`upscale_opt.solver.problem.instance_file`; read by `upscale-opt compare --instance`",
+        ),
     ),
     "Reports": (
         Entry(Comparison, "`uo.compare`, `upscale-opt compare`"),

@@ -25,8 +25,8 @@ from upscale_opt.models.random_instances import (
     noisy_intervals,
 )
 from upscale_opt.solver import instance_of
-from upscale_opt.solver.instance import Instance
-from upscale_opt.solver.pqtree import PQTree
+from upscale_opt.solver.problem.instance import Instance
+from upscale_opt.solver.problem.pqtree import PQTree
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 
 SOLVERS_SHOWN = ("cp-sat", "local-search", "greedy", "identity")

@@ -29,12 +29,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from upscale_opt.ir.instance import InstanceFile
 from upscale_opt.models.instances import with_measure
 from upscale_opt.models.random_instances import random_instance
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.instance import Instance, Measure, Outcome, as_copies, cost
-from upscale_opt.solver.proof import false_group, proven_bound
+from upscale_opt.solver.problem.instance import (
+    Instance,
+    Measure,
+    Outcome,
+    as_copies,
+    cost,
+)
+from upscale_opt.solver.problem.instance_file import InstanceFile
+from upscale_opt.solver.problem.proof import false_group, proven_bound
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 
 HEURISTICS = ("local-search", "greedy", "identity")

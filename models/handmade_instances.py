@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from upscale_opt.models.instances import of_parts, one_space, with_pieces
-from upscale_opt.solver.instance import Demand, DemandKind, Instance, Part, Piece, Read, Space
+from upscale_opt.solver.problem.instance import (
+    Demand,
+    DemandKind,
+    Instance,
+    Part,
+    Piece,
+    Read,
+    Space,
+)
 
 
 def _demand(channels: str, kind: DemandKind = "interval", space: int = 0) -> Demand:

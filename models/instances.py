@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from upscale_opt.solver.instance import (
+from upscale_opt.solver.problem.instance import (
     Demand,
     DemandKind,
     Instance,

@@ -23,7 +23,15 @@ from dataclasses import replace
 from upscale_opt.models.instances import of_parts, one_space, with_pieces
 from upscale_opt.models.obstructions import OBSTRUCTIONS, obstruction
 from upscale_opt.models.spoiling import spoiled
-from upscale_opt.solver.instance import Demand, DemandKind, Instance, Part, Piece, Read, Space
+from upscale_opt.solver.problem.instance import (
+    Demand,
+    DemandKind,
+    Instance,
+    Part,
+    Piece,
+    Read,
+    Space,
+)
 
 Channels = frozenset[int]
 

@@ -6,7 +6,14 @@ import random
 from dataclasses import replace
 
 from upscale_opt.models.instances import joined, of_parts
-from upscale_opt.solver.instance import Demand, DemandKind, Instance, Part, Read, Space
+from upscale_opt.solver.problem.instance import (
+    Demand,
+    DemandKind,
+    Instance,
+    Part,
+    Read,
+    Space,
+)
 
 
 def spoiled(rng: random.Random, instance: Instance, *, chance: float = 0.3) -> Instance:

@@ -10,7 +10,9 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.check import damage, losses
-from upscale_opt.solver.instance import (
+from upscale_opt.solver.planning import Plan, arenas_of, lay_out_windows
+from upscale_opt.solver.posing import Problem, pose
+from upscale_opt.solver.problem.instance import (
     Case,
     Demand,
     Group,
@@ -21,9 +23,7 @@ from upscale_opt.solver.instance import (
     read_cost,
     satisfied,
 )
-from upscale_opt.solver.planning import Plan, arenas_of, lay_out_windows
-from upscale_opt.solver.posing import Problem, pose
-from upscale_opt.solver.proof import false_group, proven_bound
+from upscale_opt.solver.problem.proof import false_group, proven_bound
 from upscale_opt.solver.sets import Edge, Ids
 from upscale_opt.solver.window_search import relaxed as relaxed_windows
 from upscale_opt.solver.windows import chosen_windows
@@ -74,7 +74,7 @@ def audit(graph: ChannelGraph, masks: Masks, solution: Solution) -> AuditReport:
 
     The orders are permutations and cost what it says; the plan is sound, follows from the orders
     and drops nothing that matters; every conflict is one; and the bound follows from the conflicts,
-    in whole numbers (:mod:`upscale_opt.solver.proof`).
+    in whole numbers (:mod:`upscale_opt.solver.problem.proof`).
 
     Raises:
         VerificationError: if something is not true.

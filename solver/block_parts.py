@@ -10,8 +10,8 @@ import numpy as np
 
 from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.solver.held_karp import Matrix, tour_bound
-from upscale_opt.solver.instance import Instance, Read
 from upscale_opt.solver.interruptible import whole_bound
+from upscale_opt.solver.problem.instance import Instance, Read
 
 _MAX_NODES = 3000
 """Spaces of more atoms than this do without the bound by 1-trees."""

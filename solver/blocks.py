@@ -23,7 +23,8 @@ from upscale_opt.solver.block_circuit import Circuit
 from upscale_opt.solver.block_parts import parts_of, relaxed_bound
 from upscale_opt.solver.exact import solve_exact
 from upscale_opt.solver.greedy import greedy_orders
-from upscale_opt.solver.instance import (
+from upscale_opt.solver.local_search import improve
+from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,
     Outcome,
@@ -35,7 +36,6 @@ from upscale_opt.solver.instance import (
     cost,
     identity_orders,
 )
-from upscale_opt.solver.local_search import improve
 
 _MAX_ARCS = 40_000
 """Parts of the problem with more arcs than this are left to local search."""

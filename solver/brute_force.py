@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from upscale_opt.errors import SolverError
-from upscale_opt.solver.instance import (
+from upscale_opt.solver.problem.instance import (
     Demand,
     Instance,
     Orders,

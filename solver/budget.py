@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from upscale_opt.solver.instance import (
+from upscale_opt.solver.posing import Problem
+from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,
     Outcome,
@@ -25,7 +26,6 @@ from upscale_opt.solver.instance import (
     unwanted,
     window_costs,
 )
-from upscale_opt.solver.posing import Problem
 from upscale_opt.solver.sets import Edge, Ids
 from upscale_opt.solver.windows import Windows
 

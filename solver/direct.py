@@ -16,8 +16,14 @@ from upscale_opt.solver.direct_copies import count_copies_literals, model_copies
 from upscale_opt.solver.direct_program import OutOfTimeError, Program, Values
 from upscale_opt.solver.greedy import GRACE, greedy_orders
 from upscale_opt.solver.identity import solve_identity
-from upscale_opt.solver.instance import Instance, Orders, Outcome, Progress, cost
 from upscale_opt.solver.interruptible import solve_interruptibly
+from upscale_opt.solver.problem.instance import (
+    Instance,
+    Orders,
+    Outcome,
+    Progress,
+    cost,
+)
 
 _MAX_LITERALS = 20_000
 """Instances whose model would have more truth values are left to other solvers."""

@@ -11,9 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
-from upscale_opt.solver.arranging import arranged
 from upscale_opt.solver.greedy import greedy_orders
-from upscale_opt.solver.instance import (
+from upscale_opt.solver.local_search import improve
+from upscale_opt.solver.master import Master
+from upscale_opt.solver.pricing import prove
+from upscale_opt.solver.problem.arranging import arranged
+from upscale_opt.solver.problem.instance import (
     Case,
     Group,
     Instance,
@@ -25,12 +28,9 @@ from upscale_opt.solver.instance import (
     identity_orders,
     satisfied,
 )
-from upscale_opt.solver.local_search import improve
-from upscale_opt.solver.master import Master
-from upscale_opt.solver.pqtree import PQTree
-from upscale_opt.solver.pricing import prove
-from upscale_opt.solver.proof import case_bound
-from upscale_opt.solver.reduction import Core, reduce_instance
+from upscale_opt.solver.problem.pqtree import PQTree
+from upscale_opt.solver.problem.proof import case_bound
+from upscale_opt.solver.problem.reduction import Core, reduce_instance
 from upscale_opt.solver.search import MasterFactory, Search, families_of
 from upscale_opt.solver.settling import settle
 

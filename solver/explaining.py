@@ -9,10 +9,10 @@ from upscale_opt.errors import SolverError, VerificationError
 from upscale_opt.ir.base import Record
 from upscale_opt.ir.ids import Ids, format_ids
 from upscale_opt.ir.solution import Demand, Read, Solution
-from upscale_opt.solver import instance
-from upscale_opt.solver.conflicts import Family
-from upscale_opt.solver.pqtree import End, PQTree
-from upscale_opt.solver.reduction import CoreDemand, demand_mask
+from upscale_opt.solver.problem import instance
+from upscale_opt.solver.problem.conflicts import Family
+from upscale_opt.solver.problem.pqtree import End, PQTree
+from upscale_opt.solver.problem.reduction import CoreDemand, demand_mask
 
 _AT_ODDS = "it wants channels of one space at both of its ends, or in two places at once"
 

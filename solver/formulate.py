@@ -8,8 +8,16 @@ from typing import TYPE_CHECKING
 
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.graph import ChannelGraph, Concat, Select
-from upscale_opt.solver.instance import Demand, DemandKind, Instance, Part, Piece, Read, Space
 from upscale_opt.solver.objectives import price
+from upscale_opt.solver.problem.instance import (
+    Demand,
+    DemandKind,
+    Instance,
+    Part,
+    Piece,
+    Read,
+    Space,
+)
 from upscale_opt.solver.segments import Segments, keeps_sequence
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids
 

@@ -15,7 +15,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from upscale_opt.solver.identity import heuristic_outcome
-from upscale_opt.solver.instance import Demand, Instance, Orders, Outcome, Part, Read, holds
+from upscale_opt.solver.problem.instance import (
+    Demand,
+    Instance,
+    Orders,
+    Outcome,
+    Part,
+    Read,
+    holds,
+)
 
 _MAX_STEPS = 20_000
 """How many extensions of paths one search for a best path may try."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from upscale_opt.solver.instance import (
+from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,
     Outcome,

@@ -21,7 +21,7 @@ from upscale_opt.ir.graph import (
 from upscale_opt.ir.solution import Read
 from upscale_opt.solver.formulate import Formulation
 from upscale_opt.solver.index_lists import index_lists
-from upscale_opt.solver.instance import Orders, gathered_pieces, is_view
+from upscale_opt.solver.problem.instance import Orders, gathered_pieces, is_view
 from upscale_opt.solver.segments import Segments, linked_tensors
 from upscale_opt.solver.sets import ChannelSets, Edge, Ids
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from upscale_opt.solver.instance import Instance, Orders, Part, cost
+from upscale_opt.solver.problem.instance import Instance, Orders, Part, cost
 from upscale_opt.solver.tours import Distances, Nodes, Tour, nearest
 
 _LARGEST_TOTAL = 1 << 28

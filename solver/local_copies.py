@@ -14,10 +14,16 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from upscale_opt.solver.conflicts import Family
-from upscale_opt.solver.instance import Instance, Orders, Read, read_cost, satisfied
-from upscale_opt.solver.packing import Packing, pack, served_by
-from upscale_opt.solver.reduction import Component, Core, reduce_instance
+from upscale_opt.solver.problem.conflicts import Family
+from upscale_opt.solver.problem.instance import (
+    Instance,
+    Orders,
+    Read,
+    read_cost,
+    satisfied,
+)
+from upscale_opt.solver.problem.packing import Packing, pack, served_by
+from upscale_opt.solver.problem.reduction import Component, Core, reduce_instance
 from upscale_opt.solver.search import families_of
 
 Item = TypeVar("Item")

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from upscale_opt.solver.greedy import GRACE, greedy_orders
 from upscale_opt.solver.identity import heuristic_outcome, solve_identity
-from upscale_opt.solver.instance import Instance, Orders, Outcome, cost
 from upscale_opt.solver.local_blocks import improve_blocks
 from upscale_opt.solver.local_copies import improve_copies
+from upscale_opt.solver.problem.instance import Instance, Orders, Outcome, cost
 
 
 def solve_local_search(

@@ -9,10 +9,10 @@ from functools import partial
 
 from ortools.sat.python import cp_model
 
-from upscale_opt.solver.conflicts import Cut
-from upscale_opt.solver.instance import Piece, Read, gathered_pieces, is_view
 from upscale_opt.solver.interruptible import solve_interruptibly, whole_bound
-from upscale_opt.solver.reduction import Component
+from upscale_opt.solver.problem.conflicts import Cut
+from upscale_opt.solver.problem.instance import Piece, Read, gathered_pieces, is_view
+from upscale_opt.solver.problem.reduction import Component
 
 _LARGEST_TOTAL = 1 << 58
 """CP-SAT computes in 64-bit integers; larger objectives are scaled down."""

@@ -35,12 +35,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from upscale_opt.errors import SolverError
-from upscale_opt.solver.conflicts import Cut
 from upscale_opt.solver.exact import solve_exact
-from upscale_opt.solver.instance import Instance, Outcome, Progress
 from upscale_opt.solver.master import Relaxed
 from upscale_opt.solver.milp_process import MISSING, MilpProcess
-from upscale_opt.solver.reduction import Component
+from upscale_opt.solver.problem.conflicts import Cut
+from upscale_opt.solver.problem.instance import Instance, Outcome, Progress
+from upscale_opt.solver.problem.reduction import Component
 
 _LARGEST_TOTAL = 1 << 28
 """Larger objectives are scaled down: see ``_tolerance``."""

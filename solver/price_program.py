@@ -17,9 +17,9 @@ from typing import Any, cast
 
 from ortools.linear_solver import pywraplp  # type: ignore[import-untyped]
 
-from upscale_opt.solver.instance import Case, Group, Read
-from upscale_opt.solver.proof import common_weight, users
-from upscale_opt.solver.reduction import Component
+from upscale_opt.solver.problem.instance import Case, Group, Read
+from upscale_opt.solver.problem.proof import common_weight, users
+from upscale_opt.solver.problem.reduction import Component
 
 _MAX_STEPS = 10_000
 """Of the simplex method, which can go round in circles where weights are very far apart."""

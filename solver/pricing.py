@@ -6,10 +6,10 @@ import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from upscale_opt.solver.instance import Case, Group
 from upscale_opt.solver.price_program import PriceProgram
-from upscale_opt.solver.proof import case_bound, common_weight
-from upscale_opt.solver.reduction import Component
+from upscale_opt.solver.problem.instance import Case, Group
+from upscale_opt.solver.problem.proof import case_bound, common_weight
+from upscale_opt.solver.problem.reduction import Component
 
 _UNITS = (1, 2, 6, 12, 60, 2520, 1 << 20)
 """Denominators to try: the least with which rounding loses nothing makes the proof readable."""

@@ -11,9 +11,9 @@ from upscale_opt.solver.direct import solve_direct
 from upscale_opt.solver.exact import solve_exact
 from upscale_opt.solver.greedy import solve_greedy
 from upscale_opt.solver.identity import solve_identity
-from upscale_opt.solver.instance import Instance, Outcome, Progress
 from upscale_opt.solver.local_search import solve_local_search
 from upscale_opt.solver.milp import solve_pulp, solve_pulp_cbc
+from upscale_opt.solver.problem.instance import Instance, Outcome, Progress
 from upscale_opt.solver.window_search import solve_with_windows
 
 _FOREVER = 1e9

@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from upscale_opt.solver.conflicts import Cut, Family, small_cuts
-from upscale_opt.solver.instance import Instance, Read
 from upscale_opt.solver.master import Relaxed
-from upscale_opt.solver.packing import pack, served_by
-from upscale_opt.solver.pqtree import PQTree
-from upscale_opt.solver.reduction import Component, Core
+from upscale_opt.solver.problem.conflicts import Cut, Family, small_cuts
+from upscale_opt.solver.problem.instance import Instance, Read
+from upscale_opt.solver.problem.packing import pack, served_by
+from upscale_opt.solver.problem.pqtree import PQTree
+from upscale_opt.solver.problem.reduction import Component, Core
 
 _MAX_TRIPLES = 300_000
 """Spaces with more triples than this leave them to the search for larger conflicts."""

@@ -14,11 +14,18 @@ from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times
 from upscale_opt.solver.arenas import tidied
 from upscale_opt.solver.budget import Found, solve_in_budget
 from upscale_opt.solver.formulate import Formulation, edge_name
-from upscale_opt.solver.instance import Instance, Outcome, Progress, Proof, cost, satisfied
 from upscale_opt.solver.latency import Pricing
 from upscale_opt.solver.options import check_options, check_share
 from upscale_opt.solver.planning import arenas_of, lay_out_windows
 from upscale_opt.solver.posing import Problem, pose
+from upscale_opt.solver.problem.instance import (
+    Instance,
+    Outcome,
+    Progress,
+    Proof,
+    cost,
+    satisfied,
+)
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 from upscale_opt.solver.segments import Model
 from upscale_opt.solver.sets import Edge

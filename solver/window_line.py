@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from upscale_opt.solver.instance import Instance, Orders, Read, read_cost
+from upscale_opt.solver.problem.instance import Instance, Orders, Read, read_cost
 
 _Array = npt.NDArray[np.int64]
 

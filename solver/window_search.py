@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from upscale_opt.disjoint_sets import UnionFind
-from upscale_opt.solver.instance import Instance, Orders, Outcome, Progress, Proof, cost
+from upscale_opt.solver.problem.instance import (
+    Instance,
+    Orders,
+    Outcome,
+    Progress,
+    Proof,
+    cost,
+)
 from upscale_opt.solver.window_annealing import anneal
 from upscale_opt.solver.window_line import Line, spaces_of
 from upscale_opt.solver.window_proof import is_small, prove

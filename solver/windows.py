@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Layer
 from upscale_opt.solver.formulate import Formulation
-from upscale_opt.solver.instance import (
+from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,
     Window,

@@ -8,8 +8,14 @@ from hypothesis import strategies as st
 
 from upscale_opt.models.instances import one_space, with_measure
 from upscale_opt.models.random_instances import random_instance
-from upscale_opt.solver.instance import Instance, Orders, Outcome, as_copies, cost
-from upscale_opt.solver.proof import false_group, proven_bound
+from upscale_opt.solver.problem.instance import (
+    Instance,
+    Orders,
+    Outcome,
+    as_copies,
+    cost,
+)
+from upscale_opt.solver.problem.proof import false_group, proven_bound
 from upscale_opt.solver.registry import SOLVERS
 
 

@@ -13,7 +13,14 @@ from outcomes import are_orders, instances
 from upscale_opt.errors import SolverError
 from upscale_opt.models.instances import of_parts, one_space, with_measure
 from upscale_opt.solver.brute_force import MAX_CHANNELS, brute_force, brute_force_orders
-from upscale_opt.solver.instance import Instance, Orders, Part, Read, Space, cost
+from upscale_opt.solver.problem.instance import (
+    Instance,
+    Orders,
+    Part,
+    Read,
+    Space,
+    cost,
+)
 
 
 def all_orders(instance: Instance, most: int) -> list[Orders]:

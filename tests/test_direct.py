@@ -26,14 +26,14 @@ from upscale_opt.solver import (
     direct_program,
     greedy,
     identity,
-    instance,
     interruptible,
 )
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.direct import solve_direct
 from upscale_opt.solver.exact import solve_exact
 from upscale_opt.solver.greedy import solve_greedy
-from upscale_opt.solver.instance import (
+from upscale_opt.solver.problem import instance
+from upscale_opt.solver.problem.instance import (
     Demand,
     Instance,
     Measure,

@@ -22,8 +22,14 @@ from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.exact import solve_exact
 from upscale_opt.solver.greedy import greedy_orders, solve_greedy
 from upscale_opt.solver.identity import solve_identity
-from upscale_opt.solver.instance import Instance, Outcome, Read, cost, identity_orders
-from upscale_opt.solver.proof import proven_bound
+from upscale_opt.solver.problem.instance import (
+    Instance,
+    Outcome,
+    Read,
+    cost,
+    identity_orders,
+)
+from upscale_opt.solver.problem.proof import proven_bound
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 
 

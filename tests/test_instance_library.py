@@ -11,8 +11,8 @@ import pytest
 from outcomes import HEURISTICS, check, is_solved, solvers_for
 
 from upscale_opt.errors import SolverError
-from upscale_opt.ir.instance import InstanceFile
 from upscale_opt.solver.brute_force import brute_force
+from upscale_opt.solver.problem.instance_file import InstanceFile
 from upscale_opt.solver.registry import solve_instance
 
 ROOT = Path(__file__).parents[1]

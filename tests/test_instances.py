@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from outcomes import instances
 
 from upscale_opt.errors import SchemaError, UpscaleError
-from upscale_opt.ir.instance import InstanceFile
 from upscale_opt.models.handmade_instances import HANDMADE, NETWORK_LIKE
 from upscale_opt.models.instances import of_parts, one_space, with_measure, with_pieces
 from upscale_opt.models.obstructions import obstruction
@@ -29,7 +28,16 @@ from upscale_opt.models.random_instances import (
     random_instance,
 )
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.instance import Instance, Part, Space, Window, cost, is_view, satisfied
+from upscale_opt.solver.problem.instance import (
+    Instance,
+    Part,
+    Space,
+    Window,
+    cost,
+    is_view,
+    satisfied,
+)
+from upscale_opt.solver.problem.instance_file import InstanceFile
 
 SEEDS = st.integers(0, 2**20)
 
@@ -152,7 +160,7 @@ def test_parts_make_demands() -> None:
 
 def test_instances_need_no_torch() -> None:
     program = (
-        "import sys, upscale_opt.ir.instance, upscale_opt.models.random_instances\n"
+        "import sys, upscale_opt.solver.problem.instance_file, upscale_opt.models.random_instances\n"
         "import upscale_opt.models.handmade_instances, upscale_opt.solver.brute_force\n"
         "assert 'torch' not in sys.modules"
     )

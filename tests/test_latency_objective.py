@@ -19,10 +19,15 @@ import upscale_opt as uo
 from upscale_opt.errors import SchemaError, SolverError, UpscaleError
 from upscale_opt.ir.cost_model import KINDS, CostModel, KernelCost
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.instance import cost, read_cost, satisfied, window_costs
 from upscale_opt.solver.latency import Pricing
 from upscale_opt.solver.planning import lay_out_windows
 from upscale_opt.solver.posing import pose
+from upscale_opt.solver.problem.instance import (
+    cost,
+    read_cost,
+    satisfied,
+    window_costs,
+)
 
 
 def model_of(form: Any = "contiguous", **prices: tuple[float, float, float]) -> CostModel:

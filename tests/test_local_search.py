@@ -22,8 +22,8 @@ from upscale_opt.solver import local_blocks
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.greedy import solve_greedy
 from upscale_opt.solver.identity import solve_identity
-from upscale_opt.solver.instance import Instance, Measure, Orders, cost
 from upscale_opt.solver.local_search import improve, solve_local_search
+from upscale_opt.solver.problem.instance import Instance, Measure, Orders, cost
 from upscale_opt.solver.registry import solve_instance
 from upscale_opt.solver.tours import Distances, Tour, nearest
 

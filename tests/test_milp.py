@@ -24,13 +24,13 @@ from upscale_opt.errors import SolverError
 from upscale_opt.models.instances import with_measure
 from upscale_opt.solver import milp
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.conflicts import Cut
 from upscale_opt.solver.exact import solve_exact
-from upscale_opt.solver.instance import Instance, Outcome
 from upscale_opt.solver.master import Master, Relaxed
 from upscale_opt.solver.milp import PulpMaster, solve_pulp, solve_pulp_cbc
 from upscale_opt.solver.milp_process import MilpProcess
-from upscale_opt.solver.reduction import Component, reduce_instance
+from upscale_opt.solver.problem.conflicts import Cut
+from upscale_opt.solver.problem.instance import Instance, Outcome
+from upscale_opt.solver.problem.reduction import Component, reduce_instance
 from upscale_opt.solver.registry import solve_instance
 
 SOLVERS = ["highs", "cbc"]

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from upscale_opt.models.obstructions import OBSTRUCTIONS, Obstruction, obstruction
-from upscale_opt.solver import pqtree
-from upscale_opt.solver.pqtree import End, Node, PNode, PQTree, places_of
+from upscale_opt.solver.problem import pqtree
+from upscale_opt.solver.problem.pqtree import End, Node, PNode, PQTree, places_of
 
 Member = int | End
 

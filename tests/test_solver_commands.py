@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from helpers import BENCHMARKS, benchmark
 
-from upscale_opt.ir.instance import InstanceFile
 from upscale_opt.models.instances import one_space
 from upscale_opt.solver import registry
 from upscale_opt.solver.identity import solve_identity
-from upscale_opt.solver.instance import Group, Instance, Outcome, Proof
+from upscale_opt.solver.problem.instance import Group, Instance, Outcome, Proof
+from upscale_opt.solver.problem.instance_file import InstanceFile
 
 CASE = one_space(5, [{0, 2}, {1, 3}, {0, 4}, {2, 4}])
 """Of the first, third and fourth set two can be met; in the original order, none is."""

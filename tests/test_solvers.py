@@ -21,7 +21,14 @@ from upscale_opt.models.instances import one_space
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.greedy import solve_greedy
 from upscale_opt.solver.identity import solve_identity
-from upscale_opt.solver.instance import Demand, Instance, Proof, Read, Space, identity_orders
+from upscale_opt.solver.problem.instance import (
+    Demand,
+    Instance,
+    Proof,
+    Read,
+    Space,
+    identity_orders,
+)
 from upscale_opt.solver.registry import SOLVERS, solve_instance
 
 

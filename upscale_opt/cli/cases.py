@@ -9,9 +9,9 @@ from typing import Literal
 
 from upscale_opt.cli.progress import Steps
 from upscale_opt.ir.graph import ChannelGraph
-from upscale_opt.ir.instance import InstanceFile
 from upscale_opt.ir.masks import Masks
 from upscale_opt.solver.comparing import Case
+from upscale_opt.solver.problem.instance_file import InstanceFile
 
 
 def graph_case(graph: Path, masks: Path) -> Case:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.ir.graph import ChannelGraph, Concat, Operation, Symmetric
 from upscale_opt.ir.solution import Demand, Read, Solution
-from upscale_opt.solver import instance
+from upscale_opt.solver.problem import instance
 
 _IN_PLACE = frozenset({"channelwise", "symmetric", "elementwise", "concat", "select"})
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from upscale_opt.disjoint_sets import UnionFind
-from upscale_opt.solver.instance import (
+from upscale_opt.solver.problem.instance import (
     Case,
     Demand,
     Group,
@@ -20,7 +20,7 @@ from upscale_opt.solver.instance import (
     identity_orders,
     satisfied,
 )
-from upscale_opt.solver.pqtree import End, PQTree
+from upscale_opt.solver.problem.pqtree import End, PQTree
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from upscale_opt.solver.pqtree import PNode, PQTree, places_of
+from upscale_opt.solver.problem.pqtree import PNode, PQTree, places_of
 
 _MAX_NEIGHBOURS = 600
 """With more children than this, they are sorted instead."""

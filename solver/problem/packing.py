@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
-from upscale_opt.solver.conflicts import Family
-from upscale_opt.solver.instance import Piece, Read, gathered_pieces, is_view, read_cost
-from upscale_opt.solver.pqtree import PQTree
-from upscale_opt.solver.reduction import Component
+from upscale_opt.solver.problem.conflicts import Family
+from upscale_opt.solver.problem.instance import (
+    Piece,
+    Read,
+    gathered_pieces,
+    is_view,
+    read_cost,
+)
+from upscale_opt.solver.problem.pqtree import PQTree
+from upscale_opt.solver.problem.reduction import Component
 
 
 class Packing:

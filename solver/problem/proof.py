@@ -19,10 +19,22 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
-from upscale_opt.solver.conflicts import three_conflict
-from upscale_opt.solver.instance import Case, Group, Instance, Proof, Read, Space
-from upscale_opt.solver.pqtree import PQTree
-from upscale_opt.solver.reduction import Component, demand_mask, demands_of, reduce_instance
+from upscale_opt.solver.problem.conflicts import three_conflict
+from upscale_opt.solver.problem.instance import (
+    Case,
+    Group,
+    Instance,
+    Proof,
+    Read,
+    Space,
+)
+from upscale_opt.solver.problem.pqtree import PQTree
+from upscale_opt.solver.problem.reduction import (
+    Component,
+    demand_mask,
+    demands_of,
+    reduce_instance,
+)
 
 _MAX_LOOKED_AT = 2_000_000
 """Cases, over all demands that they are distinguished by."""

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from upscale_opt.solver.pqtree import End, PQTree
-from upscale_opt.solver.reduction import CoreDemand
+from upscale_opt.solver.problem.pqtree import End, PQTree
+from upscale_opt.solver.problem.reduction import CoreDemand
 
 
 @dataclass(frozen=True)

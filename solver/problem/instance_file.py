@@ -12,7 +12,7 @@ from typing_extensions import Self
 from upscale_opt.errors import SchemaError
 from upscale_opt.ir.base import Document, Record, first_problem
 from upscale_opt.ir.ids import MAX_LENGTH, Ids
-from upscale_opt.solver import instance as problem
+from upscale_opt.solver.problem import instance as problem
 
 Index = Annotated[int, Field(strict=True, ge=0, le=MAX_LENGTH)]
 Weight = Annotated[int, Field(strict=True, ge=0)]
@@ -102,7 +102,7 @@ class Read(Record):
 
 
 class InstanceFile(Document):
-    """An instance (:class:`upscale_opt.solver.instance.Instance`) that can be stored and shared.
+    """An instance (:class:`upscale_opt.solver.problem.instance.Instance`) that can be stored and shared.
 
     Attributes:
         name: to speak of it.
