@@ -28,7 +28,7 @@ from upscale_opt.ir.ids import Ids
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.check import damage
-from upscale_opt.solver.sets import ChannelSets
+from upscale_opt.solver.network.sets import ChannelSets
 from upscale_opt.solver.staying import SENTENCES, Cause, Why, Whys, why_stored
 
 

@@ -11,13 +11,16 @@ from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times
-from upscale_opt.solver.arenas import tidied
-from upscale_opt.solver.budget import Found, solve_in_budget
-from upscale_opt.solver.formulate import Formulation, edge_name
-from upscale_opt.solver.latency import Pricing
+from upscale_opt.solver.network.arenas import tidied
+from upscale_opt.solver.network.budget import Found, solve_in_budget
+from upscale_opt.solver.network.formulate import Formulation, edge_name
+from upscale_opt.solver.network.planning import arenas_of, lay_out_windows
+from upscale_opt.solver.network.posing import Problem, pose
+from upscale_opt.solver.network.prices import Pricing
+from upscale_opt.solver.network.segments import Model
+from upscale_opt.solver.network.sets import Edge
+from upscale_opt.solver.network.windows import chosen_windows
 from upscale_opt.solver.options import check_options, check_share
-from upscale_opt.solver.planning import arenas_of, lay_out_windows
-from upscale_opt.solver.posing import Problem, pose
 from upscale_opt.solver.problem.instance import (
     Instance,
     Outcome,
@@ -27,9 +30,6 @@ from upscale_opt.solver.problem.instance import (
     satisfied,
 )
 from upscale_opt.solver.registry import SOLVERS, solve_instance
-from upscale_opt.solver.segments import Model
-from upscale_opt.solver.sets import Edge
-from upscale_opt.solver.windows import chosen_windows
 
 
 def solve(

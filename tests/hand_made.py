@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 import upscale_opt as uo
 from upscale_opt.models import catalogue
 from upscale_opt.runtime.modules import Gather
-from upscale_opt.solver.sets import ChannelSets, channel_sets
+from upscale_opt.solver.network.sets import ChannelSets, channel_sets
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import upscale_opt as uo
 from upscale_opt.cli import networks, progress
-from upscale_opt.latency import profile
+from upscale_opt.ir.profiles import profile
 from upscale_opt.models import catalogue
 
 NO_TORCH = "import sys; sys.modules['torch'] = None; from upscale_opt.cli import main; main()"

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 import upscale_opt as uo
 from upscale_opt.costs import count_costs
 from upscale_opt.ir.cost_model import KINDS, Check, CostModel, KernelCost
-from upscale_opt.latency import estimate, profile
+from upscale_opt.ir.profiles import PROFILES, profile
+from upscale_opt.latency import estimate
 from upscale_opt.latency.calibrating import Subject, calibrate_all
 from upscale_opt.latency.estimating import list_kernels
 from upscale_opt.latency.fitting import Timing, fit, non_negative, relative_error
-from upscale_opt.latency.profiles import PROFILES
 
 
 def listed(model: nn.Module, inputs: Any) -> list[tuple[str, int, int]]:

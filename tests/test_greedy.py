@@ -26,7 +26,8 @@ from upscale_opt.models.random_instances import laminar
 from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
 from upscale_opt.models.random_networks import RandomNetwork
 from upscale_opt.solver.greedy import greedy_orders, solve_greedy
-from upscale_opt.solver.objectives import OBJECTIVES
+from upscale_opt.solver.network.objectives import OBJECTIVES
+from upscale_opt.solver.network.segments import find_segments
 from upscale_opt.solver.problem.instance import (
     Demand,
     Instance,
@@ -35,7 +36,6 @@ from upscale_opt.solver.problem.instance import (
     Space,
     cost,
 )
-from upscale_opt.solver.segments import find_segments
 
 COMMAND = BENCHMARKS / "greedy_vs_upscale.py"
 

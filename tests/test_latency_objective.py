@@ -19,9 +19,9 @@ import upscale_opt as uo
 from upscale_opt.errors import SchemaError, SolverError, UpscaleError
 from upscale_opt.ir.cost_model import KINDS, CostModel, KernelCost
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.latency import Pricing
-from upscale_opt.solver.planning import lay_out_windows
-from upscale_opt.solver.posing import pose
+from upscale_opt.solver.network.planning import lay_out_windows
+from upscale_opt.solver.network.posing import pose
+from upscale_opt.solver.network.prices import Pricing
 from upscale_opt.solver.problem.instance import (
     cost,
     read_cost,

@@ -12,7 +12,12 @@ from helpers import Documents, documents_of
 import upscale_opt as uo
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.graph import Tensor
-from upscale_opt.solver.objectives import OBJECTIVES, UNITS, bytes_per_channel, price
+from upscale_opt.solver.network.objectives import (
+    OBJECTIVES,
+    UNITS,
+    bytes_per_channel,
+    price,
+)
 from upscale_opt.solver.problem.instance import blocks
 from upscale_opt.solver.solve import instance_of
 

@@ -11,7 +11,7 @@ import upscale_opt as uo
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.graph import Layer
 from upscale_opt.models.small_networks import SMALL_NETWORKS, build_small
-from upscale_opt.solver.coupling import groups
+from upscale_opt.solver.network.coupling import groups
 
 
 def pixels(size: int, batch: int = 2) -> torch.Tensor:

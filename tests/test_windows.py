@@ -24,7 +24,8 @@ import upscale_opt as uo
 from upscale_opt.costs import count_costs
 from upscale_opt.errors import SchemaError, SolverError, UpscaleError
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.posing import pose
+from upscale_opt.solver.network.posing import pose
+from upscale_opt.solver.network.windows import Windows
 from upscale_opt.solver.problem.instance import (
     Demand,
     Instance,
@@ -38,7 +39,6 @@ from upscale_opt.solver.problem.instance import (
 from upscale_opt.solver.problem.proof import false_group, proven_bound
 from upscale_opt.solver.registry import solve_instance
 from upscale_opt.solver.window_search import relaxed
-from upscale_opt.solver.windows import Windows
 
 
 def drawn(rng: random.Random) -> Instance:

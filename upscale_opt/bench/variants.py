@@ -19,14 +19,14 @@ from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Opaque
 from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.profiles import profile
 from upscale_opt.ir.solution import Solution
-from upscale_opt.latency import profile
 from upscale_opt.masking import apply_masks, magnitude_masks
 from upscale_opt.materializing import materialize
 from upscale_opt.models import catalogue
 from upscale_opt.models.catalogue_entries import ExampleInputs
 from upscale_opt.solver import solve
-from upscale_opt.solver.coupling import constrain
+from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying import verify

@@ -12,7 +12,7 @@ from upscale_opt.cli.tables import output, say
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.solver.objectives import UNITS
+from upscale_opt.solver.network.objectives import UNITS
 
 
 def check(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from upscale_opt.cli.fronts import Front, Fronts
 from upscale_opt.cli.pictures import STYLE
-from upscale_opt.solver.objectives import UNITS
+from upscale_opt.solver.network.objectives import UNITS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

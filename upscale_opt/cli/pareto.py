@@ -29,7 +29,7 @@ from upscale_opt.cli.tables import new_table, output, say
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.solver.comparing import Case
-from upscale_opt.solver.objectives import UNITS
+from upscale_opt.solver.network.objectives import UNITS
 from upscale_opt.solver.problem.instance import Instance
 
 

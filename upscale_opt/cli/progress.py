@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from upscale_opt.solver.objectives import UNITS
+from upscale_opt.solver.network.objectives import UNITS
 
 Tell = Callable[[str], None]
 """Says how a step is getting on."""

@@ -45,8 +45,8 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver import solve
-from upscale_opt.solver.coupling import constrain
-from upscale_opt.solver.segments import Model
+from upscale_opt.solver.network.coupling import constrain
+from upscale_opt.solver.network.segments import Model
 
 _FILES = ("graph.json", "masks.json", "solution.json", "pruned.safetensors")
 

@@ -10,7 +10,7 @@ from types import FrameType
 from upscale_opt.cli.progress import Tell
 from upscale_opt.cluster import Place, run_all
 from upscale_opt.solver.comparing import Case, ComparisonRow, Settings, run_case
-from upscale_opt.solver.objectives import UNITS
+from upscale_opt.solver.network.objectives import UNITS
 
 Cell = tuple[Case, str]
 """One solver on one case."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from upscale_opt.ir.graph import ChannelGraph, Opaque
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.comparing import ComparisonRow
-from upscale_opt.solver.objectives import UNITS
+from upscale_opt.solver.network.objectives import UNITS
 
 if TYPE_CHECKING:
     from upscale_opt.costs import Costs

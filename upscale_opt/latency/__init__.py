@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from upscale_opt.latency.profiles import profile
+from upscale_opt.ir.profiles import profile
 
 if TYPE_CHECKING:
     from upscale_opt.latency.calibrating import calibrate

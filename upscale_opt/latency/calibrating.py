@@ -20,10 +20,10 @@ from upscale_opt.errors import SolverError
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.profiles import PROFILES
 from upscale_opt.latency.fitting import Timing
 from upscale_opt.latency.pricing import check, prices
 from upscale_opt.latency.probing import time_launches, time_moves
-from upscale_opt.latency.profiles import PROFILES
 from upscale_opt.latency.timing import Passes, Stopwatch, computing_with
 from upscale_opt.masking import apply_masks, magnitude_masks
 from upscale_opt.materializing import materialize

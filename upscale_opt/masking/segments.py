@@ -21,7 +21,7 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.masks import apply_masks, state_of
 from upscale_opt.masking.ranking import least_by_group
 from upscale_opt.slicing import channel_rows
-from upscale_opt.solver.coupling import groups
+from upscale_opt.solver.network.coupling import groups
 
 if TYPE_CHECKING:
     from upscale_opt.importance import Importance

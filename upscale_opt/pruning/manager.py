@@ -21,8 +21,8 @@ from upscale_opt.materializing import materialize
 from upscale_opt.pruned_module import replace
 from upscale_opt.pruning.mock import MockModel
 from upscale_opt.solver import solve
-from upscale_opt.solver.coupling import constrain
-from upscale_opt.solver.segments import Model
+from upscale_opt.solver.network.coupling import constrain
+from upscale_opt.solver.network.segments import Model
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying import VerificationReport, verify

@@ -13,7 +13,7 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.report.sizes import Sizes, sizes
 from upscale_opt.solver.audit import AuditReport
 from upscale_opt.solver.explaining import Explanation
-from upscale_opt.solver.objectives import UNITS
+from upscale_opt.solver.network.objectives import UNITS
 from upscale_opt.solver.solve import solve
 
 _REASONS = {

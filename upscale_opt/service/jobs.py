@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from upscale_opt.service.errors import ServiceError
 from upscale_opt.service.problems import Problem
 from upscale_opt.service.settings import Settings
-from upscale_opt.solver.objectives import UNITS
+from upscale_opt.solver.network.objectives import UNITS
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 

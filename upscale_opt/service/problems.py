@@ -16,7 +16,7 @@ from upscale_opt.ir.base import first_problem
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.latency.profiles import profile
+from upscale_opt.ir.profiles import profile
 from upscale_opt.service.errors import ServiceError
 from upscale_opt.service.guard import read_json
 from upscale_opt.service.settings import Settings

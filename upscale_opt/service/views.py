@@ -12,7 +12,7 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.service.jobs import Job, Problematic, State
 from upscale_opt.service.problems import Options
-from upscale_opt.solver.objectives import OBJECTIVES, UNITS
+from upscale_opt.solver.network.objectives import OBJECTIVES, UNITS
 from upscale_opt.solver.registry import HEURISTICS, SOLVERS
 
 
@@ -112,8 +112,8 @@ _DOCS = {
 
 def solvers_view() -> dict[str, Any]:
     """What there is to choose from."""
-    from upscale_opt.latency.profiles import PROFILES
-    from upscale_opt.solver.segments import MODELS
+    from upscale_opt.ir.profiles import PROFILES
+    from upscale_opt.solver.network.segments import MODELS
 
     inexact = (*HEURISTICS, "local-search")
     return {

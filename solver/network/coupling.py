@@ -17,7 +17,7 @@ from upscale_opt.ir.graph import (
     slices_of,
 )
 from upscale_opt.ir.masks import Masks
-from upscale_opt.solver.sets import in_groups
+from upscale_opt.solver.network.sets import in_groups
 
 
 @dataclass(frozen=True)

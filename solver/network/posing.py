@@ -9,14 +9,14 @@ from upscale_opt.errors import SolverError
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.latency.profiles import profile
-from upscale_opt.solver.arenas import with_arenas
-from upscale_opt.solver.formulate import Formulation, formulate
-from upscale_opt.solver.latency import Pricing
-from upscale_opt.solver.objectives import OBJECTIVES
-from upscale_opt.solver.segments import MODELS, Model, Segments, find_segments
-from upscale_opt.solver.sets import ChannelSets, Edge, Ids
-from upscale_opt.solver.windows import Windows
+from upscale_opt.ir.profiles import profile
+from upscale_opt.solver.network.arenas import with_arenas
+from upscale_opt.solver.network.formulate import Formulation, formulate
+from upscale_opt.solver.network.objectives import OBJECTIVES
+from upscale_opt.solver.network.prices import Pricing
+from upscale_opt.solver.network.segments import MODELS, Model, Segments, find_segments
+from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
+from upscale_opt.solver.network.windows import Windows
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ OBJECTIVES = ("copied_channels", "copied_bytes", "gathers", "blocks", "latency")
 """What can be minimised: over all reads that are gathers, the channels they copy, the bytes they
 copy in one forward pass with the sizes that the graph was traced with, or their number; or over all
 reads, the contiguous runs that they fall into (a view is one run). Latency is the nanoseconds that
-gathers and windows cost beyond views, by a cost model (:mod:`upscale_opt.solver.latency`).
+gathers and windows cost beyond views, by a cost model (:mod:`upscale_opt.solver.network.prices`).
 
 Runs are those in the order of the whole space. A tensor that stores only a part of it may hold them
 in fewer; and a slice that changes the sequence of channels counts each of them as a run."""

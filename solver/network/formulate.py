@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.graph import ChannelGraph, Concat, Select
-from upscale_opt.solver.objectives import price
+from upscale_opt.solver.network.objectives import price
+from upscale_opt.solver.network.segments import Segments, keeps_sequence
+from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.problem.instance import (
     Demand,
     DemandKind,
@@ -18,11 +20,9 @@ from upscale_opt.solver.problem.instance import (
     Read,
     Space,
 )
-from upscale_opt.solver.segments import Segments, keeps_sequence
-from upscale_opt.solver.sets import ChannelSets, Edge, Ids
 
 if TYPE_CHECKING:
-    from upscale_opt.solver.latency import Pricing
+    from upscale_opt.solver.network.prices import Pricing
 
 MAX_GATHERS_BEFORE_CAT = 4
 """In front of a concatenation at most this many gathers; more small kernels cost more than the
@@ -67,7 +67,7 @@ def formulate(
         graph: the channel graph.
         sets: what is needed of every tensor.
         segments: where channels are selected, and what every tensor stores.
-        objective: one of :data:`upscale_opt.solver.objectives.OBJECTIVES`.
+        objective: one of :data:`upscale_opt.solver.network.objectives.OBJECTIVES`.
         weights: factors for the reads of some operations, by ``"operation"`` or
             ``"operation[operand]"``.
         pricing: what gathers cost, for the objective ``"latency"``.

@@ -11,7 +11,7 @@ channels that any of them needs, in one order. Channels are selected where a seg
 
 That is the model ``"tensor"``. The model ``"segment"`` is UPSCALE's: one channel set per segment,
 and nothing but consumers (and slices) selects. In the model ``"arena"``, concatenations share
-buffers, besides (:mod:`upscale_opt.solver.arenas`).
+buffers, besides (:mod:`upscale_opt.solver.network.arenas`).
 """
 
 from __future__ import annotations
@@ -39,7 +39,14 @@ from upscale_opt.ir.graph import (
     shared_parameters,
 )
 from upscale_opt.ir.masks import Masks
-from upscale_opt.solver.sets import ChannelSets, Edge, Ids, channel_sets, in_groups, level
+from upscale_opt.solver.network.sets import (
+    ChannelSets,
+    Edge,
+    Ids,
+    channel_sets,
+    in_groups,
+    level,
+)
 
 Model = Literal["tensor", "segment", "arena"]
 """Which rules say where channels are selected and what tensors store."""

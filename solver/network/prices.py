@@ -10,9 +10,9 @@ from upscale_opt.errors import SolverError
 from upscale_opt.ir.cost_model import CostModel, KernelCost
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Layer, Operation, Tensor
 from upscale_opt.ir.solution import Arena, Solution
-from upscale_opt.solver.objectives import bytes_per_channel
-from upscale_opt.solver.sets import Edge
-from upscale_opt.solver.windows import Chain, Windows
+from upscale_opt.solver.network.objectives import bytes_per_channel
+from upscale_opt.solver.network.sets import Edge
+from upscale_opt.solver.network.windows import Chain, Windows
 
 _LONGEST = 1e12
 """Nanoseconds that no read takes; solvers count in whole numbers that are not endless."""

@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Layer
-from upscale_opt.solver.formulate import Formulation
+from upscale_opt.solver.network.formulate import Formulation
+from upscale_opt.solver.network.segments import Segments, linked_tensors
+from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,
@@ -23,8 +25,6 @@ from upscale_opt.solver.problem.instance import (
     unwanted,
     window_costs,
 )
-from upscale_opt.solver.segments import Segments, linked_tensors
-from upscale_opt.solver.sets import ChannelSets, Edge, Ids
 
 Price = Callable[[Edge, "Chain"], int]
 """What a channel more costs, from the edge at which it is read and what lies behind."""

@@ -14,7 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from upscale_opt.solver.posing import Problem
+from upscale_opt.solver.network.posing import Problem
+from upscale_opt.solver.network.sets import Edge, Ids
+from upscale_opt.solver.network.windows import Windows
 from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,
@@ -26,8 +28,6 @@ from upscale_opt.solver.problem.instance import (
     unwanted,
     window_costs,
 )
-from upscale_opt.solver.sets import Edge, Ids
-from upscale_opt.solver.windows import Windows
 
 _PRICES = 7
 """How many prices are tried."""

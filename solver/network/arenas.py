@@ -15,10 +15,10 @@ from itertools import groupby, pairwise
 
 from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Elementwise, Layer, Operation
-from upscale_opt.solver.formulate import Formulation
+from upscale_opt.solver.network.formulate import Formulation
+from upscale_opt.solver.network.segments import Arena, Segments, linked_tensors
+from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.problem.instance import Orders, satisfied
-from upscale_opt.solver.segments import Arena, Segments, linked_tensors
-from upscale_opt.solver.sets import ChannelSets, Edge, Ids
 
 
 def with_arenas(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> Segments:

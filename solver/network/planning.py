@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Arena, Read
-from upscale_opt.solver.layout import lay_out
-from upscale_opt.solver.posing import Problem, pose
+from upscale_opt.solver.network.layout import lay_out
+from upscale_opt.solver.network.posing import Problem, pose
+from upscale_opt.solver.network.sets import Edge, Ids
+from upscale_opt.solver.network.windows import Windows, extra_wants
 from upscale_opt.solver.problem.instance import Orders, satisfied
-from upscale_opt.solver.sets import Edge, Ids
-from upscale_opt.solver.windows import Windows, extra_wants
 
 
 @dataclass(frozen=True)
