@@ -29,10 +29,10 @@ from upscale_opt.models.random_instances import (
     noisy_intervals,
     streams,
 )
+from upscale_opt.solver.algorithms.registry import solve_instance
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.problem.instance import Instance
 from upscale_opt.solver.problem.instance_file import InstanceFile
-from upscale_opt.solver.registry import solve_instance
 
 FOLDER = Path(__file__).parents[1] / "tests" / "instances"
 

@@ -25,9 +25,9 @@ from upscale_opt.models.random_instances import (
     noisy_intervals,
 )
 from upscale_opt.solver import instance_of
+from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance
 from upscale_opt.solver.problem.instance import Instance
 from upscale_opt.solver.problem.pqtree import PQTree
-from upscale_opt.solver.registry import SOLVERS, solve_instance
 
 SOLVERS_SHOWN = ("cp-sat", "local-search", "greedy", "identity")
 

@@ -31,6 +31,7 @@ from rich.progress import track
 
 from upscale_opt.models.instances import with_measure
 from upscale_opt.models.random_instances import random_instance
+from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.problem.instance import (
     Instance,
@@ -41,7 +42,6 @@ from upscale_opt.solver.problem.instance import (
 )
 from upscale_opt.solver.problem.instance_file import InstanceFile
 from upscale_opt.solver.problem.proof import false_group, proven_bound
-from upscale_opt.solver.registry import SOLVERS, solve_instance
 
 HEURISTICS = ("local-search", "greedy", "identity")
 COPIES_ONLY = ("pulp", "pulp-cbc")

@@ -9,6 +9,7 @@ from upscale_opt.errors import VerificationError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
+from upscale_opt.solver.algorithms.window_search import relaxed as relaxed_windows
 from upscale_opt.solver.check import damage, losses
 from upscale_opt.solver.network.planning import Plan, arenas_of, lay_out_windows
 from upscale_opt.solver.network.posing import Problem, pose
@@ -26,7 +27,6 @@ from upscale_opt.solver.problem.instance import (
     satisfied,
 )
 from upscale_opt.solver.problem.proof import false_group, proven_bound
-from upscale_opt.solver.window_search import relaxed as relaxed_windows
 
 
 @dataclass(frozen=True)

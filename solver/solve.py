@@ -11,6 +11,7 @@ from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times
+from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance
 from upscale_opt.solver.network.arenas import tidied
 from upscale_opt.solver.network.budget import Found, solve_in_budget
 from upscale_opt.solver.network.formulate import Formulation, edge_name
@@ -29,7 +30,6 @@ from upscale_opt.solver.problem.instance import (
     cost,
     satisfied,
 )
-from upscale_opt.solver.registry import SOLVERS, solve_instance
 
 
 def solve(

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from upscale_opt.models.instances import one_space, with_measure
 from upscale_opt.models.random_instances import random_instance
+from upscale_opt.solver.algorithms.registry import SOLVERS
 from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,
@@ -16,7 +17,6 @@ from upscale_opt.solver.problem.instance import (
     cost,
 )
 from upscale_opt.solver.problem.proof import false_group, proven_bound
-from upscale_opt.solver.registry import SOLVERS
 
 
 @st.composite

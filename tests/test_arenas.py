@@ -23,8 +23,8 @@ from upscale_opt.models import catalogue
 from upscale_opt.models.random_masks import Side, apply_weight_masks, random_weight_masks
 from upscale_opt.models.topologies import example_inputs
 from upscale_opt.runtime.arena import ArenaRead, ArenaWrite
+from upscale_opt.solver.algorithms.registry import solve_instance
 from upscale_opt.solver.problem.instance import Instance, Outcome, cost
-from upscale_opt.solver.registry import solve_instance
 
 SIDES: tuple[Side, ...] = ("in", "out", "both")
 

@@ -11,8 +11,8 @@ from helpers import Documents, documents_of
 import upscale_opt as uo
 from upscale_opt.errors import MaskError, VerificationError
 from upscale_opt.ir.solution import Case, Conflict
+from upscale_opt.solver.algorithms.registry import SOLVERS
 from upscale_opt.solver.network.objectives import OBJECTIVES
-from upscale_opt.solver.registry import SOLVERS
 
 
 @pytest.fixture(scope="module")

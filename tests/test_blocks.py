@@ -16,11 +16,11 @@ from outcomes import check, instances
 
 from upscale_opt.models.instances import one_space, with_measure
 from upscale_opt.models.random_instances import dense_block, independent
-from upscale_opt.solver import blocks as blocks_solver
-from upscale_opt.solver.block_parts import parts_of, relaxed_bound
-from upscale_opt.solver.blocks import solve_blocks
+from upscale_opt.solver.algorithms import blocks as blocks_solver
+from upscale_opt.solver.algorithms.block_parts import parts_of, relaxed_bound
+from upscale_opt.solver.algorithms.blocks import solve_blocks
+from upscale_opt.solver.algorithms.held_karp import tour_bound
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.held_karp import tour_bound
 from upscale_opt.solver.problem.arranging import arranged
 from upscale_opt.solver.problem.instance import Instance, as_copies, blocks, cost
 from upscale_opt.solver.problem.pqtree import End, PQTree

@@ -19,7 +19,7 @@ from outcomes import check, instances, random_sets
 
 from upscale_opt.models.instances import with_measure
 from upscale_opt.models.random_instances import dense_block, independent
-from upscale_opt.solver import (
+from upscale_opt.solver.algorithms import (
     direct,
     direct_blocks,
     direct_copies,
@@ -28,10 +28,10 @@ from upscale_opt.solver import (
     identity,
     interruptible,
 )
+from upscale_opt.solver.algorithms.direct import solve_direct
+from upscale_opt.solver.algorithms.exact import solve_exact
+from upscale_opt.solver.algorithms.greedy import solve_greedy
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.direct import solve_direct
-from upscale_opt.solver.exact import solve_exact
-from upscale_opt.solver.greedy import solve_greedy
 from upscale_opt.solver.problem import instance
 from upscale_opt.solver.problem.instance import (
     Demand,

@@ -18,10 +18,11 @@ from outcomes import check, instances, random_sets, terms_of_proof
 
 from upscale_opt.models.handmade_instances import HANDMADE
 from upscale_opt.models.random_instances import dense_block
+from upscale_opt.solver.algorithms.exact import solve_exact
+from upscale_opt.solver.algorithms.greedy import greedy_orders, solve_greedy
+from upscale_opt.solver.algorithms.identity import solve_identity
+from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.exact import solve_exact
-from upscale_opt.solver.greedy import greedy_orders, solve_greedy
-from upscale_opt.solver.identity import solve_identity
 from upscale_opt.solver.problem.instance import (
     Instance,
     Outcome,
@@ -30,7 +31,6 @@ from upscale_opt.solver.problem.instance import (
     identity_orders,
 )
 from upscale_opt.solver.problem.proof import proven_bound
-from upscale_opt.solver.registry import SOLVERS, solve_instance
 
 
 def exclude_each_other(instance: Instance, demands: tuple[int, ...]) -> bool:

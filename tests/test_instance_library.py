@@ -11,9 +11,9 @@ import pytest
 from outcomes import HEURISTICS, check, is_solved, solvers_for
 
 from upscale_opt.errors import SolverError
+from upscale_opt.solver.algorithms.registry import solve_instance
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.problem.instance_file import InstanceFile
-from upscale_opt.solver.registry import solve_instance
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "tests" / "instances").glob("*.json"))

@@ -18,14 +18,14 @@ from test_direct import tight
 from upscale_opt.models.handmade_instances import HANDMADE
 from upscale_opt.models.instances import with_measure
 from upscale_opt.models.random_instances import dense_block, independent
-from upscale_opt.solver import local_blocks
+from upscale_opt.solver.algorithms import local_blocks
+from upscale_opt.solver.algorithms.greedy import solve_greedy
+from upscale_opt.solver.algorithms.identity import solve_identity
+from upscale_opt.solver.algorithms.local_search import improve, solve_local_search
+from upscale_opt.solver.algorithms.registry import solve_instance
+from upscale_opt.solver.algorithms.tours import Distances, Tour, nearest
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.greedy import solve_greedy
-from upscale_opt.solver.identity import solve_identity
-from upscale_opt.solver.local_search import improve, solve_local_search
 from upscale_opt.solver.problem.instance import Instance, Measure, Orders, cost
-from upscale_opt.solver.registry import solve_instance
-from upscale_opt.solver.tours import Distances, Tour, nearest
 
 NEVER = math.inf
 """A deadline."""

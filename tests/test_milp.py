@@ -22,16 +22,16 @@ from test_direct import heavy, tight
 
 from upscale_opt.errors import SolverError
 from upscale_opt.models.instances import with_measure
-from upscale_opt.solver import milp
+from upscale_opt.solver.algorithms import milp
+from upscale_opt.solver.algorithms.exact import solve_exact
+from upscale_opt.solver.algorithms.exact_master import Master, Relaxed
+from upscale_opt.solver.algorithms.milp import PulpMaster, solve_pulp, solve_pulp_cbc
+from upscale_opt.solver.algorithms.milp_process import MilpProcess
+from upscale_opt.solver.algorithms.registry import solve_instance
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.exact import solve_exact
-from upscale_opt.solver.master import Master, Relaxed
-from upscale_opt.solver.milp import PulpMaster, solve_pulp, solve_pulp_cbc
-from upscale_opt.solver.milp_process import MilpProcess
 from upscale_opt.solver.problem.conflicts import Cut
 from upscale_opt.solver.problem.instance import Instance, Outcome
 from upscale_opt.solver.problem.reduction import Component, reduce_instance
-from upscale_opt.solver.registry import solve_instance
 
 SOLVERS = ["highs", "cbc"]
 NAMES = {"highs": "pulp", "cbc": "pulp-cbc"}
@@ -347,7 +347,7 @@ def test_nothing_is_left_behind(
 def test_neither_pulp_nor_highspy_comes_into_this_process() -> None:
     """HiGHS and OR-Tools have versions of one library, and whichever comes second fails."""
     code = (
-        "import sys; from upscale_opt.solver.registry import SOLVERS; "
+        "import sys; from upscale_opt.solver.algorithms.registry import SOLVERS; "
         "from upscale_opt.models.handmade_instances import HANDMADE; "
         "SOLVERS['pulp'](HANDMADE['cycle-of-pairs'], time_limit=60); "
         "assert not {'pulp', 'highspy'} & set(sys.modules)"

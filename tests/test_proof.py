@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from outcomes import instances, random_sets, terms_of_proof
 
 from upscale_opt.models.handmade_instances import HANDMADE
+from upscale_opt.solver.algorithms.exact import solve_exact
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.exact import solve_exact
 from upscale_opt.solver.problem.instance import Case, Group, Instance, Proof
 from upscale_opt.solver.problem.proof import complete, false_group, proven_bound
 

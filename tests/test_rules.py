@@ -18,9 +18,9 @@ from tried_calls import CALLS
 
 import upscale_opt as uo
 from upscale_opt.ir import graph as ir
-from upscale_opt.solver.identity import heuristic_outcome
+from upscale_opt.solver.algorithms.identity import heuristic_outcome
+from upscale_opt.solver.algorithms.registry import SOLVERS
 from upscale_opt.solver.problem.instance import Instance, Outcome
-from upscale_opt.solver.registry import SOLVERS
 from upscale_opt.tracing.running import run_as
 
 

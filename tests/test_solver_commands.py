@@ -11,8 +11,8 @@ import pytest
 from helpers import BENCHMARKS, benchmark
 
 from upscale_opt.models.instances import one_space
-from upscale_opt.solver import registry
-from upscale_opt.solver.identity import solve_identity
+from upscale_opt.solver.algorithms import registry
+from upscale_opt.solver.algorithms.identity import solve_identity
 from upscale_opt.solver.problem.instance import Group, Instance, Outcome, Proof
 from upscale_opt.solver.problem.instance_file import InstanceFile
 

@@ -18,9 +18,10 @@ from outcomes import (
 from upscale_opt.errors import SolverError
 from upscale_opt.models.handmade_instances import HANDMADE
 from upscale_opt.models.instances import one_space
+from upscale_opt.solver.algorithms.greedy import solve_greedy
+from upscale_opt.solver.algorithms.identity import solve_identity
+from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance
 from upscale_opt.solver.brute_force import brute_force
-from upscale_opt.solver.greedy import solve_greedy
-from upscale_opt.solver.identity import solve_identity
 from upscale_opt.solver.problem.instance import (
     Demand,
     Instance,
@@ -29,7 +30,6 @@ from upscale_opt.solver.problem.instance import (
     Space,
     identity_orders,
 )
-from upscale_opt.solver.registry import SOLVERS, solve_instance
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -23,6 +23,8 @@ from window_networks import X, dense, posed, stream
 import upscale_opt as uo
 from upscale_opt.costs import count_costs
 from upscale_opt.errors import SchemaError, SolverError, UpscaleError
+from upscale_opt.solver.algorithms.registry import solve_instance
+from upscale_opt.solver.algorithms.window_search import relaxed
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.network.posing import pose
 from upscale_opt.solver.network.windows import Windows
@@ -37,8 +39,6 @@ from upscale_opt.solver.problem.instance import (
     cost,
 )
 from upscale_opt.solver.problem.proof import false_group, proven_bound
-from upscale_opt.solver.registry import solve_instance
-from upscale_opt.solver.window_search import relaxed
 
 
 def drawn(rng: random.Random) -> Instance:

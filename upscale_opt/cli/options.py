@@ -16,8 +16,8 @@ from upscale_opt.coverage.names import ALL, GROUPS
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.profiles import PROFILES, profile
+from upscale_opt.solver.algorithms.registry import SOLVERS
 from upscale_opt.solver.network.objectives import OBJECTIVES
-from upscale_opt.solver.registry import SOLVERS
 from upscale_opt.study.names import CRITERIA, DATA, METHODS, NETS
 
 

@@ -12,8 +12,8 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.service.jobs import Job, Problematic, State
 from upscale_opt.service.problems import Options
+from upscale_opt.solver.algorithms.registry import HEURISTICS, SOLVERS
 from upscale_opt.solver.network.objectives import OBJECTIVES, UNITS
-from upscale_opt.solver.registry import HEURISTICS, SOLVERS
 
 
 class Links(BaseModel):

@@ -9,7 +9,10 @@ from functools import partial
 
 from ortools.sat.python import cp_model
 
-from upscale_opt.solver.interruptible import solve_interruptibly, whole_bound
+from upscale_opt.solver.algorithms.interruptible import (
+    solve_interruptibly,
+    whole_bound,
+)
 from upscale_opt.solver.problem.conflicts import Cut
 from upscale_opt.solver.problem.instance import Piece, Read, gathered_pieces, is_view
 from upscale_opt.solver.problem.reduction import Component

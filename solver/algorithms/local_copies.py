@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from upscale_opt.solver.algorithms.exact_search import families_of
 from upscale_opt.solver.problem.conflicts import Family
 from upscale_opt.solver.problem.instance import (
     Instance,
@@ -24,7 +25,6 @@ from upscale_opt.solver.problem.instance import (
 )
 from upscale_opt.solver.problem.packing import Packing, pack, served_by
 from upscale_opt.solver.problem.reduction import Component, Core, reduce_instance
-from upscale_opt.solver.search import families_of
 
 Item = TypeVar("Item")
 

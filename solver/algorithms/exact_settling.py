@@ -13,13 +13,18 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from upscale_opt.disjoint_sets import UnionFind
-from upscale_opt.solver.master import Master
+from upscale_opt.solver.algorithms.exact_master import Master
+from upscale_opt.solver.algorithms.exact_search import (
+    Search,
+    conflicts_among,
+    families_of,
+    used_demands,
+)
 from upscale_opt.solver.problem.conflicts import Cut
 from upscale_opt.solver.problem.instance import Instance, Read, is_view
 from upscale_opt.solver.problem.packing import Packing, served_by
 from upscale_opt.solver.problem.pqtree import PQTree
 from upscale_opt.solver.problem.reduction import Component, Core, demands_of
-from upscale_opt.solver.search import Search, conflicts_among, families_of, used_demands
 
 _ROUNDS = 20
 """How often a master is asked before the best orders so far must do."""

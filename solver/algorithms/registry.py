@@ -6,15 +6,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from upscale_opt.errors import SolverError
-from upscale_opt.solver.blocks import solve_blocks
-from upscale_opt.solver.direct import solve_direct
-from upscale_opt.solver.exact import solve_exact
-from upscale_opt.solver.greedy import solve_greedy
-from upscale_opt.solver.identity import solve_identity
-from upscale_opt.solver.local_search import solve_local_search
-from upscale_opt.solver.milp import solve_pulp, solve_pulp_cbc
+from upscale_opt.solver.algorithms.blocks import solve_blocks
+from upscale_opt.solver.algorithms.direct import solve_direct
+from upscale_opt.solver.algorithms.exact import solve_exact
+from upscale_opt.solver.algorithms.greedy import solve_greedy
+from upscale_opt.solver.algorithms.identity import solve_identity
+from upscale_opt.solver.algorithms.local_search import solve_local_search
+from upscale_opt.solver.algorithms.milp import solve_pulp, solve_pulp_cbc
+from upscale_opt.solver.algorithms.window_search import solve_with_windows
 from upscale_opt.solver.problem.instance import Instance, Outcome, Progress
-from upscale_opt.solver.window_search import solve_with_windows
 
 _FOREVER = 1e9
 """Seconds in place of infinity, of which solvers could not take shares."""

@@ -6,10 +6,10 @@ import random
 import time
 from collections.abc import Callable
 
-from upscale_opt.solver.greedy import GRACE, greedy_orders
-from upscale_opt.solver.identity import heuristic_outcome, solve_identity
-from upscale_opt.solver.local_blocks import improve_blocks
-from upscale_opt.solver.local_copies import improve_copies
+from upscale_opt.solver.algorithms.greedy import GRACE, greedy_orders
+from upscale_opt.solver.algorithms.identity import heuristic_outcome, solve_identity
+from upscale_opt.solver.algorithms.local_blocks import improve_blocks
+from upscale_opt.solver.algorithms.local_copies import improve_copies
 from upscale_opt.solver.problem.instance import Instance, Orders, Outcome, cost
 
 

@@ -12,8 +12,11 @@ from collections.abc import Sequence
 import numpy as np
 from ortools.sat.python import cp_model
 
-from upscale_opt.solver.interruptible import solve_interruptibly, whole_bound
-from upscale_opt.solver.window_line import Line
+from upscale_opt.solver.algorithms.interruptible import (
+    solve_interruptibly,
+    whole_bound,
+)
+from upscale_opt.solver.algorithms.window_line import Line
 
 _FEW_ATOMS = 14
 """Up to so many atoms CP-SAT is asked to prove the optimum."""

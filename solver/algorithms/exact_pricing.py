@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Sequence
 
-from upscale_opt.solver.price_program import PriceProgram
+from upscale_opt.solver.algorithms.exact_price_program import PriceProgram
 from upscale_opt.solver.problem.instance import Case, Group
 from upscale_opt.solver.problem.proof import case_bound, common_weight
 from upscale_opt.solver.problem.reduction import Component

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from upscale_opt.solver.window_line import Line
+from upscale_opt.solver.algorithms.window_line import Line
 
 _STEPS_PER_ATOM = 60
 _MOST_STEPS = 2_500

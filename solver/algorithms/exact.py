@@ -11,10 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
-from upscale_opt.solver.greedy import greedy_orders
-from upscale_opt.solver.local_search import improve
-from upscale_opt.solver.master import Master
-from upscale_opt.solver.pricing import prove
+from upscale_opt.solver.algorithms.exact_master import Master
+from upscale_opt.solver.algorithms.exact_pricing import prove
+from upscale_opt.solver.algorithms.exact_search import (
+    MasterFactory,
+    Search,
+    families_of,
+)
+from upscale_opt.solver.algorithms.exact_settling import settle
+from upscale_opt.solver.algorithms.greedy import greedy_orders
+from upscale_opt.solver.algorithms.local_search import improve
 from upscale_opt.solver.problem.arranging import arranged
 from upscale_opt.solver.problem.instance import (
     Case,
@@ -31,8 +37,6 @@ from upscale_opt.solver.problem.instance import (
 from upscale_opt.solver.problem.pqtree import PQTree
 from upscale_opt.solver.problem.proof import case_bound
 from upscale_opt.solver.problem.reduction import Core, reduce_instance
-from upscale_opt.solver.search import MasterFactory, Search, families_of
-from upscale_opt.solver.settling import settle
 
 _SHARE = 0.2
 """The share of the time that the greedy heuristic may take."""

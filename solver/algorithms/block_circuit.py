@@ -9,8 +9,11 @@ from itertools import pairwise
 
 from ortools.sat.python import cp_model
 
-from upscale_opt.solver.block_parts import BlockPart
-from upscale_opt.solver.interruptible import solve_interruptibly, whole_bound
+from upscale_opt.solver.algorithms.block_parts import BlockPart
+from upscale_opt.solver.algorithms.interruptible import (
+    solve_interruptibly,
+    whole_bound,
+)
 from upscale_opt.solver.problem.instance import Instance, Orders
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from upscale_opt.solver.identity import heuristic_outcome
+from upscale_opt.solver.algorithms.identity import heuristic_outcome
 from upscale_opt.solver.problem.instance import (
     Demand,
     Instance,

@@ -14,6 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from upscale_opt.disjoint_sets import UnionFind
+from upscale_opt.solver.algorithms.window_annealing import anneal
+from upscale_opt.solver.algorithms.window_line import Line, spaces_of
+from upscale_opt.solver.algorithms.window_proof import is_small, prove
 from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,
@@ -22,9 +25,6 @@ from upscale_opt.solver.problem.instance import (
     Proof,
     cost,
 )
-from upscale_opt.solver.window_annealing import anneal
-from upscale_opt.solver.window_line import Line, spaces_of
-from upscale_opt.solver.window_proof import is_small, prove
 
 Solve = Callable[[Instance, float], Outcome]
 """A solver for problems without windows: the problem, and seconds."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Protocol
 
-from upscale_opt.solver.master import Relaxed
+from upscale_opt.solver.algorithms.exact_master import Relaxed
 from upscale_opt.solver.problem.conflicts import Cut, Family, small_cuts
 from upscale_opt.solver.problem.instance import Instance, Read
 from upscale_opt.solver.problem.packing import pack, served_by

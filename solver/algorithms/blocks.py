@@ -19,11 +19,11 @@ import math
 import time
 from dataclasses import replace
 
-from upscale_opt.solver.block_circuit import Circuit
-from upscale_opt.solver.block_parts import parts_of, relaxed_bound
-from upscale_opt.solver.exact import solve_exact
-from upscale_opt.solver.greedy import greedy_orders
-from upscale_opt.solver.local_search import improve
+from upscale_opt.solver.algorithms.block_circuit import Circuit
+from upscale_opt.solver.algorithms.block_parts import parts_of, relaxed_bound
+from upscale_opt.solver.algorithms.exact import solve_exact
+from upscale_opt.solver.algorithms.greedy import greedy_orders
+from upscale_opt.solver.algorithms.local_search import improve
 from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,

@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 
 from upscale_opt.disjoint_sets import UnionFind
-from upscale_opt.solver.held_karp import Matrix, tour_bound
-from upscale_opt.solver.interruptible import whole_bound
+from upscale_opt.solver.algorithms.held_karp import Matrix, tour_bound
+from upscale_opt.solver.algorithms.interruptible import whole_bound
 from upscale_opt.solver.problem.instance import Instance, Read
 
 _MAX_NODES = 3000

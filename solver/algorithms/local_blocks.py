@@ -17,8 +17,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from upscale_opt.solver.algorithms.tours import Distances, Nodes, Tour, nearest
 from upscale_opt.solver.problem.instance import Instance, Orders, Part, cost
-from upscale_opt.solver.tours import Distances, Nodes, Tour, nearest
 
 _LARGEST_TOTAL = 1 << 28
 """Larger weights are scaled down: they guide the search, while costs are computed exactly."""

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from ortools.sat.python import cp_model
 
-from upscale_opt.solver.direct_program import Program, Values
+from upscale_opt.solver.algorithms.direct_program import Program, Values
 from upscale_opt.solver.problem.instance import (
     Demand,
     Instance,

@@ -1,6 +1,6 @@
 """Orders as variables of one CP-SAT model: an exact solver to check the other one by.
 
-It shares nothing with :mod:`upscale_opt.solver.exact` but the instance: no reduction, no conflicts,
+It shares nothing with :mod:`upscale_opt.solver.algorithms.exact` but the instance: no reduction, no conflicts,
 no PQ-trees. It can take some dozens of channels per space; the other one takes thousands.
 """
 
@@ -11,12 +11,22 @@ from collections.abc import Callable
 
 from ortools.sat.python import cp_model
 
-from upscale_opt.solver.direct_blocks import count_blocks_literals, model_blocks
-from upscale_opt.solver.direct_copies import count_copies_literals, model_copies
-from upscale_opt.solver.direct_program import OutOfTimeError, Program, Values
-from upscale_opt.solver.greedy import GRACE, greedy_orders
-from upscale_opt.solver.identity import solve_identity
-from upscale_opt.solver.interruptible import solve_interruptibly
+from upscale_opt.solver.algorithms.direct_blocks import (
+    count_blocks_literals,
+    model_blocks,
+)
+from upscale_opt.solver.algorithms.direct_copies import (
+    count_copies_literals,
+    model_copies,
+)
+from upscale_opt.solver.algorithms.direct_program import (
+    OutOfTimeError,
+    Program,
+    Values,
+)
+from upscale_opt.solver.algorithms.greedy import GRACE, greedy_orders
+from upscale_opt.solver.algorithms.identity import solve_identity
+from upscale_opt.solver.algorithms.interruptible import solve_interruptibly
 from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,
