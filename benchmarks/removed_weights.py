@@ -28,7 +28,7 @@ import upscale_opt as uo
 from upscale_opt.coverage.masking import mask, survey, weights
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.models import catalogue
-from upscale_opt.solver.removal import Removal, removal
+from upscale_opt.solver.checking.removal import Removal, removal
 
 NETWORKS = [
     "resnext50_32x4d",

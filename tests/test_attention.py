@@ -22,7 +22,7 @@ import upscale_opt as uo
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.graph import slices_of
 from upscale_opt.runtime.swin import join_windows, split_windows
-from upscale_opt.solver.check import damage
+from upscale_opt.solver.checking.check import damage
 from upscale_opt.tracing.running import run_as
 
 WIDTH, HEADS = 12, 3

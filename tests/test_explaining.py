@@ -10,7 +10,7 @@ from helpers import Documents, complaint, documents_of
 
 import upscale_opt as uo
 from upscale_opt.errors import SolverError
-from upscale_opt.solver.explaining import Explanation, Member
+from upscale_opt.solver.checking.explaining import Explanation, Member
 from upscale_opt.solver.problem.pqtree import End, PQTree
 
 ENDS: dict[str, list[int | End]] = {"interval": [], "prefix": [End.LEFT], "suffix": [End.RIGHT]}

@@ -31,7 +31,7 @@ from upscale_opt.models.random_masks import (
 )
 from upscale_opt.models.random_networks import RandomNetwork
 from upscale_opt.models.topologies import TOPOLOGIES
-from upscale_opt.solver.removal import Removal, Stays, removal
+from upscale_opt.solver.checking.removal import Removal, Stays, removal
 
 SIDES: list[Side] = ["in", "out", "both"]
 
@@ -343,7 +343,7 @@ def test_another_graphs_solution_is_refused() -> None:
 
 
 def test_without_torch() -> None:
-    code = "import sys, upscale_opt.solver.removal; assert 'torch' not in sys.modules"
+    code = "import sys, upscale_opt.solver.checking.removal; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

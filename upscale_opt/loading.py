@@ -16,7 +16,7 @@ from upscale_opt.pruned_file import Contents, Manifest, unpack
 from upscale_opt.pruned_module import PrunedModule
 from upscale_opt.rebuilding import rebuild
 from upscale_opt.settings import difference
-from upscale_opt.solver.check import damage
+from upscale_opt.solver.checking.check import damage
 from upscale_opt.stages import stages_of
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program

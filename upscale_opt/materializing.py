@@ -10,7 +10,7 @@ from upscale_opt.masking.masks import masks_from_model
 from upscale_opt.origin import kind_of
 from upscale_opt.pruned_module import PrunedModule
 from upscale_opt.rebuilding import rebuild
-from upscale_opt.solver.check import damage, losses
+from upscale_opt.solver.checking.check import damage, losses
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.recent import recall

@@ -14,7 +14,12 @@ from upscale_opt.cli.tables import output, say
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.solver.removal import ParameterRemoval, Removal, Stays, removal
+from upscale_opt.solver.checking.removal import (
+    ParameterRemoval,
+    Removal,
+    Stays,
+    removal,
+)
 
 _ROWS = 20
 

@@ -13,8 +13,8 @@ from upscale_opt.ir.ids import Ids
 from upscale_opt.ir.masks import Masks
 
 if TYPE_CHECKING:
-    from upscale_opt.solver.audit import AuditReport
-    from upscale_opt.solver.explaining import Explanation
+    from upscale_opt.solver.checking.audit import AuditReport
+    from upscale_opt.solver.checking.explaining import Explanation
 
 
 class Read(Record):
@@ -205,7 +205,7 @@ class Solution(Document):
             VerificationError: if something that the solution says is not true.
             MaskError: if the masks do not fit the graph.
         """
-        from upscale_opt.solver.audit import audit
+        from upscale_opt.solver.checking.audit import audit
 
         return audit(graph, masks, self)
 
@@ -220,7 +220,7 @@ class Solution(Document):
             SolverError: if there is no such read.
             VerificationError: if the solution is damaged.
         """
-        from upscale_opt.solver.explaining import explain
+        from upscale_opt.solver.checking.explaining import explain
 
         return explain(self, read)
 

@@ -17,8 +17,8 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.report.segments import Column, Row, Segment, find_segments, name_of
 from upscale_opt.report.summary import Summary, summarise
-from upscale_opt.solver.check import damage
-from upscale_opt.solver.explaining import Explanation
+from upscale_opt.solver.checking.check import damage
+from upscale_opt.solver.checking.explaining import Explanation
 
 _SCRIPTS = ("strips.js", "segment.js", "page.js")
 

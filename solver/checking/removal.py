@@ -27,16 +27,16 @@ from upscale_opt.ir.graph import (
 from upscale_opt.ir.ids import Ids
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.solver.check import damage
+from upscale_opt.solver.checking.check import damage
+from upscale_opt.solver.checking.staying import SENTENCES, Cause, Why, Whys, why_stored
 from upscale_opt.solver.network.sets import ChannelSets
-from upscale_opt.solver.staying import SENTENCES, Cause, Why, Whys, why_stored
 
 
 class Stays(Record):
     """Slices that are zero and stay, for one reason.
 
     Attributes:
-        cause: what kind of reason it is, a key of :data:`upscale_opt.solver.staying.SENTENCES`.
+        cause: what kind of reason it is, a key of :data:`upscale_opt.solver.checking.staying.SENTENCES`.
         op: the operation responsible.
         detail: more about it, such as why the operation is opaque.
         slices: their indices along the axis.

@@ -20,7 +20,7 @@ from upscale_opt.ir.graph import (
 )
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Read, Solution
-from upscale_opt.solver.check_arenas import misplaced
+from upscale_opt.solver.checking.check_arenas import misplaced
 from upscale_opt.solver.network.index_lists import index_lists
 from upscale_opt.solver.network.sets import ChannelSets, Ids, channel_sets
 

@@ -10,7 +10,7 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.algorithms.window_search import relaxed as relaxed_windows
-from upscale_opt.solver.check import damage, losses
+from upscale_opt.solver.checking.check import damage, losses
 from upscale_opt.solver.network.planning import Plan, arenas_of, lay_out_windows
 from upscale_opt.solver.network.posing import Problem, pose
 from upscale_opt.solver.network.sets import Edge, Ids

@@ -1,0 +1,1 @@
+"""Checks and explanations of solutions, without trusting whoever made them."""
