@@ -24,8 +24,8 @@ from upscale_opt.models.random_instances import (
     independent,
     noisy_intervals,
 )
-from upscale_opt.solver import instance_of
 from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance
+from upscale_opt.solver.api import instance_of
 from upscale_opt.solver.problem.instance import Instance
 from upscale_opt.solver.problem.pqtree import PQTree
 

@@ -13,12 +13,12 @@ from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance
+from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.objectives import OBJECTIVES
 from upscale_opt.solver.network.posing import pose
 from upscale_opt.solver.network.segments import MODELS, Model
 from upscale_opt.solver.options import check_options, check_share
 from upscale_opt.solver.problem.instance import Instance, is_view, satisfied
-from upscale_opt.solver.solve import solve
 
 USUAL_SOLVERS = ("identity", "greedy", "local-search", "cp-sat")
 """What is compared unless something else is asked for: the worst to the best."""

@@ -277,7 +277,7 @@ def test_random_networks(dense: bool) -> None:
 def test_tensors_are_written_in_few_pieces_whatever_order_a_solver_finds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    solving = import_module("upscale_opt.solver.solve")  # not the function
+    solving = import_module("upscale_opt.solver.api")  # not the function
 
     def pieces(graph: uo.ChannelGraph, masks: uo.Masks, model: nn.Module) -> int:
         rng = random.Random(0)

@@ -22,9 +22,9 @@ from upscale_opt import tracing
 from upscale_opt.cli.options import spread
 from upscale_opt.cli.pictures import draw
 from upscale_opt.errors import MaskError, SolverError
-from upscale_opt.solver import instance_of
 from upscale_opt.solver.algorithms.identity import solve_identity
 from upscale_opt.solver.algorithms.registry import SOLVERS
+from upscale_opt.solver.api import instance_of
 from upscale_opt.solver.comparing import USUAL_SOLVERS, with_gaps
 from upscale_opt.solver.problem.instance import Instance, Outcome
 from upscale_opt.solver.problem.instance_file import InstanceFile

@@ -12,6 +12,7 @@ from helpers import Documents, documents_of
 import upscale_opt as uo
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.graph import Tensor
+from upscale_opt.solver.api import instance_of
 from upscale_opt.solver.network.objectives import (
     OBJECTIVES,
     UNITS,
@@ -19,7 +20,6 @@ from upscale_opt.solver.network.objectives import (
     price,
 )
 from upscale_opt.solver.problem.instance import blocks
-from upscale_opt.solver.solve import instance_of
 
 
 @pytest.fixture(scope="module")

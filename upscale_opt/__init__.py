@@ -30,7 +30,7 @@ from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.solver import solve
+from upscale_opt.solver.api import solve
 from upscale_opt.solver.checking.removal import Removal, removal
 from upscale_opt.solver.comparing import Comparison, ComparisonRow, compare, compare_instance
 from upscale_opt.solver.network.coupling import Group, Member, constrain, groups

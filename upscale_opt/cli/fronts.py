@@ -12,7 +12,7 @@ from upscale_opt.ir.base import Document, Record
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.solver import solve
+from upscale_opt.solver.api import solve
 
 Objective = Literal["copied_channels", "copied_bytes"]
 Model = Literal["tensor", "arena"]

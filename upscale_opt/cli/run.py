@@ -44,7 +44,7 @@ from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.solver import solve
+from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.network.segments import Model
 

@@ -26,7 +26,7 @@ from upscale_opt.cli.tables import layout_lines, output, say, summary
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.solver import solve as find_orders
+from upscale_opt.solver.api import solve as find_orders
 
 
 def solve(

@@ -28,7 +28,7 @@ from upscale_opt.materializing import materialize
 from upscale_opt.models import catalogue
 from upscale_opt.pruning.comparing import deviation
 from upscale_opt.pruning.submodules import prune_submodules
-from upscale_opt.solver import solve
+from upscale_opt.solver.api import solve
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import map_tensors
 

@@ -17,7 +17,7 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.masking import Method, Side, apply_masks, choose_masks
 from upscale_opt.masking.segments import Layers
 from upscale_opt.materializing import materialize
-from upscale_opt.solver import solve
+from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.network.segments import Model
 from upscale_opt.tracing import trace

@@ -20,7 +20,7 @@ from upscale_opt.masking.masks import masked_copy, masks_from_model
 from upscale_opt.materializing import materialize
 from upscale_opt.pruned_module import replace
 from upscale_opt.pruning.mock import MockModel
-from upscale_opt.solver import solve
+from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.network.segments import Model
 from upscale_opt.tracing import trace

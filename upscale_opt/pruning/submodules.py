@@ -21,7 +21,7 @@ from upscale_opt.materializing import materialize
 from upscale_opt.pruned_module import PrunedModule, replace
 from upscale_opt.pruning.recording import Calls, inputs_of, record_calls
 from upscale_opt.pruning.replaying import replay
-from upscale_opt.solver import solve
+from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.segments import Model
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs

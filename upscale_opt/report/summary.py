@@ -11,10 +11,10 @@ from upscale_opt.ir.graph import Attention, ChannelGraph, Opaque
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.report.sizes import Sizes, sizes
+from upscale_opt.solver.api import solve
 from upscale_opt.solver.checking.audit import AuditReport
 from upscale_opt.solver.checking.explaining import Explanation
 from upscale_opt.solver.network.objectives import UNITS
-from upscale_opt.solver.solve import solve
 
 _REASONS = {
     "conflict": "cannot be views together with the reads that are",

@@ -22,7 +22,7 @@ from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.service.problems import Options
-from upscale_opt.solver import solve
+from upscale_opt.solver.api import solve
 
 
 class _Child:

@@ -20,7 +20,7 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.masking import Segment, apply_masks, find_segments
 from upscale_opt.masking.choosing import choose, merge
 from upscale_opt.materializing import materialize
-from upscale_opt.solver import solve
+from upscale_opt.solver.api import solve
 from upscale_opt.study.records import Method, Row, Side, Store
 from upscale_opt.study.subjects import Subject, batch_size, load_subject, logits_of, share_right
 from upscale_opt.study.training import Recipe, Tell
