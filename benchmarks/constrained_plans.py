@@ -18,7 +18,7 @@ from greedy_vs_exact import A_FEW, masks_file, prepare
 from joblib import Parallel, delayed
 
 import upscale_opt as uo
-from upscale_opt.masking import Side
+from upscale_opt.masking.segments import Side
 from upscale_opt.models import catalogue
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.importance import CRITERIA, HRank, Importance, Taylor
-from upscale_opt.masking import Method, Side
+from upscale_opt.masking.segments import Method, Side
 from upscale_opt.models import catalogue
 
 NETWORKS = [

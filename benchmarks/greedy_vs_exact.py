@@ -26,7 +26,7 @@ import torch
 from joblib import Parallel, delayed
 
 import upscale_opt as uo
-from upscale_opt.masking import Side
+from upscale_opt.masking.segments import Side
 from upscale_opt.models import catalogue
 
 A_FEW = ["resnet18", "resnet50", "densenet121", "mobilenet_v2", "googlenet", "shufflenet_v2_x1_0"]

@@ -13,7 +13,7 @@ import pages
 import torch
 
 import upscale_opt as uo
-from upscale_opt.masking import Side
+from upscale_opt.masking.segments import Side
 from upscale_opt.models import catalogue
 
 NETWORKS = [

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 import upscale_opt as uo
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.graph import maskable_axes, slices_of
-from upscale_opt.masking import Side
+from upscale_opt.masking.segments import Side
 from upscale_opt.models import catalogue
 from upscale_opt.tracing.examples import Inputs
 

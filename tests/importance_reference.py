@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.importance import Importance, score_segments
-from upscale_opt.masking import Method, Segment, Side, choose_masks, find_segments
+from upscale_opt.importance.choosing import choose_masks
+from upscale_opt.masking.segments import Method, Segment, Side, find_segments
 
 
 class Small(nn.Module):

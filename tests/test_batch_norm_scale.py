@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.importance import BatchNormScale
+from upscale_opt.importance.choosing import choose_masks
 from upscale_opt.ir.graph import ChannelWise, Concat, Elementwise, Layer, Select
-from upscale_opt.masking import Method, Side, choose_masks, find_segments
+from upscale_opt.masking.segments import Method, Side, find_segments
 
 
 class Scaled(Net):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 import upscale_opt as uo
-from upscale_opt.masking import Side, find_segments
-from upscale_opt.masking.masks import masked_copy
+from upscale_opt.masking.segments import Side, find_segments
+from upscale_opt.masking.zeros import masked_copy
 from upscale_opt.models import catalogue
 from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
 from upscale_opt.models.random_networks import RandomNetwork

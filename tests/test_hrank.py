@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.importance import HRank, score_segments
-from upscale_opt.masking import MaskingManager, Method, Side, choose_masks, find_segments
+from upscale_opt.importance.choosing import choose_masks
+from upscale_opt.managers.masking import MaskingManager
+from upscale_opt.masking.segments import Method, Side, find_segments
 
 
 def images(count: int, size: int = 6, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

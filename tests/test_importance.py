@@ -26,7 +26,9 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.importance import FPGM, L1, L2, LAMP, Importance, Magnitude, Random, score_segments
-from upscale_opt.masking import MaskingManager, Method, Side, choose_masks
+from upscale_opt.importance.choosing import choose_masks
+from upscale_opt.managers.masking import MaskingManager
+from upscale_opt.masking.segments import Method, Side
 
 Reference = Callable[[list[list[float]]], list[float]]
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.importance import BatchNormScale, HRank, Importance, Taylor, score_segments
-from upscale_opt.masking import Method, Side, find_segments
+from upscale_opt.masking.segments import Method, Side, find_segments
 
 
 def changes(model: nn.Module, unit: Any, batch: Tensor) -> list[float]:

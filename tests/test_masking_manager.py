@@ -10,7 +10,7 @@ from helpers import built, call, images, same_state, state
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt.masking import find_segments
+from upscale_opt.masking.segments import find_segments
 from upscale_opt.models import catalogue
 
 

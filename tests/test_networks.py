@@ -10,7 +10,7 @@ from helpers import EXACT, assert_lossless, built, images, size
 from torch import nn
 
 import upscale_opt as uo
-from upscale_opt.masking import Side
+from upscale_opt.masking.segments import Side
 from upscale_opt.runtime.modules import Gather
 
 NETWORKS = (

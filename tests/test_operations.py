@@ -13,9 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import upscale_opt as uo
+from upscale_opt.masking.slices import (
+    channel_rows,
+    nonzero_slices,
+    sliced,
+    zero_slices,
+)
 from upscale_opt.models import catalogue
 from upscale_opt.pruned_module import PrunedModule
-from upscale_opt.slicing import channel_rows, nonzero_slices, sliced, zero_slices
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double()
 

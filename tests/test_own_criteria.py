@@ -29,7 +29,7 @@ from upscale_opt.importance import (
     as_importance,
     score_segments,
 )
-from upscale_opt.masking import choose_masks
+from upscale_opt.importance.choosing import choose_masks
 
 
 def test_a_function_of_weights() -> None:
@@ -156,7 +156,7 @@ def test_criteria_are_copied_and_pickled(criterion: Importance) -> None:
 
 def test_the_seeds_imports() -> None:
     from upscale_opt import importance
-    from upscale_opt.masking import importance as original
+    from upscale_opt.managers import importance as original
 
     for name in importance.__all__:
         assert getattr(original, name) is getattr(importance, name)

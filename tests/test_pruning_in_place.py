@@ -231,7 +231,7 @@ def test_a_model_that_fails_to_verify_stays_as_it_was(monkeypatch: pytest.Monkey
     def fail(*_: object) -> None:
         raise uo.VerificationError("deviates")
 
-    monkeypatch.setattr("upscale_opt.pruning.manager.verify", fail)
+    monkeypatch.setattr("upscale_opt.managers.pruning.verify", fail)
     manager = uo.PruningManager(model).compute([X])
     with pytest.raises(uo.VerificationError):
         manager.prune()

@@ -25,7 +25,7 @@ from torch.nn import functional
 
 import upscale_opt as uo
 from upscale_opt.importance import LAMP
-from upscale_opt.masking import Side
+from upscale_opt.masking.segments import Side
 from upscale_opt.models import catalogue
 from upscale_opt.runtime.modules import Gather
 

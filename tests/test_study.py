@@ -19,7 +19,7 @@ from upscale_opt.cli import options
 from upscale_opt.errors import UpscaleError
 from upscale_opt.importance import CRITERIA as DATA_FREE
 from upscale_opt.importance import L2
-from upscale_opt.masking import MaskingManager
+from upscale_opt.managers.masking import MaskingManager
 from upscale_opt.study import latency, names, photographs, records, subjects, sweep, training
 from upscale_opt.study.data import Dataset, load_dataset
 from upscale_opt.study.findings import Pair, at_equal_amounts, at_equal_costs, judge

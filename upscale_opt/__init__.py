@@ -37,12 +37,15 @@ from upscale_opt.solver.network.coupling import Group, Member, constrain, groups
 
 if TYPE_CHECKING:
     from upscale_opt.deploying import Deployed, deploy
+    from upscale_opt.importance.choosing import choose_masks, magnitude_masks
     from upscale_opt.latency import calibrate, estimate
     from upscale_opt.loading import load
-    from upscale_opt.masking import MaskingManager, apply_masks, choose_masks, magnitude_masks
+    from upscale_opt.managers.masking import MaskingManager
+    from upscale_opt.managers.pruning import PruningManager
+    from upscale_opt.masking.zeros import apply_masks
     from upscale_opt.materializing import materialize
     from upscale_opt.movement import Movement, moved_bytes
-    from upscale_opt.pruning import Pruned, PruningManager, prune, prune_submodules
+    from upscale_opt.pruning import Pruned, prune, prune_submodules
     from upscale_opt.saving import save
     from upscale_opt.tracing import trace
     from upscale_opt.tracing.checking import check_rules

@@ -12,8 +12,8 @@ from torch import fx, nn
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Solution
+from upscale_opt.masking.slices import sliced
 from upscale_opt.runtime.modules import fit_sizes
-from upscale_opt.slicing import sliced
 from upscale_opt.tracing.capture import Captured
 from upscale_opt.tracing.claims import Resize, Sizes, resize
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from upscale_opt.errors import MaterializeError, SchemaError, TraceError
 from upscale_opt.ir.solution import Solution
-from upscale_opt.masking.masks import masks_from_model
+from upscale_opt.masking.zeros import masks_from_model
 from upscale_opt.origin import kind_of
 from upscale_opt.pruned_module import PrunedModule
 from upscale_opt.rebuilding import rebuild

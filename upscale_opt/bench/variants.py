@@ -16,12 +16,13 @@ from upscale_opt.bench.names import PER_CELL
 from upscale_opt.bench.records import Export, Settings
 from upscale_opt.bench.theirs import export_by_upscale
 from upscale_opt.errors import UpscaleError
+from upscale_opt.importance.choosing import magnitude_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Opaque
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.profiles import profile
 from upscale_opt.ir.solution import Solution
-from upscale_opt.masking import apply_masks, magnitude_masks
+from upscale_opt.masking.zeros import apply_masks
 from upscale_opt.materializing import materialize
 from upscale_opt.models import catalogue
 from upscale_opt.models.catalogue_entries import ExampleInputs

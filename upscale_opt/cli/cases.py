@@ -77,7 +77,8 @@ def _cases_of(
     import torch
 
     from upscale_opt.cli import networks
-    from upscale_opt.masking import apply_masks, magnitude_masks
+    from upscale_opt.importance.choosing import magnitude_masks
+    from upscale_opt.masking.zeros import apply_masks
     from upscale_opt.tracing import trace
 
     gc.collect()  # the network before is in cycles, and Python does not know how large it is

@@ -108,7 +108,8 @@ def run(
         from upscale_opt.costs import count_costs
         from upscale_opt.deploying import check_format, deploy
         from upscale_opt.importance import CRITERIA
-        from upscale_opt.masking import apply_masks, choose_masks
+        from upscale_opt.importance.choosing import choose_masks
+        from upscale_opt.masking.zeros import apply_masks
         from upscale_opt.materializing import materialize
         from upscale_opt.saving import save
         from upscale_opt.tracing import trace

@@ -43,8 +43,9 @@ def trace(
         import torch
 
         from upscale_opt.cli import networks
+        from upscale_opt.importance.choosing import magnitude_masks
         from upscale_opt.ir.masks import Masks
-        from upscale_opt.masking import apply_masks, magnitude_masks
+        from upscale_opt.masking.zeros import apply_masks
         from upscale_opt.tracing import trace as trace_model
 
         network, inputs = networks.build(model, seed=seed, batch=1, device=torch.device("cpu"))

@@ -22,7 +22,7 @@ from upscale_opt.ir.graph import (
     PerChannel,
     Select,
 )
-from upscale_opt.masking.masks import state_of
+from upscale_opt.masking.zeros import state_of
 
 if TYPE_CHECKING:
     from upscale_opt.masking.segments import Segment

@@ -38,7 +38,7 @@ class Masks(Document):
         Raises:
             MaskError: if the model lacks a parameter that the graph names.
         """
-        from upscale_opt.masking import masks_from_model
+        from upscale_opt.masking.zeros import masks_from_model
 
         return masks_from_model(model, graph)
 

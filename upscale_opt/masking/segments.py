@@ -18,9 +18,9 @@ from upscale_opt.errors import MaskError
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.graph import ChannelGraph, Layer, slices_of
 from upscale_opt.ir.masks import Masks
-from upscale_opt.masking.masks import apply_masks, state_of
 from upscale_opt.masking.ranking import least_by_group
-from upscale_opt.slicing import channel_rows
+from upscale_opt.masking.slices import channel_rows
+from upscale_opt.masking.zeros import apply_masks, state_of
 from upscale_opt.solver.network.coupling import groups
 
 if TYPE_CHECKING:

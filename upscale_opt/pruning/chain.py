@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from upscale_opt.errors import MaskError
+from upscale_opt.importance.choosing import choose_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.masking import Method, Side, apply_masks, choose_masks
-from upscale_opt.masking.segments import Layers
+from upscale_opt.masking.segments import Layers, Method, Side
+from upscale_opt.masking.zeros import apply_masks
 from upscale_opt.materializing import materialize
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain

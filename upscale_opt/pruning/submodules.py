@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from upscale_opt.errors import TraceError
+from upscale_opt.importance.choosing import choose_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Layer
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.masking import Side, apply_masks, choose_masks
-from upscale_opt.masking.segments import Layers
+from upscale_opt.masking.segments import Layers, Side
+from upscale_opt.masking.zeros import apply_masks
 from upscale_opt.materializing import materialize
 from upscale_opt.pruned_module import PrunedModule, replace
 from upscale_opt.pruning.recording import Calls, inputs_of, record_calls

@@ -14,11 +14,12 @@ from torch.nn import functional
 
 from upscale_opt.costs import count_costs
 from upscale_opt.importance import CRITERIA, HRank, Importance, Random, Taylor, score_segments
+from upscale_opt.importance.choosing import choose, merge
 from upscale_opt.ir.graph import slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.masking import Segment, apply_masks, find_segments
-from upscale_opt.masking.choosing import choose, merge
+from upscale_opt.masking.segments import Segment, find_segments
+from upscale_opt.masking.zeros import apply_masks
 from upscale_opt.materializing import materialize
 from upscale_opt.solver.api import solve
 from upscale_opt.study.records import Method, Row, Side, Store

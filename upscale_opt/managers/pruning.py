@@ -16,10 +16,10 @@ from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Layer, maskable_axes, slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.masking.masks import masked_copy, masks_from_model
+from upscale_opt.managers.mock import MockModel
+from upscale_opt.masking.zeros import masked_copy, masks_from_model
 from upscale_opt.materializing import materialize
 from upscale_opt.pruned_module import replace
-from upscale_opt.pruning.mock import MockModel
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.network.segments import Model

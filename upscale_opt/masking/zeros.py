@@ -23,7 +23,7 @@ from upscale_opt.ir.graph import (
     slices_of,
 )
 from upscale_opt.ir.masks import Masks
-from upscale_opt.slicing import nonzero_slices, zero_slices
+from upscale_opt.masking.slices import nonzero_slices, zero_slices
 
 
 def masks_from_model(model: nn.Module, graph: ChannelGraph) -> Masks:

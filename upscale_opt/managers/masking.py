@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from upscale_opt.errors import MaskError
+from upscale_opt.importance.choosing import choose, merge
 from upscale_opt.ir.graph import ChannelGraph
-from upscale_opt.masking.choosing import choose, merge
-from upscale_opt.masking.inputs import trace_without_inputs
-from upscale_opt.masking.masks import apply_masks
+from upscale_opt.managers.inputs import trace_without_inputs
 from upscale_opt.masking.segments import Layers, Method, Segment, Side, find_segments
+from upscale_opt.masking.zeros import apply_masks
 from upscale_opt.tracing import trace
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from torch.func import functional_call
 from upscale_opt.ir.graph import ChannelGraph, slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.masking.masks import masked_slices
-from upscale_opt.slicing import zero_slices
+from upscale_opt.masking.slices import zero_slices
+from upscale_opt.masking.zeros import masked_slices
 
 
 class MockModel(nn.Module):

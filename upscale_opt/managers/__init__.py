@@ -1,0 +1,1 @@
+"""UPSCALE's interface: ``MaskingManager`` and ``PruningManager``, which work in place."""
