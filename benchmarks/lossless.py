@@ -198,7 +198,9 @@ def results(cases: Sequence[str], jobs: int) -> Iterator[Result]:
         yield from map(try_case, cases)
         return
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "upscale_opt.solver", "upscale_opt.materializing"])
+    context.set_forkserver_preload(
+        ["torch", "upscale_opt.solver", "upscale_opt.materializing.materialize"]
+    )
     with context.Pool(jobs, _quiet) as pool:
         yield from pool.imap_unordered(try_case, cases, chunksize=4)
 

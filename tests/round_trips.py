@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import upscale_opt as uo
-from upscale_opt.origin import calls_of
+from upscale_opt.materializing.origin import calls_of
+from upscale_opt.materializing.pruned_module import PrunedModule
 from upscale_opt.pruned_file import unpack
-from upscale_opt.pruned_module import PrunedModule
 from upscale_opt.tracing.examples import Inputs
 
 

@@ -19,8 +19,8 @@ from upscale_opt.masking.slices import (
     sliced,
     zero_slices,
 )
+from upscale_opt.materializing.pruned_module import PrunedModule
 from upscale_opt.models import catalogue
-from upscale_opt.pruned_module import PrunedModule
 
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double()
 

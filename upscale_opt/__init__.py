@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from upscale_opt.managers.masking import MaskingManager
     from upscale_opt.managers.pruning import PruningManager
     from upscale_opt.masking.zeros import apply_masks
-    from upscale_opt.materializing import materialize
+    from upscale_opt.materializing.materialize import materialize
     from upscale_opt.movement import Movement, moved_bytes
     from upscale_opt.pruning import Pruned, prune, prune_submodules
     from upscale_opt.saving import save

@@ -11,13 +11,20 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import MaterializeError, SchemaError, TraceError
-from upscale_opt.origin import Origin, Stage, kind_of, registered, set_modes, tensors_of
+from upscale_opt.materializing.origin import (
+    Origin,
+    Stage,
+    kind_of,
+    registered,
+    set_modes,
+    tensors_of,
+)
+from upscale_opt.materializing.pruned_module import PrunedModule
+from upscale_opt.materializing.rebuild import rebuild
+from upscale_opt.materializing.stages import stages_of
 from upscale_opt.pruned_file import Contents, Manifest, unpack
-from upscale_opt.pruned_module import PrunedModule
-from upscale_opt.rebuilding import rebuild
 from upscale_opt.settings import difference
 from upscale_opt.solver.checking.check import damage
-from upscale_opt.stages import stages_of
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.running import run_as

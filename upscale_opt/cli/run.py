@@ -110,7 +110,7 @@ def run(
         from upscale_opt.importance import CRITERIA
         from upscale_opt.importance.choosing import choose_masks
         from upscale_opt.masking.zeros import apply_masks
-        from upscale_opt.materializing import materialize
+        from upscale_opt.materializing.materialize import materialize
         from upscale_opt.saving import save
         from upscale_opt.tracing import trace
         from upscale_opt.verifying import verify

@@ -24,7 +24,7 @@ from upscale_opt.errors import TraceError, UpscaleError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.materializing import materialize
+from upscale_opt.materializing.materialize import materialize
 from upscale_opt.models import catalogue
 from upscale_opt.pruning.comparing import deviation
 from upscale_opt.pruning.submodules import prune_submodules

@@ -27,7 +27,7 @@ from upscale_opt.latency.pricing import check, prices
 from upscale_opt.latency.probing import time_launches, time_moves
 from upscale_opt.latency.timing import Passes, Stopwatch, computing_with
 from upscale_opt.masking.zeros import apply_masks
-from upscale_opt.materializing import materialize
+from upscale_opt.materializing.materialize import materialize
 from upscale_opt.solver.api import solve
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors, remake
 

@@ -18,8 +18,8 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.managers.mock import MockModel
 from upscale_opt.masking.zeros import masked_copy, masks_from_model
-from upscale_opt.materializing import materialize
-from upscale_opt.pruned_module import replace
+from upscale_opt.materializing.materialize import materialize
+from upscale_opt.materializing.pruned_module import replace
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.network.segments import Model

@@ -17,7 +17,7 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Layers, Method, Side
 from upscale_opt.masking.zeros import apply_masks
-from upscale_opt.materializing import materialize
+from upscale_opt.materializing.materialize import materialize
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.network.segments import Model

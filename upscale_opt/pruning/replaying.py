@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import VerificationError
-from upscale_opt.pruned_module import PrunedModule, replace
+from upscale_opt.materializing.pruned_module import PrunedModule, replace
 from upscale_opt.pruning.comparing import deviation
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors
 from upscale_opt.verifying import ALLOWED, EXACT

@@ -18,8 +18,8 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Layers, Side
 from upscale_opt.masking.zeros import apply_masks
-from upscale_opt.materializing import materialize
-from upscale_opt.pruned_module import PrunedModule, replace
+from upscale_opt.materializing.materialize import materialize
+from upscale_opt.materializing.pruned_module import PrunedModule, replace
 from upscale_opt.pruning.recording import Calls, inputs_of, record_calls
 from upscale_opt.pruning.replaying import replay
 from upscale_opt.solver.api import solve

@@ -20,7 +20,7 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Segment, find_segments
 from upscale_opt.masking.zeros import apply_masks
-from upscale_opt.materializing import materialize
+from upscale_opt.materializing.materialize import materialize
 from upscale_opt.solver.api import solve
 from upscale_opt.study.records import Method, Row, Side, Store
 from upscale_opt.study.subjects import Subject, batch_size, load_subject, logits_of, share_right

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from upscale_opt.ir import graph as ir
-from upscale_opt.reading import Reading
+from upscale_opt.materializing.state import Reading
 from upscale_opt.tracing.products import attention_arguments
 from upscale_opt.tracing.values import Arrangement, HeadCall
 

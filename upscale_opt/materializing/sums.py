@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from upscale_opt.ir import graph as ir
-from upscale_opt.reading import Reading
+from upscale_opt.materializing.state import Reading
 from upscale_opt.runtime.modules import PlacedSum, Placement
 
 

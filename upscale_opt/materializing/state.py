@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from upscale_opt.concats import Concats
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.solution import Read, Solution
-from upscale_opt.origin import kind_of
+from upscale_opt.materializing.concats import Concats
+from upscale_opt.materializing.origin import kind_of
 from upscale_opt.runtime.modules import Gather
 from upscale_opt.tracing.program import Program
 

@@ -6,8 +6,8 @@ from itertools import zip_longest
 
 import torch
 
-from upscale_opt.origin import Origin, Stage, calls_of, tensors_of
-from upscale_opt.pruned_module import PrunedModule
+from upscale_opt.materializing.origin import Origin, Stage, calls_of, tensors_of
+from upscale_opt.materializing.pruned_module import PrunedModule
 
 
 def stages_of(model: object) -> tuple[Stage, ...]:

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from upscale_opt.ir.base import Document
 from upscale_opt.ir.solution import Solution
-from upscale_opt.origin import Origin, Stage
+from upscale_opt.materializing.origin import Origin, Stage
 
 _HOOKS = (
     "_forward_hooks",

@@ -12,18 +12,18 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from upscale_opt.filling import fill_root, slice_parameters
-from upscale_opt.heads import emit_heads
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Read, Solution
-from upscale_opt.origin import origin_of
-from upscale_opt.protecting import protect
-from upscale_opt.pruned_module import PrunedModule
-from upscale_opt.reading import Reading
+from upscale_opt.materializing.attention import emit_heads
+from upscale_opt.materializing.in_place import protect
+from upscale_opt.materializing.origin import origin_of
+from upscale_opt.materializing.parameters import fill_root, slice_parameters
+from upscale_opt.materializing.pruned_module import PrunedModule
+from upscale_opt.materializing.stages import stages_of
+from upscale_opt.materializing.state import Reading
+from upscale_opt.materializing.sums import Sums
 from upscale_opt.runtime.gather import compact
 from upscale_opt.runtime.modules import OURS, Wanted, require_inputs
-from upscale_opt.stages import stages_of
-from upscale_opt.sums import Sums
 from upscale_opt.tracing.claims import Resize, Sizes
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.resize import resized, takes_sizes

@@ -7,9 +7,9 @@ from torch import nn
 from upscale_opt.errors import MaterializeError, SchemaError, TraceError
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.zeros import masks_from_model
-from upscale_opt.origin import kind_of
-from upscale_opt.pruned_module import PrunedModule
-from upscale_opt.rebuilding import rebuild
+from upscale_opt.materializing.origin import kind_of
+from upscale_opt.materializing.pruned_module import PrunedModule
+from upscale_opt.materializing.rebuild import rebuild
 from upscale_opt.solver.checking.check import damage, losses
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program

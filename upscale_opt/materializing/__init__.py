@@ -1,0 +1,1 @@
+"""From the masked model and a plan to a smaller model."""
