@@ -22,7 +22,7 @@ import upscale_opt as uo
 from upscale_opt.deploying import capture, deploy
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.models import catalogue
-from upscale_opt.pruning.comparing import deviation
+from upscale_opt.verifying.deviation import deviation
 
 NETWORKS = ["resnet50", "densenet121", "mobilenet_v3_small", "shufflenet_v2_x1_0"]
 

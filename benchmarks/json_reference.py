@@ -26,7 +26,7 @@ from upscale_opt.ir.cost_model import KINDS, CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.pruned_file import Manifest
+from upscale_opt.saving.file import Manifest
 from upscale_opt.solver.checking.removal import Removal
 from upscale_opt.solver.comparing import Comparison
 from upscale_opt.solver.problem.instance_file import InstanceFile

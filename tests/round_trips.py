@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 import upscale_opt as uo
 from upscale_opt.materializing.origin import calls_of
 from upscale_opt.materializing.pruned_module import PrunedModule
-from upscale_opt.pruned_file import unpack
+from upscale_opt.saving.file import unpack
 from upscale_opt.tracing.examples import Inputs
 
 

@@ -23,8 +23,8 @@ from upscale_opt.models import catalogue
 from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
 from upscale_opt.models.random_networks import RandomNetwork
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
-from upscale_opt.pruned_file import unpack
 from upscale_opt.runtime.modules import Gather, PlacedSum
+from upscale_opt.saving.file import unpack
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 

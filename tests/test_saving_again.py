@@ -21,8 +21,8 @@ from upscale_opt.materializing.origin import registered
 from upscale_opt.materializing.pruned_module import PrunedModule, replace
 from upscale_opt.models import catalogue
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
-from upscale_opt.pruned_file import unpack
 from upscale_opt.runtime.modules import Gather, PlacedSum
+from upscale_opt.saving.file import unpack
 from upscale_opt.tracing.examples import Inputs
 
 # The pruned model's life before and after.

@@ -39,19 +39,19 @@ if TYPE_CHECKING:
     from upscale_opt.deploying import Deployed, deploy
     from upscale_opt.importance.choosing import choose_masks, magnitude_masks
     from upscale_opt.latency import calibrate, estimate
-    from upscale_opt.loading import load
     from upscale_opt.managers.masking import MaskingManager
     from upscale_opt.managers.pruning import PruningManager
     from upscale_opt.masking.zeros import apply_masks
     from upscale_opt.materializing.materialize import materialize
     from upscale_opt.movement import Movement, moved_bytes
     from upscale_opt.pruning import Pruned, prune, prune_submodules
-    from upscale_opt.saving import save
+    from upscale_opt.saving.load import load
+    from upscale_opt.saving.save import save
     from upscale_opt.tracing import trace
     from upscale_opt.tracing.checking import check_rules
     from upscale_opt.tracing.claims import Claim, RuleError
     from upscale_opt.tracing.rules import Call, local_rules, rule
-    from upscale_opt.verifying import VerificationReport, verify
+    from upscale_opt.verifying.verify import VerificationReport, verify
 
 __version__ = "0.1.0"
 

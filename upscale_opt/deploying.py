@@ -19,11 +19,11 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import DeployError
 from upscale_opt.ir.base import write_atomically
-from upscale_opt.loading import load
 from upscale_opt.pruning import Pruned
-from upscale_opt.pruning.comparing import deviation
-from upscale_opt.saving import save
+from upscale_opt.saving.load import load
+from upscale_opt.saving.save import save
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors
+from upscale_opt.verifying.deviation import deviation
 
 Format = Literal["onnx", "pt2", "safetensors"]
 

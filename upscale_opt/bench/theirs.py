@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import UpscaleError
-from upscale_opt.pruning.comparing import deviation
 from upscale_opt.tracing.examples import Inputs, as_call
+from upscale_opt.verifying.deviation import deviation
 
 ALLOWED = 1e-3
 """How far its result may be from the masked network, in float32."""

@@ -30,7 +30,7 @@ from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
-from upscale_opt.verifying import verify
+from upscale_opt.verifying.verify import verify
 
 BATCH = 2
 """Images to trace with: with one, some reshapes of the batch cannot be told from channels'."""

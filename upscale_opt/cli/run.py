@@ -111,9 +111,9 @@ def run(
         from upscale_opt.importance.choosing import choose_masks
         from upscale_opt.masking.zeros import apply_masks
         from upscale_opt.materializing.materialize import materialize
-        from upscale_opt.saving import save
+        from upscale_opt.saving.save import save
         from upscale_opt.tracing import trace
-        from upscale_opt.verifying import verify
+        from upscale_opt.verifying.verify import verify
 
         place = networks.find_device(device)
         for name in formats:

@@ -26,11 +26,11 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.models import catalogue
-from upscale_opt.pruning.comparing import deviation
 from upscale_opt.pruning.submodules import prune_submodules
 from upscale_opt.solver.api import solve
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import map_tensors
+from upscale_opt.verifying.deviation import deviation
 
 BATCH = 2
 """Images per input: with one, some reshapes of the batch cannot be told from those of channels."""

@@ -25,7 +25,7 @@ from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.network.segments import Model
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
-from upscale_opt.verifying import VerificationReport, verify
+from upscale_opt.verifying.verify import VerificationReport, verify
 
 Channels = Iterable[tuple[str, int]]
 """Pairs of a weight's name (or its module's) and a channel's number."""

@@ -12,9 +12,9 @@ from torch import nn
 
 from upscale_opt.errors import VerificationError
 from upscale_opt.materializing.pruned_module import PrunedModule, replace
-from upscale_opt.pruning.comparing import deviation
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors
-from upscale_opt.verifying import ALLOWED, EXACT
+from upscale_opt.verifying.deviation import deviation
+from upscale_opt.verifying.verify import ALLOWED, EXACT
 
 
 def replay(

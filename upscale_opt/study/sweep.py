@@ -25,7 +25,7 @@ from upscale_opt.solver.api import solve
 from upscale_opt.study.records import Method, Row, Side, Store
 from upscale_opt.study.subjects import Subject, batch_size, load_subject, logits_of, share_right
 from upscale_opt.study.training import Recipe, Tell
-from upscale_opt.verifying import verify
+from upscale_opt.verifying.verify import verify
 
 _RANKED = 100
 """Images that HRank looks at; it decomposes every feature map of each."""

@@ -20,7 +20,7 @@ from upscale_opt.errors import SchemaError
 from upscale_opt.ir.base import Record, first_problem
 from upscale_opt.ir.solution import Solution
 from upscale_opt.materializing.origin import Dtype, Modes, Origin, Stage
-from upscale_opt.settings import Settings
+from upscale_opt.saving.module_settings import Settings
 from upscale_opt.tracing.examples import DTYPES, dtype_name
 
 FORMAT = "upscale-opt"

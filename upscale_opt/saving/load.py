@@ -22,8 +22,8 @@ from upscale_opt.materializing.origin import (
 from upscale_opt.materializing.pruned_module import PrunedModule
 from upscale_opt.materializing.rebuild import rebuild
 from upscale_opt.materializing.stages import stages_of
-from upscale_opt.pruned_file import Contents, Manifest, unpack
-from upscale_opt.settings import difference
+from upscale_opt.saving.file import Contents, Manifest, unpack
+from upscale_opt.saving.module_settings import difference
 from upscale_opt.solver.checking.check import damage
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program

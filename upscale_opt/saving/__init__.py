@@ -1,0 +1,1 @@
+"""The file of a pruned model: written, read, and refused where it does not fit."""

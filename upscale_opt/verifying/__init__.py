@@ -1,0 +1,1 @@
+"""Comparisons of two models: do they compute the same?"""
