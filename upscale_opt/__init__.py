@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from upscale_opt.masking.zeros import apply_masks
     from upscale_opt.materializing.materialize import materialize
     from upscale_opt.movement import Movement, moved_bytes
-    from upscale_opt.pruning import Pruned, prune, prune_submodules
+    from upscale_opt.pruning.prune import Pruned, prune
+    from upscale_opt.pruning.submodules import prune_submodules
     from upscale_opt.saving.load import load
     from upscale_opt.saving.save import save
     from upscale_opt.tracing import trace

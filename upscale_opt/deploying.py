@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import DeployError
 from upscale_opt.ir.base import write_atomically
-from upscale_opt.pruning import Pruned
+from upscale_opt.pruning.prune import Pruned
 from upscale_opt.saving.load import load
 from upscale_opt.saving.save import save
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors
