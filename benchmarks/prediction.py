@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.ir.base import write_atomically
-from upscale_opt.latency.calibrating import Subject, calibrate_all
-from upscale_opt.latency.timing import Stopwatch
+from upscale_opt.measuring.calibrating import Subject, calibrate_all
+from upscale_opt.measuring.timing import Stopwatch
 from upscale_opt.models import catalogue
 
 NETWORKS = [

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt.costs import count_costs
 from upscale_opt.ir.cost_model import KINDS, Check, CostModel, KernelCost
 from upscale_opt.ir.profiles import PROFILES, profile
-from upscale_opt.latency import estimate
-from upscale_opt.latency.calibrating import Subject, calibrate_all
-from upscale_opt.latency.estimating import list_kernels
-from upscale_opt.latency.fitting import Timing, fit, non_negative, relative_error
+from upscale_opt.measuring.calibrating import Subject, calibrate_all
+from upscale_opt.measuring.costs import count_costs
+from upscale_opt.measuring.estimating import estimate, list_kernels
+from upscale_opt.measuring.fitting import Timing, fit, non_negative, relative_error
 
 
 def listed(model: nn.Module, inputs: Any) -> list[tuple[str, int, int]]:

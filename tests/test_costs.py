@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
-from upscale_opt.costs import Costs, count_costs
+from upscale_opt.measuring.costs import Costs, count_costs
 
 DEVICES = [
     "cpu",

@@ -15,9 +15,9 @@ from helpers import Documents, documents_of
 
 import upscale_opt as uo
 from upscale_opt.cli.report import report
-from upscale_opt.costs import count_costs
 from upscale_opt.errors import SchemaError, UpscaleError, VerificationError
 from upscale_opt.ir.ids import parse_ids
+from upscale_opt.measuring.costs import count_costs
 from upscale_opt.models import catalogue
 from upscale_opt.report import page
 from upscale_opt.report.sizes import sizes

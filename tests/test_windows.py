@@ -21,8 +21,8 @@ from torch import nn
 from window_networks import X, dense, posed, stream
 
 import upscale_opt as uo
-from upscale_opt.costs import count_costs
 from upscale_opt.errors import SchemaError, SolverError, UpscaleError
+from upscale_opt.measuring.costs import count_costs
 from upscale_opt.solver.algorithms.registry import solve_instance
 from upscale_opt.solver.algorithms.window_search import relaxed
 from upscale_opt.solver.brute_force import brute_force

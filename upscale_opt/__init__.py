@@ -38,12 +38,13 @@ from upscale_opt.solver.network.coupling import Group, Member, constrain, groups
 if TYPE_CHECKING:
     from upscale_opt.deploying import Deployed, deploy
     from upscale_opt.importance.choosing import choose_masks, magnitude_masks
-    from upscale_opt.latency import calibrate, estimate
     from upscale_opt.managers.masking import MaskingManager
     from upscale_opt.managers.pruning import PruningManager
     from upscale_opt.masking.zeros import apply_masks
     from upscale_opt.materializing.materialize import materialize
-    from upscale_opt.movement import Movement, moved_bytes
+    from upscale_opt.measuring.calibrating import calibrate
+    from upscale_opt.measuring.estimating import estimate
+    from upscale_opt.measuring.moved_bytes import Movement, moved_bytes
     from upscale_opt.pruning.prune import Pruned, prune
     from upscale_opt.pruning.submodules import prune_submodules
     from upscale_opt.saving.load import load

@@ -22,10 +22,10 @@ from upscale_opt.bench.ratios import ratio_of
 from upscale_opt.bench.records import BenchRecord, Cell, Export, Machine, Settings, Time
 from upscale_opt.bench.timing import Call, captured, clock, interleaved, threads
 from upscale_opt.bench.variants import Built, Subject, problem_of
-from upscale_opt.costs import count_costs
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.cost_model import CostModel
-from upscale_opt.movement import moved_bytes
+from upscale_opt.measuring.costs import count_costs
+from upscale_opt.measuring.moved_bytes import moved_bytes
 from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
 
 Tell = Callable[[str], None]

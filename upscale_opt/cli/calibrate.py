@@ -65,7 +65,7 @@ def calibrate(
         import torch
 
         from upscale_opt.cli import networks
-        from upscale_opt.latency.calibrating import Subject, calibrate_all
+        from upscale_opt.measuring.calibrating import Subject, calibrate_all
         from upscale_opt.tracing import trace
 
         place = networks.find_device(device)

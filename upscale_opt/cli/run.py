@@ -105,12 +105,12 @@ def run(
     steps = Steps()
     with steps.step("load PyTorch"):
         from upscale_opt.cli import networks
-        from upscale_opt.costs import count_costs
         from upscale_opt.deploying import check_format, deploy
         from upscale_opt.importance import CRITERIA
         from upscale_opt.importance.choosing import choose_masks
         from upscale_opt.masking.zeros import apply_masks
         from upscale_opt.materializing.materialize import materialize
+        from upscale_opt.measuring.costs import count_costs
         from upscale_opt.saving.save import save
         from upscale_opt.tracing import trace
         from upscale_opt.verifying.verify import verify

@@ -16,7 +16,7 @@ from upscale_opt.solver.comparing import ComparisonRow
 from upscale_opt.solver.network.objectives import UNITS
 
 if TYPE_CHECKING:
-    from upscale_opt.costs import Costs
+    from upscale_opt.measuring.costs import Costs
 
 _MAX_REASONS = 8
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from upscale_opt.costs import count_costs
 from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.measuring.costs import count_costs
 from upscale_opt.study.data import Images, load_dataset
 from upscale_opt.study.names import EFFICIENTNET, PHOTOGRAPHS
 from upscale_opt.study.photographs import efficientnet, held_out_crops, tested_crops

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from upscale_opt.costs import count_costs
 from upscale_opt.importance import CRITERIA, HRank, Importance, Random, Taylor, score_segments
 from upscale_opt.importance.choosing import choose, merge
 from upscale_opt.ir.graph import slices_of
@@ -21,6 +20,7 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Segment, find_segments
 from upscale_opt.masking.zeros import apply_masks
 from upscale_opt.materializing.materialize import materialize
+from upscale_opt.measuring.costs import count_costs
 from upscale_opt.solver.api import solve
 from upscale_opt.study.records import Method, Row, Side, Store
 from upscale_opt.study.subjects import Subject, batch_size, load_subject, logits_of, share_right

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 from torch.nn import functional
 
-from upscale_opt.latency.fitting import Timing
-from upscale_opt.latency.kernels import Watch
-from upscale_opt.latency.timing import Reading, Stopwatch
+from upscale_opt.measuring.fitting import Timing
+from upscale_opt.measuring.kernels import Watch
+from upscale_opt.measuring.timing import Reading, Stopwatch
 from upscale_opt.runtime.gather import compact, gather
 
 _AT_ONCE = 2

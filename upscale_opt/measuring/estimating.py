@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from upscale_opt.costs import composed_attention
 from upscale_opt.ir.cost_model import CostModel
-from upscale_opt.latency.kernels import Kernel, Watch, kernels_of
-from upscale_opt.movement import evaluating
+from upscale_opt.measuring.costs import composed_attention
+from upscale_opt.measuring.kernels import Kernel, Watch, kernels_of
+from upscale_opt.measuring.moved_bytes import evaluating
 from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
 
 

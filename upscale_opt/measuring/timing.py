@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from upscale_opt.latency.fitting import Timing
-from upscale_opt.latency.kernels import Kernel, Watch, kernels_of
+from upscale_opt.measuring.fitting import Timing
+from upscale_opt.measuring.kernels import Kernel, Watch, kernels_of
 
 Reading = Callable[[], float]
 """Nanoseconds, to be asked for when all is done."""

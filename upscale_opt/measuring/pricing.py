@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 
 from upscale_opt.ir.cost_model import Check, CostModel, KernelCost
-from upscale_opt.latency.fitting import Timing, fit, relative_error
-from upscale_opt.latency.kernels import Kernel
-from upscale_opt.latency.timing import Passes
+from upscale_opt.measuring.fitting import Timing, fit, relative_error
+from upscale_opt.measuring.kernels import Kernel
+from upscale_opt.measuring.timing import Passes
 
 
 def prices(

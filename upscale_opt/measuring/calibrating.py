@@ -15,19 +15,19 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from upscale_opt.costs import composed_attention
 from upscale_opt.errors import SolverError
 from upscale_opt.importance.choosing import magnitude_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.profiles import PROFILES
-from upscale_opt.latency.fitting import Timing
-from upscale_opt.latency.pricing import check, prices
-from upscale_opt.latency.probing import time_launches, time_moves
-from upscale_opt.latency.timing import Passes, Stopwatch, computing_with
 from upscale_opt.masking.zeros import apply_masks
 from upscale_opt.materializing.materialize import materialize
+from upscale_opt.measuring.costs import composed_attention
+from upscale_opt.measuring.fitting import Timing
+from upscale_opt.measuring.pricing import check, prices
+from upscale_opt.measuring.probing import time_launches, time_moves
+from upscale_opt.measuring.timing import Passes, Stopwatch, computing_with
 from upscale_opt.solver.api import solve
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors, remake
 

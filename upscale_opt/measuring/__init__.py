@@ -1,0 +1,1 @@
+"""What a model costs: parameters, multiply-adds, bytes moved, and time, predicted or by the clock."""
