@@ -18,9 +18,10 @@ from typing import Any, get_args
 from pages import parser, publish
 from pydantic.json_schema import models_json_schema
 
-from upscale_opt.bench.records import BenchRecord
 from upscale_opt.cli.fronts import Fronts
-from upscale_opt.coverage.records import NetworkRecord
+from upscale_opt.experiments.bench.records import BenchRecord
+from upscale_opt.experiments.coverage.records import NetworkRecord
+from upscale_opt.experiments.study.records import Results
 from upscale_opt.ir.base import SCHEMA_VERSION, Record
 from upscale_opt.ir.cost_model import KINDS, CostModel
 from upscale_opt.ir.graph import ChannelGraph
@@ -30,7 +31,6 @@ from upscale_opt.saving.file import Manifest
 from upscale_opt.solver.checking.removal import Removal
 from upscale_opt.solver.comparing import Comparison
 from upscale_opt.solver.problem.instance_file import InstanceFile
-from upscale_opt.study.records import Results
 
 Model = type[Record]
 

@@ -21,7 +21,7 @@ from removed_weights import SIDES
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt.coverage.masking import mask, survey
+from upscale_opt.experiments.coverage.masking import mask, survey
 from upscale_opt.measuring.moved_bytes import Movement, moved_bytes
 from upscale_opt.models import catalogue
 

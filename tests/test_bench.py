@@ -12,12 +12,13 @@ import torch
 from helpers import call
 from torch import Tensor, nn
 
-from upscale_opt.bench.bars import bars
-from upscale_opt.bench.benching import Task, bench
-from upscale_opt.bench.names import DEFAULT_VARIANTS
-from upscale_opt.bench.page import BEGIN, END, read_page, write_page
-from upscale_opt.bench.ratios import geometric_mean, ratio_of
-from upscale_opt.bench.records import (
+from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.bench.bars import bars
+from upscale_opt.experiments.bench.benching import Task, bench
+from upscale_opt.experiments.bench.names import DEFAULT_VARIANTS
+from upscale_opt.experiments.bench.page import BEGIN, END, read_page, write_page
+from upscale_opt.experiments.bench.ratios import geometric_mean, ratio_of
+from upscale_opt.experiments.bench.records import (
     BenchRecord,
     Cell,
     Export,
@@ -28,11 +29,10 @@ from upscale_opt.bench.records import (
     done_before,
     record_file,
 )
-from upscale_opt.bench.sweeping import record_of
-from upscale_opt.bench.tables import tables
-from upscale_opt.bench.timing import interleaved
-from upscale_opt.bench.variants import Subject, copied_channels
-from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.bench.sweeping import record_of
+from upscale_opt.experiments.bench.tables import tables
+from upscale_opt.experiments.bench.timing import interleaved
+from upscale_opt.experiments.bench.variants import Subject, copied_channels
 
 SMALL = "topology/residual_stage"
 OURS = ("unpruned", "gather", "constrained", "copies", "floor")
@@ -199,7 +199,7 @@ def test_without_the_objective_latency_is_left_out(monkeypatch: pytest.MonkeyPat
     def solve(graph: Any, masks: Any, solver: str = "", **options: int) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("upscale_opt.bench.variants.solve", solve)
+    monkeypatch.setattr("upscale_opt.experiments.bench.variants.solve", solve)
     built = Subject(SMALL, QUICK).built("latency", 1, "contiguous")
     assert built.model is None
     assert "does not minimise latency" in built.export.problem
@@ -209,7 +209,7 @@ def test_one_variants_error_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -
     def broken(*_: object) -> None:
         raise KeyError("nobody's")
 
-    monkeypatch.setattr("upscale_opt.bench.variants.constrain", broken)
+    monkeypatch.setattr("upscale_opt.experiments.bench.variants.constrain", broken)
     settings = QUICK.model_copy(update={"variants": ("unpruned", "constrained", "copies")})
     record = bench(Task(SMALL, settings))
     (cell,) = record.cells
@@ -225,7 +225,7 @@ def test_a_networks_error_is_part_of_its_record(monkeypatch: pytest.MonkeyPatch)
     def broken(*_: object, **__: object) -> None:
         raise MemoryError("full")
 
-    monkeypatch.setattr("upscale_opt.bench.variants.trace", broken)
+    monkeypatch.setattr("upscale_opt.experiments.bench.variants.trace", broken)
     record = bench(Task(SMALL, QUICK))
     assert record.problem == "MemoryError: full"
     assert record.cells == ()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from command_line import call
 
-from upscale_opt.bench.benching import Task
-from upscale_opt.bench.records import BenchRecord, record_file
 from upscale_opt.cli.options import spread
+from upscale_opt.experiments.bench.benching import Task
+from upscale_opt.experiments.bench.records import BenchRecord, record_file
 
 SMALL = "topology/residual_stage"
 
@@ -43,7 +43,7 @@ def test_the_command_fails_if_a_network_does(
             problem = "no trace" if task.name == SMALL else ""
             yield task, BenchRecord(name=task.name, settings=task.settings, problem=problem)
 
-    monkeypatch.setattr("upscale_opt.bench.sweeping.sweep", sweep)
+    monkeypatch.setattr("upscale_opt.experiments.bench.sweeping.sweep", sweep)
     assert call("bench", SMALL, "topology/unet", "--out", str(tmp_path)) == 1
     error = capsys.readouterr().err
     assert "1 of 2 networks could not be timed: topology/residual_stage" in error

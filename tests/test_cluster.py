@@ -17,13 +17,13 @@ import pytest
 from cluster_work import dies, dies_once, fails, named, sleeps, square
 from distributed import LocalCluster
 
-import upscale_opt.cluster
+import upscale_opt.experiments.cluster
 from upscale_opt.cli import main
-from upscale_opt.cluster import Place, run_all
-from upscale_opt.coverage.covering import Task, cover
-from upscale_opt.coverage.records import NetworkRecord
 from upscale_opt.errors import UpscaleError
-from upscale_opt.study.running import run_each
+from upscale_opt.experiments.cluster import Place, run_all
+from upscale_opt.experiments.coverage.covering import Task, cover
+from upscale_opt.experiments.coverage.records import NetworkRecord
+from upscale_opt.experiments.study.running import run_each
 
 CASES = ("topology/dense_block", "topology/residual_stage")
 
@@ -128,7 +128,7 @@ def test_workers_that_are_starting_are_awaited() -> None:
 
 
 def test_no_workers_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upscale_opt.cluster, "PATIENCE", 0.5)
+    monkeypatch.setattr(upscale_opt.experiments.cluster, "PATIENCE", 0.5)
     with (
         started(workers=0) as cluster,
         pytest.raises(UpscaleError, match="has no workers; start some"),
@@ -195,7 +195,7 @@ def test_a_lost_scheduler_is_an_error(tmp_path: Path, capfd: pytest.CaptureFixtu
 def test_a_scheduler_lost_before_it_has_workers_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(upscale_opt.cluster, "PATIENCE", 4.0)
+    monkeypatch.setattr(upscale_opt.experiments.cluster, "PATIENCE", 4.0)
     with scheduler(workers=0) as (process, address):
         killer = threading.Timer(1.5, process.kill)
         killer.start()
@@ -222,7 +222,7 @@ def test_wrong_addresses(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(upscale_opt.cluster, "PATIENCE", 1.0)
+    monkeypatch.setattr(upscale_opt.experiments.cluster, "PATIENCE", 1.0)
     assert call("compare", CASES[0], "--solver", "greedy", *flags, "-o", tmp_path) == code
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ")

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from upscale_opt.cli import main
-from upscale_opt.coverage.covering import Task, cover
-from upscale_opt.coverage.masking import mask, run, survey, zeros
-from upscale_opt.coverage.names import GROUPS
-from upscale_opt.coverage.records import NetworkRecord, Reason, SideRecord
-from upscale_opt.coverage.sweeping import done_before, record_file, record_of, sweep
-from upscale_opt.coverage.table import BEGIN, END, page, summary, tables
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.coverage.covering import Task, cover
+from upscale_opt.experiments.coverage.masking import mask, run, survey, zeros
+from upscale_opt.experiments.coverage.names import GROUPS
+from upscale_opt.experiments.coverage.records import NetworkRecord, Reason, SideRecord
+from upscale_opt.experiments.coverage.sweeping import (
+    done_before,
+    record_file,
+    record_of,
+    sweep,
+)
+from upscale_opt.experiments.coverage.table import BEGIN, END, page, summary, tables
 from upscale_opt.models import catalogue
 
 SMALL = "topology/residual_stage"
@@ -119,7 +124,7 @@ def test_errors_are_part_of_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise KeyError("nobody's")
 
-    monkeypatch.setattr("upscale_opt.coverage.covering.solve", broken)
+    monkeypatch.setattr("upscale_opt.experiments.coverage.covering.solve", broken)
     record = cover(Task(SMALL))
     assert record is not None
     assert not record.lossless
@@ -129,7 +134,9 @@ def test_errors_are_part_of_the_record(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_deviation_is_lossy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("upscale_opt.coverage.covering.deviation", lambda want, got: 1e-9)
+    monkeypatch.setattr(
+        "upscale_opt.experiments.coverage.covering.deviation", lambda want, got: 1e-9
+    )
     record = cover(Task(SMALL))
     assert record is not None
     assert {side.status for side in record.sides} == {"lossy"}
@@ -232,7 +239,7 @@ def test_the_command_fails_if_something_is_lossy(
 ) -> None:
     lossy = a_record(SMALL, "topology", status="lossy", deviation=0.5)
     monkeypatch.setattr(
-        "upscale_opt.coverage.sweeping.sweep",
+        "upscale_opt.experiments.coverage.sweeping.sweep",
         lambda tasks, folder, jobs: iter([(tasks[0], lossy)]),
     )
     assert run_command(SMALL, "--out", str(tmp_path)) == 1

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import upscale_opt as uo
-from upscale_opt.bench.floor import floor
-from upscale_opt.bench.records import Settings
-from upscale_opt.bench.variants import Subject
+from upscale_opt.experiments.bench.floor import floor
+from upscale_opt.experiments.bench.records import Settings
+from upscale_opt.experiments.bench.variants import Subject
 from upscale_opt.runtime.arena import ArenaRead, ArenaWrite
 from upscale_opt.runtime.modules import Gather, PlacedSum
 

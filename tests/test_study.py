@@ -17,17 +17,30 @@ from torch import Tensor, nn
 import upscale_opt as uo
 from upscale_opt.cli import options
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.study import (
+    latency,
+    names,
+    photographs,
+    records,
+    subjects,
+    sweep,
+    training,
+)
+from upscale_opt.experiments.study.data import Dataset, load_dataset
+from upscale_opt.experiments.study.findings import (
+    Pair,
+    at_equal_amounts,
+    at_equal_costs,
+    judge,
+)
+from upscale_opt.experiments.study.plan import Plan
+from upscale_opt.experiments.study.records import Results, Row, Unpruned
+from upscale_opt.experiments.study.report import summary, write_report
+from upscale_opt.experiments.study.sweep import Task, run_task
+from upscale_opt.experiments.study.training import Recipe, recipe_of, train, trained
 from upscale_opt.importance import CRITERIA as DATA_FREE
 from upscale_opt.importance import L2
 from upscale_opt.managers.masking import MaskingManager
-from upscale_opt.study import latency, names, photographs, records, subjects, sweep, training
-from upscale_opt.study.data import Dataset, load_dataset
-from upscale_opt.study.findings import Pair, at_equal_amounts, at_equal_costs, judge
-from upscale_opt.study.plan import Plan
-from upscale_opt.study.records import Results, Row, Unpruned
-from upscale_opt.study.report import summary, write_report
-from upscale_opt.study.sweep import Task, run_task
-from upscale_opt.study.training import Recipe, recipe_of, train, trained
 
 
 @pytest.fixture(scope="module")

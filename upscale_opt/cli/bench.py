@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upscale_opt.bench.names import DEFAULT_VARIANTS, FORMATS, VARIANTS
 from upscale_opt.cli.options import (
     Amount,
     GroupNames,
@@ -28,11 +27,12 @@ from upscale_opt.cli.options import (
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.bench.names import DEFAULT_VARIANTS, FORMATS, VARIANTS
 from upscale_opt.ir.cost_model import CostModel
 
 if TYPE_CHECKING:
-    from upscale_opt.bench.benching import Task
-    from upscale_opt.bench.records import BenchRecord, Settings
+    from upscale_opt.experiments.bench.benching import Task
+    from upscale_opt.experiments.bench.records import BenchRecord, Settings
 
 
 class Dtype(str, Enum):
@@ -147,10 +147,10 @@ def bench(
     cost_models = {path: CostModel.load(path) for path in cost_model}
     steps = Steps()
     with steps.step("load PyTorch"):
-        from upscale_opt.bench.benching import Task
-        from upscale_opt.bench.page import read_page, write_page
-        from upscale_opt.bench.records import Settings, done_before
-        from upscale_opt.bench.tables import summary
+        from upscale_opt.experiments.bench.benching import Task
+        from upscale_opt.experiments.bench.page import read_page, write_page
+        from upscale_opt.experiments.bench.records import Settings, done_before
+        from upscale_opt.experiments.bench.tables import summary
 
     names = named_networks(networks or [], group)
     settings = Settings.model_validate(
@@ -230,7 +230,7 @@ def _sweep(
     records: dict[str, BenchRecord],
 ) -> None:
     """Add the records of all tasks to ``records``; also if interrupted on the way."""
-    from upscale_opt.bench.sweeping import sweep
+    from upscale_opt.experiments.bench.sweeping import sweep
 
     if not tasks:
         return
@@ -257,7 +257,7 @@ def _line(record: BenchRecord) -> str:
 
 def _command(networks: Sequence[str], groups: Sequence[str], settings: Settings) -> str:
     """The command that a page says it was written by."""
-    from upscale_opt.bench.records import Settings
+    from upscale_opt.experiments.bench.records import Settings
 
     words = ["upscale-opt", "bench", *networks]
     if groups:

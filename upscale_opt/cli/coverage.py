@@ -21,13 +21,13 @@ from upscale_opt.cli.options import (
 from upscale_opt.cli.place import Backend, BackendOption, Jobs, Scheduler, place_of
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
-from upscale_opt.cluster import Place
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.cluster import Place
 from upscale_opt.ir.base import write_atomically
 
 if TYPE_CHECKING:
-    from upscale_opt.coverage.covering import Task
-    from upscale_opt.coverage.records import NetworkRecord
+    from upscale_opt.experiments.coverage.covering import Task
+    from upscale_opt.experiments.coverage.records import NetworkRecord
 
 
 class Precision(str, Enum):
@@ -82,9 +82,9 @@ def coverage(
     place = place_of(jobs, backend, scheduler)
     steps = Steps()
     with steps.step("load PyTorch"):
-        from upscale_opt.coverage import sweeping
-        from upscale_opt.coverage.covering import Task
-        from upscale_opt.coverage.table import summary
+        from upscale_opt.experiments.coverage import sweeping
+        from upscale_opt.experiments.coverage.covering import Task
+        from upscale_opt.experiments.coverage.table import summary
 
     names = named_networks(networks or [], group)
     check_folder(out)
@@ -125,7 +125,7 @@ def _sweep(
     records: dict[str, NetworkRecord],
 ) -> None:
     """Add the records of all tasks to ``records``; also if interrupted on the way."""
-    from upscale_opt.coverage.sweeping import sweep, sweep_on
+    from upscale_opt.experiments.coverage.sweeping import sweep, sweep_on
 
     if not tasks:
         return
@@ -171,7 +171,7 @@ def _with_tables(page: Path, records: Sequence[NetworkRecord], heading: str) -> 
     Raises:
         UpscaleError: if it has none.
     """
-    from upscale_opt.coverage import table
+    from upscale_opt.experiments.coverage import table
 
     before = page.read_text(encoding="utf-8") if page.exists() else None
     try:

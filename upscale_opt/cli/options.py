@@ -11,14 +11,14 @@ from typing import Annotated
 
 import typer
 
-from upscale_opt.bench.names import FORMATS, VARIANTS
-from upscale_opt.coverage.names import ALL, GROUPS
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.bench.names import FORMATS, VARIANTS
+from upscale_opt.experiments.coverage.names import ALL, GROUPS
+from upscale_opt.experiments.study.names import CRITERIA, DATA, METHODS, NETS
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.profiles import PROFILES, profile
 from upscale_opt.solver.algorithms.registry import SOLVERS
 from upscale_opt.solver.network.objectives import OBJECTIVES
-from upscale_opt.study.names import CRITERIA, DATA, METHODS, NETS
 
 
 class Side(str, Enum):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from upscale_opt.cluster import Place
+from upscale_opt.experiments.cluster import Place
 
 
 class Backend(str, Enum):

@@ -12,12 +12,19 @@ from upscale_opt.cli.options import Amounts, Side, SideOption, check_file, check
 from upscale_opt.cli.place import Backend, BackendOption, Jobs, Scheduler, place_of
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
-from upscale_opt.cluster import Place
-from upscale_opt.study.names import CRITERIA, DATA, METHODS, NETS, TRAINED, WEIGHT_DECAY
+from upscale_opt.experiments.cluster import Place
+from upscale_opt.experiments.study.names import (
+    CRITERIA,
+    DATA,
+    METHODS,
+    NETS,
+    TRAINED,
+    WEIGHT_DECAY,
+)
 
 if TYPE_CHECKING:
-    from upscale_opt.study.records import Row, Unpruned
-    from upscale_opt.study.running import Work
+    from upscale_opt.experiments.study.records import Row, Unpruned
+    from upscale_opt.experiments.study.running import Work
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -94,13 +101,13 @@ def study(
     place = place_of(jobs, backend, scheduler)
     steps = Steps()
     with steps.step("load PyTorch"):
-        from upscale_opt.study import writing
-        from upscale_opt.study.latency import measure_task
-        from upscale_opt.study.plan import Plan
-        from upscale_opt.study.records import Results
-        from upscale_opt.study.report import summary
-        from upscale_opt.study.running import prepare
-        from upscale_opt.study.sweep import run_task
+        from upscale_opt.experiments.study import writing
+        from upscale_opt.experiments.study.latency import measure_task
+        from upscale_opt.experiments.study.plan import Plan
+        from upscale_opt.experiments.study.records import Results
+        from upscale_opt.experiments.study.report import summary
+        from upscale_opt.experiments.study.running import prepare
+        from upscale_opt.experiments.study.sweep import run_task
 
     for file in (page, *(out / name for name in writing.FILES)):
         check_file(file)
@@ -154,7 +161,7 @@ def _carry_out(
     found: dict[int, Result],
 ) -> None:
     """Add what becomes of each item to ``found``, by its number; also if interrupted on the way."""
-    from upscale_opt.study.running import run_each
+    from upscale_opt.experiments.study.running import run_each
 
     with steps.step(name) as tell:
         for number, result in run_each(work, items, cache, place, tell):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from itertools import product
 
-from upscale_opt.study.names import (
+from upscale_opt.experiments.study.names import (
     AMOUNTS,
     CRITERIA,
     DATA,
@@ -16,10 +16,10 @@ from upscale_opt.study.names import (
     TRAINED,
     WEIGHT_DECAY,
 )
-from upscale_opt.study.records import Method, Side
-from upscale_opt.study.subjects import pretrained
-from upscale_opt.study.sweep import Task
-from upscale_opt.study.training import Recipe, recipe_of
+from upscale_opt.experiments.study.records import Method, Side
+from upscale_opt.experiments.study.subjects import pretrained
+from upscale_opt.experiments.study.sweep import Task
+from upscale_opt.experiments.study.training import Recipe, recipe_of
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 
-from upscale_opt.study.findings import DRAW, LOST, Pair, judge
-from upscale_opt.study.names import PHOTOGRAPHS, WEIGHT_DECAY
-from upscale_opt.study.records import Results, Row, Unpruned
-from upscale_opt.study.sections import Section, percent, points, table_row, table_rule
+from upscale_opt.experiments.study.findings import DRAW, LOST, Pair, judge
+from upscale_opt.experiments.study.names import PHOTOGRAPHS, WEIGHT_DECAY
+from upscale_opt.experiments.study.records import Results, Row, Unpruned
+from upscale_opt.experiments.study.sections import (
+    Section,
+    percent,
+    points,
+    table_row,
+    table_rule,
+)
 
 Pictures = Mapping[str, Sequence[tuple[str, str]]]
 """For every data set, titles and links of its pictures."""

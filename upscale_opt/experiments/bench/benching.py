@@ -16,13 +16,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from upscale_opt.bench.floor import floor
-from upscale_opt.bench.names import BASES
-from upscale_opt.bench.ratios import ratio_of
-from upscale_opt.bench.records import BenchRecord, Cell, Export, Machine, Settings, Time
-from upscale_opt.bench.timing import Call, captured, clock, interleaved, threads
-from upscale_opt.bench.variants import Built, Subject, problem_of
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.bench.floor import floor
+from upscale_opt.experiments.bench.names import BASES
+from upscale_opt.experiments.bench.ratios import ratio_of
+from upscale_opt.experiments.bench.records import (
+    BenchRecord,
+    Cell,
+    Export,
+    Machine,
+    Settings,
+    Time,
+)
+from upscale_opt.experiments.bench.timing import (
+    Call,
+    captured,
+    clock,
+    interleaved,
+    threads,
+)
+from upscale_opt.experiments.bench.variants import Built, Subject, problem_of
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.measuring.costs import count_costs
 from upscale_opt.measuring.moved_bytes import moved_bytes

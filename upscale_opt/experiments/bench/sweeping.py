@@ -11,8 +11,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from upscale_opt.bench.benching import Task, bench
-from upscale_opt.bench.records import BenchRecord, record_file
+from upscale_opt.experiments.bench.benching import Task, bench
+from upscale_opt.experiments.bench.records import BenchRecord, record_file
 
 Tell = Callable[[str], None]
 

@@ -12,6 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from upscale_opt.experiments.study.records import Method, Row, Side, Store
+from upscale_opt.experiments.study.subjects import (
+    Subject,
+    batch_size,
+    load_subject,
+    logits_of,
+    share_right,
+)
+from upscale_opt.experiments.study.training import Recipe, Tell
 from upscale_opt.importance import CRITERIA, HRank, Importance, Random, Taylor, score_segments
 from upscale_opt.importance.choosing import choose, merge
 from upscale_opt.ir.graph import slices_of
@@ -22,9 +31,6 @@ from upscale_opt.masking.zeros import apply_masks
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.measuring.costs import count_costs
 from upscale_opt.solver.api import solve
-from upscale_opt.study.records import Method, Row, Side, Store
-from upscale_opt.study.subjects import Subject, batch_size, load_subject, logits_of, share_right
-from upscale_opt.study.training import Recipe, Tell
 from upscale_opt.verifying.verify import verify
 
 _RANKED = 100
@@ -43,7 +49,7 @@ class Task:
 
     Attributes:
         recipe: the network.
-        criterion: one of :data:`upscale_opt.study.names.CRITERIA`.
+        criterion: one of :data:`upscale_opt.experiments.study.names.CRITERIA`.
         methods: with and without constraints.
         side: which channels of layers to drop.
         is_global: rank all layers' channels together.

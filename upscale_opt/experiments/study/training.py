@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.study.data import Dataset, Images
+from upscale_opt.experiments.study.names import WEIGHT_DECAY
 from upscale_opt.ir.base import Record, write_atomically
 from upscale_opt.models.small_networks import build_small
-from upscale_opt.study.data import Dataset, Images
-from upscale_opt.study.names import WEIGHT_DECAY
 
 Tell = Callable[[str], None]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from upscale_opt.study.findings import (
+from upscale_opt.experiments.study.findings import (
     Cost,
     Pair,
     Spread,
@@ -15,8 +15,8 @@ from upscale_opt.study.findings import (
     over_seeds,
     value_of,
 )
-from upscale_opt.study.names import METHODS, PHOTOGRAPHS
-from upscale_opt.study.records import Results, Row
+from upscale_opt.experiments.study.names import METHODS, PHOTOGRAPHS
+from upscale_opt.experiments.study.records import Results, Row
 
 _WORDS: dict[Cost, str] = {"multiply_adds": "multiply-adds", "latency": "latency"}
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from upscale_opt.bench.bars import bars, cell_of, cells_of, ratios, worst
-from upscale_opt.bench.names import BASES, MODES, VARIANTS
-from upscale_opt.bench.ratios import geometric_mean
-from upscale_opt.bench.records import BenchRecord, Cell, Time
+from upscale_opt.experiments.bench.bars import bars, cell_of, cells_of, ratios, worst
+from upscale_opt.experiments.bench.names import BASES, MODES, VARIANTS
+from upscale_opt.experiments.bench.ratios import geometric_mean
+from upscale_opt.experiments.bench.records import BenchRecord, Cell, Time
 
 Key = tuple[int, str, str]
 

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import product
 
-from upscale_opt.coverage.records import NetworkRecord, SideRecord
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.coverage.records import NetworkRecord, SideRecord
 
 BEGIN = "<!-- coverage:begin -->"
 END = "<!-- coverage:end -->"

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from upscale_opt.bench.bars import cell_of, cells_of
-from upscale_opt.bench.names import BASES
-from upscale_opt.bench.records import BenchRecord
-from upscale_opt.bench.tables import asked, title
 from upscale_opt.cli.pictures import STYLE
+from upscale_opt.experiments.bench.bars import cell_of, cells_of
+from upscale_opt.experiments.bench.names import BASES
+from upscale_opt.experiments.bench.records import BenchRecord
+from upscale_opt.experiments.bench.tables import asked, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from upscale_opt.bench.names import PER_CELL
-from upscale_opt.bench.records import Export, Settings
-from upscale_opt.bench.theirs import export_by_upscale
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.bench.names import PER_CELL
+from upscale_opt.experiments.bench.records import Export, Settings
+from upscale_opt.experiments.bench.theirs import export_by_upscale
 from upscale_opt.importance.choosing import magnitude_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Opaque
@@ -43,7 +43,7 @@ class Built:
     Attributes:
         export: what is known of it.
         model: in float32 on the CPU, in evaluation mode; ``None`` if there is none. For the floor,
-            the export that it is to be made of (:func:`upscale_opt.bench.floor.floor`).
+            the export that it is to be made of (:func:`upscale_opt.experiments.bench.floor.floor`).
         graph: the channel graph of its original, for exports of ours.
     """
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from upscale_opt.errors import UpscaleError
-from upscale_opt.study.data import need
+from upscale_opt.experiments.study.data import need
 
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)

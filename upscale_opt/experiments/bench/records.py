@@ -73,7 +73,7 @@ class Export(Record):
     """One variant of a network, apart from its time.
 
     Attributes:
-        variant: its name; see :data:`upscale_opt.bench.names.VARIANTS`.
+        variant: its name; see :data:`upscale_opt.experiments.bench.names.VARIANTS`.
         batch: the batch size that it was made for; ``None`` if for all.
         format: the same of the memory format.
         problem: why there is none; empty if there is one.
@@ -143,7 +143,7 @@ class Cell(Record):
     Attributes:
         batch: the batch size.
         format: the memory format.
-        mode: how they were run; see :data:`upscale_opt.bench.names.MODES`.
+        mode: how they were run; see :data:`upscale_opt.experiments.bench.names.MODES`.
         rounds: how often each was.
         times: one per variant.
     """

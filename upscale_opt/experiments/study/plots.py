@@ -7,9 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from upscale_opt.cli.pictures import STYLE
-from upscale_opt.study.findings import Spread, over_seeds, share_of, value_of
-from upscale_opt.study.names import METHODS
-from upscale_opt.study.records import Row, Unpruned
+from upscale_opt.experiments.study.findings import (
+    Spread,
+    over_seeds,
+    share_of,
+    value_of,
+)
+from upscale_opt.experiments.study.names import METHODS
+from upscale_opt.experiments.study.records import Row, Unpruned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

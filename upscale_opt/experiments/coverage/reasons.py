@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from upscale_opt.coverage.records import Reason
+from upscale_opt.experiments.coverage.records import Reason
 from upscale_opt.ir.graph import ChannelGraph, Opaque
 
 _CODE = ("aten.", "torch.", "torchvision.", "operator.", "math.")

@@ -9,13 +9,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from upscale_opt.experiments.study.data import Images, load_dataset
+from upscale_opt.experiments.study.names import EFFICIENTNET, PHOTOGRAPHS
+from upscale_opt.experiments.study.photographs import (
+    efficientnet,
+    held_out_crops,
+    tested_crops,
+)
+from upscale_opt.experiments.study.records import Unpruned
+from upscale_opt.experiments.study.training import Recipe, Tell, trained
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.measuring.costs import count_costs
-from upscale_opt.study.data import Images, load_dataset
-from upscale_opt.study.names import EFFICIENTNET, PHOTOGRAPHS
-from upscale_opt.study.photographs import efficientnet, held_out_crops, tested_crops
-from upscale_opt.study.records import Unpruned
-from upscale_opt.study.training import Recipe, Tell, trained
 from upscale_opt.tracing import trace
 
 _LARGE = 64

@@ -17,10 +17,17 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from upscale_opt.coverage.masking import Survey, mask, run, survey, zeros
-from upscale_opt.coverage.reasons import reasons
-from upscale_opt.coverage.records import EXACT, GIANT, ROUGH, SIDES, NetworkRecord, SideRecord
 from upscale_opt.errors import TraceError, UpscaleError
+from upscale_opt.experiments.coverage.masking import Survey, mask, run, survey, zeros
+from upscale_opt.experiments.coverage.reasons import reasons
+from upscale_opt.experiments.coverage.records import (
+    EXACT,
+    GIANT,
+    ROUGH,
+    SIDES,
+    NetworkRecord,
+    SideRecord,
+)
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution

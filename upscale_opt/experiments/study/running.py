@@ -9,10 +9,10 @@ from typing import TypeVar
 
 import torch
 
-from upscale_opt.cluster import Place, run_all
-from upscale_opt.study.records import Unpruned
-from upscale_opt.study.subjects import load_subject
-from upscale_opt.study.training import Recipe, Tell
+from upscale_opt.experiments.cluster import Place, run_all
+from upscale_opt.experiments.study.records import Unpruned
+from upscale_opt.experiments.study.subjects import load_subject
+from upscale_opt.experiments.study.training import Recipe, Tell
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from upscale_opt.study.records import Row
-from upscale_opt.study.subjects import load_subject
-from upscale_opt.study.sweep import Task, export, run_task, scored_segments
-from upscale_opt.study.training import Tell
+from upscale_opt.experiments.study.records import Row
+from upscale_opt.experiments.study.subjects import load_subject
+from upscale_opt.experiments.study.sweep import Task, export, run_task, scored_segments
+from upscale_opt.experiments.study.training import Tell
 
 _ROUNDS = 9
 _WARM_UP = 1

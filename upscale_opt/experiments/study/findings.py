@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from upscale_opt.study.records import Row, Unpruned
+from upscale_opt.experiments.study.records import Row, Unpruned
 
 Cost = Literal["multiply_adds", "latency"]
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import torch
 
-from upscale_opt.ir.base import write_atomically
-from upscale_opt.study.names import PHOTOGRAPHS
-from upscale_opt.study.plots import (
+from upscale_opt.experiments.study.names import PHOTOGRAPHS
+from upscale_opt.experiments.study.plots import (
     draw_against_amount,
     draw_against_latency,
     draw_against_multiply_adds,
 )
-from upscale_opt.study.records import Results, Row
-from upscale_opt.study.report import write_report
+from upscale_opt.experiments.study.records import Results, Row
+from upscale_opt.experiments.study.report import write_report
+from upscale_opt.ir.base import write_atomically
 
 FILES = ("results.csv", "results.json")
 

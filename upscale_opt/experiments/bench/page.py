@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from upscale_opt.bench.plots import Plot, plots
-from upscale_opt.bench.records import BenchRecord
-from upscale_opt.bench.tables import tables
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.bench.plots import Plot, plots
+from upscale_opt.experiments.bench.records import BenchRecord
+from upscale_opt.experiments.bench.tables import tables
 from upscale_opt.ir.base import write_atomically
 
 BEGIN = "<!-- bench:begin -->"

@@ -20,10 +20,10 @@ from typing import Protocol
 
 import torch
 
-from upscale_opt.cluster import Place, run_all
-from upscale_opt.coverage.covering import Task, cover
-from upscale_opt.coverage.records import NetworkRecord
 from upscale_opt.errors import SchemaError
+from upscale_opt.experiments.cluster import Place, run_all
+from upscale_opt.experiments.coverage.covering import Task, cover
+from upscale_opt.experiments.coverage.records import NetworkRecord
 from upscale_opt.models import catalogue
 
 _GLANCE = 1.0

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from upscale_opt.bench.records import Ratio
+from upscale_opt.experiments.bench.records import Ratio
 
 RESAMPLES = 2000
 """How often the rounds are drawn anew to see how much their median varies."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from upscale_opt.bench.ratios import geometric_mean
-from upscale_opt.bench.records import BenchRecord, Cell
+from upscale_opt.experiments.bench.ratios import geometric_mean
+from upscale_opt.experiments.bench.records import BenchRecord, Cell
 
 DENSE = ("densenet121", "densenet169", "densenet201")
 

@@ -1,0 +1,1 @@
+"""Measurements over many networks: how fast exports are, what is supported, and what pruning costs."""
