@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from upscale_opt.errors import SolverError
-from upscale_opt.models.handmade_instances import NETWORK_LIKE, POISONED, WITH_WISHES
-from upscale_opt.models.instances import one_space, with_measure
-from upscale_opt.models.obstructions import Obstruction, obstruction
-from upscale_opt.models.random_instances import (
+from upscale_opt.models.instances.from_sets import one_space, with_measure
+from upscale_opt.models.instances.handmade import NETWORK_LIKE, POISONED, WITH_WISHES
+from upscale_opt.models.instances.obstructions import Obstruction, obstruction
+from upscale_opt.models.instances.random import (
     GENERATORS,
     chains,
     correlated,

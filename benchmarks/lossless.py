@@ -32,15 +32,15 @@ from torch.utils import _pytree as pytree
 
 import upscale_opt as uo
 from upscale_opt.models import catalogue
-from upscale_opt.models.random_masks import (
+from upscale_opt.models.generated.masks import (
     HARSH,
     STYLES,
     Side,
     apply_weight_masks,
     random_weight_masks,
 )
-from upscale_opt.models.random_networks import random_network
-from upscale_opt.models.random_programs import Kinds
+from upscale_opt.models.generated.networks import random_network
+from upscale_opt.models.generated.programs import Kinds
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
 
 EXACT = 1e-10

@@ -16,8 +16,8 @@ import torch
 
 import upscale_opt as uo
 from upscale_opt.models import catalogue
-from upscale_opt.models.instances import one_space, with_measure
-from upscale_opt.models.random_instances import (
+from upscale_opt.models.instances.from_sets import one_space, with_measure
+from upscale_opt.models.instances.random import (
     chains,
     correlated,
     dense_block,

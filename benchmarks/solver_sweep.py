@@ -29,8 +29,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from upscale_opt.models.instances import with_measure
-from upscale_opt.models.random_instances import random_instance
+from upscale_opt.models.instances.from_sets import with_measure
+from upscale_opt.models.instances.random import random_instance
 from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.problem.instance import (

@@ -1,1 +1,1 @@
-"""Networks to prune: the catalogue, topologies, random ones; masks; and instances without any."""
+"""Networks to prune: the catalogue, topologies, small ones to train, and generated ones."""

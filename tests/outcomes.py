@@ -6,8 +6,8 @@ import random
 
 from hypothesis import strategies as st
 
-from upscale_opt.models.instances import one_space, with_measure
-from upscale_opt.models.random_instances import random_instance
+from upscale_opt.models.instances.from_sets import one_space, with_measure
+from upscale_opt.models.instances.random import random_instance
 from upscale_opt.solver.algorithms.registry import SOLVERS
 from upscale_opt.solver.problem.instance import (
     Instance,

@@ -6,9 +6,15 @@ import random
 
 from hypothesis import strategies as st
 
-from upscale_opt.models.random_masks import HARSH, STYLES, Side, WeightMasks, random_weight_masks
-from upscale_opt.models.random_networks import RandomNetwork, random_network
-from upscale_opt.models.random_programs import Kinds
+from upscale_opt.models.generated.masks import (
+    HARSH,
+    STYLES,
+    Side,
+    WeightMasks,
+    random_weight_masks,
+)
+from upscale_opt.models.generated.networks import RandomNetwork, random_network
+from upscale_opt.models.generated.programs import Kinds
 
 SEEDS = st.integers(0, 2**20)
 """What a network or masks are drawn from. One integer shrinks better than a stream of draws."""

@@ -20,7 +20,11 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.models import catalogue
-from upscale_opt.models.random_masks import Side, apply_weight_masks, random_weight_masks
+from upscale_opt.models.generated.masks import (
+    Side,
+    apply_weight_masks,
+    random_weight_masks,
+)
 from upscale_opt.models.topologies import example_inputs
 from upscale_opt.runtime.arena import ArenaRead, ArenaWrite
 from upscale_opt.solver.algorithms.registry import solve_instance

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from outcomes import check, instances
 
-from upscale_opt.models.instances import one_space, with_measure
-from upscale_opt.models.random_instances import dense_block, independent
+from upscale_opt.models.instances.from_sets import one_space, with_measure
+from upscale_opt.models.instances.random import dense_block, independent
 from upscale_opt.solver.algorithms import blocks as blocks_solver
 from upscale_opt.solver.algorithms.block_parts import parts_of, relaxed_bound
 from upscale_opt.solver.algorithms.blocks import solve_blocks

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from outcomes import are_orders, instances
 
 from upscale_opt.errors import SolverError
-from upscale_opt.models.instances import of_parts, one_space, with_measure
+from upscale_opt.models.instances.from_sets import of_parts, one_space, with_measure
 from upscale_opt.solver.brute_force import MAX_CHANNELS, brute_force, brute_force_orders
 from upscale_opt.solver.problem.instance import (
     Instance,

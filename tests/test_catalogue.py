@@ -12,7 +12,8 @@ from helpers import call
 from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import UpscaleError
-from upscale_opt.models import catalogue, catalogue_timm
+from upscale_opt.models import catalogue
+from upscale_opt.models.catalogue import timm as catalogue_timm
 
 SIZES = {
     "classification": 80,

@@ -253,7 +253,7 @@ def test_jobs_change_nothing_but_the_time(tmp_path: Path, capsys: Output) -> Non
 @pytest.fixture(scope="module")
 def instances(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two instance files, of one name."""
-    from upscale_opt.models.random_instances import random_instance
+    from upscale_opt.models.instances.random import random_instance
 
     folder = tmp_path_factory.mktemp("instances")
     files = [folder / "first.json", folder / "second.json"]

@@ -18,8 +18,8 @@ import upscale_opt as uo
 from upscale_opt.masking.segments import Side, find_segments
 from upscale_opt.masking.zeros import masked_copy
 from upscale_opt.models import catalogue
-from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
-from upscale_opt.models.random_networks import RandomNetwork
+from upscale_opt.models.generated.masks import WeightMasks, apply_weight_masks
+from upscale_opt.models.generated.networks import RandomNetwork
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
 
 X = torch.zeros(1, 3, 4, 4)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from ortools.sat.python import cp_model
 from outcomes import check, instances, random_sets
 
-from upscale_opt.models.instances import with_measure
-from upscale_opt.models.random_instances import dense_block, independent
+from upscale_opt.models.instances.from_sets import with_measure
+from upscale_opt.models.instances.random import dense_block, independent
 from upscale_opt.solver.algorithms import (
     direct,
     direct_blocks,

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from outcomes import check, instances, random_sets, terms_of_proof
 
-from upscale_opt.models.handmade_instances import HANDMADE
-from upscale_opt.models.random_instances import dense_block
+from upscale_opt.models.instances.handmade import HANDMADE
+from upscale_opt.models.instances.random import dense_block
 from upscale_opt.solver.algorithms.exact import solve_exact
 from upscale_opt.solver.algorithms.greedy import greedy_orders, solve_greedy
 from upscale_opt.solver.algorithms.identity import solve_identity

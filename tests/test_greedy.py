@@ -21,10 +21,10 @@ from strategies import network_and_masks
 from torch.utils import _pytree as pytree
 
 import upscale_opt as uo
-from upscale_opt.models.instances import of_parts, one_space, with_pieces
-from upscale_opt.models.random_instances import laminar
-from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
-from upscale_opt.models.random_networks import RandomNetwork
+from upscale_opt.models.generated.masks import WeightMasks, apply_weight_masks
+from upscale_opt.models.generated.networks import RandomNetwork
+from upscale_opt.models.instances.from_sets import of_parts, one_space, with_pieces
+from upscale_opt.models.instances.random import laminar
 from upscale_opt.solver.algorithms.greedy import greedy_orders, solve_greedy
 from upscale_opt.solver.network.objectives import OBJECTIVES
 from upscale_opt.solver.network.segments import find_segments

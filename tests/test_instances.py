@@ -15,10 +15,15 @@ from hypothesis import strategies as st
 from outcomes import instances
 
 from upscale_opt.errors import SchemaError, UpscaleError
-from upscale_opt.models.handmade_instances import HANDMADE, NETWORK_LIKE
-from upscale_opt.models.instances import of_parts, one_space, with_measure, with_pieces
-from upscale_opt.models.obstructions import obstruction
-from upscale_opt.models.random_instances import (
+from upscale_opt.models.instances.from_sets import (
+    of_parts,
+    one_space,
+    with_measure,
+    with_pieces,
+)
+from upscale_opt.models.instances.handmade import HANDMADE, NETWORK_LIKE
+from upscale_opt.models.instances.obstructions import obstruction
+from upscale_opt.models.instances.random import (
     GENERATORS,
     chains,
     correlated,
@@ -160,8 +165,8 @@ def test_parts_make_demands() -> None:
 
 def test_instances_need_no_torch() -> None:
     program = (
-        "import sys, upscale_opt.solver.problem.instance_file, upscale_opt.models.random_instances\n"
-        "import upscale_opt.models.handmade_instances, upscale_opt.solver.brute_force\n"
+        "import sys, upscale_opt.solver.problem.instance_file, upscale_opt.models.instances.random\n"
+        "import upscale_opt.models.instances.handmade, upscale_opt.solver.brute_force\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from outcomes import are_orders, check, instances, random_sets
 from test_direct import tight
 
-from upscale_opt.models.handmade_instances import HANDMADE
-from upscale_opt.models.instances import with_measure
-from upscale_opt.models.random_instances import dense_block, independent
+from upscale_opt.models.instances.from_sets import with_measure
+from upscale_opt.models.instances.handmade import HANDMADE
+from upscale_opt.models.instances.random import dense_block, independent
 from upscale_opt.solver.algorithms import local_blocks
 from upscale_opt.solver.algorithms.greedy import solve_greedy
 from upscale_opt.solver.algorithms.identity import solve_identity

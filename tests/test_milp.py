@@ -21,7 +21,7 @@ from outcomes import check, is_solved, random_sets
 from test_direct import heavy, tight
 
 from upscale_opt.errors import SolverError
-from upscale_opt.models.instances import with_measure
+from upscale_opt.models.instances.from_sets import with_measure
 from upscale_opt.solver.algorithms import milp
 from upscale_opt.solver.algorithms.exact import solve_exact
 from upscale_opt.solver.algorithms.exact_master import Master, Relaxed
@@ -348,7 +348,7 @@ def test_neither_pulp_nor_highspy_comes_into_this_process() -> None:
     """HiGHS and OR-Tools have versions of one library, and whichever comes second fails."""
     code = (
         "import sys; from upscale_opt.solver.algorithms.registry import SOLVERS; "
-        "from upscale_opt.models.handmade_instances import HANDMADE; "
+        "from upscale_opt.models.instances.handmade import HANDMADE; "
         "SOLVERS['pulp'](HANDMADE['cycle-of-pairs'], time_limit=60); "
         "assert not {'pulp', 'highspy'} & set(sys.modules)"
     )

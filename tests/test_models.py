@@ -18,8 +18,9 @@ from strategies import network_and_masks, networks
 from torch import Tensor, fx, nn
 
 from upscale_opt.errors import UpscaleError
-from upscale_opt.models import catalogue, random_blocks, topologies
-from upscale_opt.models.random_masks import (
+from upscale_opt.models import blocks as random_blocks
+from upscale_opt.models import catalogue, topologies
+from upscale_opt.models.generated.masks import (
     PrunableWeight,
     Side,
     WeightMasks,
@@ -27,9 +28,9 @@ from upscale_opt.models.random_masks import (
     prunable_weights,
     random_weight_masks,
 )
-from upscale_opt.models.random_networks import RandomNetwork, random_network
-from upscale_opt.models.random_programs import Kinds
-from upscale_opt.models.random_steps import STEPS
+from upscale_opt.models.generated.networks import RandomNetwork, random_network
+from upscale_opt.models.generated.programs import Kinds
+from upscale_opt.models.generated.steps import STEPS
 
 # `y += x` on a `torch.fx.Proxy` is recorded as `y + x`: plain symbolic tracing changes the model.
 MISTRACED_BY_FX = {"inplace_add_aliased"}

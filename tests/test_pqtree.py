@@ -11,7 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from upscale_opt.models.obstructions import OBSTRUCTIONS, Obstruction, obstruction
+from upscale_opt.models.instances.obstructions import (
+    OBSTRUCTIONS,
+    Obstruction,
+    obstruction,
+)
 from upscale_opt.solver.problem import pqtree
 from upscale_opt.solver.problem.pqtree import End, Node, PNode, PQTree, places_of
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from outcomes import instances, random_sets, terms_of_proof
 
-from upscale_opt.models.handmade_instances import HANDMADE
+from upscale_opt.models.instances.handmade import HANDMADE
 from upscale_opt.solver.algorithms.exact import solve_exact
 from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.problem.instance import Case, Group, Instance, Proof

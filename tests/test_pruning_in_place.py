@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 import upscale_opt as uo
-from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
-from upscale_opt.models.random_networks import RandomNetwork
+from upscale_opt.models.generated.masks import WeightMasks, apply_weight_masks
+from upscale_opt.models.generated.networks import RandomNetwork
 
 X = images(2, 32)
 

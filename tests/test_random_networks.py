@@ -21,8 +21,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import upscale_opt as uo
-from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
-from upscale_opt.models.random_networks import RandomNetwork, random_network
+from upscale_opt.models.generated.masks import WeightMasks, apply_weight_masks
+from upscale_opt.models.generated.networks import RandomNetwork, random_network
 
 COMMAND = BENCHMARKS / "lossless.py"
 

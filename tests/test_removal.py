@@ -23,13 +23,13 @@ import upscale_opt as uo
 from upscale_opt.cli.removed import removed
 from upscale_opt.errors import VerificationError
 from upscale_opt.models import catalogue
-from upscale_opt.models.random_masks import (
+from upscale_opt.models.generated.masks import (
     Side,
     WeightMasks,
     apply_weight_masks,
     random_weight_masks,
 )
-from upscale_opt.models.random_networks import RandomNetwork
+from upscale_opt.models.generated.networks import RandomNetwork
 from upscale_opt.models.topologies import TOPOLOGIES
 from upscale_opt.solver.checking.removal import Removal, Stays, removal
 

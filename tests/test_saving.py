@@ -20,8 +20,8 @@ from torch.nn.utils import parametrizations
 
 import upscale_opt as uo
 from upscale_opt.models import catalogue
-from upscale_opt.models.random_masks import WeightMasks, apply_weight_masks
-from upscale_opt.models.random_networks import RandomNetwork
+from upscale_opt.models.generated.masks import WeightMasks, apply_weight_masks
+from upscale_opt.models.generated.networks import RandomNetwork
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
 from upscale_opt.runtime.modules import Gather, PlacedSum
 from upscale_opt.saving.file import unpack

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.materializing.pruned_module import PrunedModule
-from upscale_opt.models.random_masks import apply_weight_masks, random_weight_masks
+from upscale_opt.models.generated.masks import apply_weight_masks, random_weight_masks
 
 X = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0)).double()
 

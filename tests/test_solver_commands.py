@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from helpers import BENCHMARKS, benchmark
 
-from upscale_opt.models.instances import one_space
+from upscale_opt.models.instances.from_sets import one_space
 from upscale_opt.solver.algorithms import registry
 from upscale_opt.solver.algorithms.identity import solve_identity
 from upscale_opt.solver.problem.instance import Group, Instance, Outcome, Proof

@@ -16,8 +16,8 @@ from outcomes import (
 )
 
 from upscale_opt.errors import SolverError
-from upscale_opt.models.handmade_instances import HANDMADE
-from upscale_opt.models.instances import one_space
+from upscale_opt.models.instances.from_sets import one_space
+from upscale_opt.models.instances.handmade import HANDMADE
 from upscale_opt.solver.algorithms.greedy import solve_greedy
 from upscale_opt.solver.algorithms.identity import solve_identity
 from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance

@@ -13,7 +13,7 @@ from torch import nn
 
 import upscale_opt as uo
 from upscale_opt.models import catalogue
-from upscale_opt.models.random_masks import (
+from upscale_opt.models.generated.masks import (
     Side,
     WeightMasks,
     apply_weight_masks,

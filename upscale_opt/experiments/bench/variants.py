@@ -25,7 +25,7 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.zeros import apply_masks
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.models import catalogue
-from upscale_opt.models.catalogue_entries import ExampleInputs
+from upscale_opt.models.catalogue.entries import ExampleInputs
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.tracing import trace

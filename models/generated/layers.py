@@ -7,8 +7,7 @@ import math
 
 from torch import nn
 
-from upscale_opt.models.random_basics import full_convolution
-from upscale_opt.models.random_blocks import (
+from upscale_opt.models.blocks import (
     AcrossChannels,
     Constant,
     ImageNorm,
@@ -19,7 +18,8 @@ from upscale_opt.models.random_blocks import (
     ResponseNorm,
     TiedAutoencoder,
 )
-from upscale_opt.models.random_builder import Builder, Kind, Value
+from upscale_opt.models.generated.basics import full_convolution
+from upscale_opt.models.generated.builder import Builder, Kind, Value
 
 
 def norm(b: Builder) -> None:

@@ -20,9 +20,9 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from upscale_opt.models.instances import of_parts, one_space, with_pieces
-from upscale_opt.models.obstructions import OBSTRUCTIONS, obstruction
-from upscale_opt.models.spoiling import spoiled
+from upscale_opt.models.instances.from_sets import of_parts, one_space, with_pieces
+from upscale_opt.models.instances.obstructions import OBSTRUCTIONS, obstruction
+from upscale_opt.models.instances.spoiling import spoiled
 from upscale_opt.solver.problem.instance import (
     Demand,
     DemandKind,

@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from upscale_opt.models.topologies_layers import LAYERS
-from upscale_opt.models.topologies_operations import OPERATIONS
-from upscale_opt.models.topologies_orders import ORDERS
-from upscale_opt.models.topologies_shapes import SHAPES, DataDependent
-from upscale_opt.models.topologies_streams import STREAMS
-from upscale_opt.models.topologies_tokens import TOKEN_SHAPES, TOKENS
+from upscale_opt.models.topologies.layers import LAYERS
+from upscale_opt.models.topologies.operations import OPERATIONS
+from upscale_opt.models.topologies.orders import ORDERS
+from upscale_opt.models.topologies.shapes import SHAPES, DataDependent
+from upscale_opt.models.topologies.streams import STREAMS
+from upscale_opt.models.topologies.tokens import TOKEN_SHAPES, TOKENS
 
 Inputs = Tensor | dict[str, Tensor]
 """What a model is called with: one positional tensor, or keyword tensors."""

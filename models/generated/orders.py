@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
-from upscale_opt.models.random_builder import LARGEST_SIDE, Builder, Kind, Value
+from upscale_opt.models.generated.builder import LARGEST_SIDE, Builder, Kind, Value
 
 _WIDEST = 16
 

@@ -6,10 +6,10 @@ import math
 
 from torch import nn
 
-from upscale_opt.models.random_basics import add
-from upscale_opt.models.random_blocks import ClassToken, Lookup, SelfAttention, TokenTable
-from upscale_opt.models.random_builder import Builder, Kind, Value
-from upscale_opt.models.random_layers import last_norm
+from upscale_opt.models.blocks import ClassToken, Lookup, SelfAttention, TokenTable
+from upscale_opt.models.generated.basics import add
+from upscale_opt.models.generated.builder import Builder, Kind, Value
+from upscale_opt.models.generated.layers import last_norm
 
 
 def perceptron(b: Builder) -> None:

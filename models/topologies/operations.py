@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from upscale_opt.models.random_blocks import (
+from upscale_opt.models.blocks import (
     AcrossChannels,
     Constant,
     ImageNorm,
     RawConv,
     ResponseNorm,
 )
-from upscale_opt.models.topologies_layers import Between
+from upscale_opt.models.topologies.layers import Between
 
 
 class GroupedPair(nn.Module):

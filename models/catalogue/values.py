@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from upscale_opt.models.catalogue_entries import ExampleInputs
+from upscale_opt.models.catalogue.entries import ExampleInputs
 
 
 def randomize(model: nn.Module, seed: int = 0, inputs: ExampleInputs | None = None) -> nn.Module:

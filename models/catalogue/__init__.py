@@ -22,11 +22,11 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import UpscaleError
-from upscale_opt.models import catalogue_torchvision as torchvision
 from upscale_opt.models import topologies
-from upscale_opt.models.catalogue_entries import Entry, ExampleInputs, Group
-from upscale_opt.models.catalogue_timm import timm
-from upscale_opt.models.catalogue_values import randomize
+from upscale_opt.models.catalogue import torchvision
+from upscale_opt.models.catalogue.entries import Entry, ExampleInputs, Group
+from upscale_opt.models.catalogue.timm import timm
+from upscale_opt.models.catalogue.values import randomize
 from upscale_opt.models.topologies import TOPOLOGIES
 
 __all__ = ["GROUPS", "PREFIX", "build", "example_inputs", "group_of", "names", "randomize"]

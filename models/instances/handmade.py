@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 
-from upscale_opt.models.instances import of_parts, one_space, with_pieces
+from upscale_opt.models.instances.from_sets import of_parts, one_space, with_pieces
 from upscale_opt.solver.problem.instance import (
     Demand,
     DemandKind,

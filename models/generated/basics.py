@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from upscale_opt.models.random_builder import LARGEST_SIDE, Builder, Kind, Value
+from upscale_opt.models.generated.builder import LARGEST_SIDE, Builder, Kind, Value
 
 
 def convolution(b: Builder) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from typing import Literal
 
-from upscale_opt.models.random_basics import BASICS, convolution
-from upscale_opt.models.random_builder import Builder, Program
-from upscale_opt.models.random_convolutions import CONVOLUTIONS
-from upscale_opt.models.random_layers import LAYERS
-from upscale_opt.models.random_orders import ORDERS
-from upscale_opt.models.random_tokens import TOKENS
+from upscale_opt.models.generated.basics import BASICS, convolution
+from upscale_opt.models.generated.builder import Builder, Program
+from upscale_opt.models.generated.convolutions import CONVOLUTIONS
+from upscale_opt.models.generated.layers import LAYERS
+from upscale_opt.models.generated.orders import ORDERS
+from upscale_opt.models.generated.tokens import TOKENS
 
 Kinds = Literal["basic", "all"]
 """A vocabulary: plain convolutional networks, or whatever people write."""

@@ -18,9 +18,9 @@ import random
 import torch
 from torch import Tensor, nn
 
-from upscale_opt.models.random_builder import Program, Step
-from upscale_opt.models.random_programs import Kinds, draw_program
-from upscale_opt.models.random_steps import STEPS
+from upscale_opt.models.generated.builder import Program, Step
+from upscale_opt.models.generated.programs import Kinds, draw_program
+from upscale_opt.models.generated.steps import STEPS
 
 
 def random_network(rng: random.Random, *, max_ops: int = 14, kinds: Kinds = "all") -> RandomNetwork:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from upscale_opt.models.random_attention import ATTENTION
-from upscale_opt.models.random_blocks import ClassToken, SelfAttention, TokenTable
+from upscale_opt.models.attention import ATTENTION
+from upscale_opt.models.blocks import ClassToken, SelfAttention, TokenTable
 
 
 class Encoder(nn.Module):

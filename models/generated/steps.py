@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from upscale_opt.models.random_attention import ATTENTION
+from upscale_opt.models.attention import ATTENTION
 
 
 def chunk(x: Tensor, pieces: int, count: int) -> list[Tensor]:

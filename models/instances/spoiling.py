@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from upscale_opt.models.instances import joined, of_parts
+from upscale_opt.models.instances.from_sets import joined, of_parts
 from upscale_opt.solver.problem.instance import (
     Demand,
     DemandKind,

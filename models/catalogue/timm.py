@@ -12,7 +12,7 @@ from importlib import import_module
 from torch import nn
 
 from upscale_opt.errors import UpscaleError
-from upscale_opt.models.catalogue_entries import Entry, Group, picture
+from upscale_opt.models.catalogue.entries import Entry, Group, picture
 
 FAMILIES: dict[str, str] = {
     "residual": """

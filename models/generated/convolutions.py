@@ -6,8 +6,8 @@ import math
 
 from torch import nn
 
-from upscale_opt.models.random_basics import add, full_convolution
-from upscale_opt.models.random_builder import LARGEST_SIDE, Builder, Kind, Value
+from upscale_opt.models.generated.basics import add, full_convolution
+from upscale_opt.models.generated.builder import LARGEST_SIDE, Builder, Kind, Value
 
 _WIDEST = 16
 

@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision import models
 
-from upscale_opt.models.catalogue_entries import Entry, Group, noise, picture
+from upscale_opt.models.catalogue.entries import Entry, Group, noise, picture
 
 _CLASSIFIER_SIZE = 224
 _CLASSIFIER_SIZES = {"inception_v3": 299}  # what constructors expect if no weights are named
