@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 BENCH_READY := $(VENV)/bench-ready
 PIP := $(RUN) -m pip --disable-pip-version-check
-MYPY := MYPYPATH=build/typecheck:benchmarks $(RUN) -m mypy --strict
+MYPY := MYPYPATH=build/typecheck:benchmarks:tests/support $(RUN) -m mypy --strict
 SCRIPTS := tests examples benchmarks
 
 .DEFAULT_GOAL := help
@@ -30,10 +30,8 @@ test: lint  ## Lint, then run the tests.
 lint: $(READY)  ## Check style, formatting and types.
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
-	@$(call fresh_sources)
-	@rm -rf build/typecheck
-	@$(PIP) install --quiet --no-index --no-deps --no-build-isolation --target build/typecheck .
-	@$(call fresh_sources)
+	@rm -rf build/typecheck && mkdir -p build/typecheck/upscale_opt
+	@ln -s $(CURDIR)/upscale_opt/* $(CURDIR)/solver $(CURDIR)/models build/typecheck/upscale_opt
 	@$(MYPY) -p upscale_opt
 	@set -e; for folder in $(SCRIPTS); do \
 		if [ -n "$$(find $$folder -name '*.py' 2>/dev/null)" ]; then $(MYPY) $$folder; fi; \

@@ -1,6 +1,6 @@
 """Write the small instances with their optima that every solver is tested on.
 
-python benchmarks/instance_library.py --out tests/instances
+python benchmarks/instance_library.py --out tests/solver/instances
 
 The same instances come out at every run. Optima are found by trying all orders, or proven by
 cp-sat where a space has too many of them; each file says which.
@@ -34,7 +34,7 @@ from upscale_opt.solver.brute_force import brute_force
 from upscale_opt.solver.problem.instance import Instance
 from upscale_opt.solver.problem.instance_file import InstanceFile
 
-FOLDER = Path(__file__).parents[1] / "tests" / "instances"
+FOLDER = Path(__file__).parents[1] / "tests" / "solver" / "instances"
 
 
 def library() -> Iterator[tuple[str, Instance]]:

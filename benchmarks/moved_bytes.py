@@ -159,7 +159,7 @@ def main() -> int:
         "",
         f"Megabytes that one forward pass at batch {options.batch} (float32, CPU) writes in "
         "kernels that only move data and in the copies that other kernels make of inputs they "
-        "cannot read as they lie (`upscale_opt.measuring.moved_bytes`), before and after pruning, and by "
+        "cannot read as they lie (`uo.measuring.moved_bytes`), before and after pruning, and by "
         f"kernel; {options.amount:.0%} of the {options.side} slices of every weight dropped by L2 "
         "norm (`benchmarks/removed_weights.py`). *UPSCALE* is apple-upscale's export of the same "
         "masked network, where it makes one that computes the same. Ratios are of our export to "

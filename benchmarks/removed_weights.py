@@ -3,7 +3,7 @@
 python benchmarks/removed_weights.py --json after.json --before docs/removed-before.json
 python benchmarks/removed_weights.py shufflenet_v2_x1_0 --side output --amount 0.3
 
-The masks know nothing of any graph (`upscale_opt.experiments.coverage.masking`): half of the slices of every
+The masks know nothing of any graph (`experiments/coverage/masking.py`): half of the slices of every
 weight are dropped, those of least L2 norm. So every version of the library is given the same ones,
 and what is counted are the zeros that are still there in the exported model.
 """

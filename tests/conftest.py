@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import Output, Refuses, call, one_line_error
-from helpers import Documents, ManyReaders, documents_of
+from sample_networks import Documents, ManyReaders, documents_of
 from saved_network import Net, build, call_
 from torch import Tensor
 

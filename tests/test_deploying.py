@@ -12,7 +12,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import benchmark, images
+from comparing import benchmark
+from sample_networks import images
 from torch import Tensor, nn
 
 import upscale_opt as uo

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import benchmark
+from comparing import benchmark
 
 import upscale_opt as uo
 from upscale_opt.cli import main

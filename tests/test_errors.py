@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Documents, built, complaint, images, keep
+from comparing import complaint
+from sample_networks import Documents, built, images, keep
 from torch import nn
 
 import upscale_opt as uo

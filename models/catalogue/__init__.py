@@ -23,9 +23,8 @@ from torch import nn
 
 from upscale_opt.errors import UpscaleError
 from upscale_opt.models import topologies
-from upscale_opt.models.catalogue import torchvision
+from upscale_opt.models.catalogue import timm, torchvision
 from upscale_opt.models.catalogue.entries import Entry, ExampleInputs, Group
-from upscale_opt.models.catalogue.timm import timm
 from upscale_opt.models.catalogue.values import randomize
 from upscale_opt.models.topologies import TOPOLOGIES
 
@@ -49,7 +48,7 @@ GROUPS: dict[str, Callable[[], Group]] = {
     "optical_flow": torchvision.optical_flow,
     "quantizable": torchvision.quantizable,
     "detection": torchvision.detection,
-    "timm": timm,
+    "timm": timm.networks,
 }
 """Group → its networks. Classifiers go by torchvision's names; others have the group before them,
 as in `video/r3d_18`."""

@@ -91,7 +91,7 @@ _BUILT_FOR = {
 """Size → the networks that have to be told, as they are built, that images will be that small."""
 
 
-def timm() -> Group:
+def networks() -> Group:
     """Return the networks from timm."""
     told = {name: size for size, names in _BUILT_FOR.items() for name in names.split()}
     return {

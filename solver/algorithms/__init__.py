@@ -1,1 +1,1 @@
-"""The solvers, by name in the registry: each from an instance to orders, with a bound where it has one."""
+"""The solvers, by name in the registry: from an instance to orders, most with a bound."""

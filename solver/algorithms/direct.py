@@ -1,6 +1,6 @@
 """Orders as variables of one CP-SAT model: an exact solver to check the other one by.
 
-It shares nothing with :mod:`upscale_opt.solver.algorithms.exact` but the instance: no reduction, no conflicts,
+It shares nothing with ``algorithms/exact.py`` but the instance: no reduction, no conflicts,
 no PQ-trees. It can take some dozens of channels per space; the other one takes thousands.
 """
 

@@ -18,7 +18,7 @@ A read with a view of several demands takes one more variable and as many inequa
 be served in p pieces 1 + p variables and 1 + p inequalities or one more. So there are as many
 variables as demands, reads and pieces, and as many inequalities as reads, pieces and cuts; for the
 36 halves, any three of which conflict, 72 variables, 36 inequalities and one cut: at most two hold.
-Cuts come in rounds, as for CP-SAT (:mod:`upscale_opt.solver.algorithms.exact`): all that pairs and triples of
+Cuts come in rounds, as for CP-SAT (``algorithms/exact.py``): all that pairs and triples of
 demands imply at first, then those that the solver's choice violates.
 
 Numbers are floating-point here, so weights are made small enough for the solvers' tolerances to
@@ -122,7 +122,7 @@ def _solve(
 class PulpMaster:
     """Choose demands at least cost; knows of conflicts only what :meth:`add` was told.
 
-    Takes the place of :class:`upscale_opt.solver.algorithms.exact_master.Master`. Several may share a process.
+    Takes the place of ``Master``. Several may share a process.
     """
 
     def __init__(self, component: Component, seed: int, workers: int, process: MilpProcess) -> None:
@@ -157,7 +157,7 @@ class PulpMaster:
         hint: Collection[int],
         on_solution: Callable[[frozenset[int], int], None],
     ) -> Relaxed:
-        """Solve what is known so far; see :meth:`upscale_opt.solver.algorithms.exact_master.Master.run`.
+        """Solve what is known so far; see ``Master.run``.
 
         Raises:
             SolverError: if the solver is not there or fails.

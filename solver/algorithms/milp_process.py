@@ -1,6 +1,6 @@
 """A process that solves master programs by PuLP, and the conversation with it.
 
-It runs :mod:`upscale_opt.solver.algorithms.milp_worker`, which says why, and what the lines of JSON are.
+It runs ``algorithms/milp_worker.py``, which says why, and what the lines of JSON are.
 """
 
 from __future__ import annotations

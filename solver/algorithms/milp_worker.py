@@ -1,4 +1,4 @@
-"""Solves master programs by PuLP, in a process of its own; see :mod:`upscale_opt.solver.algorithms.milp`.
+"""Solves master programs by PuLP, in a process of its own; see ``algorithms/milp.py``.
 
 This file is run as a script. It imports the standard library, PuLP and highspy only, so that no
 other package that contains HiGHS, as OR-Tools does, can come into the process. A problem comes in

@@ -36,7 +36,7 @@ class Stays(Record):
     """Slices that are zero and stay, for one reason.
 
     Attributes:
-        cause: what kind of reason it is, a key of :data:`upscale_opt.solver.checking.staying.SENTENCES`.
+        cause: what kind of reason it is, a key of ``SENTENCES``.
         op: the operation responsible.
         detail: more about it, such as why the operation is opaque.
         slices: their indices along the axis.

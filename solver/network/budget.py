@@ -2,7 +2,7 @@
 
 The problem *copy least, with at most so many multiply-adds more* is solved by Lagrangian
 relaxation: multiply-adds get a price, and at each price the problem is that of windows at a cost
-(:mod:`upscale_opt.solver.algorithms.window_search`). The relaxation bounds what any orders and windows cost
+(``algorithms/window_search.py``). The relaxation bounds what any orders and windows cost
 (Fisher, 1981).
 """
 

@@ -1,1 +1,1 @@
-"""The optimisation problem without a network: spaces to order, reads to serve, and what proves an answer."""
+"""The problem without a network: spaces to order, reads to serve, and what proves an answer."""

@@ -102,7 +102,7 @@ class Read(Record):
 
 
 class InstanceFile(Document):
-    """An instance (:class:`upscale_opt.solver.problem.instance.Instance`) that can be stored and shared.
+    """An instance (``Instance``) that can be stored and shared.
 
     Attributes:
         name: to speak of it.

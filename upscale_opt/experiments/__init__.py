@@ -1,1 +1,1 @@
-"""Measurements over many networks: how fast exports are, what is supported, and what pruning costs."""
+"""Measurements over many networks: speed of exports, what is supported, what pruning costs."""

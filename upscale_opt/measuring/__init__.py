@@ -1,1 +1,1 @@
-"""What a model costs: parameters, multiply-adds, bytes moved, and time, predicted or by the clock."""
+"""What a model costs: parameters, multiply-adds, bytes moved, and time."""

@@ -1,1 +1,1 @@
-"""Pruning: the whole chain in one call, for a model or for those of its parts that can be traced."""
+"""Pruning in one call: of a model, or of those of its parts that can be traced."""

@@ -1,0 +1,421 @@
+"""Attention: the channels of every head, of queries and keys and of values, are removed."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from comparing import EXACT, call, deviation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models.maxvit import RelativePositionalMultiHeadAttention
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
+
+import upscale_opt as uo
+from upscale_opt.ir import graph as ir
+from upscale_opt.ir.graph import slices_of
+from upscale_opt.runtime.swin import join_windows, split_windows
+from upscale_opt.solver.checking.check import damage
+from upscale_opt.tracing.running import run_as
+
+WIDTH, HEADS = 12, 3
+
+
+def tokens(batch: int, length: int, seed: int = 0) -> Tensor:
+    """Tokens of six features, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, length, 6, generator=generator, dtype=torch.float64)
+
+
+def image(batch: int, size: int, seed: int = 0) -> Tensor:
+    """Square images of six features, channels last, in float64."""
+    return tokens(batch, size * size, seed).reshape(batch, size, size, 6)
+
+
+class Net(nn.Module):
+    """A layer, attention given as a function of the layer's result, and another layer.
+
+    Args:
+        function: takes this module and tokens of twelve features.
+        parts: the modules and tensors that it uses.
+    """
+
+    def __init__(self, function: Callable[[Any, Tensor], Any], **parts: Any) -> None:
+        super().__init__()
+        self.function = function
+        self.stem = nn.Linear(6, WIDTH)
+        self.head = nn.Linear(WIDTH, 4)
+        for name, part in parts.items():
+            setattr(self, name, part)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(torch.randn(parameter.shape) / 3)
+        self.double().eval()
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x)
+        y = self.function(self, x)
+        return (self.head(x + y[0]), *y[1:]) if isinstance(y, tuple) else self.head(x + y)
+
+
+def fused(m: Any, x: Tensor) -> Tensor:
+    batch, length, width = x.shape
+    parts = m.qkv(x).reshape(batch, length, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
+    query, key, value = parts.unbind(0)
+    mixed = functional.scaled_dot_product_attention(query, key, value)
+    result: Tensor = m.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+    return result
+
+
+def written(m: Any, x: Tensor) -> Tensor:
+    batch, length, width = x.shape
+    parts = m.qkv(x).reshape(batch, length, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+    query = parts[0] * parts[0].shape[-1] ** -0.5
+    scores = query @ parts[1].transpose(-2, -1)
+    mixed = functional.dropout(scores.softmax(dim=-1), 0.1, False) @ parts[2]
+    result: Tensor = m.proj(mixed.transpose(1, 2).reshape(batch, length, width))
+    return result
+
+
+def split(m: Any, x: Tensor) -> list[Tensor]:
+    return [
+        part.view(x.size(0), x.size(1), HEADS, WIDTH // HEADS).transpose(1, 2)
+        for part in (m.query(x), m.key(x), m.value(x))
+    ]
+
+
+def separate(m: Any, x: Tensor) -> Tensor:
+    query, key, value = split(m, x)
+    scores = torch.matmul(0.5 * query, key.mT) / 2 + m.bias
+    mixed = torch.matmul(functional.softmax(scores, dim=-1), value)
+    result: Tensor = m.proj(mixed.transpose(1, 2).flatten(2))
+    return result
+
+
+def masked(m: Any, x: Tensor) -> Tensor:
+    q, k, v = split(m, x)
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=m.bias, scale=0.7)
+    result: Tensor = m.proj(mixed.transpose(1, 2).flatten(2))
+    return result
+
+
+def causal(m: Any, x: Tensor) -> Tensor:
+    q, k, v = split(m, x)
+    mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    result: Tensor = m.proj(mixed.transpose(1, 2).flatten(2))
+    return result
+
+
+def normed(m: Any, x: Tensor) -> Tensor:
+    query, key, value = split(m, x)
+    mixed = functional.scaled_dot_product_attention(m.norm(query), m.norm(key), value)
+    result: Tensor = m.proj(mixed.transpose(1, 2).flatten(2))
+    return result
+
+
+def single(m: Any, x: Tensor) -> Tensor:
+    weights = torch.bmm(m.query(x), m.key(x).transpose(1, 2)).softmax(-1)
+    result: Tensor = m.proj(torch.bmm(weights, m.value(x)))
+    return result
+
+
+def torchs(m: Any, x: Tensor) -> Tensor:
+    result: Tensor = m.attention(x, x, x, need_weights=False)[0]
+    return result
+
+
+def torchs_unused(m: Any, x: Tensor) -> Tensor:
+    result, _ = m.attention(x, x, x)
+    out: Tensor = result
+    return out
+
+
+def torchs_weights(m: Any, x: Tensor) -> Any:
+    return m.attention(x, x, x, average_attn_weights=False)
+
+
+def windowed(m: Any, x: Tensor) -> Tensor:
+    result: Tensor = m.attention(x)
+    return result
+
+
+def linears(*names: str, **more: Any) -> Callable[[], dict[str, Any]]:
+    def make() -> dict[str, Any]:
+        return {name: nn.Linear(WIDTH, WIDTH) for name in names} | {
+            name: copy.deepcopy(part) for name, part in more.items()
+        }
+
+    return make
+
+
+def multihead(**options: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"attention": nn.MultiheadAttention(WIDTH, HEADS, **options)}
+
+
+QKV = ("query", "key", "value", "proj")
+BIAS = nn.Parameter(torch.randn(HEADS, 1, 1))
+FORMS: dict[str, tuple[Callable[[Any, Tensor], Any], Callable[[], dict[str, Any]]]] = {
+    "fused": (fused, linears("proj", qkv=nn.Linear(WIDTH, 3 * WIDTH))),
+    "written": (written, linears("proj", qkv=nn.Linear(WIDTH, 3 * WIDTH, bias=False))),
+    "separate": (separate, linears(*QKV, bias=BIAS)),
+    "masked": (masked, linears(*QKV, bias=BIAS)),
+    "causal": (causal, linears(*QKV)),
+    "normed": (normed, linears(*QKV, norm=nn.LayerNorm(WIDTH // HEADS))),
+    "single": (single, linears(*QKV)),
+    "torch": (torchs, multihead(batch_first=True)),
+    "torch, tokens first": (torchs, multihead()),
+    "torch without bias": (torchs, multihead(bias=False, batch_first=True)),
+    "torch with unused weights": (torchs_unused, multihead(batch_first=True)),
+    "torch with weights": (torchs_weights, multihead()),
+}
+
+
+def network(form: str, seed: int = 0) -> Net:
+    function, parts = FORMS[form]
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return Net(function, **parts())
+
+
+def windows(shift: int, seed: int = 0) -> Net:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return Net(windowed, attention=ShiftedWindowAttention(WIDTH, [4, 4], [shift] * 2, HEADS))
+
+
+def grid() -> Net:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        attention = RelativePositionalMultiHeadAttention(WIDTH, WIDTH // HEADS, 16)
+        return Net(windowed, attention=attention)
+
+
+SHARES = (0.0, 0.1, 0.5, 0.5, 0.9, 1.0)
+
+
+def random_masks(
+    graph: uo.ChannelGraph, rng: random.Random, shares: tuple[float, ...] = SHARES
+) -> uo.Masks:
+    """Random rows and columns of every layer."""
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    for op in graph.operations:
+        if isinstance(op, ir.Layer):
+            for axis in rng.choice([(op.in_axis,), (op.out_axis,), (op.in_axis, op.out_axis)]):
+                size = slices_of(graph, op.weight, axis)
+                share = rng.choice(shares)
+                chosen = tuple(i for i in range(size) if rng.random() < share)
+                kept.setdefault(op.weight, {})[axis] = chosen
+    return uo.Masks(kept=kept)
+
+
+def pruned_of(masked_model: nn.Module, graph: uo.ChannelGraph) -> nn.Module:
+    masks = uo.Masks.from_model(masked_model, graph)
+    solution = uo.solve(graph, masks)
+    solution.check(graph, masks)
+    return uo.materialize(masked_model, solution)
+
+
+def check(model: nn.Module, inputs: Tensor, others: Tensor, seed: int) -> None:
+    graph = uo.trace(model, inputs)
+    assert graph.capture == "fx"
+    uo.apply_masks(model, graph, random_masks(graph, random.Random(seed)))
+    pruned = pruned_of(model, graph)
+    for x in (inputs, others):
+        assert deviation(call(model, x), call(pruned, x)) < EXACT
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_lossless(form: str, seed: int) -> None:
+    check(network(form), tokens(2, 5), tokens(3, 7, 1), seed)
+
+
+@pytest.mark.parametrize("shift", [0, 2])
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_windows_lossless(shift: int, seed: int) -> None:
+    check(windows(shift), image(2, 8), image(3, 10, 1), seed)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_grid_lossless(seed: int) -> None:
+    model = grid()
+    inputs, others = (tokens(n, 3 * 16).reshape(n, 3, 16, 6) for n in (2, 3))
+    check(model, inputs, others, seed)
+
+
+def rows(model: nn.Module, *gone: int) -> None:
+    """Zero rows of what writes queries, keys and values."""
+    weight, bias = (model.get_parameter(f"attention.in_proj_{n}") for n in ("weight", "bias"))
+    with torch.no_grad():
+        weight[list(gone)] = 0
+        bias[list(gone)] = 0
+
+
+def sizes(model: nn.Module) -> tuple[int, int, int]:
+    """Rows written and columns read in attention, and the result of another pruning's check."""
+    names = ("attention.in_proj_weight", "attention.out_proj.weight")
+    first, second = (model.get_parameter(name) for name in names)
+    return first.shape[0], first.shape[1], second.shape[1]
+
+
+def test_removes_what_is_zero_in_every_head() -> None:
+    model = network("torch")
+    rows(model, 0, 5, WIDTH + 10)  # a query of heads 0 and 1, a key of head 2
+    rows(model, 2 * WIDTH + 1, 2 * WIDTH + 6)  # values of heads 0 and 1
+    with torch.no_grad():
+        model.get_parameter("attention.out_proj.weight")[:, 9] = 0  # and of head 2
+    graph = uo.trace(model, tokens(2, 5))
+    pruned = pruned_of(model, graph)
+    assert sizes(pruned) == (27, 12, 9)
+    assert deviation(call(model, tokens(3, 4)), call(pruned, tokens(3, 4))) < EXACT
+
+
+def test_levels_heads() -> None:
+    model = network("torch")
+    rows(model, 0, 1, 2 * WIDTH, 2 * WIDTH + 1)  # of head 0 alone: all others are full
+    pruned = pruned_of(model, uo.trace(model, tokens(2, 5)))
+    assert sizes(pruned) == (36, 12, 10)  # values of all heads, of which two are not read
+
+
+def test_dead_heads_keep_one_channel() -> None:
+    model = network("torch")
+    rows(model, *range(4), *range(5, 8), *range(9, 12))
+    rows(model, *range(2 * WIDTH, 2 * WIDTH + 4))  # nothing is left of head 0 ...
+    rows(model, *(2 * WIDTH + i for i in (5, 6, 7, 9, 10, 11)))  # ... and one of the others
+    pruned = pruned_of(model, uo.trace(model, tokens(2, 5)))
+    assert sizes(pruned) == (9, 12, 2)
+    assert deviation(call(model, tokens(3, 4)), call(pruned, tokens(3, 4))) < EXACT
+
+
+def test_scale_is_that_of_the_original() -> None:
+    pruned = pruned_of(network("fused"), uo.trace(network("fused"), tokens(2, 5)))
+    (attention,) = (
+        node
+        for node in pruned.graph.nodes  # type: ignore[union-attr]
+        if node.target is functional.scaled_dot_product_attention
+    )
+    assert attention.kwargs["scale"] == (WIDTH // HEADS) ** -0.5
+
+
+def test_damage_is_found() -> None:
+    model = network("fused")
+    graph = uo.trace(model, tokens(2, 5))
+    masks = random_masks(graph, random.Random(3))
+    solution = uo.solve(graph, masks)
+    assert damage(graph, solution) is None
+    (attention,) = (op for op in graph.operations if isinstance(op, ir.Attention))
+    for operand in range(3):
+        reads = tuple(
+            read.model_copy(update={"channels": read.channels[:-1]})
+            if (read.op, read.operand) == (attention.name, operand)
+            else read
+            for read in solution.reads
+        )
+        broken = solution.model_copy(update={"reads": reads})
+        assert "scaled_dot_product_attention" in str(damage(graph, broken))
+    other = tuple(
+        read.model_copy(update={"channels": read.channels[:1][::-1] + read.channels[:0:-1]})
+        if (read.op, read.operand) == (attention.name, 0)
+        else read
+        for read in solution.reads
+    )
+    assert damage(graph, solution.model_copy(update={"reads": other})) is not None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pruned_twice(form: str) -> None:
+    model = network(form)
+    x = tokens(2, 5)
+    graph = uo.trace(model, x)
+    uo.apply_masks(model, graph, random_masks(graph, random.Random(1), (0.8, 1.0)))
+    pruned = pruned_of(model, graph)
+    again = uo.trace(pruned, x)
+    uo.apply_masks(pruned, again, random_masks(again, random.Random(2)))
+    twice = pruned_of(pruned, again)
+    assert deviation(call(pruned, tokens(3, 7)), call(twice, tokens(3, 7))) < EXACT
+    if form != "normed":
+        assert any(isinstance(op, ir.Attention) for op in again.operations)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: network("fused"), lambda: network("torch"), lambda: windows(2)]
+)
+def test_saved_and_loaded(make: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = make()
+    x = image(2, 8) if model.function is windowed else tokens(2, 5)
+    graph = uo.trace(model, x)
+    uo.apply_masks(model, graph, random_masks(graph, random.Random(1)))
+    pruned = pruned_of(model, graph)
+    uo.save(pruned, tmp_path / "pruned")
+    loaded = uo.load(make(), tmp_path / "pruned")
+    assert torch.equal(call(pruned, x), call(loaded, x))
+
+
+@pytest.mark.parametrize("height", [7, 8, 11])
+@pytest.mark.parametrize("shift", [0, 2])
+def test_windows_are_undone(height: int, shift: int) -> None:
+    x = torch.randn(2, height, 9, 5)
+    cut = split_windows(x, [4, 4], [shift, shift])
+    assert cut.shape[1:] == (16, 5)
+    assert torch.equal(join_windows(cut, height, 9, [4, 4], [shift, shift]), x)
+
+
+def test_windows_of_other_sizes_than_traced() -> None:
+    model = windows(2)
+    pruned = pruned_of(model, uo.trace(model, image(2, 4)))  # one window: nothing is rolled
+    for size in (4, 8, 9):
+        assert deviation(call(model, image(3, size)), call(pruned, image(3, size))) < EXACT
+
+
+def padded(m: Any, x: Tensor) -> Any:
+    return m.attention(x, x, x, key_padding_mask=x[..., 0] > 100, need_weights=False)[0]
+
+
+def masked_torchs(m: Any, x: Tensor) -> Any:
+    return m.attention(x, x, x, attn_mask=m.mask, need_weights=False)[0]
+
+
+def crossing(m: Any, x: Tensor) -> Any:
+    return m.attention(x, x.flip(1), x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [
+        (torchs, {"add_bias_kv": True}),
+        (torchs, {"add_zero_attn": True}),
+        (torchs, {"dropout": 0.1}),
+        (padded, {}),
+        (masked_torchs, {}),
+        (crossing, {}),
+    ],
+)
+def test_what_stays_opaque(function: Callable[[Any, Tensor], Any], options: Any) -> None:
+    attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True, **options)
+    model = Net(function, attention=attention)
+    model.register_buffer("mask", torch.zeros(5, 5).double())
+    x = tokens(2, 5)
+    graph = run_as(model, (x,), {}, "fx").graph
+    assert not any(isinstance(op, ir.Attention) for op in graph.operations)
+    assert any(isinstance(op, ir.Opaque) and op.reason for op in graph.operations)
+    pruned = pruned_of(model, uo.trace(model, x))
+    assert deviation(call(model, tokens(3, 5)), call(pruned, tokens(3, 5))) < EXACT
+
+
+def test_cosine_attention_stays_opaque() -> None:
+    model = Net(windowed, attention=ShiftedWindowAttentionV2(WIDTH, [4, 4], [2, 2], HEADS))
+    x = image(2, 8)
+    graph = uo.trace(model, x)
+    assert not any(isinstance(op, ir.Attention) for op in graph.operations)
+    pruned = pruned_of(model, graph)
+    assert deviation(call(model, image(3, 8)), call(pruned, image(3, 8))) < EXACT

@@ -1,0 +1,39 @@
+"""Faults of all kinds: every job that was accepted ends once, with the solution it ought to have.
+
+The faults themselves are in ``benchmarks/service_faults.py``; here they are short.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from comparing import benchmark
+from pages import replace_section
+
+FAULTS = benchmark("service_faults")
+
+PACE = FAULTS.Pace(
+    outage=3.0,
+    limits=(1.0,),
+    slack=4.0,  # other tests run on this machine
+    settings={"lease": 1.5},
+)
+
+
+@pytest.mark.parametrize("name", FAULTS.FAULTS)
+def test_promises_are_kept(name: str, tmp_path: Path) -> None:
+    outcome = FAULTS.FAULTS[name](tmp_path, PACE)
+    assert outcome.wrong == []
+    assert outcome.jobs >= 3
+
+
+def test_sections_of_pages(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- a:begin -->\nold\n<!-- a:end -->\nafter\n")
+    replace_section(page, "a", ["new"])
+    replace_section(page, "a", ["newer"])
+    text = page.read_text()
+    assert text == "before\n<!-- a:begin -->\n\nnewer\n\n<!-- a:end -->\nafter\n"
+    with pytest.raises(ValueError, match="no section"):
+        replace_section(page, "b", [])
