@@ -27,7 +27,7 @@ class Taylor(Prepared):
     run in eval mode and is left as it was, gradients and random state included.
 
         >>> import torch
-        >>> from upscale_opt.masking import MaskingManager
+        >>> from upscale_opt import MaskingManager
         >>> from upscale_opt.models import catalogue
         >>> model = catalogue.build("topology/residual_stage")
         >>> def loss(model, batch):

@@ -40,7 +40,7 @@ class HRank(Importance):
     mode, and is left as it was:
 
         >>> import torch
-        >>> from upscale_opt.masking import MaskingManager
+        >>> from upscale_opt import MaskingManager
         >>> from upscale_opt.models import catalogue
         >>> model = catalogue.build("topology/residual_stage")
         >>> batches = [torch.randn(2, 3, 16, 16) for _ in range(3)]

@@ -395,4 +395,4 @@ COPIED_INPUTS: dict[str, Rule] = {
     ),
     "index_select": _gathered,
 }
-"""What copies its input first, as PyTorch's profiler shows (`tests/measuring/test_moved_bytes.py` asks it)."""
+"""Copies of inputs, as PyTorch's profiler shows them (`test_moved_bytes.py` asks it)."""

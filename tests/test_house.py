@@ -1,0 +1,85 @@
+"""The rules between rooms, read from the imports, those inside of functions, too."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from house import ROOT, arrows, circles, imports, modules, public_names
+
+FLOORS = (
+    ("errors", "disjoint_sets", "child_process"),
+    ("runtime",),
+    ("ir",),
+    ("solver.problem",),
+    ("solver.algorithms", "solver.network", "solver.brute_force"),
+    ("solver.checking",),
+    ("solver",),
+    ("models.instances", "models"),
+    ("models.generated", "models.topologies"),
+    ("models.catalogue",),
+    ("tracing",),
+    ("masking",),
+    ("importance",),
+    ("materializing",),
+    ("saving", "verifying"),
+    ("pruning",),
+    ("managers", "measuring"),
+    ("deploying", "report"),
+    ("experiments",),
+    ("experiments.coverage", "experiments.bench", "experiments.study"),
+    ("__init__",),
+    ("service",),
+    ("cli",),
+)
+"""A room imports rooms of the floors before its own, and of its own floor those left of it."""
+
+PLACE = {room: at for at, room in enumerate(room for floor in FLOORS for room in floor)}
+NO_TORCH = ("errors", "disjoint_sets", "child_process", "ir", "service")
+ARROWS = sorted((*pair, *sorted(who)) for pair, who in arrows().items())
+
+
+@pytest.mark.parametrize("arrow", ARROWS, ids=lambda arrow: f"{arrow[0]}-{arrow[1]}")
+def test_rooms_import_what_stands_before_them(arrow: tuple[str, ...]) -> None:
+    room, imported, *who = arrow
+    assert PLACE[imported] < PLACE[room], f"{', '.join(who)} must not import {imported}"
+
+
+def test_there_are_no_circles() -> None:
+    assert circles(set(arrows())) == []
+    assert circles({("a", "b"), ("b", "c"), ("c", "a"), ("c", "d")}) == [["a", "b", "c"]]
+
+
+def test_models_import_little() -> None:
+    allowed = {"errors", "solver.problem"}
+    for room, imported in arrows():
+        if room.startswith("models"):
+            assert imported in allowed or imported.startswith("models"), f"{room}: {imported}"
+
+
+def test_documents_and_solvers_never_import_torch() -> None:
+    files = modules()
+    for module, path in files.items():
+        inner = module.removeprefix("upscale_opt.")
+        if inner.split(".")[0] in ("solver", *NO_TORCH):
+            tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for node in tree:
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert "torch" not in {name.split(".")[0] for name in names}, module
+
+
+def test_nothing_shipped_imports_what_is_not() -> None:
+    files = modules()
+    left_out = ("solver.brute_force", "models.generated", "models.instances")
+    for module, path in files.items():
+        if not module.removeprefix("upscale_opt.").startswith(left_out):
+            for name in imports(path, files):
+                inner = name.removeprefix("upscale_opt.")
+                assert not inner.startswith(left_out), f"{module} imports {name}"
+
+
+def test_the_surface_is_small() -> None:
+    names = public_names(ROOT)
+    assert names == sorted(set(names))
+    assert len([name for name in names if not name.endswith("Error")]) <= 27
