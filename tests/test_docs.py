@@ -113,3 +113,18 @@ def test_figures_of_the_comparison_stand_in_the_pages_that_it_links() -> None:
             assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.]*\d)", linked), figure
             checked += 1
     assert checked > 10
+
+
+@pytest.mark.parametrize(
+    "path", [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.stem
+)
+def test_files_that_pages_name_are_there(path: Path) -> None:
+    """Folders and Python files in backticks; those without a folder anywhere in the sources."""
+    root = DOCS.parent
+    text = path.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:solver|models|upscale_opt|tests|benchmarks)/[\w/.]*)`", text):
+        assert (root / name).exists(), name
+    for name in re.findall(r"`(\w+\.py)`", text):
+        assert any(
+            any((root / place).rglob(name)) for place in ("solver", "upscale_opt", "tests")
+        ), name
