@@ -322,7 +322,11 @@ def _gathered(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int
 
 
 def _convolved(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """Convolutions read what is contiguous in the memory format that their backend chooses."""
+    """Convolutions read what is contiguous in the memory format that their backend chooses.
+
+    What oneDNN copies of its results in half precisions, on CPUs with instructions for those, is
+    not counted: it does so for any input.
+    """
     tensor, weight, groups = args[0], args[1], args[8]
     backend = _backend(args)
     layout = torch.contiguous_format  # of signals, too, which are images of one row from here on
