@@ -212,14 +212,14 @@ def test_finished_rows_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(calls) == 9
 
 
-def test_damaged_rows_are_an_error(cache: Path) -> None:
+def test_damaged_rows_are_measured_again(cache: Path) -> None:
     task = task_of(criterion="fpgm", amounts=(0.4,))
-    run_task(task, cache)
-    file = task.store(cache).path
+    rows = run_task(task, cache)
+    file = task.finished(cache).path
     file.write_text(file.read_text()[:-50])
-    with pytest.raises(UpscaleError, match="damaged; delete it"):
-        run_task(task, cache)
-    file.unlink()
+    assert task.finished(cache).rows == {}
+    assert run_task(task, cache) == rows
+    assert list(task.finished(cache).rows.values()) == rows
 
 
 class Recorder(nn.Module):

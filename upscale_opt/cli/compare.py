@@ -37,7 +37,7 @@ from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.side_by_side import name_of, run_cells
 from upscale_opt.cli.tables import comparison_table, output, row_line, say
 from upscale_opt.errors import UpscaleError
-from upscale_opt.experiments.cluster import Place
+from upscale_opt.experiments.running import Place
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.solver.comparing import (
     USUAL_SOLVERS,

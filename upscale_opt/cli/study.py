@@ -12,7 +12,7 @@ from upscale_opt.cli.options import Amounts, Side, SideOption, check_file, check
 from upscale_opt.cli.place import Backend, BackendOption, Jobs, Scheduler, place_of
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
-from upscale_opt.experiments.cluster import Place
+from upscale_opt.experiments.running import Place
 from upscale_opt.experiments.study.names import (
     CRITERIA,
     DATA,
