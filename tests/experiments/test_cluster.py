@@ -231,5 +231,5 @@ def test_wrong_addresses(
 
 def test_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UpscaleError, match=r'pip install "upscale-opt\[dask\]"'):
+    with pytest.raises(UpscaleError, match=r'distributed: pip install "\.\[dask\]"'):
         list(run_all(square, [1], Place(None, "dask", "tcp://127.0.0.1:1")))

@@ -94,7 +94,7 @@ def test_the_parts_of_a_data_set(digits: Dataset) -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlxtend", None)
     monkeypatch.delitem(sys.modules, "mlxtend.data", raising=False)
-    with pytest.raises(UpscaleError, match=r'mlxtend.*pip install "upscale-opt\[study\]"'):
+    with pytest.raises(UpscaleError, match=r'mlxtend.*pip install "\.\[study\]"'):
         load_dataset("mnist5k")
     with pytest.raises(UpscaleError, match="'cifar'; there are mnist5k, digits"):
         load_dataset("cifar")

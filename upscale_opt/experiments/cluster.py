@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 
-from upscale_opt.errors import UpscaleError
+from upscale_opt.errors import UpscaleError, needed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -91,14 +91,11 @@ def _result(future: Any, scheduler: str | None) -> Any:
 
 @contextmanager
 def _connected(scheduler: str | None) -> Iterator[Any]:
-    try:
-        from distributed import Client
-        from distributed.comm.core import CommClosedError
-    except ImportError:
-        raise UpscaleError('--backend dask needs dask: pip install "upscale-opt[dask]"') from None
+    connect: Any = needed("distributed", "--backend dask needs", "dask").Client
+    from distributed.comm.core import CommClosedError
+
     if scheduler is None:
         raise UpscaleError("--backend dask needs --scheduler, such as tcp://10.0.0.1:8786")
-    connect: Any = Client  # untyped
     with _quiet("distributed", "distributed.client", "tornado.application"):
         try:
             client = connect(scheduler, timeout=PATIENCE, set_as_default=False)

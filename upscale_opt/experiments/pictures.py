@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from upscale_opt.errors import UpscaleError
+from upscale_opt.errors import needed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,19 +29,13 @@ BLUE, VERMILION, PINK = "#0072B2", "#D55E00", "#CC79A7"
 """The palette of Okabe and Ito, which colour-blind people can tell apart, too; and greys."""
 
 
-def can_draw() -> bool:
-    """Whether pictures can be made here."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def check_pictures() -> None:
     """Find out now, not after the work, if no pictures can be made here.
 
     Raises:
         UpscaleError: if matplotlib is not installed.
     """
-    if not can_draw():
-        raise UpscaleError('pictures need matplotlib: pip install "upscale-opt[plots]"')
+    needed("matplotlib", "pictures need", "plots")
 
 
 @contextmanager
