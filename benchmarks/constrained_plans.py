@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
+import pages
 from greedy_vs_exact import A_FEW, masks_file, prepare
-from joblib import Parallel, delayed
 
 import upscale_opt as uo
 from upscale_opt.masking.segments import Side
@@ -44,9 +45,8 @@ def main() -> int:
     names = every if options.full else A_FEW
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.cache or Path(temporary)
-        runs = Parallel(options.jobs)(
-            delayed(copied)(name, options.amount, folder, options.side) for name in names
-        )
+        work = partial(copied, amount=options.amount, folder=folder, side=options.side)
+        runs = list(pages.side_by_side(work, names, options.jobs))
     for name, count in runs:
         if count:
             print(f"{name}: {count:,} channels copied")

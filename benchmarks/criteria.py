@@ -11,10 +11,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pages
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor, nn
 
 import upscale_opt as uo
@@ -76,8 +76,13 @@ class Row:
     seconds: float
 
 
-def export(network: str, criterion: str, side: Side, method: Method, amount: float) -> Row:
-    """Export ``network``; raises VerificationError if anything is lost."""
+Case = tuple[str, str, Side, Method]
+"""A network, a criterion, a side and a method."""
+
+
+def export(case: Case, amount: float) -> Row:
+    """Export a network; raises VerificationError if anything is lost."""
+    network, criterion, side, method = case
     torch.set_num_threads(1)
     model = catalogue.build(network)
     inputs = images(network)
@@ -139,15 +144,14 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     cases = [
-        (network, criterion, side, method, options.amount)
+        (network, criterion, side, method)
         for network in options.networks
         for criterion in options.criterion
         for side in options.side
         for method in options.method
     ]
     rows: list[Row] = []
-    runs = Parallel(options.jobs, return_as="generator")(delayed(export)(*case) for case in cases)
-    for row in runs:
+    for row in pages.side_by_side(partial(export, amount=options.amount), cases, options.jobs):
         rows.append(row)
         pages.say(
             f"{len(rows)}/{len(cases)} {row.network} {row.criterion} {row.side} {row.method}: "

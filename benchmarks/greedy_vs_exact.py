@@ -14,16 +14,14 @@ import copy
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeVar
 
 import pages
 import torch
-from joblib import Parallel, delayed
 
 import upscale_opt as uo
 from upscale_opt.masking.segments import Side
@@ -31,9 +29,6 @@ from upscale_opt.models import catalogue
 
 A_FEW = ["resnet18", "resnet50", "densenet121", "mobilenet_v2", "googlenet", "shufflenet_v2_x1_0"]
 AMOUNTS = [0.1, 0.3, 0.5, 0.7, 0.9]
-
-Given = TypeVar("Given")
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -115,27 +110,19 @@ def solve(name: str, amount: float, folder: Path, side: Side, time_limit: float)
     )
 
 
-def side_by_side(
-    work: Callable[[Given], Made], given: Iterable[Given], jobs: int
-) -> Iterator[Made]:
-    """The results of ``work``, in ``jobs`` processes, as they come."""
-    parallel = Parallel(n_jobs=jobs, batch_size=1, return_as="generator_unordered")
-    yield from parallel(delayed(work)(one) for one in given)
-
-
 def solve_all(
     names: Sequence[str], amount: float, folder: Path, side: Side, time_limit: float, jobs: int
 ) -> list[Cell]:
     """One cell per network, in the order of ``names``."""
     work = partial(solve, amount=amount, folder=folder, side=side, time_limit=time_limit)
     cells = []
-    for cell in side_by_side(work, names, jobs):
+    for cell in pages.side_by_side(work, names, jobs):
         cells.append(cell)
         pages.say(
             f"{cell.network} {amount:.0%}: greedy {cell.greedy:,}, exact {cell.exact:,} "
             f"(at least {cell.bound:,}), {cell.seconds:.2f} s"
         )
-    return sorted(cells, key=lambda cell: names.index(cell.network))
+    return cells
 
 
 def findings(cells: Sequence[Cell]) -> list[str]:
@@ -288,7 +275,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.cache or Path(temporary)
         make = partial(prepare, folder=folder, amounts=options.amounts, side=options.side)
-        for number, name in enumerate(side_by_side(make, names, options.jobs), 1):
+        for number, name in enumerate(pages.side_by_side(make, names, options.jobs), 1):
             pages.say(f"traced {name} ({number} of {len(names)})")
         by_amount = {
             amount: solve_all(names, amount, folder, options.side, options.time_limit, options.jobs)

@@ -1,13 +1,19 @@
-"""What the benchmarks share: options, and pages in Markdown that are printed and written."""
+"""What the benchmarks share: options, processes, and pages in Markdown, printed and written."""
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from upscale_opt.ir.base import write_atomically
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -25,6 +31,17 @@ def command() -> str:
 def say(line: object) -> None:
     """Show how far the script is, apart from its page."""
     print(line, file=sys.stderr, flush=True)
+
+
+def side_by_side(
+    work: Callable[[Given], Made], given: Iterable[Given], jobs: int
+) -> Iterator[Made]:
+    """The results of ``work``, in their order, made in ``jobs`` processes."""
+    if jobs == 1:
+        yield from map(work, given)
+        return
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(work, given)
 
 
 def shown(lines: Iterable[str]) -> Iterator[str]:

@@ -157,7 +157,7 @@ def test_what_onnxruntime_does_not_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("library", ["onnx", "onnxruntime", "onnxscript"])
 def test_a_missing_library(library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(DeployError, match=rf'need {library}: pip install "upscale-opt\[onnx\]"'):
+    with pytest.raises(DeployError, match=rf'need {library}: pip install "\.\[onnx\]"'):
         deploy(nn.ReLU(), torch.ones(2, 3), tmp_path / "net.onnx")
     with pytest.raises(DeployError, match="'tflite' is not a format; there are onnx, pt2"):
         deploy(nn.ReLU(), torch.ones(2, 3), tmp_path / "net.tflite")

@@ -25,6 +25,13 @@ FOLDERS = {
 }
 """Source folder → where its files lie in the installed package."""
 
+NOT_SHIPPED = (
+    "upscale_opt/models/generated",
+    "upscale_opt/models/instances",
+    "upscale_opt/solver/brute_force",
+)
+"""What only tests and benchmarks use; tests/test_house.py checks that nothing else imports it."""
+
 JSON_PAGE = ROOT / "docs" / "json.md"
 PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -48,7 +55,7 @@ def modules() -> list[str]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel built from a clean copy of the sources, without network."""
     copy = tmp_path_factory.mktemp("sources")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for folder in FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__")
@@ -71,14 +78,16 @@ def run(*command: str, **variables: str) -> str:
     return done.stdout
 
 
-def test_the_wheel_holds_every_source_and_nothing_else(wheel: Path) -> None:
-    """A package folder that pyproject.toml does not list would be missing here."""
+def test_the_wheel_holds_what_is_shipped_and_nothing_else(wheel: Path) -> None:
+    folders = {str(Path(path).parent) for path in sources()}
+    assert folders.issuperset(NOT_SHIPPED), "there is nothing to leave out"
+    shipped = {path for path in sources() if not path.startswith(NOT_SHIPPED)}
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if not name.endswith("/")}
     metadata = {name for name in held if ".dist-info/" in name}
     parts = ("page.css", "page.js", "segment.js", "strips.js", "template.html")
     data = {"upscale_opt/py.typed", *(f"upscale_opt/report/{name}" for name in parts)}
-    assert held - metadata == {*sources(), *data}
+    assert held - metadata == shipped | data
     assert {name.partition("/")[2] for name in metadata} >= {"licenses/LICENSE", "entry_points.txt"}
 
 
@@ -87,21 +96,99 @@ def test_every_folder_with_python_files_is_a_package() -> None:
         assert (path.parent / "__init__.py").is_file(), f"{path.parent} has no __init__.py"
 
 
-def test_the_wheel_installs_as_one_package(wheel: Path, tmp_path: Path) -> None:
-    """And what solves imports neither PyTorch nor anything from this checkout."""
-    pip("install", "--target", str(tmp_path), str(wheel))
-    tops = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".dist-info")}
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the wheel is installed into, and nothing else."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip("install", "--target", str(folder), str(wheel))
+    return folder
+
+
+ALONE = """
+import importlib, pathlib, sys
+# An editable install of the checkout would lend what the wheel lacks.
+sys.meta_path[:] = [f for f in sys.meta_path if "__editable__" not in getattr(f, "__module__", "")]
+"""
+
+
+def run_alone(installed: Path, program: str, *arguments: object) -> str:
+    """What a program prints that finds the installed wheel, and not this checkout."""
+    command = (sys.executable, "-c", ALONE + program, *map(str, arguments))
+    return run(*command, PYTHONPATH=str(installed))
+
+
+def test_the_wheel_installs_as_one_package(installed: Path) -> None:
+    """And all of it can be imported; what solves, without PyTorch."""
+    tops = {path.name for path in installed.iterdir() if not path.name.endswith(".dist-info")}
     assert tops - {"bin"} == {"upscale_opt"}
-    program = (
-        "import sys, upscale_opt, upscale_opt.solver, upscale_opt.cli\n"
-        "assert 'torch' not in sys.modules\n"
-        "import upscale_opt.models.catalogue\n"
-        "for module in list(sys.modules.values()):\n"
-        "    if module.__name__.partition('.')[0] == 'upscale_opt': print(module.__file__)\n"
-    )
-    files = run(sys.executable, "-c", program, PYTHONPATH=str(tmp_path)).split()
-    assert len(files) > 10
-    assert all(Path(file).is_relative_to(tmp_path) for file in files)
+    names = [name for name in modules() if not name.replace(".", "/").startswith(NOT_SHIPPED)]
+    program = f"""
+import upscale_opt, upscale_opt.solver, upscale_opt.cli
+assert "torch" not in sys.modules
+for name in {names}:
+    file = importlib.import_module(name).__file__
+    assert pathlib.Path(file).is_relative_to(sys.argv[1]), file
+for name in {[name.replace("/", ".") for name in NOT_SHIPPED]}:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        continue
+    raise AssertionError(f"{{name}} is there")
+print("all imported")
+"""
+    assert run_alone(installed, program, installed) == "all imported\n"
+
+
+def test_what_is_installed_prunes(installed: Path, tmp_path: Path) -> None:
+    """Tracing, solving, materialising and verifying; and solving once more from the files."""
+    program = """
+import torch, upscale_opt as uo
+from torch import nn
+
+assert pathlib.Path(uo.__file__).is_relative_to(sys.argv[1]), uo.__file__
+torch.manual_seed(0)
+layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)]
+model, inputs = nn.Sequential(*layers).eval(), torch.randn(2, 3, 12, 12)
+with torch.no_grad():
+    for layer in layers[2::2]:
+        layer.weight[:, ::2] = 0
+graph = uo.trace(model, inputs)
+masks = uo.Masks.from_model(model, graph)
+solution = uo.solve(graph, masks)
+pruned = uo.materialize(model, solution)
+uo.verify(model, pruned, inputs)
+assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
+graph.save("graph.json")
+masks.save("masks.json")
+print(solution.status)
+"""
+    at = f"import os; os.chdir({str(tmp_path)!r})\n"
+    assert run_alone(installed, at + program, installed) == "optimal\n"
+    files = (tmp_path / "graph.json", tmp_path / "masks.json", "--out", tmp_path / "solution.json")
+    command = "from upscale_opt.cli import main; main()"
+    assert "optimal" in run_alone(installed, command, "solve", *files)
+    assert json.loads((tmp_path / "solution.json").read_text())["status"] == "optimal"
+
+
+def test_the_default_install_does_what_the_readme_begins_with(
+    installed: Path, tmp_path: Path
+) -> None:
+    """Nothing that extras bring can be imported."""
+    program = """
+extras = (
+    "dask distributed efficientnet_lite_pytorch fastapi highspy huey joblib matplotlib mlxtend "
+    "onnx onnxruntime onnxscript prometheus_client redis scipy sklearn timm uvicorn"
+)
+sys.modules.update(dict.fromkeys(extras.split()))  # None: not to be found
+from upscale_opt.cli import main
+main()
+"""
+    out, page = tmp_path / "out", tmp_path / "report.html"
+    options = ("--amount", "0.5", "--side", "input", "--layers", "conv", "--out", out)
+    printed = run_alone(installed, program, "run", "topology/dense_block", *options)
+    assert "computes what the masked network computes" in " ".join(printed.split())
+    run_alone(installed, program, "report", out / "solution.json", "-o", page)
+    assert page.stat().st_size > 1000
 
 
 def snippets() -> list[tuple[Path, int, str]]:

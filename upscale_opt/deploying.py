@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from upscale_opt.errors import DeployError
+from upscale_opt.errors import DeployError, needed
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.pruning.prune import Pruned
 from upscale_opt.saving.load import load
@@ -111,12 +110,7 @@ def check_format(format: str) -> None:
     if format not in FORMATS:
         raise DeployError(f"{format!r} is not a format; there are {', '.join(FORMATS)}")
     for library in _ONNX if format == "onnx" else ():
-        try:
-            import_module(library)
-        except ImportError:
-            raise DeployError(
-                f'ONNX files need {library}: pip install "upscale-opt[onnx]"'
-            ) from None
+        needed(library, "ONNX files need", "onnx", DeployError)
 
 
 def capture(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
+
 
 class UpscaleError(Exception):
     """Base of all errors of this package; the message names the thing at fault and the way out."""
@@ -33,3 +36,28 @@ class DeployError(UpscaleError):
 
 class VerificationError(UpscaleError):
     """The pruned model does not compute what the masked model computes."""
+
+
+def needed(
+    module: str, what: str, extra: str, error: type[UpscaleError] = UpscaleError
+) -> ModuleType:
+    """Import a module that comes with an extra of this package.
+
+    Args:
+        module: its name.
+        what: the beginning of what to say if it is not there, such as ``"pictures need"``.
+        extra: the extra.
+        error: the class of the error.
+
+    Raises:
+        UpscaleError: if it is not installed; of class ``error``.
+    """
+    try:
+        return import_module(module)
+    except ImportError as problem:
+        raise error(f"{what} {problem.name or module}: {to_install(extra)}") from None
+
+
+def to_install(extra: str) -> str:
+    """How to install an extra of this package, from a clone and without one."""
+    return f'pip install ".[{extra}]" in the clone, or "upscale-opt[{extra}]"'

@@ -7,11 +7,10 @@ smallest members, on images smaller than those it was trained on.
 from __future__ import annotations
 
 from functools import partial
-from importlib import import_module
 
 from torch import nn
 
-from upscale_opt.errors import UpscaleError
+from upscale_opt.errors import UpscaleError, needed
 from upscale_opt.models.catalogue.entries import Entry, Group, picture
 
 FAMILIES: dict[str, str] = {
@@ -110,16 +109,10 @@ def _build(name: str, size: int | None) -> nn.Module:
     Raises:
         UpscaleError: timm is not installed, or does not have this network.
     """
-    try:
-        library = import_module("timm")
-    except ImportError:
-        raise UpscaleError(
-            f"timm/{name} comes from timm, which is not installed: pip install 'upscale-opt[timm]'"
-        ) from None
+    library = needed("timm", f"timm/{name} needs", "timm")
     if not library.is_model(name):
         raise UpscaleError(
-            f"timm {library.__version__} has no network called {name!r}; "
-            "pip install -U 'upscale-opt[timm]'"
+            f"timm {library.__version__} has no network called {name!r}; pip install -U timm"
         )
     options = {} if size is None else {"img_size": size}
     model: nn.Module = library.create_model(name, pretrained=False, **options)

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from upscale_opt.errors import SolverError
+from upscale_opt.errors import SolverError, to_install
 
 _WORKER = Path(__file__).with_name("milp_worker.py")
 
@@ -172,7 +172,7 @@ _NAMES = {"highs": "HiGHS", "cbc": "CBC"}
 _OTHERS = "use solver='cp-sat', which needs no other process"
 
 MISSING = {
-    "highs": "solver 'pulp' needs HiGHS: pip install highspy, or use solver='cp-sat'",
+    "highs": f"solver 'pulp' needs highspy: {to_install('highs')}; or use solver='cp-sat'",
     "cbc": (
         "solver 'pulp-cbc' needs CBC, and PuLP has brought none for this platform: pip install "
         "'pulp[cbc]', or put cbc on the PATH, or use solver='pulp'"

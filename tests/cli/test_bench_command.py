@@ -10,7 +10,8 @@ from command_line import call
 
 from upscale_opt.cli.options import spread
 from upscale_opt.experiments.bench.benching import Task
-from upscale_opt.experiments.bench.records import BenchRecord, record_file
+from upscale_opt.experiments.bench.records import BenchRecord
+from upscale_opt.experiments.records import Store
 
 SMALL = "topology/residual_stage"
 
@@ -27,12 +28,13 @@ def test_the_command_resumes_and_writes_its_page(
     assert f"{SMALL} (1 of 1): batch 1 contiguous eager: unpruned" in captured.err
     assert "### Times: batch 1, contiguous, op by op" in page.read_text()
     assert (tmp_path / "docs" / "performance" / "over-unpruned.png").exists()
-    record = BenchRecord.load(record_file(out, SMALL))
+    store = Store(out, BenchRecord)
+    record = BenchRecord.load(store.file(SMALL))
     assert record.settings.variants == ("unpruned", "copies", "floor")
-    record.model_copy(update={"seconds": 4711.0}).save(record_file(out, SMALL))
+    store.put(SMALL, record.model_copy(update={"seconds": 4711.0}))
     assert call("bench", *arguments) == 0
     assert "1 of 1 are timed already" in capsys.readouterr().err
-    assert BenchRecord.load(record_file(out, SMALL)).seconds == 4711.0
+    assert BenchRecord.load(store.file(SMALL)).seconds == 4711.0
 
 
 def test_the_command_fails_if_a_network_does(

@@ -27,12 +27,13 @@ from upscale_opt.experiments.bench.records import (
     Settings,
     Time,
     done_before,
-    record_file,
 )
 from upscale_opt.experiments.bench.sweeping import record_of
 from upscale_opt.experiments.bench.tables import tables
 from upscale_opt.experiments.bench.timing import interleaved
 from upscale_opt.experiments.bench.variants import Subject, copied_channels
+from upscale_opt.experiments.processes import Ended
+from upscale_opt.experiments.records import Store
 
 SMALL = "topology/residual_stage"
 OURS = ("unpruned", "gather", "constrained", "copies", "floor")
@@ -232,20 +233,22 @@ def test_a_networks_error_is_part_of_its_record(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_killed_process_leaves_a_record(tmp_path: Path) -> None:
-    record = record_of(-9, Task(SMALL, QUICK), tmp_path)
+    record = record_of(Ended(-9), Task(SMALL, QUICK))
     assert "killed by signal 9" in record.problem
-    assert BenchRecord.load(record_file(tmp_path, SMALL)) == record
-    assert done_before(tmp_path, SMALL, QUICK) is None
+    store = Store(tmp_path, BenchRecord)
+    store.put(SMALL, record)
+    assert done_before(store, SMALL, QUICK) is None
 
 
 def test_records_of_other_settings_are_not_taken(tmp_path: Path) -> None:
     record = BenchRecord(name=SMALL, settings=QUICK)
-    assert done_before(tmp_path, SMALL, QUICK) is None
-    record.save(record_file(tmp_path, SMALL))
-    assert done_before(tmp_path, SMALL, QUICK) == record
+    store = Store(tmp_path, BenchRecord)
+    assert done_before(store, SMALL, QUICK) is None
+    store.put(SMALL, record)
+    assert done_before(store, SMALL, QUICK) == record
     for change in ({"rounds": 3}, {"threads": 2}, {"cost_models": ("0123",)}):
         other = QUICK.model_copy(update=change)
-        assert done_before(tmp_path, SMALL, other) is None
+        assert done_before(store, SMALL, other) is None
 
 
 # Tables and the page.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -16,13 +14,11 @@ from upscale_opt.experiments.coverage.covering import Task, cover
 from upscale_opt.experiments.coverage.masking import mask, run, survey, zeros
 from upscale_opt.experiments.coverage.names import GROUPS
 from upscale_opt.experiments.coverage.records import NetworkRecord, Reason, SideRecord
-from upscale_opt.experiments.coverage.sweeping import (
-    done_before,
-    record_file,
-    record_of,
-    sweep,
-)
+from upscale_opt.experiments.coverage.sweeping import done_before, record_of, sweep
 from upscale_opt.experiments.coverage.table import BEGIN, END, page, summary, tables
+from upscale_opt.experiments.processes import Ended
+from upscale_opt.experiments.records import Store
+from upscale_opt.experiments.running import Place
 from upscale_opt.models import catalogue
 
 SMALL = "topology/residual_stage"
@@ -205,33 +201,34 @@ def test_the_command_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     text = document.read_text()
     assert "| residual_stage |" in text
     assert "| unet |" in text
-    record = done_before(out, Task(SMALL))
+    store = Store(out, NetworkRecord)
+    record = done_before(store, Task(SMALL))
     assert record is not None
     assert record.peak_bytes is None or record.peak_bytes > 2**20
-    assert done_before(out, Task(SMALL, amount=0.25)) is None
-    record.model_copy(update={"seconds": 4711.0}).save(record_file(out, SMALL))
+    assert done_before(store, Task(SMALL, amount=0.25)) is None
+    store.put(SMALL, record.model_copy(update={"seconds": 4711.0}))
     assert run_command(*arguments) == 0
     assert "2 of 2 are done already" in capsys.readouterr().err
-    again = done_before(out, Task(SMALL))
+    again = done_before(store, Task(SMALL))
     assert again is not None
     assert again.seconds == 4711.0
 
 
 def test_patience_ends(tmp_path: Path) -> None:
-    ((task, record),) = sweep([Task(SMALL, patience=0)], tmp_path, 1)
+    store = Store(tmp_path, NetworkRecord)
+    ((task, record),) = sweep([Task(SMALL)], store, Place(), patience=0)
     assert task.name == SMALL
     assert record is not None
     assert "it took longer than 0 s" in record.problem
+    assert NetworkRecord.load(store.file(SMALL)) == record
+    assert done_before(store, Task(SMALL)) is None
 
 
-def test_a_killed_process_leaves_a_record(tmp_path: Path) -> None:
-    killed: Any = SimpleNamespace(exitcode=-9)
-    record = record_of(killed, Task(SMALL), tmp_path)
+def test_a_killed_process_leaves_a_record() -> None:
+    record = record_of(Ended(-9), Task(SMALL))
     assert record is not None
     assert "killed by signal 9" in record.problem
     assert not record.lossless
-    assert done_before(tmp_path, Task(SMALL)) is None
-    assert NetworkRecord.load(record_file(tmp_path, SMALL)) == record
 
 
 def test_the_command_fails_if_something_is_lossy(
@@ -240,7 +237,7 @@ def test_the_command_fails_if_something_is_lossy(
     lossy = a_record(SMALL, "topology", status="lossy", deviation=0.5)
     monkeypatch.setattr(
         "upscale_opt.experiments.coverage.sweeping.sweep",
-        lambda tasks, folder, jobs: iter([(tasks[0], lossy)]),
+        lambda tasks, store, place, patience: iter([(tasks[0], lossy)]),
     )
     assert run_command(SMALL, "--out", str(tmp_path)) == 1
     assert "1 of 1 networks are not lossless: topology/residual_stage" in capsys.readouterr().err

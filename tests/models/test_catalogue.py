@@ -99,7 +99,7 @@ def test_names_need_no_timm_and_building_says_what_is_missing() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "pip install 'upscale-opt[timm]'" in done.stdout
+    assert 'pip install ".[timm]" in the clone, or "upscale-opt[timm]"' in done.stdout
 
 
 def test_wrong_names_are_hinted_at() -> None:

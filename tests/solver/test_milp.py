@@ -286,7 +286,7 @@ def test_blocks_are_refused(solver: str) -> None:
 
 def test_highs_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SolverError, match="pip install highspy"):
+    with pytest.raises(SolverError, match=r'highspy: pip install "\.\[highs\]"'):
         solve_pulp(random_sets(3, 5, 0, 2, 3), time_limit=1)
 
 

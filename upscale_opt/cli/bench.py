@@ -33,6 +33,7 @@ from upscale_opt.ir.cost_model import CostModel
 if TYPE_CHECKING:
     from upscale_opt.experiments.bench.benching import Task
     from upscale_opt.experiments.bench.records import BenchRecord, Settings
+    from upscale_opt.experiments.records import Store
 
 
 class Dtype(str, Enum):
@@ -149,8 +150,10 @@ def bench(
     with steps.step("load PyTorch"):
         from upscale_opt.experiments.bench.benching import Task
         from upscale_opt.experiments.bench.page import read_page, write_page
-        from upscale_opt.experiments.bench.records import Settings, done_before
+        from upscale_opt.experiments.bench.records import BenchRecord, Settings, done_before
         from upscale_opt.experiments.bench.tables import summary
+        from upscale_opt.experiments.pictures import check_pictures
+        from upscale_opt.experiments.records import Store
 
     names = named_networks(networks or [], group)
     settings = Settings.model_validate(
@@ -178,15 +181,17 @@ def bench(
     check_folder(out)
     if page is not None:
         check_file(page)
+        check_pictures()
         read_page(page)
+    store = Store(out, BenchRecord)
     tasks = [Task(name, settings, tuple(cost_models.values())) for name in names]
-    known = {name: None if force else done_before(out, name, settings) for name in names}
+    known = {name: None if force else done_before(store, name, settings) for name in names}
     records = {name: record for name, record in known.items() if record is not None}
     if records:
         steps.note(f"{len(records)} of {len(tasks)} are timed already; --force times them again")
     console = output()
     try:
-        _sweep([task for task in tasks if task.name not in records], out, jobs, steps, records)
+        _sweep([task for task in tasks if task.name not in records], store, jobs, steps, records)
     finally:
         found = [records[name] for name in names if name in records]
         for line in summary(found):
@@ -224,18 +229,19 @@ def _check_device(settings: Settings) -> None:
 
 def _sweep(
     tasks: Sequence[Task],
-    out: Path,
+    store: Store[BenchRecord],
     jobs: int,
     steps: Steps,
     records: dict[str, BenchRecord],
 ) -> None:
     """Add the records of all tasks to ``records``; also if interrupted on the way."""
     from upscale_opt.experiments.bench.sweeping import sweep
+    from upscale_opt.experiments.running import Place
 
     if not tasks:
         return
     with steps.step("bench") as tell:
-        for number, (task, record) in enumerate(sweep(tasks, out, jobs, tell), 1):
+        for number, (task, record) in enumerate(sweep(tasks, store, Place(jobs), tell), 1):
             records[task.name] = record
             steps.note(f"{task.name} ({number} of {len(tasks)}): {_line(record)}")
 

@@ -32,12 +32,14 @@ from upscale_opt.cli.options import (
     cost_model_of,
     weights_of,
 )
+from upscale_opt.cli.pictures import draw
 from upscale_opt.cli.place import Backend, BackendOption, Jobs, Scheduler, place_of
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.side_by_side import name_of, run_cells
 from upscale_opt.cli.tables import comparison_table, output, row_line, say
 from upscale_opt.errors import UpscaleError
-from upscale_opt.experiments.cluster import Place
+from upscale_opt.experiments.pictures import check_pictures
+from upscale_opt.experiments.running import Place
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.solver.comparing import (
     USUAL_SOLVERS,
@@ -90,20 +92,22 @@ def compare(
     out: Annotated[Path, typer.Option("--out", "-o", help="The folder for the files.")] = Path(
         "out/compare"
     ),
-    picture: Annotated[Picture, typer.Option(help="The picture's format.")] = Picture.svg,
+    picture: Annotated[
+        Picture | None,
+        typer.Option(show_default="svg, if there is matplotlib", help="The picture's format."),
+    ] = None,
 ) -> None:
     """Compare solvers on networks and amounts, one row per solver.
 
     Prunes the networks as `run` does, or takes --graph and --masks, or --instance; these need no
-    PyTorch. Writes compare.csv, compare.json, and compare.svg or .png. Ctrl-C stops, with what is
-    finished.
+    PyTorch. Writes compare.csv, compare.json, and with the extra `plots` compare.svg or .png.
+    Ctrl-C stops, with what is finished.
     """
     names = list(dict.fromkeys(networks or ()))
     if (graph is None) != (masks is None):
         raise typer.BadParameter("--graph and --masks go together")
     if not names and graph is None and not instance:
         raise typer.BadParameter("name networks, or give --graph and --masks, or --instance")
-    files = [out / name for name in ("compare.csv", "compare.json", f"compare.{picture.value}")]
     settings = Settings(
         objective,
         None if model is None else model.value,
@@ -116,6 +120,8 @@ def compare(
     )
     place = place_of(jobs, backend, scheduler)
     steps = Steps()
+    kinds = ("csv", "json", *_picture(picture, steps))
+    files = [out / f"compare.{kind}" for kind in kinds]
     batches: list[Iterable[list[Case]]] = []
     if graph is not None and masks is not None:
         batches.append([[graph_case(graph, masks)]])
@@ -136,6 +142,22 @@ def compare(
             say(output(), f"\nWritten to {out}: {', '.join(file.name for file in files)}")
     if all(row.status == "failed" for row in rows):
         raise UpscaleError("every solver failed; the table says why")
+
+
+def _picture(asked: Picture | None, steps: Steps) -> list[str]:
+    """The kind of picture to make; none where none can be made and nobody asked for one.
+
+    Raises:
+        UpscaleError: if one was asked for.
+    """
+    try:
+        check_pictures()
+    except UpscaleError as error:
+        if asked is not None:
+            raise
+        steps.note(f"without a picture: {error}")
+        return []
+    return [(asked or Picture.svg).value]
 
 
 def _compare_on(
@@ -179,12 +201,11 @@ def _heading(row: ComparisonRow) -> str:
 
 
 def _write(files: Sequence[Path], rows: Sequence[ComparisonRow]) -> None:
-    from upscale_opt.cli.pictures import draw
-
-    table, document, picture = files
+    table, document, *pictures = files
     write_atomically(table, _csv(rows).encode())
     Comparison(rows=tuple(rows)).save(document)
-    write_atomically(picture, draw(rows, picture.suffix[1:]))
+    for picture in pictures:
+        write_atomically(picture, draw(rows, picture.suffix[1:]))
 
 
 def _csv(rows: Iterable[ComparisonRow]) -> str:

@@ -22,12 +22,13 @@ from upscale_opt.cli.place import Backend, BackendOption, Jobs, Scheduler, place
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
 from upscale_opt.errors import UpscaleError
-from upscale_opt.experiments.cluster import Place
+from upscale_opt.experiments.running import Place
 from upscale_opt.ir.base import write_atomically
 
 if TYPE_CHECKING:
     from upscale_opt.experiments.coverage.covering import Task
     from upscale_opt.experiments.coverage.records import NetworkRecord
+    from upscale_opt.experiments.records import Store
 
 
 class Precision(str, Enum):
@@ -84,23 +85,24 @@ def coverage(
     with steps.step("load PyTorch"):
         from upscale_opt.experiments.coverage import sweeping
         from upscale_opt.experiments.coverage.covering import Task
+        from upscale_opt.experiments.coverage.records import NetworkRecord
         from upscale_opt.experiments.coverage.table import summary
+        from upscale_opt.experiments.records import Store
 
     names = named_networks(networks or [], group)
     check_folder(out)
     if page is not None:
         check_file(page)
         _with_tables(page, [], "")
-    tasks = [
-        Task(name, amount, seed, dtype.value, time_limit, patience, skip_larger_than)
-        for name in names
-    ]
-    known = {task.name: None if force else sweeping.done_before(out, task) for task in tasks}
+    store = Store(out, NetworkRecord)
+    tasks = [Task(name, amount, seed, dtype.value, time_limit, skip_larger_than) for name in names]
+    known = {task.name: None if force else sweeping.done_before(store, task) for task in tasks}
     records = {name: record for name, record in known.items() if record is not None}
     if records:
         steps.note(f"{len(records)} of {len(tasks)} are done already; --force does them again")
     try:
-        _sweep([task for task in tasks if task.name not in records], out, place, steps, records)
+        left = [task for task in tasks if task.name not in records]
+        _sweep(left, store, place, patience, steps, records)
     finally:
         found = [records[name] for name in names if name in records]
         console = output()
@@ -119,21 +121,20 @@ def coverage(
 
 def _sweep(
     tasks: Sequence[Task],
-    out: Path,
+    store: Store[NetworkRecord],
     place: Place,
+    patience: float,
     steps: Steps,
     records: dict[str, NetworkRecord],
 ) -> None:
     """Add the records of all tasks to ``records``; also if interrupted on the way."""
-    from upscale_opt.experiments.coverage.sweeping import sweep, sweep_on
+    from upscale_opt.experiments.coverage.sweeping import sweep
 
     if not tasks:
         return
     with steps.step("cover") as tell:
         tell(f"0 of {len(tasks)}")
-        local = place.backend == "local"
-        pairs = sweep(tasks, out, place.jobs or 1) if local else sweep_on(tasks, out, place)
-        for number, (task, record) in enumerate(pairs, 1):
+        for number, (task, record) in enumerate(sweep(tasks, store, place, patience), 1):
             steps.note(f"{task.name}: {_line(record)}")
             tell(f"{number} of {len(tasks)}")
             if record is not None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 from upscale_opt.cli.fronts import Front, Fronts
-from upscale_opt.cli.pictures import STYLE
+from upscale_opt.experiments.pictures import BLUE, VERMILION, drawing, picture
 from upscale_opt.solver.network.objectives import UNITS
 
 if TYPE_CHECKING:
@@ -17,8 +16,8 @@ _WIDTH = 3.4
 _HEIGHT = 2.6
 """Of a panel, in inches."""
 
-_FOUND = "#0072B2"
-_BOUND = "#D55E00"
+_FOUND = BLUE
+_BOUND = VERMILION
 
 
 def draw(fronts: Fronts, kind: str) -> bytes:
@@ -28,14 +27,9 @@ def draw(fronts: Fronts, kind: str) -> bytes:
         fronts: of one or several networks.
         kind: ``"svg"`` or ``"png"``. The same fronts give the same bytes.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-
     across = min(_PANELS_PER_ROW, len(fronts.networks))
     down = -(-len(fronts.networks) // across)
-    with matplotlib.rc_context(STYLE):
-        size = (max(5.0, across * _WIDTH), down * _HEIGHT + 0.6)
-        figure = Figure(size, dpi=120, layout="constrained")
+    with drawing(max(5.0, across * _WIDTH), down * _HEIGHT + 0.6) as figure:
         grid = figure.subplots(down, across, squeeze=False)
         for axes in grid.flat[len(fronts.networks) :]:
             axes.set_axis_off()
@@ -45,10 +39,7 @@ def draw(fronts: Fronts, kind: str) -> bytes:
         figure.supxlabel("multiply-adds that windows may add, %", fontsize=10)
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False)
-        picture = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(picture, format=kind, metadata=metadata)
-    return picture.getvalue()
+        return picture(figure, kind)
 
 
 def _draw_panel(axes: Axes, front: Front) -> None:

@@ -27,6 +27,7 @@ from upscale_opt.cli.progress import Steps, Tell
 from upscale_opt.cli.side_by_side import noticing_interrupts
 from upscale_opt.cli.tables import new_table, output, say
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.pictures import check_pictures
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.solver.comparing import Case
 from upscale_opt.solver.network.objectives import UNITS
@@ -83,9 +84,7 @@ def pareto(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the points go.")] = Path(
         "front.json"
     ),
-    plot: Annotated[
-        Path | None, typer.Option(help="Draw them here, as .svg or .png; not without.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw them here, as .svg or .png.")] = None,
 ) -> None:
     """Show how many copies are left when windows may add so many multiply-adds.
 
@@ -95,6 +94,8 @@ def pareto(
     """
     if plot is not None and plot.suffix not in (".svg", ".png"):
         raise typer.BadParameter(f"--plot draws .svg or .png, not {plot}")
+    if plot is not None:
+        check_pictures()
     settings = Settings(objective.value, model.value, seed, time_limit, workers)
     steps = Steps()
     names = list(dict.fromkeys(networks))

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from upscale_opt.cli.tables import unit_of
+from upscale_opt.experiments.pictures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    VERMILION,
+    YELLOW,
+    drawing,
+    picture,
+)
 from upscale_opt.solver.comparing import ComparisonRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = {
-    "identity": "#999999",
-    "greedy": "#E69F00",
-    "local-search": "#56B4E9",
-    "cp-sat": "#0072B2",
-    "cp-sat-direct": "#CC79A7",
-    "pulp": "#009E73",
-    "pulp-cbc": "#D55E00",
+    "identity": GREY,
+    "greedy": ORANGE,
+    "local-search": SKY,
+    "cp-sat": BLUE,
+    "cp-sat-direct": PINK,
+    "pulp": GREEN,
+    "pulp-cbc": VERMILION,
 }
-"""From the palette of Okabe and Ito, which colour-blind people can tell apart, too."""
 
-_OTHER_COLOUR = "#F0E442"
+_OTHER_COLOUR = YELLOW
 
 _PANELS_PER_ROW = 4
 _PANEL_HEIGHT = 2.6
 _BAR_WIDTH = 0.16
 """In inches, like the heights."""
-
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "upscale-opt",  # or else the ids in the file are random
-    "svg.fonttype": "none",
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-"""For all pictures: the same data give the same bytes."""
 
 
 def draw(rows: Sequence[ComparisonRow], kind: str) -> bytes:
@@ -48,19 +49,16 @@ def draw(rows: Sequence[ComparisonRow], kind: str) -> bytes:
         rows: of one or several problems; the rows of a label must lie together.
         kind: ``"svg"`` or ``"png"``. The same rows give the same bytes.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     panels = [(label, list(group)) for label, group in groupby(rows, key=lambda row: row.label)]
     solvers = list(dict.fromkeys(row.solver for row in rows))
     across = min(_PANELS_PER_ROW, len(panels))
     down = -(-len(panels) // across)
     bars = max(len(panel) for _, panel in panels)
     width = max(6.0, across * max(2.0, _BAR_WIDTH * bars + 1.0))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure((width, down * _PANEL_HEIGHT + 0.6), dpi=120, layout="constrained")
+    with drawing(width, down * _PANEL_HEIGHT + 0.6) as figure:
+        from matplotlib.lines import Line2D
+        from matplotlib.patches import Patch
+
         grid = figure.subplots(down, across, squeeze=False)
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
@@ -80,10 +78,7 @@ def draw(rows: Sequence[ComparisonRow], kind: str) -> bytes:
             ncols=min(len(solvers) + 1, 5),
             frameon=False,
         )
-        picture = io.BytesIO()
-        metadata = {"Date": None} if kind == "svg" else None
-        figure.savefig(picture, format=kind, metadata=metadata)
-    return picture.getvalue()
+        return picture(figure, kind)
 
 
 def _draw_panel(axes: Axes, rows: Sequence[ComparisonRow], solvers: Sequence[str]) -> None:

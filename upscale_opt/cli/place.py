@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from upscale_opt.experiments.cluster import Place
+from upscale_opt.experiments.running import Place
 
 
 class Backend(str, Enum):
@@ -15,7 +15,6 @@ class Backend(str, Enum):
 
     local = "local"
     dask = "dask"
-    ray = "ray"
 
 
 Jobs = Annotated[
@@ -26,9 +25,7 @@ Jobs = Annotated[
         help="How many at a time, in processes of their own.",
     ),
 ]
-BackendOption = Annotated[
-    Backend, typer.Option(help="Work on this machine, or on a Dask or Ray cluster.")
-]
+BackendOption = Annotated[Backend, typer.Option(help="Work on this machine, or on a Dask cluster.")]
 Scheduler = Annotated[
     str | None,
     typer.Option(metavar="ADDRESS", help="Of the cluster, such as tcp://10.0.0.1:8786."),
@@ -42,7 +39,7 @@ def place_of(jobs: int | None, backend: Backend, scheduler: str | None) -> Place
         typer.BadParameter: if they do not go together.
     """
     if backend is Backend.local and scheduler is not None:
-        raise typer.BadParameter("--scheduler is for --backend dask or ray")
+        raise typer.BadParameter("--scheduler is for --backend dask")
     if backend is Backend.dask and scheduler is None:
         raise typer.BadParameter("--backend dask needs --scheduler, such as tcp://10.0.0.1:8786")
     return Place(jobs, backend.value, scheduler)

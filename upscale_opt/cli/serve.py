@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from upscale_opt.errors import UpscaleError
+from upscale_opt.errors import UpscaleError, to_install
 
 Data = Annotated[
     Path | None,
@@ -56,7 +56,7 @@ def serve(
 ) -> None:
     """Solve for others, by HTTP: graph and masks in, solution out.
 
-    Needs no PyTorch; `pip install 'upscale-opt[service]'` for the rest.
+    Needs no PyTorch, but the extra `service`: `pip install ".[service]"` in the clone.
     """
     require()
     from upscale_opt.service.server import serve as run
@@ -85,9 +85,7 @@ def require() -> None:
     needed = ("fastapi", "uvicorn", "huey", "redis", "prometheus_client")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise UpscaleError(
-            f"the service needs {', '.join(missing)}: pip install 'upscale-opt[service]'"
-        )
+        raise UpscaleError(f"the service needs {', '.join(missing)}: {to_install('service')}")
 
 
 def settings_of(options: list[str] | None) -> dict[str, str]:

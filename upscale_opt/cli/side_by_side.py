@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from upscale_opt.cli.progress import Tell
-from upscale_opt.experiments.cluster import Place, run_all
+from upscale_opt.experiments.running import Place, run_all
 from upscale_opt.solver.comparing import Case, ComparisonRow, Settings, run_case
 from upscale_opt.solver.network.objectives import UNITS
 

@@ -12,7 +12,8 @@ from upscale_opt.cli.options import Amounts, Side, SideOption, check_file, check
 from upscale_opt.cli.place import Backend, BackendOption, Jobs, Scheduler, place_of
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
-from upscale_opt.experiments.cluster import Place
+from upscale_opt.errors import needed
+from upscale_opt.experiments.running import Place
 from upscale_opt.experiments.study.names import (
     CRITERIA,
     DATA,
@@ -97,6 +98,7 @@ def study(
     Ctrl-C stops; the same command goes on from there. efficientnet-lite0 comes trained, and is
     shown photographs, whatever --data says.
     """
+    needed("matplotlib", "the study needs", "study")
     page = out / "study.md" if doc is None else doc
     place = place_of(jobs, backend, scheduler)
     steps = Steps()

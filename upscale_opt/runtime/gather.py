@@ -1,7 +1,4 @@
-"""Ways to move channels that are faster than PyTorch's first choice, by measurement.
-
-``python benchmarks/reads.py`` times the alternatives on your machine.
-"""
+"""Ways to move channels that are faster than PyTorch's first choice, by measurement."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -36,12 +36,11 @@ from upscale_opt.experiments.bench.timing import (
     threads,
 )
 from upscale_opt.experiments.bench.variants import Built, Subject, problem_of
+from upscale_opt.experiments.processes import Tell
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.measuring.costs import count_costs
 from upscale_opt.measuring.moved_bytes import moved_bytes
 from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
-
-Tell = Callable[[str], None]
 
 _FORMS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 

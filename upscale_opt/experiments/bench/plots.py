@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from upscale_opt.cli.pictures import STYLE
 from upscale_opt.experiments.bench.bars import cell_of, cells_of
 from upscale_opt.experiments.bench.names import BASES
 from upscale_opt.experiments.bench.records import BenchRecord
 from upscale_opt.experiments.bench.tables import asked, title
+from upscale_opt.experiments.pictures import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    LIGHT_GREY,
+    ORANGE,
+    PINK,
+    SKY,
+    YELLOW,
+    drawing,
+    picture,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = {
-    "unpruned": "#000000",
-    "gather": "#999999",
-    "upscale": "#E69F00",
-    "upscale-index": "#F0E442",
-    "constrained": "#56B4E9",
-    "copies": "#009E73",
-    "latency": "#0072B2",
-    "floor": "#CC79A7",
+    "unpruned": BLACK,
+    "gather": GREY,
+    "upscale": ORANGE,
+    "upscale-index": YELLOW,
+    "constrained": SKY,
+    "copies": GREEN,
+    "latency": BLUE,
+    "floor": PINK,
 }
-"""From the palette of Okabe and Ito, which colour-blind people can tell apart, too."""
 
 _MARKERS = {"unpruned": "|", "upscale": "s", "latency": "D", "floor": "v", "copies": "^"}
 
@@ -73,15 +83,11 @@ def plots(records: Sequence[BenchRecord]) -> Iterator[Plot]:
 
 
 def _draw(records: Sequence[BenchRecord], variants: Sequence[str], base: str) -> bytes:
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
     cells = cells_of(records)
     names = list(dict.fromkeys(record.name for record in records if record.cells))
-    with matplotlib.rc_context(STYLE):
-        size = _WIDTH * len(cells) + 1.5, _ROW * len(names) + 1.6
-        figure = Figure(size, dpi=120, layout="constrained")
+    with drawing(_WIDTH * len(cells) + 1.5, _ROW * len(names) + 1.6) as figure:
+        from matplotlib.lines import Line2D
+
         panels = figure.subplots(1, len(cells), squeeze=False, sharey=True)[0]
         for axes, (key, own) in zip(panels, cells.items(), strict=True):
             axes.set_title(title(key), fontsize=9)
@@ -94,9 +100,7 @@ def _draw(records: Sequence[BenchRecord], variants: Sequence[str], base: str) ->
             for v in variants
         ]
         figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="png", metadata={"Software": None})
-    return picture.getvalue()
+        return picture(figure, "png")
 
 
 def _draw_cell(
@@ -109,7 +113,7 @@ def _draw_cell(
 ) -> None:
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-    axes.axvline(1.0, color="#BBBBBB", linewidth=0.8, zorder=0)
+    axes.axvline(1.0, color=LIGHT_GREY, linewidth=0.8, zorder=0)
     for number, variant in enumerate(variants):
         for record in records:
             ratio = cell_of(record, key).ratio(variant, base)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from upscale_opt.errors import SchemaError
+from upscale_opt.experiments.records import Store
 from upscale_opt.ir.base import Document, Record
 
 
@@ -204,16 +203,9 @@ class BenchRecord(Document):
         return None
 
 
-def record_file(folder: Path, name: str) -> Path:
-    """Where the record of a network lies."""
-    return folder / f"{name.replace('/', '--')}.json"
-
-
-def done_before(folder: Path, name: str, settings: Settings) -> BenchRecord | None:
+def done_before(store: Store[BenchRecord], name: str, settings: Settings) -> BenchRecord | None:
     """The network's record, if there is one of the same settings that lacks nothing."""
-    try:
-        record = BenchRecord.load(record_file(folder, name))
-    except SchemaError:  # none there, or of another version
+    record = store.find(name)
+    if record is None or record.problem:
         return None
-    same = record.name == name and record.settings == settings
-    return record if same and not record.problem else None
+    return record if (record.name, record.settings) == (name, settings) else None

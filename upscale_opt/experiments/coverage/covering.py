@@ -56,7 +56,6 @@ class Task:
         seed: of its weights and of the solver.
         dtype: ``"float64"``, ``"float32"``; or ``"auto"``: float64 for all but giants.
         time_limit: seconds for the solver, per side.
-        patience: seconds for all of it; a sweep then ends the process.
         skip_larger_than: numbers of parameters beyond which a network is left out.
     """
 
@@ -65,7 +64,6 @@ class Task:
     seed: int = 0
     dtype: Literal["auto", "float64", "float32"] = "auto"
     time_limit: float = 60.0
-    patience: float = 3600.0
     skip_larger_than: int | None = None
 
 

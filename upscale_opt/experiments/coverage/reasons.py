@@ -25,13 +25,10 @@ def reasons(graphs: Iterable[ChannelGraph]) -> tuple[Reason, ...]:
 
 
 def _names(graph: ChannelGraph) -> dict[str, str]:
-    (
-        """What names of operations and tensors stand for.
+    """The names of operations and tensors, each with the words that stand for it in a reason.
 
-    One-word names, such as ``add``, may be words as well.
+    Names of one word, such as ``add``, may be words as well, and are left.
     """
-        ""
-    )
     return {
         name: "an operation"
         for name in (*(op.name for op in graph.operations), *graph.tensors)

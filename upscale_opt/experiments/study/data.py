@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from upscale_opt.errors import UpscaleError
+from upscale_opt.errors import UpscaleError, needed
 
 _TEST_SHARE = 0.2
 _HELD_OUT_SHARE = 0.08
@@ -103,12 +102,7 @@ def need(package: str) -> ModuleType:
     Raises:
         UpscaleError: if it is not installed.
     """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise UpscaleError(
-            f'the study needs {error.name or package}: pip install "upscale-opt[study]"'
-        ) from None
+    return needed(package, "the study needs", "study")
 
 
 def _mnist() -> tuple[Any, Any]:

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from upscale_opt.experiments.processes import Tell
 from upscale_opt.experiments.study.records import Row
 from upscale_opt.experiments.study.subjects import load_subject
 from upscale_opt.experiments.study.sweep import Task, export, run_task, scored_segments
-from upscale_opt.experiments.study.training import Tell
 
 _ROUNDS = 9
 _WARM_UP = 1
@@ -28,11 +28,11 @@ def measure_task(task: Task, cache: Path, tell: Tell = lambda text: None) -> lis
     slows the machine down meets all of them.
     """
     run_task(task, cache, tell)
-    store = task.store(cache)
+    finished = task.finished(cache)
     missing = [
         amount
         for amount in task.amounts
-        if any(store.rows[method, amount].latency is None for method in task.methods)
+        if any(finished.rows[method, amount].latency is None for method in task.methods)
     ]
     if missing:
         subject = load_subject(task.recipe, cache)
@@ -43,10 +43,10 @@ def measure_task(task: Task, cache: Path, tell: Tell = lambda text: None) -> lis
             exports = [export(subject, segments[m], amount, task).model for m in task.methods]
             unpruned, *pruned = interleaved([subject.model, *exports], batch)
             for method, seconds in zip(task.methods, pruned, strict=True):
-                row = store.rows[method, amount]
-                store.put(row.model_copy(update={"latency": seconds / unpruned}))
+                row = finished.rows[method, amount]
+                finished.put(row.model_copy(update={"latency": seconds / unpruned}))
             tell(f"{task.name}, {amount:.0%}")
-    return [store.rows[cell] for cell in task.cells]
+    return [finished.rows[cell] for cell in task.cells]
 
 
 def interleaved(models: Sequence[nn.Module], inputs: Tensor, rounds: int = _ROUNDS) -> list[float]:

@@ -81,7 +81,7 @@ def _resized(crop: Tensor) -> Tensor:
 
 def _photographs() -> list[Tensor]:
     """scikit-learn's two, and Matplotlib's one, of shape (3, height, width), from 0 to 1."""
-    from matplotlib.cbook import get_sample_data
+    get_sample_data = need("matplotlib.cbook").get_sample_data
     from PIL import Image
 
     arrays: list[Any] = list(need("sklearn.datasets").load_sample_images().images)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from upscale_opt.cli.pictures import STYLE
+from upscale_opt.experiments.pictures import BLUE, LIGHT_GREY, ORANGE, drawing, picture
 from upscale_opt.experiments.study.findings import (
     Spread,
     over_seeds,
@@ -19,8 +18,7 @@ from upscale_opt.experiments.study.records import Row, Unpruned
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {"unconstrained": "#0072B2", "constrained": "#E69F00"}
-"""From the palette of Okabe and Ito, which colour-blind people can tell apart, too."""
+_COLOURS = {"unconstrained": BLUE, "constrained": ORANGE}
 
 _LINES: dict[str, Literal["-", "--"]] = {"unconstrained": "-", "constrained": "--"}
 
@@ -67,15 +65,11 @@ def draw_against_latency(rows: Sequence[Row], unpruned: Sequence[Unpruned]) -> b
 def _draw(
     rows: Sequence[Row], unpruned: Sequence[Unpruned], place: Place, label: str, start: float
 ) -> bytes:
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
     nets = list(dict.fromkeys(row.net for row in rows))
     criteria = list(dict.fromkeys(row.criterion for row in rows))
-    with matplotlib.rc_context(STYLE):
-        size = len(nets) * _WIDTH + 0.6, len(criteria) * _HEIGHT + 0.9
-        figure = Figure(size, layout="constrained")
+    with drawing(len(nets) * _WIDTH + 0.6, len(criteria) * _HEIGHT + 0.9) as figure:
+        from matplotlib.lines import Line2D
+
         grid = figure.subplots(len(criteria), len(nets), squeeze=False, sharex="col", sharey="col")
         for across, net in enumerate(nets):
             whole = [one for one in unpruned if one.net == net]
@@ -83,7 +77,7 @@ def _draw(
             for down, criterion in enumerate(criteria):
                 axes = grid[down][across]
                 own = [row for row in rows if (row.net, row.criterion) == (net, criterion)]
-                axes.axhline(top, color="#BBBBBB", linewidth=0.8)
+                axes.axhline(top, color=LIGHT_GREY, linewidth=0.8)
                 for method in METHODS:
                     line = [row for row in own if row.method == method]
                     _draw_line(axes, line, place, (start, top), method)
@@ -103,11 +97,9 @@ def _draw(
             Line2D([], [], color=_COLOURS[method], linestyle=_LINES[method], label=method)
             for method in METHODS
         ]
-        handles.append(Line2D([], [], color="#BBBBBB", linewidth=0.8, label="unpruned"))
+        handles.append(Line2D([], [], color=LIGHT_GREY, linewidth=0.8, label="unpruned"))
         figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
-        picture = io.BytesIO()
-        figure.savefig(picture, format="svg", metadata={"Date": None})
-    return picture.getvalue()
+        return picture(figure, "svg")
 
 
 def over_unpruned(networks: Sequence[Unpruned]) -> float:

@@ -8,10 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from pydantic import ValidationError
-
-from upscale_opt.errors import UpscaleError
-from upscale_opt.ir.base import Document, Record, write_atomically
+from upscale_opt.experiments.records import Store
+from upscale_opt.ir.base import Document, Record
 
 Method = Literal["unconstrained", "constrained"]
 Side = Literal["input", "output", "both"]
@@ -98,36 +96,38 @@ class Results(Document):
     rows: tuple[Row, ...]
 
 
-class Store:
-    """Finished rows of one network and criterion, in a file that is always whole.
-
-    What is stored under another version of this package's code is not seen.
-
-    Args:
-        folder: the cache.
-        name: what the rows have in common.
-    """
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.path = folder / f"{name}-{code_key()}.json"
-        self.rows: dict[tuple[str, float], Row] = {}
-        if self.path.exists():
-            try:
-                found = _Rows.from_json(self.path.read_bytes())
-            except (UpscaleError, ValidationError):
-                raise UpscaleError(f"{self.path} is damaged; delete it") from None
-            self.rows = {(row.method, row.amount): row for row in found.rows}
-
-    def put(self, row: Row) -> None:
-        """Keep a row, instead of what was measured before of the same."""
-        self.rows[row.method, row.amount] = row
-        write_atomically(self.path, _Rows(rows=tuple(self.rows.values())).to_json().encode())
-
-
 class _Rows(Document):
     what: ClassVar[str] = "rows"
 
     rows: tuple[Row, ...]
+
+
+class Finished:
+    """Finished rows of one network and criterion, in a file that is always whole.
+
+    Rows that other code of this package measured are not seen.
+
+    Args:
+        folder: where they are kept.
+        name: of what they have in common.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._store = Store(folder, _Rows)
+        self._name = f"{name}-{code_key()}"
+        found = self._store.find(self._name)
+        kept = () if found is None else found.rows
+        self.rows: dict[tuple[str, float], Row] = {(row.method, row.amount): row for row in kept}
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._store.file(self._name)
+
+    def put(self, row: Row) -> None:
+        """Keep a row, instead of what was measured before of the same."""
+        self.rows[row.method, row.amount] = row
+        self._store.put(self._name, _Rows(rows=tuple(self.rows.values())))
 
 
 @cache
@@ -143,4 +143,7 @@ def code_key() -> str:
     return found.hexdigest()[:8]
 
 
-_WITHOUT_EFFECT = {f"study/{name}.py" for name in ("findings", "names", "plots", "report")}
+_WITHOUT_EFFECT = {
+    "experiments/pictures.py",
+    *(f"experiments/study/{name}.py" for name in ("findings", "names", "plots", "report")),
+}

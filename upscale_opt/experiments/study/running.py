@@ -9,10 +9,11 @@ from typing import TypeVar
 
 import torch
 
-from upscale_opt.experiments.cluster import Place, run_all
+from upscale_opt.experiments.processes import Tell
+from upscale_opt.experiments.running import Place, run_all
 from upscale_opt.experiments.study.records import Unpruned
 from upscale_opt.experiments.study.subjects import load_subject
-from upscale_opt.experiments.study.training import Recipe, Tell
+from upscale_opt.experiments.study.training import Recipe
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from upscale_opt.experiments.processes import Tell
 from upscale_opt.experiments.study.data import Images, load_dataset
 from upscale_opt.experiments.study.names import EFFICIENTNET, PHOTOGRAPHS
 from upscale_opt.experiments.study.photographs import (
@@ -17,7 +18,7 @@ from upscale_opt.experiments.study.photographs import (
     tested_crops,
 )
 from upscale_opt.experiments.study.records import Unpruned
-from upscale_opt.experiments.study.training import Recipe, Tell, trained
+from upscale_opt.experiments.study.training import Recipe, trained
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.measuring.costs import count_costs
 from upscale_opt.tracing import trace

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from upscale_opt.experiments.study.records import Method, Row, Side, Store
+from upscale_opt.experiments.processes import Tell
+from upscale_opt.experiments.study.records import Finished, Method, Row, Side
 from upscale_opt.experiments.study.subjects import (
     Subject,
     batch_size,
@@ -20,7 +21,7 @@ from upscale_opt.experiments.study.subjects import (
     logits_of,
     share_right,
 )
-from upscale_opt.experiments.study.training import Recipe, Tell
+from upscale_opt.experiments.study.training import Recipe
 from upscale_opt.importance import CRITERIA, HRank, Importance, Random, Taylor, score_segments
 from upscale_opt.importance.choosing import choose, merge
 from upscale_opt.ir.graph import slices_of
@@ -73,10 +74,11 @@ class Task:
         """What the rows of the task are about."""
         return [(method, amount) for method in self.methods for amount in self.amounts]
 
-    def store(self, cache: Path) -> Store:
-        """Where its rows are kept."""
+    def finished(self, cache: Path) -> Finished:
+        """Its rows that are kept."""
         ranked = "global" if self.is_global else "local"
-        return Store(cache / "rows", f"{self.recipe.name}-{self.criterion}-{self.side}-{ranked}")
+        name = f"{self.recipe.name}-{self.criterion}-{self.side}-{ranked}"
+        return Finished(cache / "rows", name)
 
 
 @dataclass(frozen=True)
@@ -104,18 +106,18 @@ def run_task(task: Task, cache: Path, tell: Tell = lambda text: None) -> list[Ro
         cache: where trained networks and finished rows are kept.
         tell: told about every row.
     """
-    store = task.store(cache)
+    finished = task.finished(cache)
     for method in task.methods:
-        missing = [amount for amount in task.amounts if (method, amount) not in store.rows]
+        missing = [amount for amount in task.amounts if (method, amount) not in finished.rows]
         if not missing:
             continue
         subject = load_subject(task.recipe, cache)
         segments = scored_segments(task, method, subject)
         for amount in missing:
             row = _row(task, method, amount, subject, export(subject, segments, amount, task))
-            store.put(row)
+            finished.put(row)
             tell(f"{task.name}, {method}, {amount:.0%}")
-    return [store.rows[cell] for cell in task.cells]
+    return [finished.rows[cell] for cell in task.cells]
 
 
 def scored_segments(task: Task, method: Method, subject: Subject) -> list[Segment]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,12 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.processes import Tell
 from upscale_opt.experiments.study.data import Dataset, Images
 from upscale_opt.experiments.study.names import WEIGHT_DECAY
 from upscale_opt.ir.base import Record, write_atomically
 from upscale_opt.models.small_networks import build_small
-
-Tell = Callable[[str], None]
 
 
 class Recipe(Record):
