@@ -41,7 +41,7 @@ class Cell:
         greedy: copied channels by the heuristic.
         exact: copied channels by the exact solver.
         bound: its lower bound.
-        checked: ``Solution.check`` finds it proven to be optimal.
+        checked: ``check`` finds it proven to be optimal.
         seconds: all of ``solve`` with the exact solver: channel sets, search, proof and plan.
         process: who solved it.
     """
@@ -79,7 +79,7 @@ def prepare(name: str, folder: Path, amounts: Sequence[float], side: Side) -> st
         for amount in missing:
             masked = copy.deepcopy(model)
             uo.apply_masks(masked, graph, uo.magnitude_masks(masked, graph, amount, side, "conv"))
-            uo.Masks.from_model(masked, graph).save(masks_file(folder, name, amount, side))
+            uo.masks_of(masked, graph).save(masks_file(folder, name, amount, side))
             del masked
     return name
 
@@ -104,7 +104,7 @@ def solve(name: str, amount: float, folder: Path, side: Side, time_limit: float)
         greedy=greedy.objective_value,
         exact=exact.objective_value,
         bound=exact.lower_bound,
-        checked=exact.check(graph, masks).optimal,
+        checked=uo.check(exact, graph, masks).optimal,
         seconds=seconds,
         process=os.getpid(),
     )
@@ -136,7 +136,7 @@ def findings(cells: Sequence[Cell]) -> list[str]:
         f"* {len(cells) - len(unproven):,} of {len(cells):,} problems are solved to proven "
         "optimality.",
         f"* {sum(cell.checked for cell in cells):,} of these proofs need nobody's word: "
-        "`Solution.check` verified plan, conflicts and bound without a solver.",
+        "`check` verified plan, conflicts and bound without a solver.",
         f"* Greedy is already optimal on {len(met):,} of them (on {len(trivial):,} as nothing need "
         f"be copied), which only the proof tells.",
         f"* Exact copies less on {len(better):,}. Over all problems greedy copies {greedy:,} "

@@ -103,7 +103,7 @@ def compare(network: str, amount: float, seed: int) -> Row:
     model = catalogue.build(network, seed=seed)
     graph = uo.trace(model, inputs)
     uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, amount, "input", "conv"))
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     return Row(
         network,
         amount,

@@ -117,7 +117,7 @@ def measure(network: str, options: argparse.Namespace) -> Row:
     mask(model, options.side, options.amount, survey(model, several[:1]))
     theirs = upscaled(model, inputs)
     graph = uo.trace(model, several[:1])
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     solution = uo.solve(
         graph,
         masks,

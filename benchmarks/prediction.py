@@ -38,7 +38,7 @@ NETWORKS = [
 def export(model: nn.Module, graph: uo.ChannelGraph, amount: float) -> nn.Module:
     masked = copy.deepcopy(model)
     uo.apply_masks(masked, graph, uo.magnitude_masks(masked, graph, amount))
-    solution = uo.solve(graph, uo.Masks.from_model(masked, graph))
+    solution = uo.solve(graph, uo.masks_of(masked, graph))
     return uo.materialize(masked, solution)
 
 

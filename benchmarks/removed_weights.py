@@ -98,7 +98,7 @@ def export(network: str, side: str, amount: float, constants: bool) -> Row:
     masked = {name: zeros for name, zeros in _zeros(model) if name in names}
     start = time.perf_counter()
     graph = uo.trace(model, inputs)
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     solution = uo.solve(graph, masks)
     pruned = uo.materialize(model, solution)
     seconds = time.perf_counter() - start

@@ -50,7 +50,7 @@ def sound(text: str | bytes, problem: Mapping[str, Any]) -> bool:
     """Whether the JSON is a solution that is right, if not the same: time ran out."""
     graph = uo.ChannelGraph.model_validate(problem["graph"])
     with contextlib.suppress(uo.VerificationError):
-        uo.Solution.from_json(text).check(graph, uo.Masks.model_validate(problem["masks"]))
+        uo.check(uo.Solution.from_json(text), graph, uo.Masks.model_validate(problem["masks"]))
         return True
     return False
 

@@ -26,7 +26,7 @@ def ours(model: nn.Module, inputs: torch.Tensor) -> tuple[float, int]:
     """Seconds, and copied channels."""
     start = time.perf_counter()
     graph = uo.trace(model, inputs)
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     uo.materialize(model, solution)
     return time.perf_counter() - start, solution.objective_value
 

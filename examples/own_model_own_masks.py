@@ -44,7 +44,7 @@ def main() -> None:
         model.right.weight[:, [0, 2, 5]] = 0  # right reads 1, 3, 4, 6, 7
 
     graph = uo.trace(model, inputs)
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     for name in ("left.weight", "right.weight"):
         print(f"{name} keeps the input channels {masks.kept[name][1]}")
 

@@ -27,9 +27,9 @@ def main(graph_file: str, masks_file: str) -> None:
     for read in gathers:
         print(f"  {read.name}: {read.copied} channels")
 
-    print(f"\nChecked without a solver: {solution.check(graph, masks)}")
+    print(f"\nChecked without a solver: {uo.check(solution, graph, masks)}")
     print("Why some of them are gathers:")
-    for explanation in solution.explain()[:3]:
+    for explanation in uo.explain(solution)[:3]:
         print(explanation)
     print("\nPyTorch was", "loaded" if "torch" in sys.modules else "not needed")
 

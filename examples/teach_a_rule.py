@@ -42,7 +42,7 @@ def network() -> nn.Module:
 def prune(model: nn.Module, inputs: Tensor) -> None:
     """Prune what is zero, and say how much is left and what was not understood."""
     graph = uo.trace(model, inputs)
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     pruned = uo.materialize(model, solution)
     uo.verify(model, pruned, inputs)
     size = sum(parameter.numel() for parameter in pruned.parameters())

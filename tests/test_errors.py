@@ -48,7 +48,7 @@ def test_masks_for_another_graph(resnet18_documents: Documents) -> None:
 
 def test_a_model_for_another_graph(resnet18_documents: Documents) -> None:
     graph = resnet18_documents.graph
-    message = complaint(uo.MaskError, lambda: uo.Masks.from_model(net(), graph))
+    message = complaint(uo.MaskError, lambda: uo.masks_of(net(), graph))
     assert "another model" in message
     assert "'bn1.bias'" in message or "'conv1.weight'" in message
     assert "no parameter" in complaint(uo.MaskError, lambda: uo.magnitude_masks(net(), graph, 0.5))
@@ -57,7 +57,7 @@ def test_a_model_for_another_graph(resnet18_documents: Documents) -> None:
 def test_a_model_of_another_width() -> None:
     graph = uo.trace(net(), X)
     wider = nn.Sequential(nn.Conv2d(3, 9, 1), nn.BatchNorm2d(9), nn.ReLU(), nn.Conv2d(9, 4, 1))
-    message = complaint(uo.MaskError, lambda: uo.Masks.from_model(wider, graph))
+    message = complaint(uo.MaskError, lambda: uo.masks_of(wider, graph))
     assert "(9, 3, 1, 1)" in message or "(9,)" in message
     assert "trace the model again" in message
 
@@ -189,7 +189,7 @@ def test_sides_and_layers() -> None:
 def test_solver_options(options: dict[str, Any], words: list[str]) -> None:
     model = net()
     graph = uo.trace(model, X)
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     for action in (
         lambda: uo.solve(graph, masks, **options),
         lambda: uo.prune(model, X, **options),
@@ -207,7 +207,7 @@ def test_solver_options(options: dict[str, Any], words: list[str]) -> None:
 )
 def test_options_of_solve_alone(options: dict[str, Any], words: list[str]) -> None:
     graph = uo.trace(model := net(), X)
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     for action in (uo.solve, uo.compare):
         message = complaint(uo.SolverError, partial(action, graph, masks, **options))
         assert all(word in message for word in words)
@@ -216,7 +216,7 @@ def test_options_of_solve_alone(options: dict[str, Any], words: list[str]) -> No
 @pytest.mark.parametrize("solvers", ["greedy", [], ()])
 def test_solvers_to_compare_are_a_list(solvers: Any) -> None:
     graph = uo.trace(model := net(), X)
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     message = complaint(uo.SolverError, lambda: uo.compare(graph, masks, solvers=solvers))
     assert "list" in message
     assert repr(solvers) in message
@@ -229,7 +229,7 @@ def test_solvers_to_compare_are_a_list(solvers: Any) -> None:
 def test_arguments_that_are_no_documents(wrong: Any) -> None:
     model = net()
     graph = uo.trace(model, X)
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     solution = uo.solve(graph, masks)
     actions: dict[str, list[Callable[[], object]]] = {
         "(ChannelGraph)": [
@@ -239,9 +239,9 @@ def test_arguments_that_are_no_documents(wrong: Any) -> None:
             lambda: uo.constrain(wrong, masks),
             lambda: uo.removal(wrong, masks, solution),
             lambda: uo.apply_masks(model, wrong, masks),
-            lambda: uo.Masks.from_model(model, wrong),
+            lambda: uo.masks_of(model, wrong),
             lambda: masks.check(wrong),
-            lambda: solution.check(wrong, masks),
+            lambda: uo.check(solution, wrong, masks),
         ],
         "(Masks)": [
             lambda: uo.solve(graph, wrong),
@@ -249,7 +249,7 @@ def test_arguments_that_are_no_documents(wrong: Any) -> None:
             lambda: uo.constrain(graph, wrong),
             lambda: uo.removal(graph, wrong, solution),
             lambda: uo.apply_masks(model, graph, wrong),
-            lambda: solution.check(graph, wrong),
+            lambda: uo.check(solution, graph, wrong),
         ],
         "(Solution)": [
             lambda: uo.removal(graph, masks, wrong),
@@ -265,11 +265,11 @@ def test_arguments_that_are_no_documents(wrong: Any) -> None:
 
 def test_arguments_that_are_no_models() -> None:
     graph: Any = uo.trace(model := net(), X)
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     solution = uo.solve(graph, masks)
     for error, action in (
         (uo.MaskError, lambda: uo.apply_masks(graph, graph, masks)),
-        (uo.MaskError, lambda: uo.Masks.from_model(graph, graph)),
+        (uo.MaskError, lambda: uo.masks_of(graph, graph)),
         (uo.MaterializeError, lambda: uo.materialize(graph, solution)),
         (uo.VerificationError, lambda: uo.verify(graph, model, X)),
         (uo.VerificationError, lambda: uo.verify(model, graph, X)),
@@ -310,7 +310,7 @@ def test_a_solution_for_other_masks(resnet18_documents: Documents) -> None:
 
 def test_a_model_with_more_zeros_than_its_solution_is_fine() -> None:
     model = net()
-    solution = uo.solve(graph := uo.trace(model, X), uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph := uo.trace(model, X), uo.masks_of(model, graph))
     keep(model.get_parameter("3.weight"), 1, [0])
     assert uo.verify(model, uo.materialize(model, solution), X).float64_error < 1e-10
 
@@ -319,7 +319,7 @@ def tampered(change: Callable[[dict[str, Any]], None]) -> tuple[nn.Module, uo.So
     model = net()
     keep(model.get_parameter("3.weight"), 1, [1, 2, 5])
     graph = uo.trace(model, X)
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     data = json.loads(solution.to_json())
     change(data)
     return model, uo.Solution.from_json(json.dumps(data))

@@ -41,7 +41,7 @@ def test_solve_without_torch(tmp_path: Path) -> None:
         reader.weight[:, ::2] = 0
     graph = uo.trace(model, torch.zeros(1, 3, 4, 4))
     graph.save(tmp_path / "graph.json")
-    uo.Masks.from_model(model, graph).save(tmp_path / "masks.json")
+    uo.masks_of(model, graph).save(tmp_path / "masks.json")
     printed = run("solve_without_torch.py", tmp_path / "graph.json", tmp_path / "masks.json")
     assert "optimal: 0 copied channels" in printed
     assert "PyTorch was not needed" in printed

@@ -31,6 +31,8 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.api import solve
+from upscale_opt.solver.checking.audit import check
+from upscale_opt.solver.checking.explaining import explain
 from upscale_opt.solver.checking.removal import Removal, removal
 from upscale_opt.solver.comparing import Comparison, ComparisonRow, compare, compare_instance
 from upscale_opt.solver.network.coupling import Group, Member, constrain, groups
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
     from upscale_opt.importance.choosing import choose_masks, magnitude_masks
     from upscale_opt.managers.masking import MaskingManager
     from upscale_opt.managers.pruning import PruningManager
-    from upscale_opt.masking.zeros import apply_masks
+    from upscale_opt.masking.zeros import apply_masks, masks_of
     from upscale_opt.materializing.materialize import materialize
     from upscale_opt.measuring.calibrating import calibrate
     from upscale_opt.measuring.estimating import estimate
@@ -76,6 +78,7 @@ _WITH_TORCH = {
     "load": "saving.load",
     "local_rules": "tracing.rules",
     "magnitude_masks": "importance.choosing",
+    "masks_of": "masking.zeros",
     "materialize": "materializing.materialize",
     "moved_bytes": "measuring.moved_bytes",
     "prune": "pruning.prune",
@@ -115,6 +118,7 @@ __all__ = [
     "VerificationReport",
     "apply_masks",
     "calibrate",
+    "check",
     "check_rules",
     "choose_masks",
     "compare",
@@ -122,10 +126,12 @@ __all__ = [
     "constrain",
     "deploy",
     "estimate",
+    "explain",
     "groups",
     "load",
     "local_rules",
     "magnitude_masks",
+    "masks_of",
     "materialize",
     "moved_bytes",
     "prune",

@@ -31,7 +31,7 @@ from upscale_opt.solver.problem.proof import false_group, proven_bound
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What :meth:`Solution.check` found out; that the plan is right goes without saying.
+    """What :func:`check` found out; that the plan is right goes without saying.
 
     Attributes:
         objective_value: what the orders cost.
@@ -69,17 +69,25 @@ class AuditReport:
         )
 
 
-def audit(graph: ChannelGraph, masks: Masks, solution: Solution) -> AuditReport:
-    """Check everything that ``solution`` says, from the graph and the masks.
+def check(solution: Solution, graph: ChannelGraph, masks: Masks) -> AuditReport:
+    """Check everything that ``solution`` says, without a solver and without trusting one.
 
     The orders are permutations and cost what it says; the plan is sound, follows from the orders
-    and drops nothing that matters; every conflict is one; and the bound follows from the conflicts,
-    in whole numbers (:mod:`upscale_opt.solver.problem.proof`).
+    and drops nothing that matters; every conflict is one. Whether the lower bound follows from the
+    conflicts alone, in whole numbers (:mod:`upscale_opt.solver.problem.proof`), or rests on the
+    solver's word, is what the report says.
+
+    Args:
+        solution: what was found.
+        graph: the graph that was solved.
+        masks: the masks that it was solved with.
 
     Raises:
-        VerificationError: if something is not true.
+        VerificationError: if something that the solution says is not true.
         MaskError: if the masks do not fit the graph.
+        SchemaError: if one of the three is no such document.
     """
+    Solution.require(solution)
     ChannelGraph.require(graph)
     Masks.require(masks)
     if solution.graph_fingerprint != graph.fingerprint:

@@ -221,7 +221,7 @@ def losses(graph: ChannelGraph, masks: Masks, solution: Solution) -> list[str]:
 
     Args:
         graph: the channel graph.
-        masks: what the model's zeros say (:meth:`Masks.from_model`).
+        masks: what the model's zeros say (:func:`upscale_opt.masks_of`).
         solution: a solution for the graph.
     """
     sets = channel_sets(graph, masks, keep_one=False)

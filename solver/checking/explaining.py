@@ -104,7 +104,9 @@ def explain(solution: Solution, read: str | None = None) -> tuple[Explanation, .
     Raises:
         SolverError: if there is no such read.
         VerificationError: if the solution is damaged.
+        SchemaError: if it is no solution.
     """
+    Solution.require(solution)
     for number, demand in enumerate(solution.demands):
         exists = 0 <= demand.space < len(solution.orders)
         if not exists or not set(demand.channels) <= set(solution.orders[demand.space]):

@@ -148,7 +148,7 @@ def removal(graph: ChannelGraph, masks: Masks, solution: Solution) -> Removal:
 
     Args:
         graph: the channel graph.
-        masks: the masks that were solved; what a model's zeros say (:meth:`Masks.from_model`).
+        masks: the masks that were solved; what a model's zeros say (:func:`upscale_opt.masks_of`).
         solution: the solution for them.
 
     Raises:

@@ -80,7 +80,7 @@ def test_explain_windows(solved: Path, tmp_path: Path, capsys: Output) -> None:
     capsys.readouterr()
     assert call("explain", out) == 0
     printed = capsys.readouterr().out
-    explained = {e.read: e for e in solution.explain()}
+    explained = {e.read: e for e in uo.explain(solution)}
     kept = uo.Masks.load(masks).kept
     for read in windows:
         explanation = explained[f"{read.op}[{read.operand}]"]

@@ -102,7 +102,7 @@ def test_the_floor_takes_other_batches_and_memory_formats() -> None:
 def test_arenas_are_free() -> None:
     subject = Subject("topology/dense_block", Settings(variants=("copies",)))
     graph, inputs = subject.graph(), subject.inputs(2)
-    masks = uo.Masks.from_model(subject.masked, graph)
+    masks = uo.masks_of(subject.masked, graph)
     pruned = uo.materialize(subject.masked, uo.solve(graph, masks, model="arena"))
     assert {ArenaRead, ArenaWrite} <= {type(module) for module in pruned.modules()}
     free = floor(pruned, graph)
@@ -128,7 +128,7 @@ class Joins(nn.Module):
 def test_only_concatenations_of_channels_are_free() -> None:
     model, inputs = Joins().eval(), torch.randn(2, 3, 4, 4)
     graph = uo.trace(model, inputs)
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     free = floor(pruned, graph)
     call(free, inputs)
     rows = 2 * 8 * 8 * 4 * 4

@@ -178,7 +178,7 @@ def test_rows_are_what_the_managers_make(
     x = digits.test.pixels[:1]
     manager = MaskingManager(model, side, method, is_global, inputs=x, layers="all")
     manager.importance(L2()).mask(0.3)
-    solution = uo.solve(manager.graph, uo.Masks.from_model(model, manager.graph))
+    solution = uo.solve(manager.graph, uo.masks_of(model, manager.graph))
     export = uo.materialize(model, solution)
     assert_lossless(model.double(), export.double(), digits.test.pixels[:4].double())
     assert row.copied_channels == solution.objective_value

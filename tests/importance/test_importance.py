@@ -83,7 +83,7 @@ def test_the_manager_zeroes_the_least(
     example = torch.zeros(2, 3, 6, 6, dtype=torch.float64)
     manager = MaskingManager(model, is_global=together, inputs=example, layers="all")
     manager.importance(criterion).mask(0.4)
-    found = uo.Masks.from_model(model, manager.graph)
+    found = uo.masks_of(model, manager.graph)
     for (weight, axis), kept in masked(units, scores, 0.4, together).items():
         assert set(found.kept[weight][axis]) == kept, (weight, axis)
 

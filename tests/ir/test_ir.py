@@ -323,7 +323,7 @@ def test_the_uncontradicted_graph_is_accepted(plain: dict[str, Any]) -> None:
 def test_the_json_of_a_small_network_is_a_pleasure_to_read() -> None:
     model = catalogue.build("topology/residual_stage")
     graph = uo.trace(model, catalogue.example_inputs("topology/residual_stage"))
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     text = graph.to_json()
     lines = text.splitlines()
     assert len(graph.operations) > 20

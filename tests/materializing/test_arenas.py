@@ -52,9 +52,9 @@ def test_topologies(name: str) -> None:
         model.load_state_dict(original)
         drawn = random_weight_masks(model, rng, SIDES[number % 3])
         apply_weight_masks(model, drawn, biases=rng.random() < 0.5)
-        masks = uo.Masks.from_model(model, graph)
+        masks = uo.masks_of(model, graph)
         solution = uo.solve(graph, masks, model="arena")
-        assert solution.check(graph, masks).optimal
+        assert uo.check(solution, graph, masks).optimal
         assert uo.Solution.from_json(solution.to_json()) == solution
         pruned = uo.materialize(model, solution)
         assert_lossless(model, pruned, inputs)
@@ -68,7 +68,7 @@ def test_topologies(name: str) -> None:
 def test_every_way_to_concatenate(name: str) -> None:
     for seed in range(6):
         case = exported(name, seed)
-        case.solution.check(case.graph, case.masks)
+        uo.check(case.solution, case.graph, case.masks)
         assert uo.Solution.from_json(case.solution.to_json()) == case.solution
         more = torch.randn(7, 3, 6, 5, dtype=torch.float64)
         for x in (X, more, X.contiguous(memory_format=torch.channels_last)):
@@ -114,9 +114,9 @@ def test_an_operand_of_which_nothing_is_left() -> None:
     graph = uo.trace(model, X)
     kept = {"h": (0, 12), "i": (1, 13), "o": (0, 1, 13)}
     uo.apply_masks(model, graph, uo.Masks(kept={f"{n}.weight": {1: c} for n, c in kept.items()}))
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     solution = uo.solve(graph, masks, model="arena")
-    solution.check(graph, masks)
+    uo.check(solution, graph, masks)
     assert solution.arenas
     assert solution.objective_value == 0 < uo.solve(graph, masks).objective_value
     assert_lossless(model, uo.materialize(model, solution), X)
@@ -251,7 +251,7 @@ def test_pruned_again() -> None:
     again = copy.deepcopy(case.pruned)
     graph = uo.trace(again, X)
     uo.apply_masks(again, graph, random_masks(graph, 1))
-    masks = uo.Masks.from_model(again, graph)
+    masks = uo.masks_of(again, graph)
     for model in ("arena", "tensor"):
         assert_lossless(again, uo.materialize(again, uo.solve(graph, masks, model=model)), X)
 
@@ -266,10 +266,10 @@ def test_random_networks(dense: bool) -> None:
         model = cat_network(seed, 5, dense=dense, frozen=seed % 3 == 0)
         graph = uo.trace(model, image())
         uo.apply_masks(model, graph, random_masks(graph, seed))
-        masks = uo.Masks.from_model(model, graph)
+        masks = uo.masks_of(model, graph)
         options: dict[str, Any] = {} if seed % 2 else {"max_extra_macs": 0.5}
         solution = uo.solve(graph, masks, model="arena", time_limit=3, **options)
-        solution.check(graph, masks)
+        uo.check(solution, graph, masks)
         pruned = uo.materialize(model, solution)
         for x in (image(2), image(7, 1), image(2, last=True)):
             want = call(model, x)
@@ -307,7 +307,7 @@ def test_tensors_are_written_in_few_pieces_whatever_order_a_solver_finds(
         model = network(chain, seed, **OTHERS["chain"])
         graph = uo.trace(model, X)
         uo.apply_masks(model, graph, random_masks(graph, seed))
-        masks = uo.Masks.from_model(model, graph)
+        masks = uo.masks_of(model, graph)
         tidy += pieces(graph, masks, model)
         with monkeypatch.context() as patched:
             patched.setattr(solving, "tidied", lambda *given: given[2])
@@ -325,6 +325,6 @@ def test_what_is_written_in_fewer_pieces_costs_what_the_solution_says(
         model = network(chain, seed, **OTHERS["chain"])
         graph = uo.trace(model, X)
         uo.apply_masks(model, graph, random_masks(graph, seed))
-        masks = uo.Masks.from_model(model, graph)
+        masks = uo.masks_of(model, graph)
         solution = uo.solve(graph, masks, solver, objective, model="arena")
-        assert solution.check(graph, masks).objective_value == solution.objective_value
+        assert uo.check(solution, graph, masks).objective_value == solution.objective_value

@@ -216,9 +216,9 @@ def random_masks(
 
 
 def pruned_of(masked_model: nn.Module, graph: uo.ChannelGraph) -> nn.Module:
-    masks = uo.Masks.from_model(masked_model, graph)
+    masks = uo.masks_of(masked_model, graph)
     solution = uo.solve(graph, masks)
-    solution.check(graph, masks)
+    uo.check(solution, graph, masks)
     return uo.materialize(masked_model, solution)
 
 

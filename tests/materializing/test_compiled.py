@@ -44,7 +44,7 @@ def masked(name: str, side: str) -> tuple[nn.Module, uo.ChannelGraph, Tensor]:
 
 def solved(model: nn.Module, graph: uo.ChannelGraph, how: str) -> uo.Solution:
     """The solution with tensors or arenas in mind, or for the clock."""
-    found = uo.Masks.from_model(model, graph)
+    found = uo.masks_of(model, graph)
     if how == "latency":
         return uo.solve(graph, found, objective="latency")
     return uo.solve(graph, found, model="arena" if how == "arena" else "tensor")
@@ -138,7 +138,7 @@ def test_compiled_by_inductor() -> None:
             model.get_parameter(f"{layer}.weight")[gone] = 0
             model.get_parameter(f"{layer}.bias")[gone] = 0
     graph = uo.trace(model, x)
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     torch._dynamo.reset()
     with torch.no_grad():
         assert deviation(model(x), torch.compile(pruned)(x)) < EXACT
@@ -222,7 +222,7 @@ def test_other_devices(case: tuple[nn.Module, nn.Module, Tensor]) -> None:
 def summed(model: nn.Module, x: Tensor, **options: Any) -> nn.Module:
     """The export of a model, in which a sum has partial summands."""
     graph = uo.trace(model, x)
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     pruned = uo.materialize(model, solution, **options)
     assert any(isinstance(module, PlacedSum) for module in pruned.modules())
     return pruned
@@ -273,6 +273,6 @@ def test_what_stands_for_a_sum_may_be_a_view() -> None:
             model.get_parameter(f"second.{table}").zero_()
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     graph = uo.trace(model, x)
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     with torch.no_grad():
         assert deviation(model(x), pruned(x)) < EXACT

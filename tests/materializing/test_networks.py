@@ -45,7 +45,7 @@ CASES = [
 @pytest.mark.parametrize(("name", "side", "amount"), CASES)
 def test_lossless_and_optimal(name: str, side: Side, amount: float) -> None:
     masked, graph = masked_network(name, side, amount)
-    masks = uo.Masks.from_model(masked, graph)
+    masks = uo.masks_of(masked, graph)
     solution = uo.solve(graph, masks)
     assert solution.status == "optimal"
     assert sum(read.copied for read in solution.reads) == solution.objective_value
@@ -63,7 +63,7 @@ def test_lossless_and_optimal(name: str, side: Side, amount: float) -> None:
 
 def test_gathers_are_where_the_solution_says() -> None:
     masked, graph = masked_network("resnet18", "input", 0.5)
-    solution = uo.solve(graph, uo.Masks.from_model(masked, graph))
+    solution = uo.solve(graph, uo.masks_of(masked, graph))
     pruned = uo.materialize(masked, solution)
     copied = [len(m.indices) for m in pruned.modules() if isinstance(m, Gather)]
     selects = [r.copied for r in solution.reads if r.plan == "gather" and r.kind == "select"]
@@ -78,7 +78,7 @@ def test_gathers_are_where_the_solution_says() -> None:
 @pytest.mark.parametrize("place", ["first", "last"])
 def test_one_wrong_weight_is_caught(name: str, place: str) -> None:
     masked, graph = masked_network(name, "input", 0.5)
-    pruned = uo.materialize(masked, uo.solve(graph, uo.Masks.from_model(masked, graph)))
+    pruned = uo.materialize(masked, uo.solve(graph, uo.masks_of(masked, graph)))
     weights = [p for p in pruned.parameters() if p.ndim == 4]
     weight = weights[0 if place == "first" else -1]
     (gradient,) = torch.autograd.grad(pruned(images(2, 64)).sum(), weight)
@@ -94,7 +94,7 @@ def test_one_wrong_weight_is_caught(name: str, place: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "efficientnet_b0"])
 def test_misplaced_gather_indices_are_caught(name: str) -> None:
     masked, graph = masked_network(name, "input", 0.5)
-    pruned = uo.materialize(masked, uo.solve(graph, uo.Masks.from_model(masked, graph)))
+    pruned = uo.materialize(masked, uo.solve(graph, uo.masks_of(masked, graph)))
     gathers = [m for m in pruned.modules() if isinstance(m, Gather)]
     for gather in (gathers[0], gathers[-1]):
         broken = copy.deepcopy(pruned)
@@ -107,7 +107,7 @@ def test_misplaced_gather_indices_are_caught(name: str) -> None:
 
 def test_an_unpruned_amount_changes_nothing() -> None:
     masked, graph = masked_network("resnet18", "both", 0.0)
-    solution = uo.solve(graph, uo.Masks.from_model(masked, graph))
+    solution = uo.solve(graph, uo.masks_of(masked, graph))
     assert solution.objective_value == 0
     assert not solution.parameters
     pruned = uo.materialize(masked, solution)
@@ -117,7 +117,7 @@ def test_an_unpruned_amount_changes_nothing() -> None:
 
 def test_heuristics_copy_no_less_than_the_optimum() -> None:
     masked, graph = masked_network("resnet18", "input", 0.5)
-    masks = uo.Masks.from_model(masked, graph)
+    masks = uo.masks_of(masked, graph)
     optimum = uo.solve(graph, masks)
     for solver in ("greedy", "identity"):
         solution = uo.solve(graph, masks, solver)
@@ -131,6 +131,6 @@ def test_heuristics_copy_no_less_than_the_optimum() -> None:
 
 def test_the_same_seed_gives_the_same_solution() -> None:
     masked, graph = masked_network("resnet18", "both", 0.5)
-    masks = uo.Masks.from_model(masked, graph)
+    masks = uo.masks_of(masked, graph)
     one, two = (uo.solve(graph, masks, seed=3).model_dump(exclude={"times"}) for _ in range(2))
     assert one == two

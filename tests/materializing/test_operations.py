@@ -48,7 +48,7 @@ def around(middle: Callable[..., Any]) -> nn.Module:
 
 def export(model: nn.Module, inputs: Tensor = X) -> tuple[uo.Solution, PrunedModule]:
     graph = uo.trace(model, inputs)
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     pruned = uo.materialize(model, solution)
     assert_lossless(model, pruned, inputs)
     return solution, pruned
@@ -94,7 +94,7 @@ def test_a_shuffled_concatenation_is_written_once() -> None:
     before = uo.moved_bytes(model, inputs).total
     graph = uo.trace(model, torch.cat([inputs, inputs]))
     assert sum(op.kind == "concat" and op.positions is not None for op in graph.operations) == 16
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     assert solution.gathers == 0
     pruned = uo.materialize(model, solution)
     assert_lossless(model.double(), pruned.double(), inputs.double())
@@ -115,7 +115,7 @@ def test_masks_of_grouped_weights_count_channels() -> None:
     with torch.no_grad():
         weight[2:4, 1] = 0  # the second group's second channel
     graph = uo.trace(model, X)
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     assert masks.kept["middle.weight"][1] == (0, 1, 2, 4, 5, 6, 7)
     uo.apply_masks(again, graph, masks)
     assert torch.equal(again.get_parameter("middle.weight"), weight)

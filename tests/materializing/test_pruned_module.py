@@ -86,7 +86,7 @@ def test_no_topology_shares_storage_or_changes_its_original(name: str, masked: b
     if masked:
         uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, 0.5, "both"))
     before = state(model)
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     assert same_state(before, state(model))
     assert storages(model).isdisjoint(storages(pruned))
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_a_mixture_of_modes_stays_one() -> None:
     model = catalogue.build("topology/residual_stage").train()
     model.get_submodule("blocks.1").eval()
     graph = uo.trace(model, images(2, 8))
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     for name, module in pruned.named_modules():
         assert module.training == model.get_submodule(name).training, name
     x = images(2, 8)
@@ -162,7 +162,7 @@ def test_hooks_survive_copies_as_they_do_on_the_original(where: str, how: str) -
     model.get_submodule(where).register_forward_hook(double_output)
     x = images(2, 8).double()
     graph = uo.trace(model, x)
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     assert_lossless(model, pruned, x)
     if how == "deepcopy":
         copied = copy.deepcopy(pruned)
@@ -190,7 +190,7 @@ def test_dtypes_and_devices_are_kept(dtype: torch.dtype) -> None:
     model = catalogue.build("topology/residual_stage").to(dtype)
     keep(model.get_parameter("head.weight"), 1, [0, 3, 5])
     graph = uo.trace(model, images(2, 8).to(dtype))
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     old = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in (*pruned.named_parameters(), *pruned.named_buffers()):
         if name in old:
@@ -211,7 +211,7 @@ def test_mixed_dtypes_are_kept() -> None:
     model = Mixed().eval()
     keep(model.get_parameter("head.weight"), 1, [1, 4])
     graph = uo.trace(model, images(2, 8))
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     assert pruned.get_parameter("stem.weight").dtype == torch.float32
     assert pruned.get_parameter("head.weight").dtype == torch.float64
     assert pruned.get_parameter("head.weight").shape == (4, 2, 1, 1)
@@ -234,7 +234,7 @@ def test_channels_last_weights_keep_their_format(dimensions: int) -> None:
     keep(model.get_parameter("2.weight"), 1, [1, 2, 4, 7])
     x = torch.randn(2, 3, *[6] * dimensions).contiguous(memory_format=last)
     graph = uo.trace(model, x)
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     for name in ("0.weight", "2.weight"):
         weight = pruned.get_parameter(name)
         assert weight.is_contiguous(memory_format=last), name
@@ -253,7 +253,7 @@ def test_requires_grad_is_kept() -> None:
         parameter.requires_grad_("blocks.1" not in name)
     keep(model.get_parameter("head.weight"), 1, [0, 3, 5])
     graph = uo.trace(model, images(2, 8))
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     for name, parameter in pruned.named_parameters():
         assert parameter.requires_grad == ("blocks.1" not in name), name
         assert parameter.is_leaf
@@ -286,7 +286,7 @@ def test_gradients_are_those_of_the_masked_model() -> None:
     x = images(2, 8).double()
     graph = uo.trace(model, x)
     uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, 0.5))
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     pruned = uo.materialize(model, solution)
     for network in (model, pruned):
         torch.autograd.backward(network(x).square().sum())
@@ -307,7 +307,7 @@ def test_tied_parameters_stay_tied() -> None:
     keep(model.get_parameter("head.weight"), 1, [1, 2])
     x = images(2, 8)
     graph = uo.trace(model, x)
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     first, second = pruned.get_submodule("first"), pruned.get_submodule("second")
     assert isinstance(first, nn.Conv2d)
     assert isinstance(second, nn.Conv2d)
@@ -321,7 +321,7 @@ def test_a_module_used_twice_stays_one_module() -> None:
     model = catalogue.build("topology/shared_module")
     keep(model.get_parameter("head.weight"), 1, [1, 2])
     graph = uo.trace(model, images(2, 8))
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     assert sum(isinstance(m, nn.Conv2d) for m in pruned.modules()) == 3
     assert size(pruned) < size(model)
 
@@ -376,7 +376,7 @@ def test_applied_masks_are_the_masks_found() -> None:
     graph = uo.trace(model, x)
     masks = uo.magnitude_masks(model, graph, 0.5, "both")
     uo.apply_masks(model, graph, masks)
-    found = uo.Masks.from_model(model, graph)
+    found = uo.masks_of(model, graph)
     for name, by_axis in masks.kept.items():
         for axis, kept in by_axis.items():
             assert found.kept[name][axis] == kept, (name, axis)

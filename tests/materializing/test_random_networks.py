@@ -43,14 +43,14 @@ def lossless(drawn: tuple[RandomNetwork, WeightMasks], biases: bool) -> None:
     apply_weight_masks(network, masks, biases=biases).double()
     inputs = network.example_inputs(2, dtype=torch.float64)
     graph = uo.trace(network, inputs)
-    found = uo.Masks.from_model(network, graph)
+    found = uo.masks_of(network, graph)
     found.check(graph)
     solution = uo.solve(graph, found)
     assert solution.status == "optimal"
     assert solution.lower_bound == solution.objective_value
     assert sum(read.copied for read in solution.reads) == solution.objective_value
     assert uo.Solution.from_json(solution.to_json()) == solution
-    assert solution.check(graph, found).optimal
+    assert uo.check(solution, graph, found).optimal
     pruned = uo.materialize(network, solution)
     want = call(network, inputs)
     assume(all(bool(leaf.isfinite().all()) for leaf in pytree.tree_leaves(want)))
@@ -93,10 +93,10 @@ def test_arenas_and_windows_are_lossless(
     apply_weight_masks(network, masks).double()
     inputs = network.example_inputs(2, dtype=torch.float64)
     graph = uo.trace(network, inputs)
-    found = uo.Masks.from_model(network, graph)
+    found = uo.masks_of(network, graph)
     solution = uo.solve(graph, found, time_limit=5, **options)
     assert uo.Solution.from_json(solution.to_json()) == solution
-    solution.check(graph, found)
+    uo.check(solution, graph, found)
     pruned = uo.materialize(network, solution)
     more = network.example_inputs(7, seed=1, dtype=torch.float64)
     for x in (inputs, more, channels_last(inputs)):

@@ -48,7 +48,7 @@ def drop(layer: nn.Module, columns: list[int]) -> None:
 
 def export(model: nn.Module, inputs: Tensor = X) -> nn.Module:
     graph = uo.trace(model, inputs)
-    return uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    return uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
 
 
 def out_argument(m: Any, x: Tensor) -> Any:

@@ -120,13 +120,13 @@ def test_exports_are_lossless(kind: type[nn.Module], seed: int, side: Any, biase
     masks = random_weight_masks(model, random.Random(seed), side)
     apply_weight_masks(model, masks, biases=biases)
     graph = uo.trace(model, X)
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     assert_lossless(model, uo.materialize(model, solution), X)
 
 
 def pruned_of(model: nn.Module) -> PrunedModule:
     graph = uo.trace(model, X)
-    return uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    return uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
 
 
 def test_both_branches_get_what_either_needs() -> None:
@@ -158,7 +158,7 @@ def test_tied_weights_remain_tied() -> None:
 def test_a_plan_that_cuts_one_parameter_in_two_ways_is_refused() -> None:
     model = build(Siamese)
     graph = uo.trace(model, X)
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     first, second = (op.outputs[0] for op in graph.operations if op.name in ("c", "c_1"))
     order = solution.tensors[first]
     tensors = {**solution.tensors, second: (*order[1:], order[0])}
@@ -190,5 +190,5 @@ def test_what_cannot_be_cut_alike_stays_and_says_so() -> None:
     assert all("table.weight" in reason for reason in reasons)
     with torch.no_grad():
         model.get_parameter("mix.weight")[:, :3] = 0
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     assert_lossless(model, uo.materialize(model, solution), tokens)

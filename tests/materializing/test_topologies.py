@@ -65,7 +65,7 @@ def test_lossless_under_200_masks(name: str) -> None:
         model.load_state_dict(original)
         apply_weight_masks(model, masks, biases=biases)
         try:
-            found = uo.Masks.from_model(model, graph)
+            found = uo.masks_of(model, graph)
             solution = uo.solve(graph, found)
             assert solution.status == "optimal"
             assert sum(read.copied for read in solution.reads) == solution.objective_value

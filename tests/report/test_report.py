@@ -72,7 +72,7 @@ def test_every_copy_is_explained(resnet18_documents: Documents, with_graph: bool
     graph = documents.graph if with_graph else None
     rows = [r for s in data_of(page(documents.solution, graph))["segments"] for r in s["rows"]]
     explained = {row["name"]: row["why"] for row in rows if row["plan"] != "view"}
-    wanted = documents.solution.explain()
+    wanted = uo.explain(documents.solution)
     assert set(explained) == {found.read for found in wanted}
     assert wanted
     for found in wanted:

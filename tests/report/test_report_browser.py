@@ -56,7 +56,7 @@ def test_every_gather_shows_its_explanation(
         visit.page.keyboard.press("Enter")
     unopened = visit.page.locator("details.segment:not(:has(.panel))")
     unopened.first.wait_for(state="detached")
-    explained = resnet18_documents.solution.explain()
+    explained = uo.explain(resnet18_documents.solution)
     assert explained
     for found in explained:
         button = visit.page.locator(".reads button", has_text=found.read).first

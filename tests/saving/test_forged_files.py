@@ -187,7 +187,7 @@ def test_earlier_stages_are_checked_like_the_last(tmp_path: Path) -> None:
     graph = uo.trace(once, images(1, 4))
     keep(once.get_parameter("head.weight"), 1, [0, 2, 3])
     path, forged_path = tmp_path / "twice.safetensors", tmp_path / "forged.safetensors"
-    uo.save(uo.materialize(once, uo.solve(graph, uo.Masks.from_model(once, graph))), path)
+    uo.save(uo.materialize(once, uo.solve(graph, uo.masks_of(once, graph))), path)
     uo.load(Net(), path)
     stage = "earlier/0"
     for change, words in [

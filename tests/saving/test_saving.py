@@ -92,7 +92,7 @@ def loads(path: Path, drawn: tuple[RandomNetwork, WeightMasks]) -> None:
     apply_weight_masks(network, masks)
     inputs = network.example_inputs(2)
     graph = uo.trace(network, inputs)
-    solution = uo.solve(graph, uo.Masks.from_model(network, graph))
+    solution = uo.solve(graph, uo.masks_of(network, graph))
     pruned = uo.materialize(network, solution)
     uo.save(pruned, path)
     assert_same(pruned, uo.load(definition, path), network.example_inputs(3, seed=1))
@@ -115,7 +115,7 @@ def test_models_captured_by_export(training: bool, dtype: torch.dtype, path: Pat
     keep(model.get_parameter("readers.0.weight"), 1, [0, 1, 2, 3])
     keep(model.get_parameter("readers.1.weight"), 1, [2, 5, 7])
     keep(model.get_parameter("readers.2.weight"), 1, [0, 3, 5, 9])
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     assert any(isinstance(module, Gather) for module in pruned.modules())
     round_trip(pruned, Exported(), path, x)
 

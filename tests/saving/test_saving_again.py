@@ -197,7 +197,7 @@ def test_stages_of_several_dtypes_modes_and_kinds(path: Path) -> None:
     once.get_submodule("blocks.0.bn1").train()
     graph = uo.trace(once, x.half())
     uo.apply_masks(once, graph, uo.magnitude_masks(once, graph, 0.3, "both"))
-    solution = uo.solve(graph, uo.Masks.from_model(once, graph))
+    solution = uo.solve(graph, uo.masks_of(once, graph))
     twice = uo.materialize(once, solution, gather_views=True).float()
     loaded = round_trip(twice, catalogue.build(name), path, x)
     assert [stage.origin.dtype for stage in loaded.earlier] == ["float64"]
@@ -314,7 +314,7 @@ def test_everything_gathered(name: str, path: Path) -> None:
     inputs = cast(inputs, torch.float64)
     graph = uo.trace(model, inputs)
     uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, 0.5))
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     pruned = uo.materialize(model, solution)
     baseline = uo.materialize(model, solution, gather_views=True)
     assert torch.equal(call(pruned, inputs), call(baseline, inputs))

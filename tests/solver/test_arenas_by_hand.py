@@ -95,7 +95,7 @@ def test_edits_are_refused_or_do_no_harm(edit: str) -> None:
         solution = uo.Solution.from_json(json.dumps(data))
     except SchemaError:
         return
-    complaint(uo.VerificationError, lambda: solution.check(case.graph, case.masks))
+    complaint(uo.VerificationError, lambda: uo.check(solution, case.graph, case.masks))
     try:
         pruned = uo.materialize(case.model, solution)
     except UpscaleError:
@@ -143,12 +143,12 @@ def test_arenas_by_hand_are_refused_or_do_no_harm(name: str) -> None:
         model = network(FORCED[name], seed, **other)
         graph = uo.trace(model, X)
         uo.apply_masks(model, graph, random_masks(graph, seed))
-        masks = uo.Masks.from_model(model, graph)
+        masks = uo.masks_of(model, graph)
         case = Case(model, graph, masks, uo.solve(graph, masks), nn.Module())
         cats = [op.outputs[0] for op in graph.operations if op.kind == "concat"]
         for tensors in (cats, cats[:1], cats[1:]) if cats else ():
             solution = force(case, tensors)
-            complaint(uo.VerificationError, partial(solution.check, graph, masks))
+            complaint(uo.VerificationError, partial(uo.check, solution, graph, masks))
             try:
                 pruned = uo.materialize(model, solution)
             except UpscaleError:

@@ -1,4 +1,4 @@
-"""Solution.check: what is true passes, everything false is found."""
+"""check: what is true passes, everything false is found."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def documents() -> Documents:
 def test_every_objective(documents: Documents, objective: str, model: Any) -> None:
     graph, masks = documents.graph, documents.masks
     solution = uo.solve(graph, masks, objective=objective, model=model)
-    report = uo.Solution.from_json(solution.to_json()).check(graph, masks)
+    report = uo.check(uo.Solution.from_json(solution.to_json()), graph, masks)
     assert solution.status == "optimal"
     assert report.objective_value == solution.objective_value
     assert objective == "blocks" or (report.optimal and report.proven)
@@ -35,14 +35,14 @@ def test_every_objective(documents: Documents, objective: str, model: Any) -> No
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver(documents: Documents, solver: str) -> None:
     solution = uo.solve(documents.graph, documents.masks, solver, time_limit=5)
-    report = solution.check(documents.graph, documents.masks)
+    report = uo.check(solution, documents.graph, documents.masks)
     assert report.proven_bound <= documents.solution.objective_value
     assert report.lower_bound == solution.lower_bound
 
 
 def test_densenet_needs_cases() -> None:
     documents = documents_of("densenet121", 0.5)
-    report = documents.solution.check(documents.graph, documents.masks)
+    report = uo.check(documents.solution, documents.graph, documents.masks)
     assert report.optimal
     assert any(case.holds or case.fails for case in documents.solution.cases)
     assert "proven by the conflicts alone" in str(report)
@@ -50,7 +50,7 @@ def test_densenet_needs_cases() -> None:
 
 def test_less_proof_rests_on_the_solvers_word(documents: Documents) -> None:
     bare = documents.solution.model_copy(update={"cases": (), "conflicts": ()})
-    report = bare.check(documents.graph, documents.masks)
+    report = uo.check(bare, documents.graph, documents.masks)
     assert not report.proven
     assert not report.optimal
     assert report.proven_bound < report.lower_bound
@@ -150,22 +150,22 @@ def test_false_statements_are_found(
 ) -> None:
     false = documents.solution.model_copy(update=tamper(documents.solution))
     with pytest.raises(VerificationError, match=TAMPERED[tamper]):
-        false.check(documents.graph, documents.masks)
+        uo.check(false, documents.graph, documents.masks)
 
 
 def test_other_masks_are_found(documents: Documents) -> None:
     """A solution is for its masks: with more kept, it would lose something."""
     with pytest.raises(VerificationError):
-        documents.solution.check(documents.graph, uo.Masks(kept={}))
+        uo.check(documents.solution, documents.graph, uo.Masks(kept={}))
 
 
 def test_prices_of_conflicts_that_do_not_exist_prove_nothing(documents: Documents) -> None:
     false = documents.solution.model_copy(update={"cases": (Case(prices={10**6: 10**9}),)})
-    report = false.check(documents.graph, documents.masks)
+    report = uo.check(false, documents.graph, documents.masks)
     assert report.proven_bound <= report.objective_value
 
 
 def test_masks_must_fit(documents: Documents) -> None:
     masks = uo.Masks(kept={"nothing.weight": {0: (0,)}})
     with pytest.raises(MaskError, match="nothing"):
-        documents.solution.check(documents.graph, masks)
+        uo.check(documents.solution, documents.graph, masks)

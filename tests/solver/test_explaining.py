@@ -33,7 +33,7 @@ def can_hold(witnesses: tuple[int, ...], members: tuple[Member, ...]) -> bool:
 
 def test_every_gather_has_a_reason_that_is_true(documents: Documents) -> None:
     solution = documents.solution
-    found = solution.explain()
+    found = uo.explain(solution)
     gathers = [f"{r.op}[{r.operand}]" for r in solution.reads if r.plan == "gather"]
     assert [explanation.read for explanation in found] == gathers
     assert sum(explanation.copied for explanation in found) == solution.objective_value
@@ -49,7 +49,7 @@ def test_every_gather_has_a_reason_that_is_true(documents: Documents) -> None:
 
 
 def test_witnesses_are_minimal(documents: Documents) -> None:
-    for explanation in documents.solution.explain():
+    for explanation in uo.explain(documents.solution):
         witnesses, members = explanation.witnesses, explanation.members
         if explanation.reason != "conflict":
             continue
@@ -65,34 +65,34 @@ def test_one_read_by_any_of_its_names(documents: Documents) -> None:
     solution = documents.solution
     gather = next(read for read in solution.reads if read.plan == "gather")
     for name in (f"{gather.op}[{gather.operand}]", gather.name):
-        assert [e.tensor for e in solution.explain(name)] == [gather.tensor]
-    assert solution.explain(gather.op)
+        assert [e.tensor for e in uo.explain(solution, name)] == [gather.tensor]
+    assert uo.explain(solution, gather.op)
 
 
 def test_a_view_says_that_it_is_one(documents: Documents) -> None:
     view = next(r for r in documents.solution.reads if r.plan == "view" and not r.optional)
-    (explanation,) = documents.solution.explain(f"{view.op}[{view.operand}]")
+    (explanation,) = uo.explain(documents.solution, f"{view.op}[{view.operand}]")
     assert explanation.reason == "view"
     assert "copies nothing" in str(explanation)
 
 
 def test_unknown_reads_are_named(documents: Documents) -> None:
     with pytest.raises(SolverError, match=r"'nonsense'; the gathers are: .*\["):
-        documents.solution.explain("nonsense")
+        uo.explain(documents.solution, "nonsense")
 
 
 def test_a_heuristics_slack_is_called_a_choice() -> None:
     documents = documents_of("densenet121", 0.5)
     plain = uo.solve(documents.graph, documents.masks, "identity")
-    reasons = {explanation.reason for explanation in plain.explain()}
+    reasons = {explanation.reason for explanation in uo.explain(plain)}
     assert "choice" in reasons
-    choice = next(e for e in plain.explain() if e.reason == "choice")
+    choice = next(e for e in uo.explain(plain) if e.reason == "choice")
     assert "need not" in str(choice)
 
 
 def test_hindrances_are_explained() -> None:
     documents = documents_of("densenet121", 0.5)
-    hindered = [e for e in documents.solution.explain() if e.reason == "hindrance"]
+    hindered = [e for e in uo.explain(documents.solution) if e.reason == "hindrance"]
     assert any("both sides of space" in str(explanation) for explanation in hindered)
 
 
@@ -125,7 +125,7 @@ def test_a_read_whose_own_demands_exclude_each_other() -> None:
     documents = documents_of("topology/add_of_slices", 0.5)
     solution = uo.solve(documents.graph, documents.masks)
     assert solution.status == "optimal"
-    for explanation in solution.explain():
+    for explanation in uo.explain(solution):
         assert explanation.reason != "choice", str(explanation)
 
 
@@ -134,5 +134,5 @@ def test_a_damaged_solution_is_refused(documents: Documents, space: int) -> None
     data = json.loads(documents.solution.to_json())
     data["demands"] = [{"space": space, "kind": "interval", "channels": "0,1", "reads": ["x[0]"]}]
     solution = uo.Solution.from_json(json.dumps(data))
-    message = complaint(uo.VerificationError, lambda: solution.explain())
+    message = complaint(uo.VerificationError, lambda: uo.explain(solution))
     assert f"demand 0 is for channels that space {space} does not have" in message

@@ -237,7 +237,7 @@ def test_its_plans_are_lossless(drawn: tuple[RandomNetwork, WeightMasks], biases
     apply_weight_masks(network, masks, biases=biases).double()
     inputs = network.example_inputs(2, dtype=torch.float64)
     graph = uo.trace(network, inputs)
-    found = uo.Masks.from_model(network, graph)
+    found = uo.masks_of(network, graph)
     want = call(network, inputs)
     assume(all(bool(leaf.isfinite().all()) for leaf in pytree.tree_leaves(want)))
     for objective in OBJECTIVES:

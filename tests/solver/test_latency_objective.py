@@ -51,7 +51,7 @@ def checked(seed: int, make: Callable[[int], nn.Module], **options: Any) -> uo.S
     model, graph, masks = posed(seed, make)
     solution = uo.solve(graph, masks, objective="latency", **options)
     assert uo.Solution.from_json(solution.to_json()) == solution
-    report = solution.check(graph, masks)
+    report = uo.check(solution, graph, masks)
     assert report.objective_value == solution.objective_value >= solution.lower_bound
     pruned = uo.materialize(model, solution)
     for x in (X, X[:1], torch.cat([X, X, X]), X.contiguous(memory_format=torch.channels_last)):
@@ -145,7 +145,7 @@ def test_beside_brute_force(seed: int) -> None:
     torch.manual_seed(seed)
     model = stream(seed, readers=4, width=6)
     graph = uo.trace(model, X)
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     for cost_model in (CHEAP_WINDOWS, DEAR_WINDOWS, None):
         solution = uo.solve(graph, masks, objective="latency", cost_model=cost_model)
         problem = pose(graph, masks, "latency", model="arena", cost_model=cost_model)
@@ -167,10 +167,10 @@ def test_random_networks() -> None:
         model = cat_network(seed, 5, dense=bool(seed % 2))
         graph = uo.trace(model, image())
         uo.apply_masks(model, graph, random_masks(graph, seed))
-        masks = uo.Masks.from_model(model, graph)
+        masks = uo.masks_of(model, graph)
         chosen = random.Random(seed).choice([CHEAP_WINDOWS, DEAR_WINDOWS, None])
         solution = uo.solve(graph, masks, objective="latency", cost_model=chosen, time_limit=3)
-        solution.check(graph, masks)
+        uo.check(solution, graph, masks)
         pruned = uo.materialize(model, solution)
         for x in (image(2), image(7, 1), image(2, last=True)):
             assert deviation(call(model, x), call(pruned, x)) < EXACT
@@ -229,7 +229,7 @@ def test_edits_are_refused_or_do_no_harm(edit: str) -> None:
     except SchemaError:
         return
     with pytest.raises(UpscaleError):
-        solution.check(graph, masks)
+        uo.check(solution, graph, masks)
     try:
         pruned = uo.materialize(model, solution)
     except UpscaleError:
@@ -251,7 +251,7 @@ def test_a_window_that_would_pay_is_not_left_out() -> None:
             "extra_macs": plan.extra_macs,
         }
     )
-    complaint(uo.VerificationError, lambda: false.check(graph, masks))
+    complaint(uo.VerificationError, lambda: uo.check(false, graph, masks))
 
 
 @pytest.mark.parametrize("options", [{"objective": "latency"}, {"max_extra_macs": 0.3}])

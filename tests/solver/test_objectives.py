@@ -100,7 +100,7 @@ def test_a_weight_can_turn_a_gather_into_a_view(documents: Documents) -> None:
     plans = {(read.op, read.operand): read.plan for read in heavy.reads if not read.optional}
     assert plans[gather.op, gather.operand] == "view"
     assert heavy.weights == {name: 1000}
-    assert heavy.check(documents.graph, documents.masks).optimal
+    assert uo.check(heavy, documents.graph, documents.masks).optimal
 
 
 def test_reads_of_weight_zero_do_not_matter(documents: Documents) -> None:

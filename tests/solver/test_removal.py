@@ -40,7 +40,7 @@ SIDES: list[Side] = ["in", "out", "both"]
 def exported(model: nn.Module, inputs: object) -> tuple[Removal, nn.Module]:
     """The report for a model as its weights stand, and its export."""
     graph = uo.trace(model, inputs)  # type: ignore[arg-type]
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     solution = uo.solve(graph, masks)
     return removal(graph, masks, solution), uo.materialize(model, solution)
 

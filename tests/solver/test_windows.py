@@ -215,7 +215,7 @@ def test_budget_beside_brute_force(seed: int, share: float) -> None:
     torch.manual_seed(seed)
     model = make(seed)
     graph = uo.trace(model, X)
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     solution = uo.solve(graph, masks, max_extra_macs=share)
     least = least_copied(graph, masks, share, "tensor")
     assert solution.lower_bound <= least <= solution.objective_value
@@ -230,7 +230,7 @@ def test_budgets(make: Callable[[int], nn.Module]) -> None:
         before = uo.solve(graph, masks).objective_value
         for share in (0.02, 0.1, 1.0):
             solution = uo.solve(graph, masks, max_extra_macs=share)
-            solution.check(graph, masks)
+            uo.check(solution, graph, masks)
             pruned = uo.materialize(model, solution)
             assert_lossless(model, pruned, X)
             copied = sum(read.copied for read in solution.reads)
@@ -257,7 +257,7 @@ def test_no_more_is_spent_than_helps() -> None:
 def test_budgets_of_other_models(model: Any) -> None:
     network, graph, masks = posed(1, dense)
     solution = uo.solve(graph, masks, model=model, max_extra_macs=0.3)
-    solution.check(graph, masks)
+    uo.check(solution, graph, masks)
     assert_lossless(network, uo.materialize(network, solution), X)
 
 
@@ -328,7 +328,7 @@ def test_edits_are_refused_or_do_no_harm(edit: str) -> None:
         solution = uo.Solution.from_json(json.dumps(data))
     except SchemaError:
         return
-    complaint(uo.VerificationError, lambda: solution.check(graph, masks))
+    complaint(uo.VerificationError, lambda: uo.check(solution, graph, masks))
     try:
         pruned = uo.materialize(model, solution)
     except UpscaleError:
@@ -339,6 +339,6 @@ def test_edits_are_refused_or_do_no_harm(edit: str) -> None:
 def test_windows_are_told_of() -> None:
     solution = windowed()
     assert uo.Solution.from_json(solution.to_json()) == solution
-    assert solution.explain()
+    assert uo.explain(solution)
     kinds = [read.plan for read in solution.reads]
     assert kinds.count("window") == solution.windows

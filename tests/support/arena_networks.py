@@ -154,7 +154,7 @@ def exported(name: str, seed: int, **options: Any) -> Case:
     model = network(RUNS[name], seed, **OTHERS.get(name, {}))
     graph = uo.trace(model, X)
     uo.apply_masks(model, graph, random_masks(graph, seed))
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     solution = uo.solve(graph, masks, model="arena", **options)
     return Case(model, graph, masks, solution, uo.materialize(model, solution))
 

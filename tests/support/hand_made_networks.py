@@ -52,7 +52,7 @@ def run_chain(model: nn.Module, inputs: Tensor | None = None) -> Chain:
     model.double().eval()
     x = cast(x, torch.float64)
     graph = uo.trace(model, x)
-    masks = uo.Masks.from_model(model, graph)
+    masks = uo.masks_of(model, graph)
     solution = uo.solve(graph, masks)
     assert solution.status == "optimal"
     assert sum(read.copied for read in solution.reads) == solution.objective_value

@@ -61,7 +61,7 @@ def documents_of(name: str, amount: float, side: Side = "input") -> Documents:
     model, graph = built(name)
     masked = copy.deepcopy(model)
     uo.apply_masks(masked, graph, uo.magnitude_masks(masked, graph, amount, side))
-    masks = uo.Masks.from_model(masked, graph)
+    masks = uo.masks_of(masked, graph)
     return Documents(masked, graph, masks, uo.solve(graph, masks))
 
 
@@ -83,7 +83,7 @@ def exported(model: nn.Module, inputs: Inputs, seed: int = 0) -> tuple[nn.Module
     """The model, masked in place at random on both sides, and its export."""
     graph = uo.trace(model, inputs)
     uo.apply_masks(model, graph, random_masks(graph, seed))
-    return model, uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    return model, uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
 
 
 def pruned_of(model: nn.Module, inputs: Inputs, amount: float = 0.5) -> uo.Pruned:

@@ -42,7 +42,7 @@ def build() -> Any:
         keep(model.get_parameter(f"readers.{reader}.weight"), 1, kept)
     keep(model.get_parameter("readers.2.weight"), 0, [1, 3])
     graph = uo.trace(model, images(1, 4))
-    return uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    return uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
 
 
 def call_(model: nn.Module) -> Tensor:

@@ -72,7 +72,7 @@ def prune(model: nn.Module, inputs: Inputs, amount: float = 0.5) -> PrunedModule
     model = copy.deepcopy(model)
     graph = uo.trace(model, inputs)
     uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, amount, "both"))
-    return uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    return uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
 
 
 def round_trip(

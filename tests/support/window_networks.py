@@ -68,4 +68,4 @@ def posed(
         torch.manual_seed(seed)
         model = make(seed)
     graph = uo.trace(model, X)
-    return model, graph, uo.Masks.from_model(model, graph)
+    return model, graph, uo.masks_of(model, graph)

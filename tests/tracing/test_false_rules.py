@@ -156,7 +156,7 @@ def test_verify_finds_false_claims_too() -> None:
         assert model.first.bias is not None
         model.first.bias[::2] = 0
     graph = uo.trace(model, IMAGES)
-    pruned = uo.materialize(model, uo.solve(graph, uo.Masks.from_model(model, graph)))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     with pytest.raises(uo.VerificationError):
         uo.verify(model, pruned, IMAGES)
 

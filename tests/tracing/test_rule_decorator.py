@@ -356,7 +356,7 @@ def test_a_saved_model_needs_its_rules(tmp_path: Path) -> None:
     with pytest.raises(uo.MaterializeError, match="rule"):
         uo.load(around(Power()), tmp_path / "pruned.safetensors")
     graph = uo.trace(model, IMAGES)
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     uo.rule(Power, resize={"channels": "inputs"})(power)
     # What torch.export captured knows no modules, and no rules for them.
     assert graph.capture == "export"

@@ -184,7 +184,7 @@ def test_exports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         want = outputs(model, args)
         if not all(bool(leaf.isfinite().all()) for leaf in want):
             continue  # 1 / 0: nothing to compare with
-        masks = uo.Masks.from_model(model, graph)
+        masks = uo.masks_of(model, graph)
         for solver in ("cp-sat", "shuffled"):
             pruned = uo.materialize(model, uo.solve(graph, masks, solver))
             got = outputs(pruned, args)

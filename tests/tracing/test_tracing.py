@@ -81,7 +81,7 @@ def test_tracing_and_materializing_change_nothing(name: str, train: bool) -> Non
     grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     random_state = torch.get_rng_state()
     graph = uo.trace(model, inputs)
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     uo.materialize(model, solution)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert same_state(values, state(model))
@@ -135,7 +135,7 @@ def test_what_changed_since_the_trace_is_noticed() -> None:
     model = Sliced().double().eval()
     x = image().double()
     graph = uo.trace(model, x)
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     model.take[:] = [4, 8]
     with pytest.raises(uo.MaterializeError, match="another model"):
         uo.materialize(model, solution)
@@ -217,7 +217,7 @@ def test_a_model_in_train_mode_trains_on_as_the_masked_model_would(name: str) ->
     graph = uo.trace(model, inputs)
     assert same_state(values, state(model))
     uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, 0.5, "both"))
-    solution = uo.solve(graph, uo.Masks.from_model(model, graph))
+    solution = uo.solve(graph, uo.masks_of(model, graph))
     pruned = uo.materialize(model, solution)
     assert pruned.training
     assert all(m.training for m in pruned.modules())

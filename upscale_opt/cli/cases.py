@@ -78,7 +78,7 @@ def _cases_of(
 
     from upscale_opt.cli import networks
     from upscale_opt.importance.choosing import magnitude_masks
-    from upscale_opt.masking.zeros import apply_masks
+    from upscale_opt.masking.zeros import apply_masks, masks_of
     from upscale_opt.tracing import trace
 
     gc.collect()  # the network before is in cycles, and Python does not know how large it is
@@ -93,6 +93,6 @@ def _cases_of(
             for amount in amounts:
                 masked = copy.deepcopy(network)
                 apply_masks(masked, graph, magnitude_masks(masked, graph, amount, side, layers))
-                found = Masks.from_model(masked, graph)
+                found = masks_of(masked, graph)
                 cases.append(Case((graph, found), name, amount, side))
     return cases

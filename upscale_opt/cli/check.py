@@ -12,6 +12,7 @@ from upscale_opt.cli.tables import output, say
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
+from upscale_opt.solver.checking import audit
 from upscale_opt.solver.network.objectives import UNITS
 
 
@@ -31,7 +32,7 @@ def check(
         channel_graph, kept = ChannelGraph.load(graph), Masks.load(masks)
         found = Solution.load(solution)
     with steps.step("check"):
-        report = found.check(channel_graph, kept)
+        report = audit.check(found, channel_graph, kept)
     console = output()
     say(console, f"{solution}: the plan is sound, and loses nothing")
     say(console, f"{UNITS[found.objective]}: {report}")

@@ -9,6 +9,7 @@ import typer
 
 from upscale_opt.cli.tables import extra_work, output, say
 from upscale_opt.ir.solution import Solution
+from upscale_opt.solver.checking import explaining
 
 
 def explain(
@@ -24,7 +25,7 @@ def explain(
     only, and no PyTorch.
     """
     plan = Solution.load(solution)
-    found = plan.explain(read)
+    found = explaining.explain(plan, read)
     console = output()
     for explanation in found:
         say(console, str(explanation))

@@ -108,7 +108,7 @@ def run(
         from upscale_opt.deploying import check_format, deploy
         from upscale_opt.importance import CRITERIA
         from upscale_opt.importance.choosing import choose_masks
-        from upscale_opt.masking.zeros import apply_masks
+        from upscale_opt.masking.zeros import apply_masks, masks_of
         from upscale_opt.materializing.materialize import materialize
         from upscale_opt.measuring.costs import count_costs
         from upscale_opt.saving.save import save
@@ -139,7 +139,7 @@ def run(
                 layers=layers.value,
             )
             apply_masks(network, graph, wanted)
-            masks = Masks.from_model(network, graph)
+            masks = masks_of(network, graph)
             if method is Method.constrained:
                 masks = constrain(graph, masks)
                 apply_masks(network, graph, masks)

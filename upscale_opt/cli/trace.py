@@ -44,8 +44,7 @@ def trace(
 
         from upscale_opt.cli import networks
         from upscale_opt.importance.choosing import magnitude_masks
-        from upscale_opt.ir.masks import Masks
-        from upscale_opt.masking.zeros import apply_masks
+        from upscale_opt.masking.zeros import apply_masks, masks_of
         from upscale_opt.tracing import trace as trace_model
 
         network, inputs = networks.build(model, seed=seed, batch=1, device=torch.device("cpu"))
@@ -65,7 +64,7 @@ def trace(
             apply_masks(
                 network, graph, magnitude_masks(network, graph, amount, side.value, layers.value)
             )
-            found = Masks.from_model(network, graph)
+            found = masks_of(network, graph)
             found.save(masks)
         say(
             console, f"{masks}: {amount:.0%} of the {side.words} channels of {layers.words} dropped"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from upscale_opt.errors import MaskError
 from upscale_opt.ir.base import Document
 from upscale_opt.ir.graph import ChannelGraph, maskable_axes, slices_of
 from upscale_opt.ir.ids import Ids
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class Masks(Document):
@@ -26,21 +23,6 @@ class Masks(Document):
     article: ClassVar[str] = ""
 
     kept: dict[str, dict[int, Ids]]
-
-    @classmethod
-    def from_model(cls, model: nn.Module, graph: ChannelGraph) -> Masks:
-        """What the model's zeros say.
-
-        Args:
-            model: the (masked) model.
-            graph: its graph, from :func:`upscale_opt.trace`.
-
-        Raises:
-            MaskError: if the model lacks a parameter that the graph names.
-        """
-        from upscale_opt.masking.zeros import masks_from_model
-
-        return masks_from_model(model, graph)
 
     def kept_on(self, parameter: str, axis: int, size: int) -> frozenset[int]:
         """The slices of ``parameter`` kept along ``axis``, which has ``size`` slices."""

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from upscale_opt.ir.base import Document, Record
 from upscale_opt.ir.cost_model import CostModel
-from upscale_opt.ir.graph import ChannelGraph, Example
+from upscale_opt.ir.graph import Example
 from upscale_opt.ir.ids import Ids
-from upscale_opt.ir.masks import Masks
-
-if TYPE_CHECKING:
-    from upscale_opt.solver.checking.audit import AuditReport
-    from upscale_opt.solver.checking.explaining import Explanation
 
 
 class Read(Record):
@@ -158,7 +153,7 @@ class Solution(Document):
         extra_macs: what windows add.
         demands: what the reads ask for, to be views.
         conflicts: which demands exclude each other.
-        cases: how the conflicts prove the lower bound; see :meth:`check`.
+        cases: how the conflicts prove the lower bound; see :func:`upscale_opt.check`.
         hindrances: for reads (``"operation[operand]"``) that no order makes views, the reason.
     """
 
@@ -189,40 +184,6 @@ class Solution(Document):
     conflicts: tuple[Conflict, ...] = ()
     cases: tuple[Case, ...] = ()
     hindrances: dict[str, str] = Field(default_factory=dict)
-
-    def check(self, graph: ChannelGraph, masks: Masks) -> AuditReport:
-        """Check everything that the solution says, without a solver.
-
-        The plan is sound and loses nothing; the orders cost what they are said to; every conflict
-        is one; and whether the lower bound follows from the conflicts alone, in whole numbers, or
-        rests on the solver's word, is what the report says.
-
-        Args:
-            graph: the graph that was solved.
-            masks: the masks that it was solved with.
-
-        Raises:
-            VerificationError: if something that the solution says is not true.
-            MaskError: if the masks do not fit the graph.
-        """
-        from upscale_opt.solver.checking.audit import audit
-
-        return audit(graph, masks, self)
-
-    def explain(self, read: str | None = None) -> tuple[Explanation, ...]:
-        """Why reads are gathers: which reads cannot be views together, and channels that show it.
-
-        Args:
-            read: one read only, as ``"operation"``, ``"operation[operand]"`` or ``"tensor ->
-                operation"``; all gathers by default.
-
-        Raises:
-            SolverError: if there is no such read.
-            VerificationError: if the solution is damaged.
-        """
-        from upscale_opt.solver.checking.explaining import explain
-
-        return explain(self, read)
 
     def __repr__(self) -> str:
         found = f"{self.status}: {self.objective_value:,}, at least {self.lower_bound:,}"

@@ -17,7 +17,7 @@ from upscale_opt.ir.graph import ChannelGraph, Layer, maskable_axes, slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.managers.mock import MockModel
-from upscale_opt.masking.zeros import masked_copy, masks_from_model
+from upscale_opt.masking.zeros import masked_copy, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.materializing.pruned_module import replace
 from upscale_opt.solver.api import solve
@@ -140,7 +140,7 @@ class PruningManager(nn.Module):
         given: Masks | None = None
         if pruned_inputs is not None or pruned_outputs is not None:
             given = _explicit(self.net, graph, pruned_inputs or (), pruned_outputs or ())
-        masks = masks_from_model(self._masked(graph, given), graph)
+        masks = masks_of(self._masked(graph, given), graph)
         if constrained:
             given = masks = constrain(graph, masks)
         known = (graph, masks, asked) == (self.graph, self.masks, self._asked)

@@ -26,7 +26,7 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.slices import nonzero_slices, zero_slices
 
 
-def masks_from_model(model: nn.Module, graph: ChannelGraph) -> Masks:
+def masks_of(model: nn.Module, graph: ChannelGraph) -> Masks:
     """What the model's zeros say: a slice is kept unless it is zero throughout.
 
     Args:

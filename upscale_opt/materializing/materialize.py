@@ -6,7 +6,7 @@ from torch import nn
 
 from upscale_opt.errors import MaterializeError, SchemaError, TraceError
 from upscale_opt.ir.solution import Solution
-from upscale_opt.masking.zeros import masks_from_model
+from upscale_opt.masking.zeros import masks_of
 from upscale_opt.materializing.origin import kind_of
 from upscale_opt.materializing.pruned_module import PrunedModule
 from upscale_opt.materializing.rebuild import rebuild
@@ -52,7 +52,7 @@ def materialize(
         raise MaterializeError(f"expected a model, but got {given}")
     Solution.require(solution)
     program = _program(model, solution)
-    lost = losses(program.graph, masks_from_model(model, program.graph), solution)
+    lost = losses(program.graph, masks_of(model, program.graph), solution)
     if lost:
         raise MaterializeError(
             f"the solution drops what is not zero in this model: {lost[0]}; apply the masks to the "

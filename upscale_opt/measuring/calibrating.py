@@ -19,9 +19,8 @@ from upscale_opt.errors import SolverError
 from upscale_opt.importance.choosing import magnitude_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
-from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.profiles import PROFILES
-from upscale_opt.masking.zeros import apply_masks
+from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.measuring.costs import composed_attention
 from upscale_opt.measuring.fitting import Timing
@@ -256,7 +255,7 @@ def _passes(
 def _half(subject: Subject) -> nn.Module:
     masked = copy.deepcopy(subject.model)
     apply_masks(masked, subject.graph, magnitude_masks(masked, subject.graph, _AMOUNT))
-    solution = solve(subject.graph, Masks.from_model(masked, subject.graph), "greedy")
+    solution = solve(subject.graph, masks_of(masked, subject.graph), "greedy")
     return materialize(masked, solution)
 
 

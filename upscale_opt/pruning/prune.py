@@ -16,7 +16,7 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Layers, Method, Side
-from upscale_opt.masking.zeros import apply_masks
+from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
@@ -123,7 +123,7 @@ def prune(
         )
     if masks is not None:
         apply_masks(masked, graph, masks)
-    found = Masks.from_model(masked, graph)
+    found = masks_of(masked, graph)
     if method == "constrained":
         found = constrain(graph, found)
         apply_masks(masked, graph, found)

@@ -17,7 +17,7 @@ from upscale_opt.ir.graph import ChannelGraph, Layer
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Layers, Side
-from upscale_opt.masking.zeros import apply_masks
+from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.materializing.pruned_module import PrunedModule, replace
 from upscale_opt.pruning.recording import Calls, inputs_of, record_calls
@@ -338,7 +338,7 @@ def _export(module: nn.Module, graph: ChannelGraph, calls: int, settings: _Setti
                 layers=settings.layers,
             ),
         )
-    masks = Masks.from_model(module, graph)
+    masks = masks_of(module, graph)
     solution = solve(
         graph,
         masks,

@@ -18,7 +18,7 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.report.segments import Column, Row, Segment, find_segments, name_of
 from upscale_opt.report.summary import Summary, summarise
 from upscale_opt.solver.checking.check import damage
-from upscale_opt.solver.checking.explaining import Explanation
+from upscale_opt.solver.checking.explaining import Explanation, explain
 
 _SCRIPTS = ("strips.js", "segment.js", "page.js")
 
@@ -60,7 +60,7 @@ def page(
             raise VerificationError(f"the solution is damaged: {broken}; solve again")
     if masks is not None:
         Masks.require(masks)
-    explanations = {found.read: found for found in solution.explain()}
+    explanations = {found.read: found for found in explain(solution)}
     summary = summarise(solution, graph, masks, tuple(explanations.values()))
     segments = find_segments(solution, graph)
     first_arena = len(solution.orders) - len(solution.arenas)

@@ -12,7 +12,7 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.report.sizes import Sizes, sizes
 from upscale_opt.solver.api import solve
-from upscale_opt.solver.checking.audit import AuditReport
+from upscale_opt.solver.checking.audit import AuditReport, check
 from upscale_opt.solver.checking.explaining import Explanation
 from upscale_opt.solver.network.objectives import UNITS
 
@@ -176,7 +176,7 @@ def summarise(
     """
     checked = original = None
     if graph is not None and masks is not None:
-        checked = solution.check(graph, masks)
+        checked = check(solution, graph, masks)
         original = solve(
             graph,
             masks,

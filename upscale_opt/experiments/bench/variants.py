@@ -19,10 +19,9 @@ from upscale_opt.experiments.bench.theirs import export_by_upscale
 from upscale_opt.importance.choosing import magnitude_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Opaque
-from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.profiles import profile
 from upscale_opt.ir.solution import Solution
-from upscale_opt.masking.zeros import apply_masks
+from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.models import catalogue
 from upscale_opt.models.catalogue.entries import ExampleInputs
@@ -198,7 +197,7 @@ def _ours(
 
 
 def _solved(subject: Subject, graph: ChannelGraph, **options: Any) -> Solution:
-    masks = Masks.from_model(subject.masked, graph)
+    masks = masks_of(subject.masked, graph)
     settings = subject.settings
     return solve(graph, masks, time_limit=settings.time_limit, seed=settings.seed, **options)
 
@@ -219,13 +218,13 @@ def _copies(subject: Subject, batch: int, form: str) -> Built:
 def _constrained(subject: Subject, batch: int, form: str) -> Built:
     graph = subject.graph()
     masked = copy.deepcopy(subject.masked)
-    apply_masks(masked, graph, constrain(graph, Masks.from_model(masked, graph)))
+    apply_masks(masked, graph, constrain(graph, masks_of(masked, graph)))
     inputs = subject.inputs(BATCH)
     graph = trace(masked, inputs)
     settings = subject.settings
     solution = solve(
         graph,
-        Masks.from_model(masked, graph),
+        masks_of(masked, graph),
         time_limit=settings.time_limit,
         seed=settings.seed,
     )

@@ -29,8 +29,8 @@ from upscale_opt.experiments.coverage.records import (
     SideRecord,
 )
 from upscale_opt.ir.graph import ChannelGraph
-from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
+from upscale_opt.masking.zeros import masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.models import catalogue
 from upscale_opt.pruning.submodules import prune_submodules
@@ -194,7 +194,7 @@ def _export(model: nn.Module, inputs: Any, task: Task, step: list[str]) -> _Expo
             return _export_parts(model, inputs, task, step)
     times.append(time.perf_counter())
     with _naming(step, "solve"):
-        masks = Masks.from_model(model, graph)
+        masks = masks_of(model, graph)
         solution = solve(graph, masks, time_limit=task.time_limit, seed=task.seed)
     times.append(time.perf_counter())
     with _naming(step, "materialize"):

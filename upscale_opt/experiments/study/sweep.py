@@ -28,7 +28,7 @@ from upscale_opt.ir.graph import slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Segment, find_segments
-from upscale_opt.masking.zeros import apply_masks
+from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.measuring.costs import count_costs
 from upscale_opt.solver.api import solve
@@ -150,7 +150,7 @@ def export(subject: Subject, segments: Sequence[Segment], amount: float, task: T
     masks = merge(segment.masks(rows) for segment, rows in zip(segments, chosen, strict=True))
     masked = copy.deepcopy(subject.model)
     apply_masks(masked, subject.graph, masks)
-    found = Masks.from_model(masked, subject.graph)
+    found = masks_of(masked, subject.graph)
     solution = solve(subject.graph, found, time_limit=_SECONDS)
     return Export(
         masked, materialize(masked, solution), solution, _dropped(subject, task.side, found)
