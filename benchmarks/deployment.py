@@ -72,7 +72,7 @@ def measure(name: str, plan: str, amount: float, compiler: bool, found: dict[str
     found["arenas"], found["windows"] = len(pruned.solution.arenas), pruned.solution.windows
     with tempfile.TemporaryDirectory() as folder:
         for kind in [kind for kind in wanted if kind in ("onnx", "pt2")]:
-            done = deploy(pruned, inputs, Path(folder) / f"pruned.{kind}")
+            done = deploy(pruned.model, inputs, Path(folder) / f"pruned.{kind}")
             found[kind] = {"deviation": done.deviation, "size": done.size}
             found["batches"] = done.batches
     if "faults" in wanted:

@@ -21,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-SERVICE = [sys.executable, "-m", "upscale_opt.service"]
+SERVICE = [sys.executable, "-m", "upscale_opt.cli"]
 
 
 def eventually(what: Callable[[], Any], seconds: float = 20.0) -> Any:

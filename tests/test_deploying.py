@@ -54,7 +54,7 @@ def test_files_compute_the_same_in_any_batch(
     assert bool(pruned.solution.windows) == (options == WINDOWS)
     before = {name: value.clone() for name, value in pruned.model.state_dict().items()}
     for kind in kinds:
-        done = deploy(pruned, inputs, tmp_path / f"net.{kind}")
+        done = deploy(pruned.model, inputs, tmp_path / f"net.{kind}")
         assert done.batches == (1, 3)
         assert done.deviation <= 1e-4
         assert done.size == done.path.stat().st_size
@@ -161,6 +161,13 @@ def test_a_missing_library(library: str, tmp_path: Path, monkeypatch: pytest.Mon
         deploy(nn.ReLU(), torch.ones(2, 3), tmp_path / "net.onnx")
     with pytest.raises(DeployError, match="'tflite' is not a format; there are onnx, pt2"):
         deploy(nn.ReLU(), torch.ones(2, 3), tmp_path / "net.tflite")
+
+
+def test_what_is_no_model(tmp_path: Path) -> None:
+    model, _, inputs = small()
+    result: Any = uo.prune(model, inputs, amount=0.5, check=False)
+    with pytest.raises(DeployError, match=r"a Pruned; give its \.model"):
+        deploy(result, inputs, tmp_path / "net.pt2")
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from house import ROOT, arrows, circles, imports, modules, public_names
 
 FLOORS = (
-    ("errors", "disjoint_sets", "child_process"),
+    ("errors", "version", "disjoint_sets", "child_process"),
     ("runtime",),
     ("ir",),
     ("solver.problem",),

@@ -36,6 +36,7 @@ from upscale_opt.solver.checking.explaining import explain
 from upscale_opt.solver.checking.removal import Removal, removal
 from upscale_opt.solver.comparing import Comparison, ComparisonRow, compare, compare_instance
 from upscale_opt.solver.network.coupling import Group, Member, constrain, groups
+from upscale_opt.version import VERSION
 
 if TYPE_CHECKING:
     from upscale_opt.deploying import Deployed, deploy
@@ -57,7 +58,7 @@ if TYPE_CHECKING:
     from upscale_opt.tracing.rules import Call, local_rules, rule
     from upscale_opt.verifying.verify import VerificationReport, verify
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 _WITH_TORCH = {
     "Call": "tracing.rules",

@@ -18,7 +18,6 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import DeployError, needed
 from upscale_opt.ir.base import write_atomically
-from upscale_opt.pruning.prune import Pruned
 from upscale_opt.saving.load import load
 from upscale_opt.saving.save import save
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors
@@ -54,7 +53,7 @@ class Deployed:
 
 
 def deploy(
-    pruned: nn.Module | Pruned,
+    pruned: nn.Module,
     inputs: Inputs,
     path: str | os.PathLike[str],
     *,
@@ -69,7 +68,8 @@ def deploy(
     compared with the eager model; only then it takes its place.
 
     Args:
-        pruned: what :func:`upscale_opt.materialize` or :func:`upscale_opt.prune` returned.
+        pruned: what :func:`upscale_opt.materialize` returned, or the ``model`` of what
+            :func:`upscale_opt.prune` did.
         inputs: example inputs.
         path: where to.
         format: ``"onnx"``, ``"pt2"`` (:func:`torch.export.save`) or ``"safetensors"``
@@ -87,12 +87,14 @@ def deploy(
     target = Path(path)
     kind = target.suffix.removeprefix(".") if format is None else format
     check_format(kind)
-    model = pruned.model if isinstance(pruned, Pruned) else pruned
+    if not isinstance(pruned, nn.Module):
+        hint = "; give its .model" if hasattr(pruned, "model") else ""
+        raise DeployError(f"expected a model, but got a {type(pruned).__name__}{hint}")
     if kind == "safetensors":
         if definition is None:
             raise DeployError("give definition=, the original model, to check a safetensors file")
-        return _saved(model, inputs, target, definition)
-    eager = copy.deepcopy(model).eval()
+        return _saved(pruned, inputs, target, definition)
+    eager = copy.deepcopy(pruned).eval()
     program = capture(eager, inputs, dynamic_batch=dynamic_batch)
     with _failing(f"{kind} cannot hold this model"):
         data, run = (_as_onnx if kind == "onnx" else _as_pt2)(program)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from comparing import call, cast, same_state, size, state
+from comparing import call, cast, complaint, same_state, size, state
 from sample_networks import images
 from saving_round_trips import Exported, assert_same, outputs, prune, round_trip, same_bits
 from torch import Tensor, nn
@@ -29,10 +29,12 @@ from upscale_opt.tracing.examples import Inputs
 # The pruned model's life before and after.
 
 
-def test_what_prune_returns_can_be_saved(path: Path) -> None:
+def test_the_model_that_prune_made_can_be_saved(path: Path) -> None:
     model = catalogue.randomize(catalogue.build("topology/unet"), 1)
     pruned = uo.prune(model, images(2, 8), amount=0.5)
-    uo.save(pruned, str(path))
+    wrong: Any = pruned
+    assert "give its .model" in complaint(uo.MaterializeError, lambda: uo.save(wrong, path))
+    uo.save(pruned.model, str(path))
     assert isinstance(pruned.model, PrunedModule)
     assert_same(pruned.model, uo.load(model, str(path)), images(2, 8))
 
@@ -419,7 +421,7 @@ def test_train_prune_save_load_elsewhere_tune_save(
     trained = net.quality(model)
     assert trained[1] > 0.9
     pruned = uo.prune(model, torch.zeros(1, 1, 8, 8), amount=0.4)
-    uo.save(pruned, tmp_path / "pruned.safetensors")
+    uo.save(pruned.model, tmp_path / "pruned.safetensors")
     x, _ = net.examples(256, 2)
     before = net.quality(pruned.model)
     assert before[0] > trained[0]

@@ -76,7 +76,7 @@ def test_tensors_of_the_definition_have_other_shapes(tmp_path: Path) -> None:
         return nn.Sequential(nn.TransformerEncoderLayer(6, 2, hidden, batch_first=True)).eval()
 
     pruned = uo.prune(model(4), torch.zeros(1, 3, 6))
-    uo.save(pruned, path)
+    uo.save(pruned.model, path)
     assert same_state(state(uo.load(model(4), path)), state(pruned.model))
     assert "'0.linear1.weight' gets (5, 6) instead of (4, 6)" in complaint(
         uo.MaterializeError, lambda: uo.load(model(5), path)

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from upscale_opt import __version__
 from upscale_opt.cli.bench import bench
 from upscale_opt.cli.calibrate import calibrate
 from upscale_opt.cli.check import check
@@ -30,6 +29,7 @@ from upscale_opt.cli.study import study
 from upscale_opt.cli.trace import trace
 from upscale_opt.cli.worker import worker
 from upscale_opt.errors import UpscaleError
+from upscale_opt.version import VERSION
 
 _INTERRUPTED = 130
 """The exit code after Ctrl-C, which newer versions of Typer turn into a normal exit."""
@@ -113,7 +113,7 @@ def _complain(message: str, code: int) -> int:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"upscale-opt {__version__}")
+        print(f"upscale-opt {VERSION}")
         raise typer.Exit
 
 

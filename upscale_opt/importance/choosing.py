@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from upscale_opt.importance.criterion import Importance, score_segments
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.ranking import least, least_by_group
 from upscale_opt.masking.segments import Layers, Method, Segment, Side, find_segments
-
-if TYPE_CHECKING:
-    from upscale_opt.importance import Importance
 
 
 def choose_masks(
@@ -47,8 +44,6 @@ def choose_masks(
         MaskError: if an option is not one of those, graph and model do not fit together, or the
             criterion does not give one score per channel.
     """
-    from upscale_opt.importance import score_segments
-
     segments = find_segments(model, graph, side, method, layers)
     score_segments(segments, criterion)
     chosen = choose(segments, amount, is_global)

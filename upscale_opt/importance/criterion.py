@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from upscale_opt.errors import MaskError
-from upscale_opt.ir.graph import slices_of
-
-if TYPE_CHECKING:
-    from upscale_opt.ir.graph import ChannelGraph
-    from upscale_opt.masking.segments import Segment, Share
+from upscale_opt.ir.graph import ChannelGraph, slices_of
+from upscale_opt.masking.segments import Segment, Share
 
 
 def score_segments(

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from upscale_opt.errors import MaskError
+from upscale_opt.importance import Importance, score_segments
 from upscale_opt.importance.choosing import choose, merge
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.managers.inputs import trace_without_inputs
@@ -17,8 +18,18 @@ from upscale_opt.masking.zeros import apply_masks
 from upscale_opt.tracing import trace
 
 if TYPE_CHECKING:
-    from upscale_opt.importance import Importance
     from upscale_opt.tracing.examples import Inputs
+
+
+class ManagedSegment(Segment):
+    """A segment that scores itself, for loops over :meth:`MaskingManager.segments`."""
+
+    def importance(
+        self, heuristic: Importance | Callable[[Tensor], Tensor] | None = None
+    ) -> ManagedSegment:
+        """Score the channels; see :meth:`MaskingManager.importance`."""
+        score_segments([self], heuristic)
+        return self
 
 
 class MaskingManager:
@@ -73,14 +84,18 @@ class MaskingManager:
         self.graph: ChannelGraph = (
             trace_without_inputs(model) if inputs is None else trace(model, inputs)
         )
-        self._segments = find_segments(model, self.graph, side, method, layers)
+        self._segments = [
+            ManagedSegment(**vars(segment))
+            for segment in find_segments(model, self.graph, side, method, layers)
+        ]
         self._scored = False
 
-    def segments(self) -> list[Segment]:
+    def segments(self) -> list[ManagedSegment]:
         """The units that masks are chosen for, in the order of execution.
 
-        A :class:`Segment` has the ``layers`` concerned (modules), and their ``weights()`` by
-        channel; ``drop(...)`` zeroes channels by number.
+        Each has the ``layers`` concerned (modules), and their ``weights()`` by channel;
+        ``importance(...)`` scores its channels, ``mask(...)`` zeroes the lowest, and ``drop(...)``
+        channels by number.
         """
         return self._segments
 
@@ -95,8 +110,6 @@ class MaskingManager:
         Raises:
             MaskError: if it does not give one score per channel.
         """
-        from upscale_opt.importance import score_segments
-
         score_segments(self._segments, heuristic)
         self._scored = True
         return self

@@ -6,10 +6,10 @@ a space of the channel graph: all layers that read (or write) its channels decid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,6 @@ from upscale_opt.masking.ranking import least_by_group
 from upscale_opt.masking.slices import channel_rows
 from upscale_opt.masking.zeros import apply_masks, state_of
 from upscale_opt.solver.network.coupling import groups
-
-if TYPE_CHECKING:
-    from upscale_opt.importance import Importance
 
 Side = Literal["input", "output", "both"]
 Method = Literal["unconstrained", "constrained"]
@@ -66,8 +63,8 @@ class Segment:
         shares: the layers, and which slices of their weights belong to which channel.
         groups: into how many groups of equal length the channels fall, each of which drops as
             many: those of a grouped convolution.
-        scores: what :meth:`importance` found, a tensor of shape (channels,); ``None`` before, and
-            where the criterion has nothing to say about these layers.
+        scores: what a criterion found (:func:`upscale_opt.importance.score_segments`), a tensor of
+            shape (channels,); ``None`` before, and where it has nothing to say about these layers.
     """
 
     model: nn.Module = field(repr=False)
@@ -107,15 +104,6 @@ class Segment:
             slices = channel_rows(tensor, share.axis, groups).double()
             rows.append(slices[share.slices.to(tensor.device)].flatten(1))
         return torch.cat([row.to(rows[0].device) for row in rows], dim=1)
-
-    def importance(
-        self, heuristic: Importance | Callable[[Tensor], Tensor] | None = None
-    ) -> Segment:
-        """Score the channels; see :meth:`MaskingManager.importance`."""
-        from upscale_opt.importance import score_segments
-
-        score_segments([self], heuristic)
-        return self
 
     def mask(self, amount: float | Tensor = 0.5) -> Segment:
         """Zero the least important ``amount`` of the channels, in [0, 1), in place.

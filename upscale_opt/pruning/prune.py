@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from upscale_opt.errors import MaskError
+from upscale_opt.importance import Importance
 from upscale_opt.importance.choosing import choose_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
@@ -24,9 +24,6 @@ from upscale_opt.solver.network.segments import Model
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying.verify import VerificationReport, verify
-
-if TYPE_CHECKING:
-    from upscale_opt.importance import Importance
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import copy
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from upscale_opt.errors import TraceError
+from upscale_opt.importance import Importance
 from upscale_opt.importance.choosing import choose_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Layer
@@ -26,9 +26,6 @@ from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.segments import Model
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
-
-if TYPE_CHECKING:
-    from upscale_opt.importance import Importance
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,18 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import upscale_opt
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.materializing.origin import Modes, modes_of, modules_of, tensors_of
 from upscale_opt.materializing.pruned_module import PrunedModule
 from upscale_opt.materializing.stages import misfit
-from upscale_opt.pruning.prune import Pruned
 from upscale_opt.saving.file import Contents, Manifest, pack
 from upscale_opt.saving.module_settings import settings_of
 from upscale_opt.tracing.examples import DTYPES
+from upscale_opt.version import VERSION
 
 
-def save(pruned: nn.Module | Pruned, path: str | os.PathLike[str]) -> None:
+def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write a pruned model to ``path``: a safetensors file, written whole or not at all.
 
     It holds the tensors, the solution and a checksum; no code, and no pickle. :func:`load` reads
@@ -30,19 +29,26 @@ def save(pruned: nn.Module | Pruned, path: str | os.PathLike[str]) -> None:
     those solutions.
 
     Args:
-        pruned: what :func:`upscale_opt.materialize` or :func:`upscale_opt.prune` returned; it may
-            have been trained, or moved to another device or dtype, since.
+        pruned: what :func:`upscale_opt.materialize` returned, or the ``model`` of what
+            :func:`upscale_opt.prune` did; it may have been trained, or moved to another device or
+            dtype, since.
         path: where to; the usual ending is ``.safetensors``.
 
     Raises:
         MaterializeError: if it is not a pruned model, or no longer fits its solution.
         OSError: if the file cannot be written; a file that was there is as before.
     """
-    module = pruned.model if isinstance(pruned, Pruned) else pruned
+    module = pruned
     if not isinstance(module, PrunedModule) or module.solution is None or module.origin is None:
+        inside = isinstance(getattr(module, "model", None), PrunedModule)
         raise MaterializeError(
-            f"a {type(module).__name__} cannot be saved, as it carries no solution; give what "
-            "materialize or prune returned (if something wraps that, the model inside)"
+            f"a {type(module).__name__} cannot be saved, as it carries no solution; give "
+            + (
+                "its .model"
+                if inside
+                else "the model that materialize or prune made (if something wraps that, the "
+                "model inside)"
+            )
         )
     tensors = tensors_of(module)
     changed = misfit(module, module.origin, tensors)
@@ -60,7 +66,7 @@ def save(pruned: nn.Module | Pruned, path: str | os.PathLike[str]) -> None:
         if first != name:
             aliases[name] = first
     manifest = Manifest(
-        package=upscale_opt.__version__,
+        package=VERSION,
         torch=str(torch.__version__),
         origin=module.origin,
         modes=_modes(module),

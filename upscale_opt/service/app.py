@@ -19,7 +19,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
-import upscale_opt
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
@@ -43,6 +42,7 @@ from upscale_opt.service.views import (
     solvers_view,
 )
 from upscale_opt.service.worker import ALIVE, Keeper
+from upscale_opt.version import VERSION
 
 log = logging.getLogger("upscale_opt.service")
 
@@ -116,7 +116,7 @@ def create_app(settings: Settings) -> FastAPI:
     service = Service(settings)
     app = FastAPI(
         title="upscale-opt",
-        version=upscale_opt.__version__,
+        version=VERSION,
         description="Channel orders for pruned networks, proven optimal. See docs/service.md.",
         docs_url=None,
         redoc_url=None,
@@ -354,7 +354,7 @@ def _add_information(app: FastAPI, service: Service) -> None:
     )
     def health() -> Response:
         kind = "sqlite" if service.settings.queue is None else "redis"
-        view: dict[str, Any] = {"version": upscale_opt.__version__, "storage": kind}
+        view: dict[str, Any] = {"version": VERSION, "storage": kind}
         try:
             service.store.check()
             counts, workers = service.store.counts(), service.store.workers(ALIVE)

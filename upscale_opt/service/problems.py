@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-import upscale_opt
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.base import first_problem
 from upscale_opt.ir.cost_model import CostModel
@@ -21,6 +20,7 @@ from upscale_opt.service.errors import ServiceError
 from upscale_opt.service.guard import read_json
 from upscale_opt.service.settings import Settings
 from upscale_opt.solver.options import check_share
+from upscale_opt.version import VERSION
 
 SolverName = Literal[
     "cp-sat", "cp-sat-direct", "pulp", "pulp-cbc", "local-search", "greedy", "identity"
@@ -86,7 +86,7 @@ class Problem:
     @cached_property
     def id(self) -> str:
         """A hash of all that the answer depends on."""
-        version = upscale_opt.__version__.encode()
+        version = VERSION.encode()
         return hashlib.sha256(version + b"\n" + self.request).hexdigest()
 
     @property
