@@ -78,7 +78,9 @@ def prepare(name: str, folder: Path, amounts: Sequence[float], side: Side) -> st
         graph.save(graph_file)
         for amount in missing:
             masked = copy.deepcopy(model)
-            uo.apply_masks(masked, graph, uo.magnitude_masks(masked, graph, amount, side, "conv"))
+            uo.apply_masks(
+                masked, graph, uo.choose_masks(masked, graph, amount, side=side, layers="conv")
+            )
             uo.masks_of(masked, graph).save(masks_file(folder, name, amount, side))
             del masked
     return name

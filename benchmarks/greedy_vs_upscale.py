@@ -102,7 +102,7 @@ def compare(network: str, amount: float, seed: int) -> Row:
     assert isinstance(inputs, torch.Tensor)
     model = catalogue.build(network, seed=seed)
     graph = uo.trace(model, inputs)
-    uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, amount, "input", "conv"))
+    uo.apply_masks(model, graph, uo.choose_masks(model, graph, amount, side="input", layers="conv"))
     masks = uo.masks_of(model, graph)
     return Row(
         network,

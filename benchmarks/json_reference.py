@@ -47,7 +47,9 @@ GROUPS = {
     "From a model to a solution": (
         Entry(ChannelGraph, "`graph.json`: `uo.trace`, `upscale-opt trace`, `upscale-opt run`"),
         Entry(Masks, "`masks.json`: `uo.Masks`, `upscale-opt trace --masks`, `upscale-opt run`"),
-        Entry(CostModel, "`uo.calibrate`, `upscale-opt calibrate`; read by `--cost-model`"),
+        Entry(
+            CostModel, "`uo.measuring.calibrate`, `upscale-opt calibrate`; read by `--cost-model`"
+        ),
         Entry(Solution, "`solution.json`: `uo.solve`, `upscale-opt solve`, `upscale-opt run`"),
         Entry(
             InstanceFile,
@@ -55,8 +57,8 @@ GROUPS = {
         ),
     ),
     "Reports": (
-        Entry(Comparison, "`uo.compare`, `upscale-opt compare`"),
-        Entry(Removal, "`uo.removal`, `upscale-opt removed --json`"),
+        Entry(Comparison, "`uo.solver.compare`, `upscale-opt compare`"),
+        Entry(Removal, "`uo.solver.removal`, `upscale-opt removed --json`"),
         Entry(Fronts, "`upscale-opt pareto`"),
     ),
     "Measurements": (

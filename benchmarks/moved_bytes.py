@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.experiments.coverage.masking import mask, survey
-from upscale_opt.measuring.moved_bytes import Movement, moved_bytes
+from upscale_opt.measuring.bytes_moved import Movement, moved_bytes
 from upscale_opt.models import catalogue
 
 NETWORKS = ["shufflenet_v2_x1_0", "resnet50", "densenet121", "googlenet", "mobilenet_v3_small"]

@@ -37,7 +37,7 @@ NETWORKS = [
 
 def export(model: nn.Module, graph: uo.ChannelGraph, amount: float) -> nn.Module:
     masked = copy.deepcopy(model)
-    uo.apply_masks(masked, graph, uo.magnitude_masks(masked, graph, amount))
+    uo.apply_masks(masked, graph, uo.choose_masks(masked, graph, amount))
     solution = uo.solve(graph, uo.masks_of(masked, graph))
     return uo.materialize(masked, solution)
 
@@ -68,7 +68,7 @@ def rows(name: str, options: argparse.Namespace) -> list[tuple[str, float, float
     models = [m.to(memory_format=form) for m in (model, export(model, graph, options.amount))]
     times = measured(models, inputs, options.rounds)
     labels = (name, f"{name}, exported")
-    predicted = (uo.estimate(one, inputs, cost_model).nanoseconds for one in models)
+    predicted = (uo.measuring.estimate(one, inputs, cost_model).nanoseconds for one in models)
     return list(zip(labels, predicted, times, strict=True))
 
 

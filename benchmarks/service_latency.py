@@ -32,7 +32,7 @@ def network(name: str) -> dict[str, Any]:
     """A problem: a network with half of its input channels dropped."""
     model, inputs = catalogue.build(name), catalogue.example_inputs(name)
     graph = uo.trace(model, inputs)
-    masks = uo.magnitude_masks(model, graph, 0.5)
+    masks = uo.choose_masks(model, graph, 0.5)
     texts = {"graph": graph.to_json(), "masks": masks.to_json()}
     return {part: json.loads(text) for part, text in texts.items()}
 

@@ -36,7 +36,7 @@ def densenet201() -> Instance:
     """What the 48 layers of DenseNet-201's third block read, half of it masked, nothing else."""
     model = catalogue.build("densenet201")
     graph = uo.trace(model, catalogue.example_inputs("densenet201"))
-    masks = uo.magnitude_masks(model, graph, amount=0.5, layers="conv")
+    masks = uo.choose_masks(model, graph, amount=0.5, layers="conv")
     block = {
         name: kept
         for name, kept in masks.kept.items()

@@ -46,7 +46,7 @@ def compare(name: str, runs: int) -> str:
     assert isinstance(inputs, torch.Tensor)
     model = catalogue.build(name)
     graph = uo.trace(model, inputs)
-    uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, 0.5, "input", "conv"))
+    uo.apply_masks(model, graph, uo.choose_masks(model, graph, 0.5, side="input", layers="conv"))
     pairs = []
     for run in range(runs):
         upscale_seconds = theirs(copy.deepcopy(model), inputs)

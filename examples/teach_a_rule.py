@@ -57,19 +57,19 @@ def main() -> None:
     prune(model, inputs)
 
     @uo.rule(Companding)
-    def forgets_what_it_holds(call: uo.Call) -> uo.Claim:
+    def forgets_what_it_holds(call: uo.rules.Call) -> uo.rules.Claim:
         return call.channelwise(keeps_zero=True)
 
     try:
-        uo.check_rules(model, inputs)
+        uo.rules.check_rules(model, inputs)
     except uo.RuleError as error:
         print(f"\na wrong rule: {error}\n")
 
     @uo.rule(Companding, resize={"channels": "inputs"})
-    def companding(call: uo.Call) -> uo.Claim:
+    def companding(call: uo.rules.Call) -> uo.rules.Claim:
         return call.channelwise(keeps_zero=True, parameters={"exponent": "neutral"})
 
-    print("tested at the calls:", *uo.check_rules(model, inputs))
+    print("tested at the calls:", *uo.rules.check_rules(model, inputs))
     print("with the rule:", end=" ")
     prune(model, inputs)
 

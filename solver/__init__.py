@@ -1,1 +1,27 @@
 """The optimisation: from a channel graph and masks to a proven solution. Never imports torch."""
+
+from upscale_opt.solver.api import instance_of, solve
+from upscale_opt.solver.checking.audit import AuditReport, check
+from upscale_opt.solver.checking.explaining import Explanation, explain
+from upscale_opt.solver.checking.removal import Removal, removal
+from upscale_opt.solver.comparing import Comparison, ComparisonRow, compare, compare_instance
+from upscale_opt.solver.network.coupling import Group, Member, constrain, groups
+
+__all__ = [
+    "AuditReport",
+    "Comparison",
+    "ComparisonRow",
+    "Explanation",
+    "Group",
+    "Member",
+    "Removal",
+    "check",
+    "compare",
+    "compare_instance",
+    "constrain",
+    "explain",
+    "groups",
+    "instance_of",
+    "removal",
+    "solve",
+]

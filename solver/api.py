@@ -76,8 +76,8 @@ def solve(
             of which a layer keeps zero columns. At most this share of the multiply-adds that the
             export has without; 0 for no windows. Not for latency, which prices them.
         cost_model: what kernels cost on the device, for latency; from
-            :func:`upscale_opt.calibrate`, or built in (a CPU's by default). The graph's sizes
-            count: trace with the batch that matters.
+            :func:`upscale_opt.measuring.calibrate`, or built in (a CPU's by default). The graph's
+            sizes count: trace with the batch that matters.
         seed: seed of the solver; the same seed gives the same answer, unless time runs out.
         workers: parallel workers of the solver.
         progress: called with value and bound on every improvement. Where both models are tried,

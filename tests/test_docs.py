@@ -37,7 +37,7 @@ def test_pages_run(
     """Python in one namespace, commands of ours, and under each, in ``text``, what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    with uo.local_rules():
+    with uo.rules.local_rules():
         run(path, capsys)
 
 

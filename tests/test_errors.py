@@ -51,7 +51,7 @@ def test_a_model_for_another_graph(resnet18_documents: Documents) -> None:
     message = complaint(uo.MaskError, lambda: uo.masks_of(net(), graph))
     assert "another model" in message
     assert "'bn1.bias'" in message or "'conv1.weight'" in message
-    assert "no parameter" in complaint(uo.MaskError, lambda: uo.magnitude_masks(net(), graph, 0.5))
+    assert "no parameter" in complaint(uo.MaskError, lambda: uo.choose_masks(net(), graph, 0.5))
 
 
 def test_a_model_of_another_width() -> None:
@@ -151,7 +151,7 @@ def test_amounts(amount: float) -> None:
     model = net()
     graph = uo.trace(model, X)
     for action in (
-        lambda: uo.magnitude_masks(model, graph, amount),
+        lambda: uo.choose_masks(model, graph, amount),
         lambda: uo.prune(model, X, amount=amount),
     ):
         assert str(amount) in complaint(uo.MaskError, action)
@@ -161,8 +161,8 @@ def test_sides_and_layers() -> None:
     model = net()
     graph = uo.trace(model, X)
     wrong: Any = "sideways"
-    by_side = complaint(uo.MaskError, lambda: uo.magnitude_masks(model, graph, 0.5, wrong))
-    by_layers = complaint(uo.MaskError, lambda: uo.magnitude_masks(model, graph, 0.5, layers=wrong))
+    by_side = complaint(uo.MaskError, lambda: uo.choose_masks(model, graph, 0.5, side=wrong))
+    by_layers = complaint(uo.MaskError, lambda: uo.choose_masks(model, graph, 0.5, layers=wrong))
     assert "side must be" in by_side
     assert "layers must be" in by_layers
     assert "'sideways'" in by_side
@@ -208,7 +208,7 @@ def test_solver_options(options: dict[str, Any], words: list[str]) -> None:
 def test_options_of_solve_alone(options: dict[str, Any], words: list[str]) -> None:
     graph = uo.trace(model := net(), X)
     masks = uo.masks_of(model, graph)
-    for action in (uo.solve, uo.compare):
+    for action in (uo.solve, uo.solver.compare):
         message = complaint(uo.SolverError, partial(action, graph, masks, **options))
         assert all(word in message for word in words)
 
@@ -217,7 +217,7 @@ def test_options_of_solve_alone(options: dict[str, Any], words: list[str]) -> No
 def test_solvers_to_compare_are_a_list(solvers: Any) -> None:
     graph = uo.trace(model := net(), X)
     masks = uo.masks_of(model, graph)
-    message = complaint(uo.SolverError, lambda: uo.compare(graph, masks, solvers=solvers))
+    message = complaint(uo.SolverError, lambda: uo.solver.compare(graph, masks, solvers=solvers))
     assert "list" in message
     assert repr(solvers) in message
 
@@ -234,10 +234,10 @@ def test_arguments_that_are_no_documents(wrong: Any) -> None:
     actions: dict[str, list[Callable[[], object]]] = {
         "(ChannelGraph)": [
             lambda: uo.solve(wrong, masks),
-            lambda: uo.compare(wrong, masks),
+            lambda: uo.solver.compare(wrong, masks),
             lambda: uo.groups(wrong),
             lambda: uo.constrain(wrong, masks),
-            lambda: uo.removal(wrong, masks, solution),
+            lambda: uo.solver.removal(wrong, masks, solution),
             lambda: uo.apply_masks(model, wrong, masks),
             lambda: uo.masks_of(model, wrong),
             lambda: masks.check(wrong),
@@ -245,14 +245,14 @@ def test_arguments_that_are_no_documents(wrong: Any) -> None:
         ],
         "(Masks)": [
             lambda: uo.solve(graph, wrong),
-            lambda: uo.compare(graph, wrong),
+            lambda: uo.solver.compare(graph, wrong),
             lambda: uo.constrain(graph, wrong),
-            lambda: uo.removal(graph, wrong, solution),
+            lambda: uo.solver.removal(graph, wrong, solution),
             lambda: uo.apply_masks(model, graph, wrong),
             lambda: uo.check(solution, graph, wrong),
         ],
         "(Solution)": [
-            lambda: uo.removal(graph, masks, wrong),
+            lambda: uo.solver.removal(graph, masks, wrong),
             lambda: uo.materialize(model, wrong),
         ],
     }

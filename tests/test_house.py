@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 
 import pytest
 from house import ROOT, arrows, circles, imports, modules, public_names
@@ -25,7 +27,7 @@ FLOORS = (
     ("saving", "verifying"),
     ("pruning",),
     ("managers", "measuring"),
-    ("deploying", "report"),
+    ("deploying", "report", "rules"),
     ("experiments",),
     ("experiments.coverage", "experiments.bench", "experiments.study"),
     ("__init__",),
@@ -83,3 +85,31 @@ def test_the_surface_is_small() -> None:
     names = public_names(ROOT)
     assert names == sorted(set(names))
     assert len([name for name in names if not name.endswith("Error")]) <= 27
+
+
+LISTED = """
+import sys, types
+import upscale_opt as uo
+rooms = {"errors", "importance", "measuring", "models", "report", "rules", "solver"}
+def listed():
+    return {name for name in dir(uo) if not name.startswith("__")}
+assert "torch" not in sys.modules
+before = listed()
+assert before == {*uo.__all__, *rooms}, before ^ {*uo.__all__, *rooms}
+assert "torch" not in sys.modules
+for name in dir(uo):
+    assert getattr(uo, name) is not None or name.startswith("__"), name
+    if name in rooms:
+        assert isinstance(getattr(uo, name), types.ModuleType), name
+assert "torch" in sys.modules
+assert listed() == before
+for room in ("measuring", "rules", "solver"):
+    module = getattr(uo, room)
+    for name in module.__all__:
+        assert not isinstance(getattr(module, name), types.ModuleType), name
+"""
+
+
+def test_what_is_listed_is_there_before_and_after_it_is_loaded() -> None:
+    done = subprocess.run([sys.executable, "-c", LISTED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -8,7 +8,9 @@
     'optimal'
 
 Graphs, masks and solutions can be read and solved without PyTorch; what needs it is loaded when
-it is first used.
+it is first used. More is in ``uo.importance`` (criteria), ``uo.rules`` (operations of your own),
+``uo.solver`` (solvers side by side, what masks remove), ``uo.measuring`` (costs and times) and
+``uo.models`` (networks to try things on).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from upscale_opt.errors import (
     DeployError,
     MaskError,
     MaterializeError,
+    RuleError,
     SchemaError,
     SolverError,
     TraceError,
@@ -33,55 +36,43 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.checking.audit import check
 from upscale_opt.solver.checking.explaining import explain
-from upscale_opt.solver.checking.removal import Removal, removal
-from upscale_opt.solver.comparing import Comparison, ComparisonRow, compare, compare_instance
-from upscale_opt.solver.network.coupling import Group, Member, constrain, groups
+from upscale_opt.solver.network.coupling import constrain, groups
 from upscale_opt.version import VERSION
 
 if TYPE_CHECKING:
-    from upscale_opt.deploying import Deployed, deploy
-    from upscale_opt.importance.choosing import choose_masks, magnitude_masks
+    from upscale_opt import errors as errors
+    from upscale_opt import importance as importance
+    from upscale_opt import measuring as measuring
+    from upscale_opt import models as models
+    from upscale_opt import report as report
+    from upscale_opt import rules as rules
+    from upscale_opt import solver as solver
+    from upscale_opt.deploying import deploy
+    from upscale_opt.importance.choosing import choose_masks
     from upscale_opt.managers.masking import MaskingManager
     from upscale_opt.managers.pruning import PruningManager
     from upscale_opt.masking.zeros import apply_masks, masks_of
     from upscale_opt.materializing.materialize import materialize
-    from upscale_opt.measuring.calibrating import calibrate
-    from upscale_opt.measuring.estimating import estimate
-    from upscale_opt.measuring.moved_bytes import Movement, moved_bytes
     from upscale_opt.pruning.prune import Pruned, prune
     from upscale_opt.pruning.submodules import prune_submodules
     from upscale_opt.saving.load import load
     from upscale_opt.saving.save import save
     from upscale_opt.tracing import trace
-    from upscale_opt.tracing.checking import check_rules
-    from upscale_opt.tracing.claims import Claim, RuleError
-    from upscale_opt.tracing.rules import Call, local_rules, rule
-    from upscale_opt.verifying.verify import VerificationReport, verify
+    from upscale_opt.tracing.rules import rule
+    from upscale_opt.verifying.verify import verify
 
 __version__ = VERSION
 
 _WITH_TORCH = {
-    "Call": "tracing.rules",
-    "Claim": "tracing.claims",
-    "Deployed": "deploying",
     "MaskingManager": "managers.masking",
-    "Movement": "measuring.moved_bytes",
     "Pruned": "pruning.prune",
-    "RuleError": "tracing.claims",
     "PruningManager": "managers.pruning",
-    "VerificationReport": "verifying.verify",
     "apply_masks": "masking.zeros",
-    "calibrate": "measuring.calibrating",
-    "check_rules": "tracing.checking",
     "choose_masks": "importance.choosing",
     "deploy": "deploying",
-    "estimate": "measuring.estimating",
     "load": "saving.load",
-    "local_rules": "tracing.rules",
-    "magnitude_masks": "importance.choosing",
     "masks_of": "masking.zeros",
     "materialize": "materializing.materialize",
-    "moved_bytes": "measuring.moved_bytes",
     "prune": "pruning.prune",
     "prune_submodules": "pruning.submodules",
     "rule": "tracing.rules",
@@ -89,26 +80,21 @@ _WITH_TORCH = {
     "trace": "tracing",
     "verify": "verifying.verify",
 }
+"""Names that are looked up when they are first used, and the modules that they come from."""
+
+_ROOMS = ("errors", "importance", "measuring", "models", "report", "rules", "solver")
+"""The submodules that belong to the surface."""
 
 __all__ = [
-    "Call",
     "ChannelGraph",
-    "Claim",
-    "Comparison",
-    "ComparisonRow",
     "CostModel",
     "DeployError",
-    "Deployed",
-    "Group",
     "MaskError",
     "MaskingManager",
     "Masks",
     "MaterializeError",
-    "Member",
-    "Movement",
     "Pruned",
     "PruningManager",
-    "Removal",
     "RuleError",
     "SchemaError",
     "Solution",
@@ -116,28 +102,18 @@ __all__ = [
     "TraceError",
     "UpscaleError",
     "VerificationError",
-    "VerificationReport",
     "apply_masks",
-    "calibrate",
     "check",
-    "check_rules",
     "choose_masks",
-    "compare",
-    "compare_instance",
     "constrain",
     "deploy",
-    "estimate",
     "explain",
     "groups",
     "load",
-    "local_rules",
-    "magnitude_masks",
     "masks_of",
     "materialize",
-    "moved_bytes",
     "prune",
     "prune_submodules",
-    "removal",
     "rule",
     "save",
     "solve",
@@ -147,8 +123,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"upscale_opt.{name}")
     if name not in _WITH_TORCH:
         raise AttributeError(f"module 'upscale_opt' has no attribute {name!r}")
     value = getattr(import_module(f"upscale_opt.{_WITH_TORCH[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    dunder = [name for name in globals() if name.startswith("__")]
+    return sorted({*__all__, *_ROOMS, *dunder})

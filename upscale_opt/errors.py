@@ -18,6 +18,10 @@ class MaskError(UpscaleError):
     """Masks that do not fit their graph: unknown parameter, axis or index."""
 
 
+class RuleError(UpscaleError):
+    """A rule that cannot be right: it names what is not there, or claims what is not so."""
+
+
 class TraceError(UpscaleError):
     """A model could not be captured, or could not be run on the given inputs."""
 

@@ -32,18 +32,18 @@ from upscale_opt.solver.problem.instance_file import InstanceFile
 SOME = ("identity", "greedy", "cp-sat")
 
 
-def written(folder: Path) -> tuple[uo.ComparisonRow, ...]:
+def written(folder: Path) -> tuple[uo.solver.ComparisonRow, ...]:
     """The rows of compare.json."""
-    return uo.Comparison.load(folder / "compare.json").rows
+    return uo.solver.Comparison.load(folder / "compare.json").rows
 
 
-def untimed(rows: tuple[uo.ComparisonRow, ...]) -> list[uo.ComparisonRow]:
+def untimed(rows: tuple[uo.solver.ComparisonRow, ...]) -> list[uo.solver.ComparisonRow]:
     return [row.model_copy(update={"seconds": 0.0}) for row in rows]
 
 
 def test_rows_say_what_solve_finds(resnet18_documents: Documents) -> None:
     graph, masks = resnet18_documents.graph, resnet18_documents.masks
-    rows = uo.compare(graph, masks, SOME, seed=3, label="resnet18")
+    rows = uo.solver.compare(graph, masks, SOME, seed=3, label="resnet18")
     assert [row.solver for row in rows] == list(SOME)
     for row in rows:
         solution = uo.solve(graph, masks, row.solver, seed=3)
@@ -58,7 +58,7 @@ def test_rows_say_what_solve_finds(resnet18_documents: Documents) -> None:
 def test_the_usual_solvers_and_other_options(resnet18_documents: Documents) -> None:
     graph, masks = resnet18_documents.graph, resnet18_documents.masks
     told: set[str] = set()
-    rows = uo.compare(
+    rows = uo.solver.compare(
         graph,
         masks,
         objective="gathers",
@@ -75,8 +75,8 @@ def test_the_usual_solvers_and_other_options(resnet18_documents: Documents) -> N
 
 def test_instances_compare_as_networks_do(resnet18_documents: Documents) -> None:
     graph, masks = resnet18_documents.graph, resnet18_documents.masks
-    bare = uo.compare_instance(instance_of(graph, masks), SOME, label="bare")
-    for left, right in zip(bare, uo.compare(graph, masks, SOME), strict=True):
+    bare = uo.solver.compare_instance(instance_of(graph, masks), SOME, label="bare")
+    for left, right in zip(bare, uo.solver.compare(graph, masks, SOME), strict=True):
         assert left.objective_value == right.objective_value
         assert left.lower_bound == right.lower_bound
         assert left.gap == right.gap
@@ -85,8 +85,10 @@ def test_instances_compare_as_networks_do(resnet18_documents: Documents) -> None
         assert left.reads == len(instance_of(graph, masks).reads)
 
 
-def row(solver: str, value: int | None, bound: int | None, label: str = "") -> uo.ComparisonRow:
-    return uo.ComparisonRow(
+def row(
+    solver: str, value: int | None, bound: int | None, label: str = ""
+) -> uo.solver.ComparisonRow:
+    return uo.solver.ComparisonRow(
         label=label,
         solver=solver,
         objective="copied_channels",
@@ -125,8 +127,8 @@ def test_a_solver_that_fails_has_a_row(
     graph, masks = resnet18_documents.graph, resnet18_documents.masks
     names = ("failing", "identity", "crashing")
     for rows in (
-        uo.compare(graph, masks, names),
-        uo.compare_instance(instance_of(graph, masks), names),
+        uo.solver.compare(graph, masks, names),
+        uo.solver.compare_instance(instance_of(graph, masks), names),
     ):
         assert [found.status for found in rows] == ["failed", "feasible", "failed"]
         assert rows[0].reason == "not for this problem"
@@ -138,19 +140,19 @@ def test_a_solver_that_fails_has_a_row(
 def test_what_no_solver_understands_is_refused(resnet18_documents: Documents) -> None:
     graph, masks = resnet18_documents.graph, resnet18_documents.masks
     with pytest.raises(SolverError, match=r"unknown solver 'magic'; there are .*cp-sat"):
-        uo.compare(graph, masks, ["greedy", "magic"])
+        uo.solver.compare(graph, masks, ["greedy", "magic"])
     with pytest.raises(SolverError, match="unknown objective 'joules'"):
-        uo.compare(graph, masks, objective="joules")
+        uo.solver.compare(graph, masks, objective="joules")
     with pytest.raises(SolverError, match="unknown model 'whole'"):
-        uo.compare(graph, masks, model="whole")  # type: ignore[arg-type]
+        uo.solver.compare(graph, masks, model="whole")  # type: ignore[arg-type]
     with pytest.raises(SolverError, match="time limit"):
-        uo.compare(graph, masks, time_limit=0)
+        uo.solver.compare(graph, masks, time_limit=0)
     with pytest.raises(SolverError, match="nobody"):
-        uo.compare(graph, masks, weights={"nobody": 2})
+        uo.solver.compare(graph, masks, weights={"nobody": 2})
     with pytest.raises(SolverError, match="magic"):
-        uo.compare_instance(Instance((), (), ()), ["magic"])
+        uo.solver.compare_instance(Instance((), (), ()), ["magic"])
     with pytest.raises(MaskError, match="stem"):
-        uo.compare(graph, uo.Masks(kept={"stem.weight": {0: (1,)}}))
+        uo.solver.compare(graph, uo.Masks(kept={"stem.weight": {0: (1,)}}))
 
 
 def test_several_values_behind_one_flag() -> None:
@@ -267,7 +269,7 @@ def test_compare_instances(instances: list[Path], tmp_path: Path, capsys: Output
     rows = written(tmp_path)
     assert [found.label for found in rows] == [str(file) for file in instances for _ in SOME]
     for file, exact in zip(instances, rows[2::3], strict=True):
-        (same,) = uo.compare_instance(InstanceFile.load(file).to_instance(), ["cp-sat"])
+        (same,) = uo.solver.compare_instance(InstanceFile.load(file).to_instance(), ["cp-sat"])
         assert exact.objective_value == same.objective_value
     assert call("compare", "--instance", instances[0], "--solver", "greedy", "-o", tmp_path) == 0
     assert [found.label for found in written(tmp_path)] == ["twin"]

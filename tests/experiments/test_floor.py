@@ -82,8 +82,8 @@ def test_the_floor_computes_the_same_layers_and_moves_nothing(name: str, side: s
     call(free, inputs)  # moves data once
     assert calls(free, inputs) == calls(pruned, inputs)
     assert sum(calls(free, inputs).values()) > 0
-    assert uo.moved_bytes(pruned, inputs).total > 0
-    assert uo.moved_bytes(free, inputs).total == 0
+    assert uo.measuring.moved_bytes(pruned, inputs).total > 0
+    assert uo.measuring.moved_bytes(free, inputs).total == 0
     assert torch.equal(call(pruned, inputs), before), "the export itself is changed"
 
 
@@ -96,7 +96,7 @@ def test_the_floor_takes_other_batches_and_memory_formats() -> None:
     last = floor(pruned.to(memory_format=torch.channels_last), graph)
     inputs = subject.inputs(2).to(memory_format=torch.channels_last)  # type: ignore[union-attr]
     call(last, inputs)
-    assert uo.moved_bytes(last, inputs).total == 0
+    assert uo.measuring.moved_bytes(last, inputs).total == 0
 
 
 def test_arenas_are_free() -> None:
@@ -108,7 +108,7 @@ def test_arenas_are_free() -> None:
     free = floor(pruned, graph)
     call(free, inputs)
     assert calls(free, inputs) == calls(pruned, inputs)
-    assert uo.moved_bytes(free, inputs).total == 0
+    assert uo.measuring.moved_bytes(free, inputs).total == 0
 
 
 class Joins(nn.Module):
@@ -132,7 +132,7 @@ def test_only_concatenations_of_channels_are_free() -> None:
     free = floor(pruned, graph)
     call(free, inputs)
     rows = 2 * 8 * 8 * 4 * 4
-    assert uo.moved_bytes(free, inputs).by_op == {"cat": rows}
+    assert uo.measuring.moved_bytes(free, inputs).by_op == {"cat": rows}
 
 
 class Placing(nn.Module):
@@ -155,8 +155,8 @@ def test_placing_is_free_and_adding_is_not(place: Any) -> None:
     graph = uo.trace(nn.Conv2d(6, 1, 1), x)
     free = floor(pruned, graph)
     assert torch.equal(call(free, x), call(pruned, x))
-    assert uo.moved_bytes(pruned, x).total > 0
-    assert uo.moved_bytes(free, x).total == 0
+    assert uo.measuring.moved_bytes(pruned, x).total > 0
+    assert uo.measuring.moved_bytes(free, x).total == 0
     with torch.profiler.profile() as profile:
         call(free, x)
     assert "aten::add" in {event.key for event in profile.key_averages()}

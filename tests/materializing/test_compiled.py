@@ -246,7 +246,7 @@ def test_sums_are_in_place_where_nobody_else_reads(read_later: bool, allowed: bo
     placed = next(module for module in pruned.modules() if isinstance(module, PlacedSum))
     assert placed.spare is (allowed and not read_later)
     written = 2 * 5 * 16 * 8 if placed.spare else 2 * (8 + 5) * 16 * 8
-    assert uo.moved_bytes(pruned, x).total == written
+    assert uo.measuring.moved_bytes(pruned, x).total == written
     before = x.clone()
     state = {name: value.clone() for name, value in pruned.state_dict().items()}
     for mode in (torch.no_grad, torch.inference_mode, torch.enable_grad):

@@ -28,7 +28,7 @@ NETWORKS = (
 def masked_network(name: str, side: Side, amount: float) -> tuple[nn.Module, uo.ChannelGraph]:
     model, graph = built(name)
     masked = copy.deepcopy(model)
-    uo.apply_masks(masked, graph, uo.magnitude_masks(masked, graph, amount, side))
+    uo.apply_masks(masked, graph, uo.choose_masks(masked, graph, amount, side=side))
     return masked, graph
 
 

@@ -91,14 +91,14 @@ def test_a_shuffled_concatenation_is_written_once() -> None:
     model = catalogue.build("shufflenet_v2_x0_5")
     inputs = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     catalogue.randomize(model, 0, inputs)
-    before = uo.moved_bytes(model, inputs).total
+    before = uo.measuring.moved_bytes(model, inputs).total
     graph = uo.trace(model, torch.cat([inputs, inputs]))
     assert sum(op.kind == "concat" and op.positions is not None for op in graph.operations) == 16
     solution = uo.solve(graph, uo.masks_of(model, graph))
     assert solution.gathers == 0
     pruned = uo.materialize(model, solution)
     assert_lossless(model.double(), pruned.double(), inputs.double())
-    assert uo.moved_bytes(pruned.float(), inputs).total <= before / 2
+    assert uo.measuring.moved_bytes(pruned.float(), inputs).total <= before / 2
 
 
 # Groups.

@@ -84,7 +84,7 @@ def test_no_topology_shares_storage_or_changes_its_original(name: str, masked: b
     model = catalogue.randomize(catalogue.build(catalogue.PREFIX + name), 1, inputs)
     graph = uo.trace(model, inputs)
     if masked:
-        uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, 0.5, "both"))
+        uo.apply_masks(model, graph, uo.choose_masks(model, graph, 0.5, side="both"))
     before = state(model)
     pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
     assert same_state(before, state(model))
@@ -285,7 +285,7 @@ def test_gradients_are_those_of_the_masked_model() -> None:
     model = catalogue.randomize(catalogue.build("topology/residual_stage"), 1).double()
     x = images(2, 8).double()
     graph = uo.trace(model, x)
-    uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, 0.5))
+    uo.apply_masks(model, graph, uo.choose_masks(model, graph, 0.5))
     solution = uo.solve(graph, uo.masks_of(model, graph))
     pruned = uo.materialize(model, solution)
     for network in (model, pruned):
@@ -374,7 +374,7 @@ def test_applied_masks_are_the_masks_found() -> None:
     model = catalogue.randomize(catalogue.build("topology/residual_stage"), 1).double()
     x = images(2, 8).double()
     graph = uo.trace(model, x)
-    masks = uo.magnitude_masks(model, graph, 0.5, "both")
+    masks = uo.choose_masks(model, graph, 0.5, side="both")
     uo.apply_masks(model, graph, masks)
     found = uo.masks_of(model, graph)
     for name, by_axis in masks.kept.items():

@@ -335,7 +335,7 @@ class TestCalibrate:
     def test_options_that_make_no_sense(self, options: dict[str, Any], message: str) -> None:
         net, graph, _ = small()
         with pytest.raises(uo.SolverError, match=message):
-            uo.calibrate(net, graph, **options)
+            uo.measuring.calibrate(net, graph, **options)
 
     def test_no_models(self) -> None:
         with pytest.raises(uo.SolverError, match="no model"):

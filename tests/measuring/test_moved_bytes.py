@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import upscale_opt as uo
 from upscale_opt.errors import TraceError
-from upscale_opt.measuring.moved_bytes import Movement, Write, moved_bytes
+from upscale_opt.measuring.bytes_moved import Movement, Write, moved_bytes
 from upscale_opt.runtime.modules import Gather, PlacedSum
 
 CHANNEL = 2 * 4 * 4 * 4

@@ -53,7 +53,7 @@ def block() -> tuple[nn.Module, uo.ChannelGraph]:
     return model, uo.trace(model, X.double())
 
 
-def names(members: tuple[uo.Member, ...]) -> set[str]:
+def names(members: tuple[uo.solver.Member, ...]) -> set[str]:
     return {member.parameter for member in members}
 
 

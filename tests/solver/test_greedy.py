@@ -200,7 +200,7 @@ UPSCALE = {
 @pytest.mark.parametrize("name", UPSCALE)
 def test_it_gathers_as_many_channels_as_the_original(name: str) -> None:
     model, graph = built(name)
-    masks = uo.magnitude_masks(model, graph, 0.5, "input", "conv")
+    masks = uo.choose_masks(model, graph, 0.5, side="input", layers="conv")
     greedy = uo.solve(graph, masks, "greedy", model="segment")
     optimum = uo.solve(graph, masks, model="segment")
     assert (greedy.objective_value, optimum.objective_value) == UPSCALE[name]
@@ -210,7 +210,7 @@ def test_it_gathers_as_many_channels_as_the_original(name: str) -> None:
 
 def test_only_consumers_select() -> None:
     model, graph = built("densenet121")
-    masks = uo.magnitude_masks(model, graph, 0.5, "input", "conv")
+    masks = uo.choose_masks(model, graph, 0.5, side="input", layers="conv")
     _, segments = find_segments(graph, masks, "segment")
     kinds = {op.name: op.kind for op in graph.operations}
     assert {kinds[name] for name, _ in segments.selects} == {"layer"}

@@ -69,7 +69,7 @@ class Power(nn.Module):
 POWER: dict[str, Any] = {"exponent": "neutral", "gain": "scale", "offset": "shift"}
 
 
-def power(call: uo.Call) -> uo.Claim:
+def power(call: uo.rules.Call) -> uo.rules.Claim:
     return call.channelwise(keeps_zero=True, parameters=POWER)
 
 

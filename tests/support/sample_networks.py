@@ -60,7 +60,7 @@ def documents_of(name: str, amount: float, side: Side = "input") -> Documents:
     """Mask a network of the catalogue by magnitude, and solve it."""
     model, graph = built(name)
     masked = copy.deepcopy(model)
-    uo.apply_masks(masked, graph, uo.magnitude_masks(masked, graph, amount, side))
+    uo.apply_masks(masked, graph, uo.choose_masks(masked, graph, amount, side=side))
     masks = uo.masks_of(masked, graph)
     return Documents(masked, graph, masks, uo.solve(graph, masks))
 

@@ -71,7 +71,7 @@ def prune(model: nn.Module, inputs: Inputs, amount: float = 0.5) -> PrunedModule
     """Prune by magnitude, without checks; a model in training mode, too."""
     model = copy.deepcopy(model)
     graph = uo.trace(model, inputs)
-    uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, amount, "both"))
+    uo.apply_masks(model, graph, uo.choose_masks(model, graph, amount, side="both"))
     return uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
 
 

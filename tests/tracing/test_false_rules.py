@@ -27,7 +27,7 @@ import upscale_opt as uo
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
-    with uo.local_rules():
+    with uo.rules.local_rules():
         yield
 
 
@@ -145,7 +145,7 @@ def test_false_claims_are_found(case: str) -> None:
     }
     uo.rule(target, resize=None if case == "sizes" else sizes.get(target))(function)
     with pytest.raises(uo.RuleError, match=rf"the rule for {target.__name__}, at call .*{message}"):
-        uo.check_rules(around(make()), IMAGES)
+        uo.rules.check_rules(around(make()), IMAGES)
 
 
 def test_verify_finds_false_claims_too() -> None:
@@ -188,7 +188,7 @@ SENSELESS: dict[str, tuple[Any, str]] = {
 def test_senseless_rules_are_refused(case: str) -> None:
     function, message = SENSELESS[case]
     uo.rule(Power)(function)
-    for check in (uo.trace, uo.check_rules):
+    for check in (uo.trace, uo.rules.check_rules):
         with pytest.raises(
             uo.RuleError, match=rf"the rule for Power, at call 'middle': .*{message}"
         ):
@@ -198,7 +198,7 @@ def test_senseless_rules_are_refused(case: str) -> None:
 def test_sizes_that_a_module_does_not_have() -> None:
     uo.rule(Power, resize={"chanels": "inputs"})(power)
     with pytest.raises(uo.RuleError, match="resizes 'chanels', which Power does not have"):
-        uo.check_rules(around(Power()), IMAGES)
+        uo.rules.check_rules(around(Power()), IMAGES)
 
 
 def test_ambiguous_axes_are_asked_for() -> None:
@@ -215,7 +215,7 @@ def test_ambiguous_axes_are_asked_for() -> None:
         uo.trace(around(Square()), IMAGES)
 
     uo.rule(Square)(lambda c: c.channelwise(keeps_zero=True, parameters={"table": ("scale", 0)}))
-    assert uo.check_rules(around(Square()), IMAGES)
+    assert uo.rules.check_rules(around(Square()), IMAGES)
     assert_exports(around(Square()))
 
 
@@ -228,7 +228,7 @@ def test_targets_that_make_no_sense(target: Any) -> None:
 def test_rules_that_are_never_met() -> None:
     uo.rule(Power)(power)
     with pytest.raises(uo.RuleError, match="Around makes no call that a rule is for"):
-        uo.check_rules(around(nn.ReLU()), IMAGES)
+        uo.rules.check_rules(around(nn.ReLU()), IMAGES)
 
 
 def test_calls_that_return_several_tensors() -> None:
@@ -239,4 +239,4 @@ def test_calls_that_return_several_tensors() -> None:
 
     uo.rule(torch.cummax)(lambda call: call.channelwise(keeps_zero=True))
     with pytest.raises(uo.RuleError, match="call 'cummax': returns no tensor but a "):
-        uo.check_rules(around(Maximum()), IMAGES)
+        uo.rules.check_rules(around(Maximum()), IMAGES)

@@ -39,7 +39,7 @@ from upscale_opt.ir.graph import maskable_axes
 
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
-    with uo.local_rules():
+    with uo.rules.local_rules():
         yield
 
 
@@ -76,7 +76,7 @@ def test_claims_become_operations(case: str) -> None:
     assert opaque(model)
 
     uo.rule(target, resize=resize)(function)
-    assert uo.check_rules(model, IMAGES)
+    assert uo.rules.check_rules(model, IMAGES)
     assert not opaque(model)
     assert_exports(model)
     after = [size(pruned_at_random(model, seed)[1]) for seed in range(5)]
@@ -101,7 +101,7 @@ def test_reductions() -> None:
 
     model = around(Minus())
     uo.rule(Widest)(lambda call: call.symmetric(reduces=True))
-    assert uo.check_rules(model, IMAGES) == ("middle_widest",)
+    assert uo.rules.check_rules(model, IMAGES) == ("middle_widest",)
     assert not opaque(model)
     assert_exports(model)
 
@@ -155,7 +155,7 @@ class Lifting(nn.Module):
 @pytest.mark.parametrize("name", ["exponent", "1"])
 def test_functions(way: str, name: str) -> None:
     @uo.rule(lifted)
-    def rule(call: uo.Call) -> uo.Claim:
+    def rule(call: uo.rules.Call) -> uo.rules.Claim:
         return call.channelwise(keeps_zero=True, parameters={name: "neutral"})
 
     model = around(Lifting(way))
@@ -163,7 +163,7 @@ def test_functions(way: str, name: str) -> None:
         with pytest.raises(uo.RuleError, match=r"parameter '1'; the call has exponent"):
             uo.trace(model, IMAGES)
         return
-    assert uo.check_rules(model, IMAGES) == ("lifted",)
+    assert uo.rules.check_rules(model, IMAGES) == ("lifted",)
     assert not opaque(model)
     assert_exports(model)
     assert ELSEWHERE.lifted is _another_name is lifted
@@ -191,7 +191,7 @@ class Rounding(nn.Module):
 def test_autograd_functions_keep_their_gradient() -> None:
     uo.rule(Rounded)(lambda call: call.channelwise(keeps_zero=True))
     model = around(Rounding())
-    assert uo.check_rules(model, IMAGES) == ("rounded_apply",)
+    assert uo.rules.check_rules(model, IMAGES) == ("rounded_apply",)
     assert not opaque(model)
     assert_exports(model)
     masked, pruned = pruned_at_random(model, 0)
@@ -220,7 +220,7 @@ def test_functions_and_methods_of_torch(method: bool) -> None:
     target = torch.Tensor.cumsum if method else torch.cumsum
     uo.rule(target)(lambda call: call.channelwise(keeps_zero=True))
     model = around(Running(method=method))
-    assert uo.check_rules(model, IMAGES) == ("cumsum",)
+    assert uo.rules.check_rules(model, IMAGES) == ("cumsum",)
     assert not opaque(model)
     assert_exports(model)
     assert opaque(around(Running(method=not method)))
@@ -255,7 +255,7 @@ def test_custom_operators(target: Any, strict: bool) -> None:
     assert opaque(model)
     uo.rule(target)(lambda call: call.channelwise(keeps_zero=True))
     assert uo.trace(model, IMAGES).capture == ("export" if strict else "fx")
-    assert len(uo.check_rules(model, IMAGES)) == 1
+    assert len(uo.rules.check_rules(model, IMAGES)) == 1
     assert not opaque(model)
     assert_exports(model)
 
@@ -299,11 +299,11 @@ def test_a_rule_comes_before_built_in_understanding() -> None:
 
 def test_the_last_rule_counts_and_local_rules_go() -> None:
     model = around(Power())
-    with uo.local_rules():
+    with uo.rules.local_rules():
         uo.rule(Power)(lambda call: call.opaque("first"))
         uo.rule(Power)(lambda call: call.opaque("second"))
         assert "second" in opaque(model)
-        with uo.local_rules():
+        with uo.rules.local_rules():
             uo.rule(Power)(lambda call: call.opaque("third"))
             assert "third" in opaque(model)
         assert "second" in opaque(model)
@@ -347,7 +347,7 @@ def test_parameters_that_the_claim_leaves_out_stay() -> None:
 
 def test_a_saved_model_needs_its_rules(tmp_path: Path) -> None:
     model = around(Power())
-    with uo.local_rules():
+    with uo.rules.local_rules():
         uo.rule(Power, resize={"channels": "inputs"})(power)
         _, pruned = pruned_at_random(model, 0)
         uo.save(pruned, tmp_path / "pruned.safetensors")

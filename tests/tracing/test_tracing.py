@@ -216,7 +216,7 @@ def test_a_model_in_train_mode_trains_on_as_the_masked_model_would(name: str) ->
     values = state(model)
     graph = uo.trace(model, inputs)
     assert same_state(values, state(model))
-    uo.apply_masks(model, graph, uo.magnitude_masks(model, graph, 0.5, "both"))
+    uo.apply_masks(model, graph, uo.choose_masks(model, graph, 0.5, side="both"))
     solution = uo.solve(graph, uo.masks_of(model, graph))
     pruned = uo.materialize(model, solution)
     assert pruned.training

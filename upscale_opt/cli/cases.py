@@ -77,7 +77,7 @@ def _cases_of(
     import torch
 
     from upscale_opt.cli import networks
-    from upscale_opt.importance.choosing import magnitude_masks
+    from upscale_opt.importance.choosing import choose_masks
     from upscale_opt.masking.zeros import apply_masks, masks_of
     from upscale_opt.tracing import trace
 
@@ -92,7 +92,9 @@ def _cases_of(
         with steps.step(f"mask {name}"):
             for amount in amounts:
                 masked = copy.deepcopy(network)
-                apply_masks(masked, graph, magnitude_masks(masked, graph, amount, side, layers))
+                apply_masks(
+                    masked, graph, choose_masks(masked, graph, amount, side=side, layers=layers)
+                )
                 found = masks_of(masked, graph)
                 cases.append(Case((graph, found), name, amount, side))
     return cases

@@ -43,7 +43,7 @@ def trace(
         import torch
 
         from upscale_opt.cli import networks
-        from upscale_opt.importance.choosing import magnitude_masks
+        from upscale_opt.importance.choosing import choose_masks
         from upscale_opt.masking.zeros import apply_masks, masks_of
         from upscale_opt.tracing import trace as trace_model
 
@@ -62,7 +62,9 @@ def trace(
     if masks is not None:
         with steps.step("mask"):
             apply_masks(
-                network, graph, magnitude_masks(network, graph, amount, side.value, layers.value)
+                network,
+                graph,
+                choose_masks(network, graph, amount, side=side.value, layers=layers.value),
             )
             found = masks_of(network, graph)
             found.save(masks)

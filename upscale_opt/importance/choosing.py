@@ -50,20 +50,6 @@ def choose_masks(
     return merge(segment.masks(rows) for segment, rows in zip(segments, chosen, strict=True))
 
 
-def magnitude_masks(
-    model: nn.Module,
-    graph: ChannelGraph,
-    amount: float,
-    side: Side = "input",
-    layers: Layers = "all",
-) -> Masks:
-    """Unconstrained magnitude pruning: every layer drops its channels of least L2 norm.
-
-    As :func:`choose_masks` with its defaults.
-    """
-    return choose_masks(model, graph, amount, side=side, layers=layers)
-
-
 def choose(segments: Sequence[Segment], amount: float, is_global: bool) -> list[list[int]]:
     """For each segment, the channels to drop, by their place in it; none where there are no scores.
 

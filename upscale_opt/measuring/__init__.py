@@ -1,1 +1,16 @@
 """What a model costs: parameters, multiply-adds, bytes moved, and time."""
+
+from upscale_opt.measuring.bytes_moved import Movement, moved_bytes
+from upscale_opt.measuring.calibrating import calibrate
+from upscale_opt.measuring.costs import Costs, count_costs
+from upscale_opt.measuring.estimating import Estimate, estimate
+
+__all__ = [
+    "Costs",
+    "Estimate",
+    "Movement",
+    "calibrate",
+    "count_costs",
+    "estimate",
+    "moved_bytes",
+]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import SolverError
-from upscale_opt.importance.choosing import magnitude_masks
+from upscale_opt.importance.choosing import choose_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.profiles import PROFILES
@@ -254,7 +254,7 @@ def _passes(
 
 def _half(subject: Subject) -> nn.Module:
     masked = copy.deepcopy(subject.model)
-    apply_masks(masked, subject.graph, magnitude_masks(masked, subject.graph, _AMOUNT))
+    apply_masks(masked, subject.graph, choose_masks(masked, subject.graph, _AMOUNT))
     solution = solve(subject.graph, masks_of(masked, subject.graph), "greedy")
     return materialize(masked, solution)
 

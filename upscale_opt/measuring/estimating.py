@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.measuring.bytes_moved import evaluating
 from upscale_opt.measuring.costs import composed_attention
 from upscale_opt.measuring.kernels import Kernel, Watch, kernels_of
-from upscale_opt.measuring.moved_bytes import evaluating
 from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
 
 
@@ -73,7 +73,7 @@ def estimate(model: nn.Module, inputs: Inputs, cost_model: CostModel) -> Estimat
     Args:
         model: any model, on any device.
         inputs: as for :func:`upscale_opt.trace`.
-        cost_model: the prices; see :func:`upscale_opt.calibrate`.
+        cost_model: the prices; see :func:`upscale_opt.measuring.calibrate`.
 
     Raises:
         TraceError: if ``inputs`` is none of the accepted forms.

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from upscale_opt.measuring.moved_bytes import COPIED_INPUTS, MOVES, Places
+from upscale_opt.measuring.bytes_moved import COPIED_INPUTS, MOVES, Places
 
 
 @dataclass(frozen=True)

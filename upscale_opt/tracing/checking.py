@@ -11,13 +11,13 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from upscale_opt.errors import RuleError
 from upscale_opt.tracing.claims import (
     ChannelWiseClaim,
     Claim,
     ElementwiseClaim,
     LayerClaim,
     OpaqueClaim,
-    RuleError,
     Sizes,
     SymmetricClaim,
     argument,

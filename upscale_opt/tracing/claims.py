@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from upscale_opt.errors import UpscaleError
+from upscale_opt.errors import RuleError
 from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.channels import Channels
 from upscale_opt.tracing.site import CallSite
@@ -23,13 +23,9 @@ Parameters = Mapping[str, Role | tuple[Role, int]]
 """The role of each parameter with one entry per channel, and perhaps the axis of the channels."""
 
 
-class RuleError(UpscaleError):
-    """A rule that cannot be right: it names what is not there, or claims what is not so."""
-
-
 @dataclass(frozen=True)
 class ChannelWiseClaim:
-    """See :meth:`upscale_opt.Call.channelwise`."""
+    """See :meth:`upscale_opt.rules.Call.channelwise`."""
 
     axis: int
     out_axis: int
@@ -39,7 +35,7 @@ class ChannelWiseClaim:
 
 @dataclass(frozen=True)
 class SymmetricClaim:
-    """See :meth:`upscale_opt.Call.symmetric`."""
+    """See :meth:`upscale_opt.rules.Call.symmetric`."""
 
     axis: int
     out_axis: int
@@ -50,7 +46,7 @@ class SymmetricClaim:
 
 @dataclass(frozen=True)
 class LayerClaim:
-    """See :meth:`upscale_opt.Call.layer`."""
+    """See :meth:`upscale_opt.rules.Call.layer`."""
 
     axis: int
     out_axis: int
@@ -63,7 +59,7 @@ class LayerClaim:
 
 @dataclass(frozen=True)
 class ElementwiseClaim:
-    """See :meth:`upscale_opt.Call.elementwise`."""
+    """See :meth:`upscale_opt.rules.Call.elementwise`."""
 
     axis: int
     out_axis: int
@@ -72,7 +68,7 @@ class ElementwiseClaim:
 
 @dataclass(frozen=True)
 class OpaqueClaim:
-    """See :meth:`upscale_opt.Call.opaque`."""
+    """See :meth:`upscale_opt.rules.Call.opaque`."""
 
     reason: str
 

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from upscale_opt.errors import RuleError
 from upscale_opt.tracing.claims import (
     ChannelWiseClaim,
     Claim,
@@ -21,7 +22,6 @@ from upscale_opt.tracing.claims import (
     OpaqueClaim,
     Parameters,
     Resize,
-    RuleError,
     SymmetricClaim,
 )
 from upscale_opt.tracing.site import CallSite
@@ -41,12 +41,13 @@ def rule(target: Any, *, resize: Resize | None = None) -> Callable[[RuleFunction
         ...     def forward(self, x):
         ...         return x.sign() * x.abs().pow(self.gain[:, None, None])
         >>> @uo.rule(Gain)
-        ... def gain(call: uo.Call) -> uo.Claim:
+        ... def gain(call: uo.rules.Call) -> uo.rules.Claim:
         ...     return call.channelwise(keeps_zero=True, parameters={"gain": "neutral"})
 
     From now on, every call of the target is kept as one call, whatever happens inside, and is what
     the rule says. A later rule for the same target replaces it. A rule is believed: try it with
-    :func:`upscale_opt.check_rules`. Loading a pruned model from its file takes the same rules.
+    :func:`upscale_opt.rules.check_rules`. Loading a pruned model from its file takes the same
+    rules.
 
     Args:
         target: a class of modules (and those of its subclasses that inherit its ``forward``), a

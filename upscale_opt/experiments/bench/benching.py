@@ -38,8 +38,8 @@ from upscale_opt.experiments.bench.timing import (
 from upscale_opt.experiments.bench.variants import Built, Subject, problem_of
 from upscale_opt.experiments.processes import Tell
 from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.measuring.bytes_moved import moved_bytes
 from upscale_opt.measuring.costs import count_costs
-from upscale_opt.measuring.moved_bytes import moved_bytes
 from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
 
 _FORMS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}

@@ -147,8 +147,8 @@ def _breaks(records: Sequence[BenchRecord], key: Key) -> Iterator[str]:
 
 def _moved(records: Sequence[BenchRecord]) -> Iterator[str]:
     yield (
-        "Megabytes that one forward pass at batch 1 moves (`uo.moved_bytes`), multiply-adds and "
-        "copied channels by the plan."
+        "Megabytes that one forward pass at batch 1 moves (`uo.measuring.moved_bytes`), "
+        "multiply-adds and copied channels by the plan."
     )
     known = asked(records)
     rows = []

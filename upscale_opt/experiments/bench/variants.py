@@ -16,7 +16,7 @@ from upscale_opt.errors import UpscaleError
 from upscale_opt.experiments.bench.names import PER_CELL
 from upscale_opt.experiments.bench.records import Export, Settings
 from upscale_opt.experiments.bench.theirs import export_by_upscale
-from upscale_opt.importance.choosing import magnitude_masks
+from upscale_opt.importance.choosing import choose_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Opaque
 from upscale_opt.ir.profiles import profile
@@ -73,8 +73,8 @@ class Subject:
         inputs = self.inputs(BATCH)
         catalogue.randomize(self.unpruned, settings.seed, inputs)
         graph = trace(self.unpruned, inputs)
-        chosen = magnitude_masks(
-            self.unpruned, graph, settings.amount, settings.side, settings.layers
+        chosen = choose_masks(
+            self.unpruned, graph, settings.amount, side=settings.side, layers=settings.layers
         )
         self.masked = copy.deepcopy(self.unpruned)
         apply_masks(self.masked, graph, chosen)
