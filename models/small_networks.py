@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from upscale_opt.errors import UpscaleError
+from upscale_opt.errors import ArgumentError
 
 
 def build_small(name: str, *, image: int, classes: int = 10, seed: int = 0) -> nn.Module:
@@ -30,10 +30,10 @@ def build_small(name: str, *, image: int, classes: int = 10, seed: int = 0) -> n
         seed: What the weights depend on; the global random state is left as it was.
 
     Raises:
-        UpscaleError: No such network.
+        ArgumentError: No such network.
     """
     if name not in SMALL_NETWORKS:
-        raise UpscaleError(
+        raise ArgumentError(
             f"there is no small network called {name!r}; there are {', '.join(SMALL_NETWORKS)}"
         )
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):

@@ -17,7 +17,7 @@ from sample_networks import Documents, built, images, keep
 from torch import nn
 
 import upscale_opt as uo
-from upscale_opt.errors import UpscaleError
+from upscale_opt.errors import ArgumentError, UpscaleError
 from upscale_opt.models import catalogue
 from upscale_opt.models.topologies import UNTRACEABLE
 
@@ -32,8 +32,68 @@ X = torch.ones(1, 3, 8, 8)
 
 
 def test_every_error_is_ours() -> None:
-    for name in ("Mask", "Materialize", "Schema", "Solver", "Trace", "Verification"):
-        assert issubclass(getattr(uo, f"{name}Error"), UpscaleError)
+    of_values = set()
+    for name in uo.__all__:
+        if name.endswith("Error"):
+            error = getattr(uo, name)
+            assert issubclass(error, UpscaleError)
+            if issubclass(error, ValueError):
+                of_values.add(name.removesuffix("Error"))
+    wanted = {"Argument", "Deploy", "Mask", "Materialize", "Rule", "Solver", "Trace"}
+    assert of_values == wanted
+
+
+def test_bad_arguments_are_value_errors() -> None:
+    graph = uo.trace(net(), X)
+    masks = uo.Masks(kept={})
+    wrong: Any = 3
+    actions: list[Callable[[], object]] = [
+        lambda: uo.Masks(kept=wrong),
+        lambda: uo.solve(wrong, masks),
+        lambda: uo.solve(graph, wrong),
+        lambda: uo.solve(graph, masks, solver="magic"),
+        lambda: uo.check(wrong, graph, masks),
+        lambda: uo.explain(wrong),
+        lambda: uo.explain(uo.solve(graph, masks), "nobody"),
+        lambda: uo.trace(wrong, X),
+        lambda: uo.trace(net(), {1, 2}),  # type: ignore[arg-type]
+        lambda: uo.masks_of(wrong, graph),
+        lambda: uo.choose_masks(net(), graph, 1.5),
+        lambda: uo.choose_masks(net(), graph, 0.5, criterion=wrong),
+        lambda: uo.materialize(wrong, uo.solve(graph, masks)),
+        lambda: uo.materialize(net(), wrong),
+        lambda: uo.save(wrong, "nowhere"),
+        lambda: uo.deploy(wrong, X, "nowhere.pt2"),
+        lambda: uo.deploy(net(), X, "nowhere.gif"),
+        lambda: uo.prune(net(), X, amount=0.5, masks=masks),
+        lambda: uo.PruningManager(wrong),
+        lambda: uo.rule(wrong),
+        lambda: uo.rules.check_rules(wrong, X),
+        lambda: uo.prune_submodules(wrong, X),
+        lambda: uo.prune_submodules(net(), X, wrong),
+        lambda: uo.prune_submodules(net(), X, "0"),
+        lambda: uo.measuring.moved_bytes(wrong, X),
+        lambda: uo.measuring.count_costs(wrong, X),
+        lambda: uo.measuring.estimate(wrong, X, wrong),
+        lambda: uo.measuring.estimate(net(), X, wrong),
+        lambda: catalogue.build("resnet5"),
+    ]
+    for action in actions:
+        with pytest.raises(ValueError, match=r".") as caught:
+            action()
+        assert isinstance(caught.value, UpscaleError)
+
+
+def test_what_is_read_is_no_argument(tmp_path: Path) -> None:
+    """A bad file is no ValueError, nor is a document read from JSON."""
+    (tmp_path / "masks.json").write_text('{"kept": 3}')
+    for read in (
+        partial(uo.Masks.load, tmp_path / "masks.json"),
+        partial(uo.Masks.from_json, '{"kept": 3}'),
+    ):
+        with pytest.raises(uo.SchemaError) as caught:
+            read()
+        assert not isinstance(caught.value, ValueError)
 
 
 # Masks.
@@ -463,8 +523,10 @@ def test_truncated_files(kind: Any, tmp_path: Path) -> None:
 
 
 def test_an_unknown_network() -> None:
-    assert "resnet50" in complaint(UpscaleError, lambda: catalogue.build("resnet5"))
-    assert "`upscale-opt models` lists" in complaint(UpscaleError, lambda: catalogue.build("zzz"))
+    assert "resnet50" in complaint(ArgumentError, lambda: catalogue.build("resnet5"))
+    assert "`upscale-opt models` lists" in complaint(
+        uo.ArgumentError, lambda: catalogue.build("zzz")
+    )
 
 
 def test_amount_and_masks_at_once() -> None:

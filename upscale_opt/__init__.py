@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from upscale_opt.errors import (
+    ArgumentError,
     DeployError,
     MaskError,
     MaterializeError,
@@ -86,6 +87,7 @@ _ROOMS = ("errors", "importance", "measuring", "models", "report", "rules", "sol
 """The submodules that belong to the surface."""
 
 __all__ = [
+    "ArgumentError",
     "ChannelGraph",
     "CostModel",
     "DeployError",

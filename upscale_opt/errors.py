@@ -1,4 +1,7 @@
-"""Every error this package raises on purpose: one class per boundary a user can hit."""
+"""Every error this package raises on purpose: one class per boundary a user can hit.
+
+Errors about what was given (masks, options, a model, its inputs) are ``ValueError``, too.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,39 @@ class UpscaleError(Exception):
     """Base of all errors of this package; the message names the thing at fault and the way out."""
 
 
+class ArgumentError(UpscaleError, ValueError):
+    """An argument that names nothing known, or that is no such thing as is expected."""
+
+
 class SchemaError(UpscaleError):
     """A file, JSON text or argument is not a valid graph, masks or solution."""
 
 
-class MaskError(UpscaleError):
+class DocumentError(SchemaError, ArgumentError):
+    """The SchemaError of an argument."""
+
+
+class MaskError(ArgumentError):
     """Masks that do not fit their graph: unknown parameter, axis or index."""
 
 
-class RuleError(UpscaleError):
+class RuleError(ArgumentError):
     """A rule that cannot be right: it names what is not there, or claims what is not so."""
 
 
-class TraceError(UpscaleError):
+class TraceError(ArgumentError):
     """A model could not be captured, or could not be run on the given inputs."""
 
 
-class SolverError(UpscaleError):
+class SolverError(ArgumentError):
     """An unknown solver or objective, or options that make no sense."""
 
 
-class MaterializeError(UpscaleError):
+class MaterializeError(ArgumentError):
     """A solution that does not belong to the model, or would lose something of it."""
 
 
-class DeployError(UpscaleError):
+class DeployError(ArgumentError):
     """A pruned model cannot be written in a format, or what was written computes something else."""
 
 

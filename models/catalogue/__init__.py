@@ -21,7 +21,7 @@ from functools import cache, partial
 import torch
 from torch import nn
 
-from upscale_opt.errors import UpscaleError
+from upscale_opt.errors import ArgumentError
 from upscale_opt.models import topologies
 from upscale_opt.models.catalogue import timm, torchvision
 from upscale_opt.models.catalogue.entries import Entry, ExampleInputs, Group
@@ -60,12 +60,12 @@ def names(group: str | None = None) -> list[str]:
     Listing them needs no timm.
 
     Raises:
-        UpscaleError: No such group.
+        ArgumentError: No such group.
     """
     if group is None:
         return [*_entries("classification"), *_entries("topology")]
     if group not in GROUPS:
-        raise UpscaleError(f"there is no group {group!r}; there are {', '.join(GROUPS)}")
+        raise ArgumentError(f"there is no group {group!r}; there are {', '.join(GROUPS)}")
     return list(_entries(group))
 
 
@@ -73,7 +73,7 @@ def group_of(name: str) -> str:
     """Return the group of the network called `name`.
 
     Raises:
-        UpscaleError: No such network.
+        ArgumentError: No such network.
     """
     prefix, slash, _ = name.partition("/")
     group = prefix if slash else "classification"
@@ -89,7 +89,8 @@ def build(name: str, *, seed: int = 0) -> nn.Module:
     what the constructor draws, zero biases and all; `randomize` replaces those.
 
     Raises:
-        UpscaleError: No such network, or it comes from a package that is not installed.
+        ArgumentError: No such network.
+        UpscaleError: It comes from a package that is not installed.
     """
     entry = _entries(group_of(name))[name]
     with (
@@ -109,7 +110,7 @@ def example_inputs(name: str, batch: int = 1) -> ExampleInputs:
     flow; and for detectors one argument, a list of images.
 
     Raises:
-        UpscaleError: No such network.
+        ArgumentError: No such network.
     """
     return _entries(group_of(name))[name].inputs(batch)
 
@@ -119,10 +120,10 @@ def _entries(group: str) -> Group:
     return GROUPS[group]()
 
 
-def _unknown(name: str) -> UpscaleError:
+def _unknown(name: str) -> ArgumentError:
     known = [known for group in GROUPS for known in _entries(group)]
     # A name without its group is the likeliest slip, and difflib would not find it.
     close = [full for full in known if full.partition("/")[2] == name]
     close = close or difflib.get_close_matches(name, known)
     hint = f"did you mean {' or '.join(close)}?" if close else "`upscale-opt models` lists them all"
-    return UpscaleError(f"there is no network called {name!r}; {hint}")
+    return ArgumentError(f"there is no network called {name!r}; {hint}")

@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import nn
 
-from upscale_opt.errors import UpscaleError, needed
+from upscale_opt.errors import ArgumentError, needed
 from upscale_opt.models.catalogue.entries import Entry, Group, picture
 
 FAMILIES: dict[str, str] = {
@@ -107,11 +107,12 @@ def _build(name: str, size: int | None) -> nn.Module:
     """Build the network; `size` is what it is told of its images.
 
     Raises:
-        UpscaleError: timm is not installed, or does not have this network.
+        UpscaleError: timm is not installed.
+        ArgumentError: It does not have this network.
     """
     library = needed("timm", f"timm/{name} needs", "timm")
     if not library.is_model(name):
-        raise UpscaleError(
+        raise ArgumentError(
             f"timm {library.__version__} has no network called {name!r}; pip install -U timm"
         )
     options = {} if size is None else {"img_size": size}

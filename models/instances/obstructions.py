@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from upscale_opt.errors import UpscaleError
+from upscale_opt.errors import ArgumentError
 
 Obstruction = Literal["I", "II", "III", "IV", "V"]
 
@@ -24,13 +24,13 @@ def obstruction(name: Obstruction, k: int = 1) -> tuple[frozenset[int], ...]:
     4 sets over 6 (IV) or 5 (V) elements.
 
     Raises:
-        UpscaleError: There is no such obstruction.
+        ArgumentError: There is no such obstruction.
 
     >>> [sorted(members) for members in obstruction("I", 1)]
     [[0, 1], [1, 2], [0, 2]]
     """
     if name not in OBSTRUCTIONS or k < 1:
-        raise UpscaleError(
+        raise ArgumentError(
             f"no obstruction M_{name}({k}); there are M_I(k), M_II(k), M_III(k), M_IV and M_V, "
             "with k from 1"
         )

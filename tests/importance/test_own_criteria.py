@@ -214,5 +214,5 @@ def test_a_criterion_that_says_nothing() -> None:
 
 
 def test_a_criterion_that_was_not_finished() -> None:
-    with pytest.raises(NotImplementedError, match="Importance must define forward"):
+    with pytest.raises(uo.MaskError, match="Importance must define forward"):
         score_segments(segments_of(Small()), Importance())

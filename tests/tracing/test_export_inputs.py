@@ -80,7 +80,7 @@ def exported(model: nn.Module, inputs: Any) -> tuple[nn.Module, nn.Module]:
 
 
 def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(ValueError, match=r"torch\.export captured this model for") as caught:
+    with pytest.raises(uo.ArgumentError, match=r"torch\.export captured this model for") as caught:
         call()
     return str(caught.value)
 

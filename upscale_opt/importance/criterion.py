@@ -116,7 +116,7 @@ class Importance:
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores of shape (channels,) from values of shape (channels, values)."""
-        raise NotImplementedError(f"{type(self).__name__} must define forward(x)")
+        raise MaskError(f"{type(self).__name__} must define forward(x)")
 
     def __call__(self, x: Tensor) -> Tensor:
         """As :meth:`forward`."""
@@ -152,7 +152,7 @@ class Prepared(Importance):
         self, model: nn.Module, graph: ChannelGraph, segments: Sequence[Segment]
     ) -> Sequence[Tensor | None]:
         """For each of a model's segments, of which there is at least one, its scores."""
-        raise NotImplementedError(f"{type(self).__name__} must define scores_of(...)")
+        raise MaskError(f"{type(self).__name__} must define scores_of(...)")
 
     def prepare(self, segments: Sequence[Segment]) -> None:
         """Work out the scores."""

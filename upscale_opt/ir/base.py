@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import (
     BaseModel,
@@ -19,7 +19,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from upscale_opt.errors import SchemaError
+from upscale_opt.errors import DocumentError, SchemaError
 
 SCHEMA_VERSION = 1
 """The version of the JSON this package writes, and the only one it reads."""
@@ -42,6 +42,22 @@ class Document(Record):
     article: ClassVar[str] = "a "
 
     schema_version: int = SCHEMA_VERSION
+
+    if not TYPE_CHECKING:  # which knows the fields better
+
+        def __init__(self, /, **fields: Any) -> None:
+            """Make a document of Python's values.
+
+            Raises:
+                DocumentError: if they make no valid document.
+            """
+            try:
+                super().__init__(**fields)
+            except SchemaError as error:
+                raise DocumentError(str(error)) from None
+
+        # Else Pydantic would call it for what it reads from JSON, and for parts of documents, too.
+        __init__.__pydantic_base_init__ = True
 
     @model_validator(mode="wrap")
     @classmethod
@@ -67,10 +83,10 @@ class Document(Record):
         """Refuse what is no such document: a dict, say, or another argument.
 
         Raises:
-            SchemaError: naming what was given.
+            DocumentError: naming what was given.
         """
         if not isinstance(given, cls):
-            raise SchemaError(
+            raise DocumentError(
                 f"expected {cls.article}{cls.what} ({cls.__name__}), but got "
                 f"{'None' if given is None else f'an object of class {type(given).__name__}'}"
             )

@@ -17,7 +17,7 @@ from torch.nn.modules import module as modules
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from upscale_opt.tracing.examples import Inputs, as_call
+from upscale_opt.tracing.examples import Inputs, as_call, require_model
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,9 @@ def moved_bytes(model: nn.Module, inputs: Inputs) -> Movement:
         inputs: as for :func:`upscale_opt.trace`.
 
     Raises:
-        TraceError: if ``inputs`` is none of the accepted forms.
+        TraceError: if ``model`` is no model, or ``inputs`` are none of the accepted forms.
     """
+    require_model(model, "measure")
     args, kwargs = as_call(inputs)
     tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, kwargs))]
     devices = {t.device for t in tensors if isinstance(t, Tensor) and t.device.type == "cuda"}

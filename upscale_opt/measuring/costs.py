@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
+from upscale_opt.tracing.examples import Inputs, as_call, map_tensors, require_model
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ def count_costs(model: nn.Module, inputs: Inputs) -> Costs:
         inputs: as for :func:`upscale_opt.trace`.
 
     Raises:
-        TraceError: if ``inputs`` is none of the accepted forms.
+        TraceError: if ``model`` is no model, or ``inputs`` are none of the accepted forms.
     """
+    require_model(model, "measure")
     args, kwargs = as_call(inputs)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     try:

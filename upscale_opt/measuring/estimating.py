@@ -17,7 +17,7 @@ from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.measuring.bytes_moved import evaluating
 from upscale_opt.measuring.costs import composed_attention
 from upscale_opt.measuring.kernels import Kernel, Watch, kernels_of
-from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
+from upscale_opt.tracing.examples import Inputs, as_call, map_tensors, require_model
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,12 @@ def estimate(model: nn.Module, inputs: Inputs, cost_model: CostModel) -> Estimat
         cost_model: the prices; see :func:`upscale_opt.measuring.calibrate`.
 
     Raises:
-        TraceError: if ``inputs`` is none of the accepted forms.
+        TraceError: if ``model`` is no model, or ``inputs`` are none of the accepted forms.
+        SchemaError: if ``cost_model`` is no cost model.
         SolverError: if the cost model lacks a kind of kernel.
     """
+    require_model(model, "measure")
+    CostModel.require(cost_model)
     kernels = list_kernels(model, inputs)
     return Estimate(
         tuple(

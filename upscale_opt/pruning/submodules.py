@@ -25,7 +25,7 @@ from upscale_opt.pruning.replaying import replay
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.segments import Model
 from upscale_opt.tracing import trace
-from upscale_opt.tracing.examples import Inputs
+from upscale_opt.tracing.examples import Inputs, require_model
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,7 @@ def prune_submodules(
         VerificationError: if a submodule deviates; then the model stays as it was.
         UpscaleError: the error of any other step that failed.
     """
+    require_model(model, "prune")
     masked = model if amount is None else copy.deepcopy(model)
     settings = _Settings(
         amount=amount,
@@ -189,7 +190,7 @@ def prune_submodules(
         if not graphs:
             raise TraceError(_nothing_found(model, whole))
     else:
-        graphs = {name: _traced(masked, name, calls) for name in _apart(masked, list(names))}
+        graphs = {name: _traced(masked, name, calls) for name in _apart(masked, names)}
     made: dict[str, _Made] = {}
     idle: list[tuple[str, _Made]] = []
     for name, graph in graphs.items():
@@ -295,16 +296,19 @@ def _called(model: nn.Module, name: str) -> str:
     return repr(name) if name else f"this {type(model).__name__}"
 
 
-def _apart(model: nn.Module, names: list[str]) -> list[str]:
+def _apart(model: nn.Module, names: Iterable[str]) -> list[str]:
     """The names, if they are of submodules none of which lies within another.
 
     Raises:
         TraceError: naming what is wrong.
     """
     known = [name for name, _ in model.named_modules()]
+    if isinstance(names, str) or not isinstance(names, Iterable):
+        raise TraceError(f"names are a list of submodules, such as ['backbone'], not {names!r}")
+    names = tuple(names)
     for name in names:
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
+            close = difflib.get_close_matches(str(name), known, 1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise TraceError(f"{type(model).__name__} has no submodule {name!r}{hint}")
         for other in names:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from upscale_opt.errors import ArgumentError
 from upscale_opt.runtime.arena import ArenaRead, ArenaWrite, Run, may_write
 from upscale_opt.runtime.gather import gather
 
@@ -257,7 +258,7 @@ def require_inputs(inputs: Sequence[Any], names: Sequence[str], wanted: Sequence
             that name have, too; for anything else the value.
 
     Raises:
-        ValueError: naming the first input that differs, and the way out.
+        ArgumentError: naming the first input that differs, and the way out.
     """
     proxies = [x for x in inputs if isinstance(x, fx.Proxy)]
     if proxies:  # traced again: then it shall be part of the program
@@ -290,8 +291,8 @@ _SIZES = "with inputs of these sizes"
 _TWO = f"{_SIZES}, or with a batch of two or more for a model that takes any batch"
 
 
-def _refusal(what: str, captured: str, trace: str = _SIZES) -> ValueError:
-    return ValueError(
+def _refusal(what: str, captured: str, trace: str = _SIZES) -> ArgumentError:
+    return ArgumentError(
         f"{what}, but torch.export captured this model for {captured} alone; "
         f"trace the model {trace}"
     )

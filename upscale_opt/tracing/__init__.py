@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from upscale_opt.errors import TraceError
 from upscale_opt.ir.graph import ChannelGraph
-from upscale_opt.tracing.examples import Inputs, as_call
+from upscale_opt.tracing.examples import Inputs, as_call, require_model
 from upscale_opt.tracing.recent import remember
 from upscale_opt.tracing.running import run
 
@@ -26,8 +25,7 @@ def trace(model: nn.Module, inputs: Inputs) -> ChannelGraph:
     Raises:
         TraceError: if the model cannot be captured, or does not run on ``inputs``.
     """
-    if not isinstance(model, nn.Module):
-        raise TraceError(f"cannot trace a {type(model).__name__}; give an nn.Module")
+    require_model(model, "trace")
     program = run(model, *as_call(inputs))
     remember(model, program)
     return program.graph

@@ -27,7 +27,7 @@ from upscale_opt.tracing.claims import (
     resize,
     roles,
 )
-from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
+from upscale_opt.tracing.examples import Inputs, as_call, map_tensors, require_model
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.rules import Call, Rule, to_meta
 from upscale_opt.tracing.running import run
@@ -57,6 +57,7 @@ def check_rules(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
             no call that a rule is for.
         TraceError: if the model cannot be captured.
     """
+    require_model(model, "trace")
     program = run(model, *as_call(inputs))
     if not program.ruled:
         raise RuleError(

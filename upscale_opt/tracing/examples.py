@@ -30,6 +30,16 @@ _MOST = 2**30
 """More numbers than this are no example; zeros take no memory before they are written."""
 
 
+def require_model(model: object, what_for: str) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        TraceError: naming what was given.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TraceError(f"cannot {what_for} a {type(model).__name__}; give an nn.Module")
+
+
 def as_call(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments.
 
