@@ -10,7 +10,7 @@ import pytest
 from house import ROOT, arrows, circles, imports, modules, public_names
 
 FLOORS = (
-    ("errors", "version", "disjoint_sets", "child_process"),
+    ("errors", "version", "shown", "disjoint_sets", "child_process"),
     ("runtime",),
     ("ir",),
     ("solver.problem",),

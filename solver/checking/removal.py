@@ -135,6 +135,9 @@ class Removal(Document):
         """The numbers that are removed altogether."""
         return sum(parameter.removed for parameter in self.parameters)
 
+    def __repr__(self) -> str:
+        return f"Removal({self})"
+
     def __str__(self) -> str:
         share = f" ({self.gone / self.masked:.1%})" if self.masked else ""
         return (

@@ -17,11 +17,12 @@ from upscale_opt.ir.graph import (
     slices_of,
 )
 from upscale_opt.ir.masks import Masks
+from upscale_opt.shown import Shown
 from upscale_opt.solver.network.sets import in_groups
 
 
-@dataclass(frozen=True)
-class Member:
+@dataclass(frozen=True, repr=False)
+class Member(Shown):
     """A parameter's part of a group.
 
     Attributes:
@@ -35,8 +36,8 @@ class Member:
     slices: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True)
-class Group:
+@dataclass(frozen=True, repr=False)
+class Group(Shown):
     """Channels that every tensor holds or lacks together: a coupled group.
 
     To remove one of the channels without copying anything, remove its slices from all members.

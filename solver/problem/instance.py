@@ -16,14 +16,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from upscale_opt.shown import Shown
+
 DemandKind = Literal["interval", "prefix", "suffix"]
 
 Measure = Literal["copies", "blocks"]
 """What orders cost: the weights of the reads that are not views, or the runs of all reads."""
 
 
-@dataclass(frozen=True)
-class Space:
+@dataclass(frozen=True, repr=False)
+class Space(Shown):
     """Channels that need an order.
 
     Attributes:
@@ -35,8 +37,8 @@ class Space:
     fixed: bool = False
 
 
-@dataclass(frozen=True)
-class Demand:
+@dataclass(frozen=True, repr=False)
+class Demand(Shown):
     """``channels`` shall be consecutive in the order of space number ``space``.
 
     ``"interval"``: anywhere; ``"prefix"``: at its beginning; ``"suffix"``: at its end. No channels
@@ -83,8 +85,8 @@ class Window:
     allowed: frozenset[int]
 
 
-@dataclass(frozen=True)
-class Read:
+@dataclass(frozen=True, repr=False)
+class Read(Shown):
     """One read: free as a view, ``weight`` as a gather, or served piece by piece.
 
     Attributes:
@@ -107,8 +109,8 @@ class Read:
     window: Window | None = None
 
 
-@dataclass(frozen=True)
-class Instance:
+@dataclass(frozen=True, repr=False)
+class Instance(Shown):
     """Spaces to order, demands on them, and the reads these demands make free.
 
     Minimise :func:`cost` over one permutation per space.
@@ -302,8 +304,8 @@ def identity_orders(spaces: Sequence[Space]) -> Orders:
     return tuple(space.channels for space in spaces)
 
 
-@dataclass(frozen=True)
-class Group:
+@dataclass(frozen=True, repr=False)
+class Group(Shown):
     """At most ``limit`` of the ``demands`` (indices, on one space) can hold together.
 
     Any ``limit + 1`` of them are a conflict.
@@ -313,8 +315,8 @@ class Group:
     limit: int
 
 
-@dataclass(frozen=True)
-class Case:
+@dataclass(frozen=True, repr=False)
+class Case(Shown):
     """The part of a proof for orders under which some demands hold and some do not.
 
     Attributes:
@@ -333,8 +335,8 @@ class Case:
     unit: int = 1
 
 
-@dataclass(frozen=True)
-class Proof:
+@dataclass(frozen=True, repr=False)
+class Proof(Shown):
     """Why no orders cost less: see ``proof.py``.
 
     Attributes:
@@ -353,8 +355,8 @@ class Proof:
         return frozenset(spoken_of)
 
 
-@dataclass(frozen=True)
-class Outcome:
+@dataclass(frozen=True, repr=False)
+class Outcome(Shown):
     """What a solver found.
 
     Attributes:

@@ -20,6 +20,7 @@ from pydantic import (
 from typing_extensions import Self
 
 from upscale_opt.errors import DocumentError, SchemaError
+from upscale_opt.shown import shown
 
 SCHEMA_VERSION = 1
 """The version of the JSON this package writes, and the only one it reads."""
@@ -29,6 +30,16 @@ class Record(BaseModel):
     """A frozen part of a document; unknown fields are refused by name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __repr__(self) -> str:
+        """The fields that are not at their defaults; of long ones, how many they hold."""
+        known = type(self).model_fields
+        held = ((name, getattr(self, name)) for name in known)
+        kept = ((name, value) for name, value in held if value != known[name].get_default())
+        return shown(type(self).__name__, kept)
+
+    def __str__(self) -> str:
+        return repr(self)
 
 
 class Document(Record):

@@ -96,6 +96,12 @@ class CostModel(Document):
     error: dict[str, float] = Field(default_factory=dict)
     checks: tuple[Check, ...] = ()
 
+    def __repr__(self) -> str:
+        return (
+            f"CostModel({self.device}: {self.device_name}, {self.dtype}, "
+            f"{self.memory_format}, {len(self.kernels)} kinds of kernels)"
+        )
+
     def nanoseconds(self, kind: str, *, bytes: float = 0, macs: float = 0) -> float:
         """What one kernel costs.
 

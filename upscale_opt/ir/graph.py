@@ -308,6 +308,16 @@ class ChannelGraph(Document):
     tensors: dict[str, Tensor]
     operations: tuple[Operation, ...]
 
+    def __repr__(self) -> str:
+        channels = sum(len(space.channels) for space in self.spaces)
+        opaque = sum(op.kind == "opaque" for op in self.operations)
+        return (
+            f"ChannelGraph({self.capture}, {len(self.operations):,} operations"
+            + (f" ({opaque:,} opaque)" if opaque else "")
+            + f", {len(self.tensors):,} tensors, {channels:,} channels in {len(self.spaces):,} "
+            f"spaces, {len(self.parameters):,} parameters)"
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of everything but dtypes: equal for models with equal structure and inputs."""

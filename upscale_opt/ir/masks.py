@@ -24,6 +24,13 @@ class Masks(Document):
 
     kept: dict[str, dict[int, Ids]]
 
+    def __repr__(self) -> str:
+        lists = [kept for by_axis in self.kept.values() for kept in by_axis.values()]
+        return (
+            f"Masks({sum(map(len, lists)):,} slices kept on {len(lists):,} axes of "
+            f"{len(self.kept):,} parameters)"
+        )
+
     def kept_on(self, parameter: str, axis: int, size: int) -> frozenset[int]:
         """The slices of ``parameter`` kept along ``axis``, which has ``size`` slices."""
         kept = self.kept.get(parameter, {}).get(axis)

@@ -90,6 +90,12 @@ class MaskingManager:
         ]
         self._scored = False
 
+    def __repr__(self) -> str:
+        return (
+            f"MaskingManager({type(self.model).__name__}, {self.side}, {self.method}, "
+            f"{len(self._segments)} segments)"
+        )
+
     def segments(self) -> list[ManagedSegment]:
         """The units that masks are chosen for, in the order of execution.
 

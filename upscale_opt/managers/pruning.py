@@ -71,6 +71,10 @@ class PruningManager(nn.Module):
         self._given: Masks | None = None  # what the model does not obey by itself
         self._mocks: WeakSet[MockModel] = WeakSet()
 
+    def __repr__(self) -> str:
+        done = "pruned" if self.solution is None and self.report is not None else "not computed"
+        return f"PruningManager({type(self.net).__name__}, {self.solution or done})"
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model computes."""
         return self.net(*args, **kwargs)

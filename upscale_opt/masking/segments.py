@@ -21,6 +21,7 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.ranking import least_by_group
 from upscale_opt.masking.slices import channel_rows
 from upscale_opt.masking.zeros import apply_masks, state_of
+from upscale_opt.shown import Shown
 from upscale_opt.solver.network.coupling import groups
 
 Side = Literal["input", "output", "both"]
@@ -29,8 +30,8 @@ Layers = Literal["all", "conv"]
 _OneSide = Literal["input", "output"]
 
 
-@dataclass(frozen=True, eq=False)
-class Share:
+@dataclass(frozen=True, eq=False, repr=False)
+class Share(Shown):
     """One layer's part of a segment.
 
     Attributes:
@@ -52,8 +53,8 @@ class Share:
         return self.weight.rpartition(".")[0]
 
 
-@dataclass(eq=False)
-class Segment:
+@dataclass(eq=False, repr=False)
+class Segment(Shown):
     """Channels that are dropped or kept together by all layers of the segment.
 
     Attributes:

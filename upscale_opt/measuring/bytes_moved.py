@@ -17,6 +17,7 @@ from torch.nn.modules import module as modules
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from upscale_opt.shown import Shown
 from upscale_opt.tracing.examples import Inputs, as_call, require_model
 
 
@@ -38,8 +39,8 @@ class Write:
     place: str = ""
 
 
-@dataclass(frozen=True)
-class Movement:
+@dataclass(frozen=True, repr=False)
+class Movement(Shown):
     """What one forward pass moved.
 
     Attributes:

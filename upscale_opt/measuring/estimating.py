@@ -17,11 +17,12 @@ from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.measuring.bytes_moved import evaluating
 from upscale_opt.measuring.costs import composed_attention
 from upscale_opt.measuring.kernels import Kernel, Watch, kernels_of
+from upscale_opt.shown import Shown
 from upscale_opt.tracing.examples import Inputs, as_call, map_tensors, require_model
 
 
-@dataclass(frozen=True)
-class Priced:
+@dataclass(frozen=True, repr=False)
+class Priced(Shown):
     """A kernel and its price.
 
     Attributes:
@@ -33,8 +34,8 @@ class Priced:
     nanoseconds: float
 
 
-@dataclass(frozen=True)
-class Estimate:
+@dataclass(frozen=True, repr=False)
+class Estimate(Shown):
     """What a cost model predicts of one forward pass.
 
     Attributes:

@@ -46,6 +46,17 @@ class Pruned:
     solution: Solution
     report: VerificationReport | None
 
+    def __repr__(self) -> str:
+        before, after = (
+            sum(parameter.numel() for parameter in model.parameters())
+            for model in (self.masked, self.model)
+        )
+        far = "not verified" if self.report is None else repr(self.report)
+        return (
+            f"Pruned({type(self.masked).__name__}, {after:,} of {before:,} parameters; "
+            f"{self.solution}; {far})"
+        )
+
 
 def prune(
     model: nn.Module,

@@ -22,14 +22,15 @@ from upscale_opt.materializing.materialize import materialize
 from upscale_opt.materializing.pruned_module import PrunedModule, replace
 from upscale_opt.pruning.recording import Calls, inputs_of, record_calls
 from upscale_opt.pruning.replaying import replay
+from upscale_opt.shown import Shown
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.segments import Model
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs, require_model
 
 
-@dataclass(frozen=True)
-class PrunedSubmodule:
+@dataclass(frozen=True, repr=False)
+class PrunedSubmodule(Shown):
     """One submodule that was pruned.
 
     Attributes:
@@ -54,8 +55,8 @@ class PrunedSubmodule:
     error: float | None
 
 
-@dataclass(frozen=True)
-class PrunedSubmodules:
+@dataclass(frozen=True, repr=False)
+class PrunedSubmodules(Shown):
     """What :func:`prune_submodules` did.
 
     Attributes:
