@@ -180,8 +180,12 @@ def test_no_such_norm(p: Any) -> None:
 
 
 def test_what_is_no_criterion() -> None:
-    with pytest.raises(uo.MaskError, match="'l2'"):
-        as_importance("l2")  # type: ignore[arg-type]
+    with pytest.raises(uo.MaskError, match="no criterion 'l3'; there are l1, l2, lamp, fpgm, "):
+        as_importance("l3")
+    with pytest.raises(uo.MaskError, match=r"'taylor'; .* Taylor\(loss, batches\)"):
+        as_importance("taylor")
+    with pytest.raises(uo.MaskError, match="not 3"):
+        as_importance(3)  # type: ignore[arg-type]
     with pytest.raises(uo.MaskError, match="dict is no criterion"):
         as_importance(dict)  # type: ignore[arg-type]
     with pytest.raises(uo.MaskError, match=r"give a Taylor\(...\) instead of the class"):
@@ -216,3 +220,15 @@ def test_a_criterion_that_says_nothing() -> None:
 def test_a_criterion_that_was_not_finished() -> None:
     with pytest.raises(uo.MaskError, match="Importance must define forward"):
         score_segments(segments_of(Small()), Importance())
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criteria_by_name(name: str) -> None:
+    model, made = Small(), CRITERIA[name]()
+    graph, inputs = traced(model), torch.zeros(2, 3, 6, 6, dtype=torch.float64)
+    chosen = choose_masks(model, graph, 0.5, criterion=name)
+    assert chosen == choose_masks(model, graph, 0.5, criterion=made)
+    named, given = copy.deepcopy(model), copy.deepcopy(model)
+    uo.MaskingManager(named, inputs=inputs).importance(name).mask(0.5)
+    uo.MaskingManager(given, inputs=inputs).importance(made).mask(0.5)
+    assert same_state(state(named), state(given))

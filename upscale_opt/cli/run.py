@@ -106,7 +106,6 @@ def run(
     with steps.step("load PyTorch"):
         from upscale_opt.cli import networks
         from upscale_opt.deploying import check_format, deploy
-        from upscale_opt.importance import CRITERIA
         from upscale_opt.importance.choosing import choose_masks
         from upscale_opt.masking.zeros import apply_masks, masks_of
         from upscale_opt.materializing.materialize import materialize
@@ -132,7 +131,7 @@ def run(
                 network,
                 graph,
                 amount,
-                criterion=CRITERIA[criterion](),
+                criterion=criterion,
                 side=side.value,
                 method=method.value,
                 is_global=is_global,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from upscale_opt.importance.criterion import Importance, score_segments
+from upscale_opt.importance.criterion import Criterion
+from upscale_opt.importance.scoring import score_segments
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.ranking import least, least_by_group
@@ -18,7 +19,7 @@ def choose_masks(
     graph: ChannelGraph,
     amount: float,
     *,
-    criterion: Importance | Callable[[Tensor], Tensor] | None = None,
+    criterion: Criterion | None = None,
     side: Side = "input",
     method: Method = "unconstrained",
     is_global: bool = False,
@@ -32,7 +33,9 @@ def choose_masks(
         model: the model. It is not changed.
         graph: its graph.
         amount: the share of channels to drop, in [0, 1); rounded down.
-        criterion: scores the channels; the L2 norm of their weights by default.
+        criterion: scores the channels: a name such as ``"l1"``, one of
+            :mod:`upscale_opt.importance`, or a function from weights (a float64 tensor of shape
+            (channels, weights per channel)) to scores of shape (channels,); the L2 norm by default.
         side: drop input channels, output channels, or both.
         method: every layer decides for itself (``"unconstrained"``), or all layers that share a
             channel together (``"constrained"``).

@@ -1,4 +1,4 @@
-"""What a criterion is, and how segments are scored by one."""
+"""Criteria: what scores channels."""
 
 from __future__ import annotations
 
@@ -11,71 +11,6 @@ from torch import Tensor, nn
 from upscale_opt.errors import MaskError
 from upscale_opt.ir.graph import ChannelGraph, slices_of
 from upscale_opt.masking.segments import Segment, Share
-
-
-def score_segments(
-    segments: Sequence[Segment], criterion: Importance | Callable[[Tensor], Tensor] | None
-) -> None:
-    """Set the ``scores`` of all segments.
-
-    Raises:
-        MaskError: if a criterion returns something else than one score per channel, or nothing
-            for any segment.
-    """
-    importance = as_importance(criterion)
-    importance.prepare(segments)
-    for segment in segments:
-        scores = importance.score(segment)
-        if scores is not None and (
-            not isinstance(scores, Tensor) or tuple(scores.shape) != (len(segment.channels),)
-        ):
-            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise MaskError(
-                f"{importance} gave {got} for segment {segment.name}, where a tensor of shape "
-                f"({len(segment.channels)},) is expected: one score per channel"
-            )
-        segment.scores = scores
-    if segments and all(segment.scores is None for segment in segments):
-        raise MaskError(
-            f"{importance} has nothing to say about any layer of this model; use another criterion"
-        )
-
-
-def as_importance(criterion: Importance | Callable[[Tensor], Tensor] | None) -> Importance:
-    """``criterion`` itself, a function made one, or the default: the L2 norm.
-
-    Raises:
-        MaskError: if it is neither a criterion nor a function.
-    """
-    from upscale_opt.importance.magnitude import L2
-
-    if criterion is None:
-        return L2()
-    if isinstance(criterion, Importance):
-        return criterion
-    if isinstance(criterion, type):
-        return _made(criterion)
-    if callable(criterion):
-        return _Function(criterion)
-    raise MaskError(
-        f"a criterion is an upscale_opt.importance.Importance or a function from weights to "
-        f"scores, not {criterion!r}"
-    )
-
-
-def _made(kind: type) -> Importance:
-    """A criterion of which only the class was given."""
-    if not issubclass(kind, Importance):
-        raise MaskError(
-            f"{kind.__name__} is no criterion: not an upscale_opt.importance.Importance"
-        )
-    try:
-        return kind()
-    except TypeError as error:
-        raise MaskError(
-            f"{kind.__name__} needs arguments; give a {kind.__name__}(...) instead of the class "
-            f"({error})"
-        ) from error
 
 
 class Importance:
@@ -183,14 +118,5 @@ def by_model(segments: Sequence[Segment]) -> list[list[Segment]]:
     return list(found.values())
 
 
-class _Function(Importance):
-    """A user's function from weights to scores."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x)
-
-    def __str__(self) -> str:
-        return str(getattr(self.function, "__name__", type(self.function).__name__))
+Criterion = Importance | str | Callable[[Tensor], Tensor]
+"""What criteria can be given as: one, its name, or a function from weights to scores."""

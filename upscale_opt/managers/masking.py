@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import Self
 
 from upscale_opt.errors import MaskError
-from upscale_opt.importance import Importance, score_segments
+from upscale_opt.importance import Criterion, score_segments
 from upscale_opt.importance.choosing import choose, merge
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.managers.inputs import trace_without_inputs
@@ -24,9 +23,7 @@ if TYPE_CHECKING:
 class ManagedSegment(Segment):
     """A segment that scores itself, for loops over :meth:`MaskingManager.segments`."""
 
-    def importance(
-        self, heuristic: Importance | Callable[[Tensor], Tensor] | None = None
-    ) -> ManagedSegment:
+    def importance(self, heuristic: Criterion | None = None) -> ManagedSegment:
         """Score the channels; see :meth:`MaskingManager.importance`."""
         score_segments([self], heuristic)
         return self
@@ -57,8 +54,8 @@ class MaskingManager:
             segment by themselves. Some segments may lose all of their channels then.
         inputs: example inputs, as for :func:`upscale_opt.trace`. Needed only for models that take
             something else than one batch of images or vectors.
-        layers: prune convolutions only (and what is coupled to them), as UPSCALE does, or all
-            layers.
+        layers: prune convolutions only (and what is coupled to them), as UPSCALE's class does, or
+            ``"all"`` layers, which is the default everywhere else.
 
     Raises:
         MaskError: if an option is not one of those, or ``inputs`` are needed.
@@ -105,13 +102,13 @@ class MaskingManager:
         """
         return self._segments
 
-    def importance(self, heuristic: Importance | Callable[[Tensor], Tensor] | None = None) -> Self:
+    def importance(self, heuristic: Criterion | None = None) -> Self:
         """Score the channels of all segments.
 
         Args:
-            heuristic: one of :mod:`upscale_opt.importance`, or a function from weights (a float64
-                tensor of shape (channels, weights per channel)) to scores of shape (channels,);
-                higher is more important. The L2 norm by default.
+            heuristic: a name such as ``"l1"``, one of :mod:`upscale_opt.importance`, or a function
+                from weights (a float64 tensor of shape (channels, weights per channel)) to scores
+                of shape (channels,); higher is more important. The L2 norm by default.
 
         Raises:
             MaskError: if it does not give one score per channel.

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from upscale_opt.errors import MaskError
-from upscale_opt.importance import Importance
+from upscale_opt.importance import Criterion
 from upscale_opt.importance.choosing import choose_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
@@ -65,7 +65,7 @@ def prune(
     amount: float | None = None,
     side: Side = "input",
     layers: Layers = "all",
-    criterion: Importance | Callable[[Tensor], Tensor] | None = None,
+    criterion: Criterion | None = None,
     method: Method = "unconstrained",
     is_global: bool = False,
     masks: Masks | None = None,
@@ -88,8 +88,8 @@ def prune(
             that the weights have are the masks.
         side: with ``amount``: drop input channels, output channels, or both.
         layers: with ``amount``: prune all layers, or convolutions only.
-        criterion: with ``amount``: which channels are important; the L2 norm by default. See
-            :mod:`upscale_opt.importance`.
+        criterion: with ``amount``: which channels are important: a name such as ``"l1"``, one of
+            :mod:`upscale_opt.importance`, or a function; the L2 norm by default.
         method: ``"unconstrained"``: every layer decides for itself; ``"constrained"``: layers that
             share a channel drop it together (:func:`upscale_opt.constrain`), so that nothing is
             copied.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 
 from upscale_opt.errors import TraceError
-from upscale_opt.importance import Importance
+from upscale_opt.importance import Criterion
 from upscale_opt.importance.choosing import choose_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Layer
@@ -90,7 +90,7 @@ class _Settings:
     amount: float | None
     side: Side
     layers: Layers
-    criterion: Importance | Callable[[Tensor], Tensor] | None
+    criterion: Criterion | None
     solver: str
     objective: str
     selection: Model | None
@@ -108,7 +108,7 @@ def prune_submodules(
     amount: float | None = None,
     side: Side = "input",
     layers: Layers = "all",
-    criterion: Importance | Callable[[Tensor], Tensor] | None = None,
+    criterion: Criterion | None = None,
     solver: str = "cp-sat",
     objective: str = "copied_channels",
     selection: Model | None = None,
@@ -149,7 +149,8 @@ def prune_submodules(
             have are the masks.
         side: with ``amount``: drop input channels, output channels, or both.
         layers: with ``amount``: prune all layers, or convolutions only.
-        criterion: with ``amount``: which channels are important; the L2 norm by default.
+        criterion: with ``amount``: which channels are important, as for
+            :func:`upscale_opt.prune`; the L2 norm by default.
         solver: see :func:`upscale_opt.solve`.
         objective: see :func:`upscale_opt.solve`.
         selection: where channels are selected, the ``model`` of :func:`upscale_opt.solve`.
