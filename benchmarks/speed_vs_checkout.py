@@ -24,17 +24,13 @@ CHILD = """
 import json, sys, time, torch, torchvision
 torch.set_num_threads(1)
 import upscale_opt as uo
-try:
-    from upscale_opt.importance.choosing import magnitude_masks
-except ImportError:
-    from upscale_opt.masking import magnitude_masks
 masks_of = getattr(uo, "masks_of", None) or uo.Masks.from_model
 from upscale_opt.models import catalogue
 name = sys.argv[1]
 inputs = catalogue.example_inputs(name, 2)
 model = catalogue.randomize(catalogue.build(name, seed=1), 2, inputs)
 graph = uo.trace(model, inputs)
-uo.apply_masks(model, graph, magnitude_masks(model, graph, 0.5))
+uo.apply_masks(model, graph, uo.choose_masks(model, graph, 0.5))
 seconds = {}
 def timed(step, call):
     start = time.perf_counter()

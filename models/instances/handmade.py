@@ -1,7 +1,7 @@
 """Small instances by hand, each of which isolates one difficulty or tries to break a solver.
 
 >>> HANDMADE["cycle-of-pairs"].spaces
-(Space(channels=(0, 1, 2, 3, 4, 5, 6), fixed=False),)
+(Space(channels=(0, 1, 2, 3, 4, 5, 6)),)
 """
 
 from __future__ import annotations
