@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from upscale_opt.errors import TraceError
-from upscale_opt.runtime.modules import Wanted, require_inputs
+from upscale_opt.runtime.required_inputs import Wanted, require_inputs
 from upscale_opt.tracing.record import as_it_was
 from upscale_opt.tracing.rules import find_rule, kept_as_calls
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
@@ -34,7 +34,7 @@ _CHECKS = {torch._assert, fx._symbolic_trace._assert_is_none}
 
 @dataclass(frozen=True)
 class Check:
-    """What inputs must be; see :func:`upscale_opt.runtime.modules.require_inputs`.
+    """What inputs must be; see :func:`upscale_opt.runtime.required_inputs.require_inputs`.
 
     Attributes:
         inputs: the inputs; in a model that is traced again, perhaps activations.
