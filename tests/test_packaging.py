@@ -153,7 +153,7 @@ with torch.no_grad():
     for layer in layers[2::2]:
         layer.weight[:, ::2] = 0
 graph = uo.trace(model, inputs)
-masks = uo.Masks.from_model(model, graph)
+masks = uo.masks_of(model, graph)
 solution = uo.solve(graph, masks)
 pruned = uo.materialize(model, solution)
 uo.verify(model, pruned, inputs)

@@ -18,15 +18,22 @@ class UnionFind:
     def find(self, member: int) -> int:
         """The representative of the member's class."""
         leader = self._leader
-        leader.setdefault(member, member)
-        while leader[member] != member:
-            leader[member] = leader[leader[member]]
-            member = leader[member]
+        above = leader.setdefault(member, member)
+        while above != member:
+            leader[member] = above = leader[above]  # next time, the way is half as long
+            member, above = above, leader[above]
         return member
 
     def join(self, members: Iterable[int]) -> None:
         """Put all ``members``, and all that belong to them, into the first one's class."""
         first, *others = members
-        for member in others:
-            self._leader[self.find(member)] = self.find(first)
         self.find(first)
+        self.tie([first] * len(others), others)
+
+    def tie(self, left: Iterable[int], right: Iterable[int]) -> None:
+        """Join pairs: the first of ``left`` with the first of ``right``, and so on."""
+        find = self.find
+        for a, b in zip(left, right, strict=True):
+            root, other = find(a), find(b)
+            if root != other:
+                self._leader[other] = root

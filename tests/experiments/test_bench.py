@@ -34,6 +34,7 @@ from upscale_opt.experiments.bench.timing import interleaved
 from upscale_opt.experiments.bench.variants import Subject, copied_channels
 from upscale_opt.experiments.processes import Ended
 from upscale_opt.experiments.records import Store
+from upscale_opt.materializing.gathered import gathered
 
 SMALL = "topology/residual_stage"
 OURS = ("unpruned", "gather", "constrained", "copies", "floor")
@@ -143,7 +144,7 @@ def test_gathering_everywhere_copies_more() -> None:
     model: Any = subject.built("copies", 1, "contiguous").model
     few = copied_channels(model.solution)
     assert few == model.solution.objective_value
-    assert copied_channels(model.solution, gather_views=True) > few
+    assert copied_channels(gathered(model.solution)) > few
 
 
 def test_a_missing_apple_upscale_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import upscale_opt as uo
-from upscale_opt.materializing.origin import registered
+from upscale_opt.materializing.gathered import gathered
 from upscale_opt.materializing.pruned_module import PrunedModule, replace
+from upscale_opt.materializing.used import registered
 from upscale_opt.models import catalogue
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
 from upscale_opt.runtime.modules import Gather, PlacedSum
@@ -200,12 +201,11 @@ def test_stages_of_several_dtypes_modes_and_kinds(path: Path) -> None:
     graph = uo.trace(once, x.half())
     uo.apply_masks(once, graph, uo.choose_masks(once, graph, 0.3, side="both"))
     solution = uo.solve(graph, uo.masks_of(once, graph))
-    twice = uo.materialize(once, solution, gather_views=True).float()
+    twice = uo.materialize(once, gathered(solution)).float()
     loaded = round_trip(twice, catalogue.build(name), path, x)
     assert [stage.origin.dtype for stage in loaded.earlier] == ["float64"]
     assert loaded.origin is not None
     assert loaded.origin.dtype == "float16"
-    assert loaded.origin.gather_views
 
 
 def test_a_pruned_model_edited_and_pruned_again(path: Path) -> None:
@@ -318,7 +318,7 @@ def test_everything_gathered(name: str, path: Path) -> None:
     uo.apply_masks(model, graph, uo.choose_masks(model, graph, 0.5))
     solution = uo.solve(graph, uo.masks_of(model, graph))
     pruned = uo.materialize(model, solution)
-    baseline = uo.materialize(model, solution, gather_views=True)
+    baseline = uo.materialize(model, gathered(solution))
     assert torch.equal(call(pruned, inputs), call(baseline, inputs))
 
     def narrows(module: Any) -> int:

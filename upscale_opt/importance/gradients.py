@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from upscale_opt.errors import MaskError
+from upscale_opt.importance.batches import as_batches
 from upscale_opt.importance.criterion import Prepared
-from upscale_opt.importance.running import as_batches, undisturbed
 from upscale_opt.masking.zeros import state_of
+from upscale_opt.tracing.unchanged import undisturbed
 
 if TYPE_CHECKING:
     from upscale_opt.ir.graph import ChannelGraph

@@ -12,10 +12,11 @@ from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from upscale_opt.errors import MaskError
+from upscale_opt.importance.batches import as_batches
 from upscale_opt.importance.criterion import Importance, by_model
-from upscale_opt.importance.running import as_batches, undisturbed
 from upscale_opt.ir.graph import slices_of
 from upscale_opt.tracing.examples import Inputs, as_call
+from upscale_opt.tracing.unchanged import undisturbed
 
 if TYPE_CHECKING:
     from upscale_opt.masking.segments import Segment

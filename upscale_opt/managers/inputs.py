@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from upscale_opt.errors import MaskError, TraceError
 from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.materializing.used import kind_of
 from upscale_opt.tracing import trace
 
 _SIZES = (224, 32, 28, 64, 96, 128, 160, 192, 240, 256, 288, 299, 331, 380, 384, 448, 512, 16, 8)
@@ -61,10 +62,10 @@ def _runs(model: nn.Module, inputs: Tensor) -> bool:
 
 
 def _candidates(model: nn.Module) -> list[Tensor]:
-    kind = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    dtype, device = kind_of(model)
 
     def zeros(*shape: int) -> Tensor:
-        return torch.zeros(_BATCH, *shape, dtype=kind.dtype, device=kind.device)
+        return torch.zeros(_BATCH, *shape, dtype=dtype, device=device)
 
     own = getattr(model, "image_size", None)  # vision transformers know theirs
     sizes = [own, *_SIZES] if isinstance(own, int) else [*_SIZES]

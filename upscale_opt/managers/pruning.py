@@ -18,6 +18,7 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.managers.mock import MockModel
 from upscale_opt.masking.zeros import masked_copy, masks_of
+from upscale_opt.materializing.gathered import gathered
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.materializing.pruned_module import replace
 from upscale_opt.solver.api import solve
@@ -203,9 +204,9 @@ class PruningManager(nn.Module):
         """
         graph, masks, solution = self._computed()
         if baseline:
-            solution = solve(graph, masks, "identity")
+            solution = gathered(solve(graph, masks, "identity"))
         masked = self._masked(graph, self._given)
-        pruned = materialize(masked, solution, gather_views=baseline)
+        pruned = materialize(masked, solution)
         self.report = verify(masked, pruned, self._inputs) if check else None
         for mock in self._mocks:
             mock.part_with_net()

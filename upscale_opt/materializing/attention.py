@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from upscale_opt.ir import graph as ir
-from upscale_opt.materializing.state import Reading
+from upscale_opt.materializing.reads import read_operand, select
+from upscale_opt.materializing.state import State
 from upscale_opt.tracing.products import attention_arguments
 from upscale_opt.tracing.values import Arrangement, HeadCall
 
@@ -74,7 +75,7 @@ def join(graph: fx.Graph, value: fx.Node, arrangement: Arrangement) -> fx.Node:
 
 
 def emit_heads(
-    reading: Reading,
+    state: State,
     node: fx.Node,
     call: HeadCall,
     operations: Sequence[ir.Operation],
@@ -83,40 +84,37 @@ def emit_heads(
     """A call on attention heads, on the channels that are left of each.
 
     Args:
-        reading: the pruned program.
+        state: the pruned program.
         node: the call in the captured program.
         call: what is known of it.
         operations: of the graph, that it consists of.
         argument: what the call's arguments are in the pruned program.
     """
+    tensors = state.solution.tensors
     last = next(op for op in operations if not isinstance(op, (ir.Select, ir.Opaque)))
     stored = (*last.inputs, *(() if call.tensor is None else (call.tensor,)))
-    if any(name not in reading.solution.tensors for name in stored):
+    if any(name not in tensors for name in stored):
         return None
     for op in operations:
         if isinstance(op, ir.Select):
-            value = reading.node_of(node, op.inputs[0])
-            read = reading.selects.get((op.name, 0))
-            reading.joined[op.outputs[0]] = value if read is None else reading.select(value, read)
+            state.joined[op.outputs[0]] = read_operand(state, node, op.inputs[0], op.name, 0)
     values: dict[int, fx.Node] = {}
     for number, operand in enumerate(call.operands):
         if operand.tensor is None:
             continue
-        value = reading.node_of(node, operand.tensor)
-        channels = reading.solution.tensors[operand.tensor]
-        read = reading.selects.get((last.name, len(values)))
+        value = state.node_of(node, operand.tensor)
+        channels = tensors[operand.tensor]
+        read = state.selects.get((last.name, len(values)))
         if read is not None:
-            value, channels = reading.select(value, read), read.channels
+            value, channels = select(state, value, read), read.channels
         if operand.arrangement is not None and call.how != "pointwise":
-            value = spread(reading.new, value, operand.arrangement, len(channels))
+            value = spread(state.new, value, operand.arrangement, len(channels))
         values[number] = value
-    result = write_call(reading.new, node, call, values, argument)
-    reading.computed.add(result)
+    result = write_call(state.new, node, call, values, argument)
+    state.computed.add(result)
     if call.tensor is not None and call.arrangement is not None:
         if call.how == "pointwise":
-            reading.joined[call.tensor] = result
-            return spread(
-                reading.new, result, call.arrangement, len(reading.solution.tensors[call.tensor])
-            )
-        reading.joined[call.tensor] = join(reading.new, result, call.arrangement)
+            state.joined[call.tensor] = result
+            return spread(state.new, result, call.arrangement, len(tensors[call.tensor]))
+        state.joined[call.tensor] = join(state.new, result, call.arrangement)
     return result

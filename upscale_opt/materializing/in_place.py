@@ -7,10 +7,10 @@ from collections.abc import Mapping, Set
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
+from upscale_opt.materializing.state import State
 from upscale_opt.runtime.modules import Gather, PlacedSum
-from upscale_opt.tracing.program import Program
 
 _IN_PLACE_OPERATORS = frozenset({"iadd", "isub", "imul", "itruediv"})
 
@@ -31,47 +31,24 @@ _COMPUTING_MODULES = frozenset(
 """Where the modules are defined that do the same."""
 
 
-def protect(
-    program: Program,
-    new: fx.Graph,
-    root: nn.Module,
-    env: Mapping[fx.Node, Any],
-    computed: Set[fx.Node],
-    *,
-    in_place: bool,
-) -> None:
+def protect(state: State) -> None:
     """Let no call modify in place what others still read, and let sums modify what none does.
 
     The original is free of the former (tracing sees to it), but here a tensor may be a view of
     another where the original had a copy. Only what was just computed is safe to modify.
-
-    Args:
-        program: the captured model.
-        new: the pruned program, which is changed.
-        root: the modules of ours that it calls.
-        env: for calls of the captured program, what stands for them in the pruned one.
-        computed: the calls of the pruned program that are those of the captured one.
-        in_place: let sums be computed in their summands.
     """
-    _Protection(program, new, root, computed, in_place).run(env)
+    _Protection(state).run(state.env)
 
 
 class _Protection:
-    """What is known of the program that is protected."""
+    """The program that is protected."""
 
-    def __init__(
-        self,
-        program: Program,
-        new: fx.Graph,
-        root: nn.Module,
-        computed: Set[fx.Node],
-        in_place: bool,
-    ) -> None:
-        self.program = program
-        self.new = new
-        self.root = root
-        self.computed = computed
-        self.in_place = in_place
+    def __init__(self, state: State) -> None:
+        self.program = state.program
+        self.new = state.new
+        self.root = state.root
+        self.computed = state.computed
+        self.in_place = state.in_place
 
     def run(self, env: Mapping[fx.Node, Any]) -> None:
         """Go through the calls in their order."""

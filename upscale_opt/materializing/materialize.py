@@ -7,9 +7,9 @@ from torch import nn
 from upscale_opt.errors import MaterializeError, SchemaError, TraceError
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.zeros import masks_of
-from upscale_opt.materializing.origin import kind_of
 from upscale_opt.materializing.pruned_module import PrunedModule
 from upscale_opt.materializing.rebuild import rebuild
+from upscale_opt.materializing.used import kind_of
 from upscale_opt.solver.checking.check import damage, losses
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program
@@ -21,7 +21,6 @@ def materialize(
     model: nn.Module,
     solution: Solution,
     *,
-    gather_views: bool = False,
     allow_inplace: bool = True,
 ) -> PrunedModule:
     """The pruned model: smaller weights, and views and gathers where the solution says.
@@ -29,8 +28,6 @@ def materialize(
     Args:
         model: the masked model that the solution was made for. It is not changed.
         solution: from :func:`upscale_opt.solve`.
-        gather_views: gather what the solution serves as views, too, as exports do that know no
-            views. To compare with; the orders remain the solution's.
         allow_inplace: where no gradients are wanted, let concatenations be written into buffers
             and sums into their own summands. ``False`` for the functional form, which leaves every
             activation as it was computed, for those who look at activations by hooks; what is
@@ -58,7 +55,7 @@ def materialize(
             f"the solution drops what is not zero in this model: {lost[0]}; apply the masks to the "
             "model first (upscale_opt.apply_masks), or solve for the masks it has"
         )
-    return rebuild(model, program, solution, gather_views=gather_views, in_place=allow_inplace)
+    return rebuild(model, program, solution, in_place=allow_inplace)
 
 
 def _program(model: nn.Module, solution: Solution) -> Program:

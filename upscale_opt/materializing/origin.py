@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Iterator
 from typing import Annotated, Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import fx, nn
 
 from upscale_opt.ir.base import Record
 from upscale_opt.ir.solution import Solution
-from upscale_opt.runtime.modules import OURS
+from upscale_opt.materializing.used import registered, tensors_of
 from upscale_opt.tracing.examples import DTYPES, dtype_name
 
 
@@ -46,18 +45,18 @@ class Origin(Record):
         modes: the modes of the original's modules.
         dtype: of most of its floating-point parameters and buffers.
         dtypes: of the others, by name.
-        gather_views: whether views were served as gathers.
         shapes: of the parameters and buffers that the pruned model uses.
         calls: the pruned model's program, call by call.
+        gather_views: only in old files: views were served as gathers, and made contiguous, too.
     """
 
     model: str
     modes: Modes
     dtype: Dtype
     dtypes: dict[str, Dtype]
-    gather_views: bool
     shapes: dict[str, tuple[int, ...]]
     calls: tuple[str, ...]
+    gather_views: bool = False
 
     def dtype_of(self, name: str, tensor: torch.Tensor) -> torch.dtype:
         """The dtype that the original's tensor ``name`` had; ``tensor`` is its like."""
@@ -80,7 +79,7 @@ class Stage(Record):
         return self  # it is frozen, and may be large
 
 
-def origin_of(model: nn.Module, pruned: fx.GraphModule, gather_views: bool) -> Origin:
+def origin_of(model: nn.Module, pruned: fx.GraphModule) -> Origin:
     """How ``pruned`` was made of ``model``."""
     floats = {
         name: dtype_name(tensor.dtype)
@@ -95,26 +94,9 @@ def origin_of(model: nn.Module, pruned: fx.GraphModule, gather_views: bool) -> O
         modes=modes_of(model),
         dtype=dtype,
         dtypes={name: own for name, own in floats.items() if own != dtype},
-        gather_views=gather_views,
         shapes={name: tuple(tensor.shape) for name, tensor in tensors_of(pruned).items()},
         calls=calls_of(pruned.graph),
     )
-
-
-def kind_of(model: nn.Module) -> tuple[torch.dtype, torch.device]:
-    """The dtype and device that inputs of ``model`` have: those of its first weight.
-
-    That is the first floating-point parameter or buffer that a program (if it is one) uses, and of
-    two axes or more, as a scalar may be a loss's temperature.
-    """
-    used = tensors_of(model).values() if isinstance(model, fx.GraphModule) else ()
-    tensors = [t for t in (*used, *model.parameters(), *model.buffers()) if t.is_floating_point()]
-    first = next(
-        (tensor for tensor in tensors if tensor.ndim >= 2), tensors[0] if tensors else None
-    )
-    if first is None:
-        return torch.get_default_dtype(), torch.device("cpu")
-    return first.dtype, first.device
 
 
 def modes_of(model: nn.Module) -> Modes:
@@ -128,50 +110,6 @@ def set_modes(model: nn.Module, modes: Modes) -> None:
     others = set(modes.others)
     for name, module in model.named_modules():
         module.training = modes.training != (name in others)
-
-
-def tensors_of(pruned: fx.GraphModule) -> dict[str, torch.Tensor]:
-    """The parameters and buffers that the program uses, but the indices that follow from it.
-
-    A model pruned in place may have others, which belong to its class.
-    """
-    called, read = _named(pruned.graph)
-    ours = {name for name, module in pruned.named_modules() if isinstance(module, OURS)}
-    return {
-        name: tensor
-        for name, tensor in registered(pruned)
-        if name in read
-        or (name.rpartition(".")[0] not in ours and not called.isdisjoint(_places(name)))
-    }
-
-
-def modules_of(pruned: fx.GraphModule) -> dict[str, nn.Module]:
-    """The modules that the program uses by name: those called, those within, and those around."""
-    called, read = _named(pruned.graph)
-    around = {place for name in (*called, *read) for place in _places(name)}
-    return {
-        name: module
-        for name, module in pruned.named_modules()
-        if name == "" or name in around or not called.isdisjoint(_places(name))
-    }
-
-
-def _named(graph: fx.Graph) -> tuple[set[str], set[str]]:
-    """The modules that the program calls, and the tensors that it reads itself."""
-    called = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-    return called, {str(node.target) for node in graph.nodes if node.op == "get_attr"}
-
-
-def _places(name: str) -> list[str]:
-    """``["a", "a.b", "a.b.c"]`` for ``"a.b.c"``."""
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-
-
-def registered(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """All parameters and buffers, those with several names by each."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
 
 
 def calls_of(graph: fx.Graph) -> tuple[str, ...]:

@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from upscale_opt.errors import MaterializeError
-from upscale_opt.ir import graph as ir
-from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.slices import sliced
-from upscale_opt.runtime.modules import fit_sizes
-from upscale_opt.tracing.capture import Captured
-from upscale_opt.tracing.claims import Resize, Sizes, resize
+from upscale_opt.materializing.state import State
+from upscale_opt.materializing.used import registered
+from upscale_opt.tracing.claims import resize
 
 
-def slice_parameters(
-    model: nn.Module, graph: ir.ChannelGraph, solution: Solution
-) -> dict[int, torch.Tensor]:
-    """Copy what changes, smaller: a memo that makes deep copies use these."""
-    memo: dict[int, torch.Tensor] = {}
-    own: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    own.update(model.named_buffers(remove_duplicate=False))
-    for name, by_axis in solution.parameters.items():
+def fill_root(state: State) -> None:
+    """Copy the modules and tensors that the new program names into its root."""
+    memo = _slices(state)
+    model, captured, root = state.model, state.program.captured, state.root
+    transient = {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        for name in module._non_persistent_buffers_set
+    }
+    for node in state.new.nodes:
+        target = str(node.target)
+        if node.op == "call_module" and target in captured.modules:
+            try:
+                module = copy.deepcopy(captured.modules[target], memo)
+            except RuntimeError as error:
+                raise MaterializeError(f"module {target!r} cannot be copied: {error}") from error
+            _fit_sizes(module, state.groups.get(target))
+            if target in state.sizes:
+                resize(module, *state.sizes[target])
+            _attach(root, target, module)
+        elif node.op == "get_attr":
+            value = copy.deepcopy(captured.tensors[target], memo)
+            _attach(root, target, value, persistent=target not in transient)
+
+
+def _slices(state: State) -> dict[int, Any]:
+    """Copies of what changes, smaller: a memo that makes deep copies use these."""
+    memo: dict[int, Any] = {}
+    own = dict(registered(state.model))
+    for name, by_axis in state.solution.parameters.items():
         tensor = own[name]
-        data = sliced(tensor.detach(), by_axis, graph.grouped.get(name, 1))
+        data = sliced(tensor.detach(), by_axis, state.graph.grouped.get(name, 1))
         form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(data.ndim)
         if form is not None and tensor.is_contiguous(memory_format=form):
             data = data.contiguous(memory_format=form)
@@ -39,45 +58,41 @@ def slice_parameters(
     return memo
 
 
-def fill_root(
-    root: nn.Module,
-    new: fx.Graph,
-    model: nn.Module,
-    captured: Captured,
-    memo: dict[int, Any],
-    groups: Mapping[str, int],
-    sizes: Mapping[str, tuple[Resize | None, Sizes]],
-) -> None:
-    """Copy the modules and tensors that the new program names into its root.
+def _fit_sizes(module: nn.Module, groups: int | None = None) -> None:
+    """Make a module's size attributes agree with its (sliced) parameters.
 
     Args:
-        root: holds the modules of ours already.
-        new: the pruned program.
-        model: the original.
-        captured: the original's program, and what it names.
-        memo: what deep copies are to use.
-        groups: of convolutions, into how many groups their channels fall.
-        sizes: what modules with a rule of the user's are told.
+        module: of any class; those of torch are understood.
+        groups: into how many groups the channels of a grouped or depthwise convolution fall; how
+            many channels a norm has.
     """
-    transient = {
-        f"{prefix}.{name}".lstrip(".")
-        for prefix, module in model.named_modules()
-        for name in module._non_persistent_buffers_set
-    }
-    for node in new.nodes:
-        target = str(node.target)
-        if node.op == "call_module" and target in captured.modules:
-            try:
-                module = copy.deepcopy(captured.modules[target], memo)
-            except RuntimeError as error:
-                raise MaterializeError(f"module {target!r} cannot be copied: {error}") from error
-            fit_sizes(module, groups.get(target))
-            if target in sizes:
-                resize(module, *sizes[target])
-            _attach(root, target, module)
-        elif node.op == "get_attr":
-            value = copy.deepcopy(captured.tensors[target], memo)
-            _attach(root, target, value, persistent=target not in transient)
+    weight = module._parameters.get("weight")  # never run a parametrization
+    if isinstance(module, nn.modules.conv._ConvNd) and isinstance(weight, torch.Tensor):
+        if module.groups > 1 and groups is not None:
+            module.groups = groups
+        first, second = weight.shape[0], weight.shape[1] * module.groups
+        if module.transposed:
+            module.in_channels, module.out_channels = first, second
+        else:
+            module.in_channels, module.out_channels = second, first
+    elif isinstance(module, nn.Linear) and weight is not None:
+        module.out_features, module.in_features = weight.shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        for tensor in (module.weight, module.running_mean):
+            if isinstance(tensor, torch.Tensor):
+                module.num_features = len(tensor)
+                return
+        if groups is not None:
+            module.num_features = groups
+    elif isinstance(module, nn.LayerNorm):
+        pass  # all channels stay
+    elif isinstance(module, nn.GroupNorm):
+        if module.num_groups == module.num_channels and groups is not None:
+            module.num_groups = module.num_channels = groups
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.numel()
 
 
 def _attach(root: nn.Module, target: str, value: Any, persistent: bool = True) -> None:

@@ -6,8 +6,9 @@ from itertools import zip_longest
 
 import torch
 
-from upscale_opt.materializing.origin import Origin, Stage, calls_of, tensors_of
+from upscale_opt.materializing.origin import Origin, Stage, calls_of
 from upscale_opt.materializing.pruned_module import PrunedModule
+from upscale_opt.materializing.used import tensors_of
 
 
 def stages_of(model: object) -> tuple[Stage, ...]:

@@ -1,8 +1,9 @@
-"""What the calls of a pruned program read: values of the new program, whole or some channels."""
+"""A pruned program while it is being written."""
 
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,36 +11,63 @@ from torch import fx, nn
 
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.solution import Read, Solution
-from upscale_opt.materializing.concats import Concats
-from upscale_opt.materializing.origin import kind_of
-from upscale_opt.runtime.modules import Gather
+from upscale_opt.materializing.used import kind_of, registered
+from upscale_opt.tracing.claims import Resize, Sizes
 from upscale_opt.tracing.program import Program
 
 
-class Reading:
-    """A pruned program while it is being written, and what stands in it for each tensor.
+@dataclass
+class Buffer:
+    """What has been written so far of one arena.
+
+    Attributes:
+        place: for each channel id, where it lies in the buffer.
+        written: the tensors written, by name, and what stands for them in the pruned program.
+        sources: for each channel id written: which of these tensors has it, and at which place.
+        tokens: for each concatenation, the call after which it is in the buffer.
+        last: the call that wrote last.
+    """
+
+    place: dict[int, int]
+    written: list[tuple[str, fx.Node]] = field(default_factory=list)
+    sources: dict[int, tuple[int, int]] = field(default_factory=dict)
+    tokens: dict[str, fx.Node] = field(default_factory=dict)
+    last: fx.Node | None = None
+
+
+class State:
+    """A pruned program so far, and what stands in it for the calls and tensors of the original.
 
     Args:
         model: the original.
         program: the captured model.
-        solution: how reads are served.
-        gather_views: serve views that select channels as gathers.
-        in_place: let concatenations write into buffers.
+        solution: which channels to keep, and how reads are served.
+        in_place: let concatenations write into buffers, and sums into their summands.
+
+    Attributes:
+        graph: the original's channel graph.
+        operations: those of the graph, by name.
+        device: where indices live.
+        selects: the reads that take channels, by operation and operand.
+        places: the reads that place channels in a sum, by operation and operand.
+        new: the pruned program.
+        root: the modules of ours that it calls.
+        env: for calls of the captured program, what stands for them in the pruned one.
+        computed: the calls of the pruned program that are those of the captured one.
+        selected: what calls other than concatenations and sums read, by operation and operand.
+        joined: tensors by name, that calls on heads hand to one another.
+        buffers: arenas, by each of the concatenations in them.
+        groups: of convolutions (by module), into how many groups their channels fall.
+        sizes: what modules with a rule of the user's are told.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        program: Program,
-        solution: Solution,
-        gather_views: bool,
-        in_place: bool,
+        self, model: nn.Module, program: Program, solution: Solution, in_place: bool
     ) -> None:
-        self.model = model
-        self.program = program
+        self.model, self.program, self.solution = model, program, solution
+        self.in_place = in_place
         self.graph = program.graph
-        self.solution = solution
-        self.gather_views = gather_views
+        self.operations = {op.name: op for op in self.graph.operations}
         self.device = kind_of(model)[1]
         self.selects: dict[tuple[str, int], Read] = {}
         self.places: dict[tuple[str, int], Read] = {}
@@ -47,12 +75,18 @@ class Reading:
             table = self.places if read.kind == "place" else self.selects
             table[read.op, read.operand] = read
         self.new = fx.Graph()
-        self.env: dict[fx.Node, Any] = {}
         self.root = nn.Module()
-        self.computed: set[fx.Node] = set()  # calls that are those of the captured program
-        self.joined: dict[str, fx.Node] = {}  # what calls on heads hand to one another
-        self.makers = _makers(program)
-        self.concats = Concats(self, in_place)
+        self.env: dict[fx.Node, Any] = {}
+        self.computed: set[fx.Node] = set()
+        self.selected: dict[tuple[str, int], fx.Node] = {}
+        self.joined: dict[str, fx.Node] = {}
+        self.buffers: dict[str, Buffer] = {}
+        for arena in solution.arenas:
+            buffer = Buffer({channel: i for i, channel in enumerate(arena.channels)})
+            self.buffers.update(dict.fromkeys(arena.tensors, buffer))
+        self.groups: dict[str, int] = {}
+        self.sizes: dict[str, tuple[Resize | None, Sizes]] = {}
+        self._makers = _makers(program)
 
     def node_of(self, reader: fx.Node, name: str) -> Any:
         """The new program's value of tensor ``name``, among the arguments of ``reader``."""
@@ -63,59 +97,35 @@ class Reading:
             if value == name:
                 return self.env[node]
             if isinstance(value, (tuple, list)) and name in value:
-                container, index = self.env[node], list(value).index(name)
-                if isinstance(container, fx.Node):
-                    return self.new.call_function(operator.getitem, (container, index))
-                return container[index]
+                return self._part(self.env[node], list(value).index(name))
             if isinstance(value, dict) and name in value.values():
                 key = next(k for k, v in value.items() if v == name)
                 return self.new.call_function(operator.getitem, (self.env[node], key))
-        if name in self.makers:  # what the reader gets only by way of calls that are left out
-            node, key = self.makers[name]
-            value = self.env[node]
-            if key is None:
-                return value
-            if isinstance(value, fx.Node):
-                return self.new.call_function(operator.getitem, (value, key))
-            return value[key]
+        if name in self._makers:  # what the reader gets only by way of calls that are left out
+            node, key = self._makers[name]
+            return self.env[node] if key is None else self._part(self.env[node], key)
         if name in self.program.constants:  # a parameter as a tensor
             for node in reader.all_input_nodes:
-                if node.op == "get_attr" and self.names(node, self.program.constants[name]):
+                if node.op == "get_attr" and self.gets(node, self.program.constants[name]):
                     return self.env[node]
         raise MaterializeError(f"call {reader.name!r} does not read {name!r}")
 
-    def names(self, node: fx.Node, parameter: str) -> bool:
-        """Whether a call that gets an attribute gets this parameter."""
+    def _part(self, container: Any, key: Any) -> Any:
+        if isinstance(container, fx.Node):
+            return self.new.call_function(operator.getitem, (container, key))
+        return container[key]
+
+    def gets(self, node: fx.Node, parameter: str) -> bool:
+        """Whether a call of the captured program that gets an attribute gets this parameter."""
         tensors = self.program.captured.tensors
         own = tensors.get(parameter)
         if own is None:
-            state: dict[str, torch.Tensor] = {}
-            state.update(self.model.named_parameters(remove_duplicate=False))
-            state.update(self.model.named_buffers(remove_duplicate=False))
-            own = state[parameter]
+            own = dict[str, torch.Tensor](registered(self.model))[parameter]
         return tensors[str(node.target)] is own or str(node.target) == parameter
 
-    def select(self, value: fx.Node, read: Read) -> fx.Node:
-        """What a read takes of the tensor ``value``."""
-        tensor = self.graph.tensors[read.tensor]
-        layout = self.solution.tensors[read.tensor]
-        assert tensor.axis is not None
-        if self.concats.holds(read.tensor):
-            return self.concats.read(read)
-        if read.channels == layout:
-            return value
-        place = {entry: i for i, entry in enumerate(layout)}
-        indices = [place[entry] for entry in read.channels]
-        if read.plan != "gather" and not self.gather_views:
-            start, length = indices[0] * tensor.features, len(indices) * tensor.features
-            return self.new.call_function(torch.narrow, (value, tensor.axis, start, length))
-        elements = [i * tensor.features + f for i in indices for f in range(tensor.features)]
-        name = self.unused(f"gather_{read.op.replace('.', '_')}_{read.operand}")
-        self.root.add_module(name, Gather(elements, tensor.axis, self.device))
-        return self.new.call_module(name, (value,))
-
     def unused(self, name: str) -> str:
-        """``name``, or a longer one if the model has that already."""
+        """``name`` for a module of ours, or a longer one if the model has that already."""
+        name = name.replace(".", "_")
         while hasattr(self.model, name) or hasattr(self.root, name):
             name += "_"
         return name

@@ -6,7 +6,7 @@ import linecache
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch._prims_common import suggest_memory_format
 from torch.nn.modules import module as modules
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from upscale_opt.shown import Shown
 from upscale_opt.tracing.examples import Inputs, as_call, require_model
+from upscale_opt.tracing.unchanged import undisturbed
 
 
 @dataclass(frozen=True)
@@ -96,32 +96,11 @@ def moved_bytes(model: nn.Module, inputs: Inputs) -> Movement:
     """
     require_model(model, "measure")
     args, kwargs = as_call(inputs)
-    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, kwargs))]
-    devices = {t.device for t in tensors if isinstance(t, Tensor) and t.device.type == "cuda"}
     places = Places(model)
     counter = _Counter(places)
-    with (
-        evaluating(model),
-        torch.random.fork_rng(sorted(devices, key=str)),
-        torch.no_grad(),
-        places.followed(),
-        counter,
-    ):
+    with undisturbed(model, args, kwargs), torch.no_grad(), places.followed(), counter:
         model(*args, **kwargs)
     return Movement(tuple(counter.writes))
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Have the model in evaluation mode, and its modules as they were afterwards."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        with suppress(NotImplementedError):  # what `torch.export` makes has one mode only
-            model.eval()
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class Places:

@@ -6,7 +6,6 @@ import copy
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,13 +21,13 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.profiles import PROFILES
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
-from upscale_opt.measuring.costs import composed_attention
 from upscale_opt.measuring.fitting import Timing
 from upscale_opt.measuring.pricing import check, prices
 from upscale_opt.measuring.probing import time_launches, time_moves
 from upscale_opt.measuring.timing import Passes, Stopwatch, computing_with
 from upscale_opt.solver.api import solve
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors, remake
+from upscale_opt.tracing.unchanged import composed_attention, same_random_state
 
 MemoryFormat = Literal["contiguous", "channels_last"]
 Tell = Callable[[str], None]
@@ -147,7 +146,7 @@ def calibrate_all(
     place = _checked(device, memory_format, threads, seconds)
     tell = progress or (lambda text: None)
     form, dtype = _FORMATS[memory_format], dtype or _dtype(subjects[0].model)
-    with computing_with(threads), torch.no_grad(), composed_attention(), _random_kept(place):
+    with computing_with(threads), torch.no_grad(), composed_attention(), same_random_state(place):
         watch = Stopwatch(place, threads)
         passes: list[Passes] = []
         probes: list[dict[str, list[Timing]]] = []
@@ -257,12 +256,6 @@ def _half(subject: Subject) -> nn.Module:
     apply_masks(masked, subject.graph, choose_masks(masked, subject.graph, _AMOUNT))
     solution = solve(subject.graph, masks_of(masked, subject.graph), "greedy")
     return materialize(masked, solution)
-
-
-@contextmanager
-def _random_kept(device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
 
 
 def _time(passes: Sequence[Passes], seconds: float) -> None:

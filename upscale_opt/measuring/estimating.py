@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from upscale_opt.ir.cost_model import CostModel
-from upscale_opt.measuring.bytes_moved import evaluating
-from upscale_opt.measuring.costs import composed_attention
 from upscale_opt.measuring.kernels import Kernel, Watch, kernels_of
+from upscale_opt.measuring.watching import watch
 from upscale_opt.shown import Shown
-from upscale_opt.tracing.examples import Inputs, as_call, map_tensors, require_model
+from upscale_opt.tracing.examples import Inputs, require_model
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,37 +96,14 @@ def list_kernels(model: nn.Module, inputs: Inputs) -> list[Kernel]:
     Raises:
         TraceError: if ``inputs`` is none of the accepted forms.
     """
-    args, kwargs = as_call(inputs)
-    try:
-        return _list_fake(model, args, kwargs)
-    except Exception:
-        # There is no list of what can go wrong here: any Python code may run in a forward pass.
-        return _list_real(model, args, kwargs)
+    return watch(model, inputs, _listing)
 
 
-def _list_fake(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Kernel]:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    memo: dict[int, Any] = {}
-    for tensor in (*model.parameters(), *model.buffers()):
-        memo[id(tensor)] = mode.from_tensor(tensor)
-    fake = copy.deepcopy(model, memo)
-    fake_args, fake_kwargs = map_tensors((args, kwargs), mode.from_tensor)
-    with mode:
-        return _list(fake, fake_args, fake_kwargs)
-
-
-def _list_real(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Kernel]:
-    leaves = [*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, kwargs))]
-    devices = {t.device for t in leaves if isinstance(t, Tensor) and t.device.type == "cuda"}
-    with torch.random.fork_rng(sorted(devices, key=str)):
-        return _list(model, args, kwargs)
-
-
-def _list(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Kernel]:
+@contextmanager
+def _listing(model: nn.Module) -> Iterator[list[Kernel]]:
     lister = _Lister(model)
-    with evaluating(model), torch.no_grad(), composed_attention(), lister.watching():
-        model(*args, **kwargs)
-    return lister.kernels
+    with lister.watching():
+        yield lister.kernels
 
 
 class _Lister(Watch):  # type: ignore[no-untyped-call]

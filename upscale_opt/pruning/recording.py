@@ -13,7 +13,9 @@ from torch import nn
 
 from upscale_opt.errors import TraceError
 from upscale_opt.ir.graph import Example
+from upscale_opt.materializing.used import kind_of
 from upscale_opt.tracing.examples import Inputs, as_call, describe, remake
+from upscale_opt.tracing.unchanged import same_random_state
 
 
 @dataclass
@@ -65,7 +67,7 @@ def record_calls(model: nn.Module, inputs: Inputs) -> dict[str, Calls]:
     """
     recorder = _Recorder()
     args, kwargs = as_call(inputs)
-    with _hooked(model, recorder), torch.no_grad(), torch.random.fork_rng([]):
+    with _hooked(model, recorder), torch.no_grad(), same_random_state(model, inputs):
         model(*args, **kwargs)
     for name, known in recorder.calls.items():
         known.obstacle = known.obstacle or _shared(model, name)
@@ -131,8 +133,5 @@ def inputs_of(module: nn.Module, example: Example) -> Inputs:
         module: the submodule; of its dtype, and on its device.
         example: what was recorded.
     """
-    tensors = (*module.parameters(), *module.buffers())
-    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
-    dtype = floats[0].dtype if floats else torch.get_default_dtype()
-    args, kwargs = remake(example, dtype, floats[0].device if floats else torch.device("cpu"))
+    args, kwargs = remake(example, *kind_of(module))
     return kwargs if kwargs else args

@@ -12,9 +12,10 @@ from torch import nn
 
 from upscale_opt.errors import VerificationError
 from upscale_opt.materializing.pruned_module import PrunedModule, replace
-from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors
-from upscale_opt.verifying.deviation import deviation
-from upscale_opt.verifying.verify import ALLOWED, EXACT
+from upscale_opt.materializing.used import kind_of
+from upscale_opt.tracing.examples import Inputs, dtype_name, map_tensors
+from upscale_opt.verifying.deviation import allowed, deviation
+from upscale_opt.verifying.outputs import outputs_of
 
 
 def replay(
@@ -35,7 +36,7 @@ def replay(
     Raises:
         VerificationError: if a submodule deviates by more than rounding, or its export fails.
     """
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    own = kind_of(model)[0]
     try:
         return _replay(model, exports, inputs, torch.float64)
     except (RuntimeError, TypeError):
@@ -51,19 +52,18 @@ def _replay(
     twins = {name: copy.deepcopy(export).to(dtype).eval() for name, export in exports.items()}
     worst: dict[str, float] = {}
     with _compared(masked, twins, worst):
-        want = _run(masked, inputs, dtype)
+        want = outputs_of(masked, inputs, dtype)
     for name, error in worst.items():
-        allowed = ALLOWED.get(dtype_name(dtype), EXACT)
-        if not error <= allowed:
+        if not error <= allowed(dtype):
             raise VerificationError(
                 f"the pruned {name or type(model).__name__} deviates by {error:.2e} in "
-                f"{dtype_name(dtype)}, where {allowed:.0e} is allowed; please report the model and "
-                "its masks"
+                f"{dtype_name(dtype)}, where {allowed(dtype):.0e} is allowed; please report the "
+                "model and its masks"
             )
     for name, twin in twins.items():
         replace(masked.get_submodule(name), twin)
     try:
-        return worst, deviation(want, _run(masked, inputs, dtype))
+        return worst, deviation(want, outputs_of(masked, inputs, dtype))
     except VerificationError:
         return worst, None
 
@@ -108,12 +108,3 @@ def _compared(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _run(model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> Any:
-    def cast(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
-
-    args, kwargs = as_call(inputs)
-    with torch.no_grad(), torch.random.fork_rng([]):
-        return model(*map_tensors(args, cast), **map_tensors(kwargs, cast))

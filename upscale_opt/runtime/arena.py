@@ -116,7 +116,7 @@ class ArenaRead(nn.Module):
         self.dim = dim
         self.start, self.length = places[0], len(places)
         self.view = view and list(places) == list(range(places[0], places[0] + len(places)))
-        self.parts = _joined_runs(sources)
+        self.parts = joined_runs(sources)
         self.used = sorted({piece for piece, _ in sources})
         joined: list[int] = []  # where the channels are in all that is used, end to end
         if len(self.parts) > _MANY_PARTS:
@@ -155,7 +155,7 @@ class ArenaRead(nn.Module):
         return f"{how} along dim {self.dim}"
 
 
-def _joined_runs(sources: Sequence[tuple[int, int]]) -> list[Run]:
+def joined_runs(sources: Sequence[tuple[int, int]]) -> list[Run]:
     """Channels that lie side by side in one tensor, as (which tensor, first channel, how many)."""
     runs: list[Run] = []
     for piece, place in sources:

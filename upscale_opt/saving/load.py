@@ -11,17 +11,12 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import MaterializeError, SchemaError, TraceError
-from upscale_opt.materializing.origin import (
-    Origin,
-    Stage,
-    kind_of,
-    registered,
-    set_modes,
-    tensors_of,
-)
+from upscale_opt.materializing.gathered import gathered
+from upscale_opt.materializing.origin import Origin, Stage, set_modes
 from upscale_opt.materializing.pruned_module import PrunedModule
 from upscale_opt.materializing.rebuild import rebuild
 from upscale_opt.materializing.stages import stages_of
+from upscale_opt.materializing.used import kind_of, registered, tensors_of
 from upscale_opt.saving.file import Contents, Manifest, unpack
 from upscale_opt.saving.module_settings import difference
 from upscale_opt.solver.checking.check import damage
@@ -82,12 +77,13 @@ def _rebuilt(definition: nn.Module, contents: Contents) -> PrunedModule:
     for stage in stages[done:]:
         _dress(blank, stage.origin)
         program = _captured(blank, stage, manifest)
-        options = {"gather_views": stage.origin.gather_views}
-        pruned = rebuild(blank, program, stage.solution, **options)
+        solution = stage.solution
+        plan = gathered(solution) if stage.origin.gather_views else solution
+        pruned = rebuild(blank, program, plan, compacted=solution)
         reason = _difference(pruned, stage.origin)
         if reason is not None:
             raise MaterializeError(_another(manifest, definition, reason))
-        pruned.origin, blank = stage.origin, pruned
+        pruned.solution, pruned.origin, blank = solution, stage.origin, pruned
     reason = difference(pruned, manifest.settings)
     if reason is not None:
         raise MaterializeError(_another(manifest, definition, reason))

@@ -10,9 +10,10 @@ from torch import nn
 
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.base import write_atomically
-from upscale_opt.materializing.origin import Modes, modes_of, modules_of, tensors_of
+from upscale_opt.materializing.origin import Modes, modes_of
 from upscale_opt.materializing.pruned_module import PrunedModule
 from upscale_opt.materializing.stages import misfit
+from upscale_opt.materializing.used import modules_of, tensors_of
 from upscale_opt.saving.file import Contents, Manifest, pack
 from upscale_opt.saving.module_settings import settings_of
 from upscale_opt.tracing.examples import DTYPES

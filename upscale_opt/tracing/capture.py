@@ -17,11 +17,11 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from upscale_opt.errors import TraceError
-from upscale_opt.runtime.modules import Wanted, require_inputs
+from upscale_opt.runtime.required_inputs import Wanted, require_inputs
 from upscale_opt.tracing.record import as_it_was
 from upscale_opt.tracing.rules import find_rule, kept_as_calls
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
-from upscale_opt.tracing.unchanged import Snapshot, unchanged
+from upscale_opt.tracing.unchanged import Snapshot, composed_attention, unchanged
 
 Capture = Literal["fx", "export"]
 
@@ -34,7 +34,7 @@ _CHECKS = {torch._assert, fx._symbolic_trace._assert_is_none}
 
 @dataclass(frozen=True)
 class Check:
-    """What inputs must be; see :func:`upscale_opt.runtime.modules.require_inputs`.
+    """What inputs must be; see :func:`upscale_opt.runtime.required_inputs.require_inputs`.
 
     Attributes:
         inputs: the inputs; in a model that is traced again, perhaps activations.
@@ -203,7 +203,7 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         if name not in bound.arguments and parameter.default is not inspect.Parameter.empty
     }
     before = set(vars(model))
-    with unchanged(model) as snapshot, kept_as_calls(), _layer_by_layer():
+    with unchanged(model) as snapshot, kept_as_calls(), composed_attention():
         try:
             tracer = _Tracer()
             graph = tracer.trace(model, concrete_args=left_out or None)
@@ -376,17 +376,6 @@ def _refuse_state(changed: list[str], tracer: str) -> None:
             f"{tracer}: the model changes its attribute {changed[0]!r} while it runs, which an "
             "export could not; keep what lasts from call to call in buffers"
         )
-
-
-@contextmanager
-def _layer_by_layer() -> Iterator[None]:
-    """Keep ``nn.TransformerEncoderLayer`` off its fast path: one call, that computes the same."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

@@ -11,30 +11,29 @@ from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.ir.graph import Space
 
 Array = npt.NDArray[np.int64]
+"""Whole numbers, along one axis unless said otherwise."""
+
 Boolean = npt.NDArray[np.bool_]
 
 
 class Channels:
-    """A union-find over channel ids, with the reasons why some must keep their order."""
+    """Channel ids, which of them are one channel, and why some must keep their order."""
 
     def __init__(self) -> None:
-        self._parent: list[int] = []
+        self._count = 0
+        self._same = UnionFind()
         self._fixed: list[tuple[Array, str]] = []
 
     def fresh(self, count: int) -> Array:
         """``count`` new ids."""
-        first = len(self._parent)
-        self._parent.extend(range(first, first + count))
-        return np.arange(first, first + count, dtype=np.int64)
+        first, self._count = self._count, self._count + count
+        return np.arange(first, self._count, dtype=np.int64)
 
     def tie(self, left: Array, right: Array) -> None:
         """From now on ``left[i]`` and ``right[i]`` are the same channel."""
         if left is right or np.array_equal(left, right):
             return
-        for a, b in zip(left.tolist(), right.tolist(), strict=True):
-            root_a, root_b = self._find(a), self._find(b)
-            if root_a != root_b:
-                self._parent[max(root_a, root_b)] = min(root_a, root_b)
+        self._same.tie(left.tolist(), right.tolist())
 
     def fix(self, ids: Array, reason: str) -> None:
         """No order but the original one is allowed for ``ids``."""
@@ -42,11 +41,14 @@ class Channels:
 
     def resolve(self, ids: Array) -> Array:
         """The representative of each id."""
-        return np.array([self._find(i) for i in ids.tolist()], dtype=np.int64)
+        return np.array([self._same.find(i) for i in ids.tolist()], dtype=np.int64)
 
     def roots(self) -> Array:
         """The representative of every id ever made, by id."""
-        return np.array([self._find(i) for i in range(len(self._parent))], dtype=np.int64)
+        roots = np.arange(self._count, dtype=np.int64)
+        tied = self._same.members()
+        roots[tied] = [self._same.find(member) for member in tied]
+        return roots
 
     def fixed(self, roots: Array) -> dict[int, str]:
         """For every representative that is fixed, the first reason given."""
@@ -56,16 +58,16 @@ class Channels:
                 reasons.setdefault(root, reason)
         return reasons
 
-    def _find(self, a: int) -> int:
-        parent = self._parent
-        while parent[a] != a:
-            parent[a] = parent[parent[a]]
-            a = parent[a]
-        return a
-
 
 def units(elements: Array) -> tuple[Array, int]:
-    """Split ``elements`` into the longest equal runs: ``[5, 5, 8, 8]`` is ``[5, 8]``, 2 each."""
+    """Split ``elements`` into the longest equal runs: ``[5, 5, 8, 8]`` is ``[5, 8]``, 2 each.
+
+    Args:
+        elements: the channel of every element along an axis.
+
+    Returns:
+        The channels, and how many elements (features) stand for each: as many for all of them.
+    """
     if len(elements) == 0:
         return elements, 1
     borders = np.flatnonzero(np.diff(elements)) + 1
@@ -86,7 +88,7 @@ def find_spaces(
     a run of channels that follow each other in every sequence in which either occurs.
 
     Args:
-        sequences: the channel sequences of all tensors; ids below ``count``.
+        sequences: of all tensors, the ids along the channel axis; ids below ``count``.
         fixed: the ids whose order is fixed, with the reason.
         count: the number of ids.
         groups: channels that must not share a space with others.
@@ -107,7 +109,10 @@ def find_spaces(
 
 
 def _bound(sequences: Sequence[Array], fixed: dict[int, str], count: int) -> Boolean:
-    """Which ids share tensors, directly or not, with an id that is fixed or occurs twice."""
+    """Which ids share tensors, directly or not, with an id that is fixed or occurs twice.
+
+    Of shape (count,), like what the functions below say of every id.
+    """
     union = UnionFind()
     owner = np.full(count, -1, dtype=np.int64)
     for number, sequence in enumerate(sequences):

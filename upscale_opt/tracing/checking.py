@@ -31,6 +31,7 @@ from upscale_opt.tracing.examples import Inputs, as_call, map_tensors, require_m
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.rules import Call, Rule, to_meta
 from upscale_opt.tracing.running import run
+from upscale_opt.tracing.unchanged import same_random_state
 
 _EXACT = 1e-9
 """The relative deviation allowed in float64."""
@@ -66,7 +67,7 @@ def check_rules(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
             "or containers are looked into"
         )
     names: list[str] = []
-    with torch.no_grad(), torch.random.fork_rng([]):
+    with torch.no_grad(), same_random_state(model, inputs):
         for trial in _recorded(program, inputs):
             with trial.rule.blamed(trial.name):
                 _check(trial)

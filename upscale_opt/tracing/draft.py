@@ -17,6 +17,10 @@ from upscale_opt.tracing.examples import dtype_name
 from upscale_opt.tracing.heads import HeadsRefused
 from upscale_opt.tracing.values import Traced
 
+Split = Mapping[str, tuple[Array, int]]
+"""For every tensor with a channel axis: the ids along it, of shape (channels,), and how many
+features each of them has. The axis is channels * features long; see :func:`units`."""
+
 
 @dataclass
 class Draft:
@@ -59,7 +63,7 @@ class Draft:
         roots = self.channels.roots()
         number = np.full(len(roots), -1, dtype=np.int64)
         count = 0
-        split: dict[str, tuple[Array, int]] = {}
+        split: dict[str, tuple[Array, int]] = {}  # a Split
         for name, tensor in self.tensors.items():
             if tensor.ids is None:
                 continue
@@ -105,7 +109,7 @@ class Draft:
             operations=operations,
         )
 
-    def _by_channels(self, split: dict[str, tuple[Array, int]]) -> tuple[ir.Operation, ...]:
+    def _by_channels(self, split: Split) -> tuple[ir.Operation, ...]:
         """Positions of channels instead of elements; a call is refused as a whole."""
         converted = [self._by_channel(op, split) for op in self.operations]
         refused = {
@@ -122,9 +126,7 @@ class Draft:
             for op, original in zip(converted, self.operations, strict=True)
         )
 
-    def _by_channel(
-        self, operation: ir.Operation, split: dict[str, tuple[Array, int]]
-    ) -> ir.Operation:
+    def _by_channel(self, operation: ir.Operation, split: Split) -> ir.Operation:
         """Positions of elements become positions of channels; mixed features are refused."""
         if not isinstance(operation, (ir.Select, ir.Concat)):
             return operation
@@ -289,9 +291,7 @@ def count_groups(op: ir.Operation) -> int:
     return op.groups if isinstance(op, (ir.Layer, ir.Symmetric)) else 1
 
 
-def _groups(
-    operations: Iterable[ir.Operation], split: Mapping[str, tuple[Array, int]]
-) -> list[Array]:
+def _groups(operations: Iterable[ir.Operation], split: Split) -> list[Array]:
     """The channels of every group that an operation treats for itself."""
     return [
         group
@@ -303,9 +303,7 @@ def _groups(
     ]
 
 
-def _interleaved(
-    operations: tuple[ir.Operation, ...], split: Mapping[str, tuple[Array, int]]
-) -> tuple[ir.Operation, ...]:
+def _interleaved(operations: tuple[ir.Operation, ...], split: Split) -> tuple[ir.Operation, ...]:
     """Let a concatenation that is only read to be rearranged write that arrangement at once."""
     readers = Counter(name for op in operations for name in (*op.inputs, *op.whole, *op.sizes))
     joins = {

@@ -13,7 +13,7 @@ from upscale_opt.tracing.building import Builder, NotInFX
 from upscale_opt.tracing.capture import Capture, KeepsState, StoresResults, capture
 from upscale_opt.tracing.heads import HeadsRefused
 from upscale_opt.tracing.program import Program
-from upscale_opt.tracing.unchanged import unchanged
+from upscale_opt.tracing.unchanged import same_random_state, unchanged
 
 _DATA_DEPENDENT = ("control flow", "data-dependent", "DataDependent", "DynamicOutputShape")
 """What torch's refusals say of code that depends on data."""
@@ -82,10 +82,9 @@ def run_as(
     Raises:
         TraceError: if this tracer cannot capture the model, or it does not run on the inputs.
     """
-    devices = sorted({t.device.index or 0 for t in model.parameters() if t.device.type == "cuda"})
     try:
         with (
-            torch.random.fork_rng(devices),
+            same_random_state(model, args, dict(kwargs)),
             torch.inference_mode(False),  # whose tensors cannot be looked into
             torch.no_grad(),
             unchanged(model),

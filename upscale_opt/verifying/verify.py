@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +13,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import VerificationError
+from upscale_opt.materializing.used import kind_of
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors
-
-EXACT = 1e-10
-"""The relative error allowed in float64: rounding, and nothing else."""
-
-ALLOWED = {"float64": EXACT, "float32": 1e-3, "float16": 5e-2, "bfloat16": 3e-1}
+from upscale_opt.verifying.deviation import allowed, deviation
+from upscale_opt.verifying.outputs import outputs_of
 
 
 @dataclass(frozen=True)
@@ -53,29 +52,25 @@ def verify(model: nn.Module, pruned: nn.Module, inputs: Inputs) -> VerificationR
         if not isinstance(module, nn.Module):
             given = f"an object of class {type(module).__name__}"
             raise VerificationError(f"expected a model, but got {given}")
-    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    own = kind_of(model)[0]
     try:
         rough = _deviation(model, pruned, inputs, own)
     except _DoesNotRunError as failure:
         raise VerificationError(str(failure)) from failure.__cause__
-    exact = rough
-    runs = True
+    errors = {own: rough}
     if own != torch.float64:
-        try:
-            exact = _deviation(model, pruned, inputs, torch.float64)
-        except _DoesNotRunError:
-            exact, runs = math.nan, False
-    report = VerificationReport(exact, rough, dtype_name(own))
-    for name, error in (("float64", exact), (report.dtype, rough))[0 if runs else 1 :]:
-        if not error <= ALLOWED.get(name, EXACT):
+        with suppress(_DoesNotRunError):
+            errors = {torch.float64: _deviation(model, pruned, inputs, torch.float64), own: rough}
+    for dtype, error in errors.items():
+        if not error <= allowed(dtype):
             raise VerificationError(
-                f"the pruned model deviates by {error:.2e} in {name}, where "
-                f"{ALLOWED.get(name, EXACT):.0e} is allowed; please report the model and its masks"
+                f"the pruned model deviates by {error:.2e} in {dtype_name(dtype)}, where "
+                f"{allowed(dtype):.0e} is allowed; please report the model and its masks"
             )
     solution = getattr(pruned, "solution", None)
     if solution is not None and solution.capture == "export":
         _check_other_batch(model, pruned, inputs, own)
-    return report
+    return VerificationReport(errors.get(torch.float64, math.nan), rough, dtype_name(own))
 
 
 def _check_other_batch(
@@ -100,7 +95,7 @@ def _check_other_batch(
         return
     except VerificationError:
         error = math.inf
-    if not error <= ALLOWED.get(dtype_name(dtype), EXACT):
+    if not error <= allowed(dtype):
         raise VerificationError(
             "the pruned model is right for batches of this size alone: torch.export captured the "
             "batch size as a number; use x.shape[0] instead of len(x) and the like"
@@ -112,60 +107,24 @@ def _has_axes(leaf: object) -> bool:
 
 
 def _deviation(model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch.dtype) -> float:
-    expected, structure = _outputs("masked", model, inputs, dtype)
-    actual, own_structure = _outputs("pruned", pruned, inputs, dtype)
-    if structure != own_structure:
-        raise VerificationError(
-            f"the pruned model returns {own_structure} where the masked one returns {structure}"
-        )
-    worst = 0.0
-    for index, (want, got) in enumerate(zip(expected, actual, strict=True)):
-        if want.dtype != got.dtype:
-            raise VerificationError(
-                f"output {index} is {dtype_name(got.dtype)} instead of {dtype_name(want.dtype)}"
-            )
-        if want.shape != got.shape:
-            raise VerificationError(
-                f"output {index} has the shape {tuple(got.shape)} instead of {tuple(want.shape)}"
-            )
-        want, got = want.double(), got.double()
-        if not torch.isfinite(want).all():
-            raise VerificationError(
-                f"output {index} of the masked model is not finite in {dtype_name(dtype)}, so "
-                "there is nothing to compare with; give other inputs"
-            )
-        if want.numel():
-            scale = float(want.abs().max())
-            difference = float((want - got).abs().max())
-            worst = max(worst, difference / scale if scale > 0 else difference)
-            if difference != difference:
-                return float("nan")
-    return worst
+    want = _outputs("masked", model, inputs, dtype)
+    return deviation(want, _outputs("pruned", pruned, inputs, dtype))
 
 
 class _DoesNotRunError(Exception):
     """A model fails on the inputs."""
 
 
-def _outputs(
-    which: str, model: nn.Module, inputs: Inputs, dtype: torch.dtype
-) -> tuple[list[torch.Tensor], pytree.TreeSpec]:
-    args, kwargs = as_call(inputs)
-
-    def cast(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(dtype, copy=True) if tensor.is_floating_point() else tensor.clone()
-
-    runner: Any = copy.deepcopy(model).to(dtype).eval()
-    with torch.no_grad(), torch.random.fork_rng([]):
-        try:
-            result = runner(*map_tensors(args, cast), **map_tensors(kwargs, cast))
-        except Exception as error:
-            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-                raise
-            reason = " ".join(str(error).split())
-            raise _DoesNotRunError(
-                f"the {which} model does not run on these inputs in {dtype_name(dtype)}: "
-                f"{type(error).__name__}: {reason}"
-            ) from error
-    leaves, structure = pytree.tree_flatten(result)
-    return [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor)], structure
+def _outputs(which: str, model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> Any:
+    as_call(inputs)  # what is none of the accepted forms is refused as that
+    runner = copy.deepcopy(model).to(dtype).eval()
+    try:
+        return outputs_of(runner, inputs, dtype)
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise _DoesNotRunError(
+            f"the {which} model does not run on these inputs in {dtype_name(dtype)}: "
+            f"{type(error).__name__}: {reason}"
+        ) from error

@@ -22,6 +22,7 @@ from upscale_opt.ir.graph import ChannelGraph, Opaque
 from upscale_opt.ir.profiles import profile
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.zeros import apply_masks, masks_of
+from upscale_opt.materializing.gathered import gathered
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.models import catalogue
 from upscale_opt.models.catalogue.entries import ExampleInputs
@@ -133,23 +134,9 @@ def problem_of(error: BaseException) -> str:
     return text if isinstance(error, UpscaleError) else f"{type(error).__name__}: {text}"
 
 
-def copied_channels(solution: Solution, *, gather_views: bool = False) -> int:
-    """The channels that an export copies.
-
-    Args:
-        solution: its plan.
-        gather_views: whether it gathers what could be views, too.
-    """
-    return sum(
-        len(read.channels)
-        for read in solution.reads
-        if read.plan == "gather"
-        or (
-            gather_views
-            and read.kind == "select"
-            and read.channels != solution.tensors[read.tensor]
-        )
-    )
+def copied_channels(solution: Solution) -> int:
+    """The channels that an export copies by its plan."""
+    return sum(read.copied for read in solution.reads)
 
 
 def _opaque(graph: ChannelGraph) -> int:
@@ -181,16 +168,14 @@ def _ours(
     graph: ChannelGraph,
     inputs: Inputs,
     solution: Solution,
-    *,
-    gather_views: bool = False,
 ) -> Built:
     """An export of ours, verified."""
-    pruned = materialize(masked, solution, gather_views=gather_views)
+    pruned = materialize(masked, solution)
     error = verify(masked, pruned, inputs).float64_error
     export = Export(
         variant=variant,
         status=solution.status,
-        copied_channels=copied_channels(solution, gather_views=gather_views),
+        copied_channels=copied_channels(solution),
         deviation=None if math.isnan(error) else error,
     )
     return Built(export, pruned, graph)
@@ -204,9 +189,8 @@ def _solved(subject: Subject, graph: ChannelGraph, **options: Any) -> Solution:
 
 def _gather(subject: Subject, batch: int, form: str) -> Built:
     graph = subject.graph()
-    solution = _solved(subject, graph, solver="identity")
-    inputs = subject.inputs(BATCH)
-    return _ours("gather", subject.masked, graph, inputs, solution, gather_views=True)
+    solution = gathered(_solved(subject, graph, solver="identity"))
+    return _ours("gather", subject.masked, graph, subject.inputs(BATCH), solution)
 
 
 def _copies(subject: Subject, batch: int, form: str) -> Built:
