@@ -212,6 +212,10 @@ def _unlike(
     return extra, floors
 
 
+_WHATEVER = Ids()
+"""Selected by a slice that is not hoisted: it takes what its result stores, once that is known."""
+
+
 class _Finder:
     def __init__(self, graph: ChannelGraph, sets: ChannelSets, model: Model) -> None:
         self.graph = graph
@@ -237,7 +241,7 @@ class _Finder:
         stored = self._stored(segment)
         places = set() if self.model == "segment" else self._leave_out_zeros(stored)
         for (name, operand), ids in self.selects.items():
-            if not ids:  # a slice that is not hoisted takes whatever its result stores
+            if ids == _WHATEVER:
                 self.selects[name, operand] = stored[self.operations[name].outputs[0]]
         if self.model != "segment":
             readers = self._sole_readers()
@@ -260,7 +264,7 @@ class _Finder:
             for operand in range(len(op.inputs)):
                 self.selects[op.name, operand] = self.sets.needed[op.outputs[0]]
         elif isinstance(op, Select):
-            self.selects[op.name, 0] = Ids()
+            self.selects[op.name, 0] = _WHATEVER
 
     def _hoists(self, op: Operation) -> bool:
         """Whether the result stores just what all its readers want, so that we select before."""
@@ -361,6 +365,9 @@ class _Finder:
             for name, operand in sums:
                 source = self.operations[name].inputs[operand]
                 kept |= stored[source] & self.sets.defined[source]
+            for edge in edges:
+                if self.selects.get(edge) == _WHATEVER:
+                    kept |= stored[self.operations[edge[0]].outputs[0]]
             if kept != stored[live[0]]:
                 for name in live:
                     stored[name] = frozenset(kept)
