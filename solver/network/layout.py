@@ -126,7 +126,7 @@ class _Writer:
         return Layout(self.layout, tuple(reads), lists)
 
     def _runs(self, op: Operation) -> bool:
-        """Whether anything of the result is left after trimming, or the operation must run."""
+        """Anything of the result is left after trimming, or the operation must run."""
         structured = [name for name in op.outputs if name in self.full]
         return op.name in self.sets.live and (
             not structured
@@ -183,7 +183,7 @@ class _Writer:
                     self._need(name, self.full[name])
 
     def _keep_gathered(self, op: Operation, source: str) -> None:
-        """What is gathered anyway is not trimmed: the copies are those that were counted."""
+        """Keep untrimmed what is gathered anyway: the copies are those that were counted."""
         if isinstance(op, Select):
             self._need(op.outputs[0], self.full[op.outputs[0]])
         elif isinstance(op, Elementwise) and op.additive and op.outputs[0] in self.full:
@@ -237,7 +237,7 @@ class _Writer:
         return kept
 
     def _shares(self, op: Concat, kept: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """What each operand of a concatenation contributes to the entries ``kept``."""
+        """The share of each operand of a concatenation in the entries ``kept``."""
         key = (op.name, kept)
         if self._cached_shares[0] != key:
             owners: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""Where selections happen, and what every tensor stores: the reads that the program decides on.
+"""Places of selections, and what every tensor stores: the reads that the program decides on.
 
 Tensors joined by operations that keep channels in place form a *segment*; all of them store the
 channels that any of them needs, in one order. Channels are selected where a segment ends:
@@ -49,7 +49,7 @@ from upscale_opt.solver.network.sets import (
 )
 
 Model = Literal["tensor", "segment", "arena"]
-"""Which rules say where channels are selected and what tensors store."""
+"""The rules that say where channels are selected and what tensors store."""
 
 MODELS: tuple[Model, ...] = get_args(Model)
 
@@ -142,7 +142,7 @@ def _gaps(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[Ed
 
 
 def _uneven(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[str, Ids]:
-    """What the results of grouped convolutions must store for their groups to be equal."""
+    """Channels that grouped convolutions' results must store for their groups to be equal."""
     floors: dict[str, Ids] = {}
     for op in graph.operations:
         count = op.groups if isinstance(op, Layer) else 1
@@ -163,7 +163,7 @@ def _uneven(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[
 
 @dataclass(frozen=True)
 class _Link:
-    """What must be the same channels, since one parameter's axis runs along all of them.
+    """Reads and writes of the same channels, since one parameter's axis runs along all of them.
 
     Attributes:
         reads: layers that read by it.
@@ -193,7 +193,7 @@ def _links(graph: ChannelGraph) -> list[_Link]:
 def _unlike(
     links: Sequence[_Link], sets: ChannelSets, segments: Segments
 ) -> tuple[dict[Edge, Ids], dict[str, Ids]]:
-    """What operations that share parameters must read, and write, besides what they need."""
+    """Channels that operations which share parameters must read, and write, besides their needs."""
     extra: dict[Edge, Ids] = {}
     floors: dict[str, Ids] = {}
     for link in links:
@@ -267,7 +267,7 @@ class _Finder:
             self.selects[op.name, 0] = _WHATEVER
 
     def _hoists(self, op: Operation) -> bool:
-        """Whether the result stores just what all its readers want, so that we select before."""
+        """The result stores just what all its readers want, so that we select before."""
         if self.model == "segment" or not self._may_hoist(op):
             return False
         ids = self.sets.needed[op.outputs[0]]
@@ -288,7 +288,7 @@ class _Finder:
         return not op.additive or all(ids <= self.sets.defined[name] for name in op.inputs)
 
     def _absorbs(self, name: str) -> bool:
-        """Whether the tensor can store just what its only reader wants."""
+        """The tensor can store just what its only reader wants."""
         op = self.producer[name]
         if len(self.readers[name]) != 1:
             return False
@@ -404,7 +404,7 @@ def linked_tensors(graph: ChannelGraph) -> frozenset[str]:
 
 
 def keeps_sequence(graph: ChannelGraph, op: Select) -> bool:
-    """Whether a selection's result is stored in the sequence of what it selects from.
+    """A selection's result is stored in the sequence of what it selects from.
 
     That is so if the spaces lie in the same sequence in both, and neither repeats anything.
     """

@@ -30,7 +30,7 @@ View = tuple[Index, ...] | None
 DemandKind = Literal["interval", "prefix", "suffix"]
 
 Measure = Literal["copies", "blocks"]
-"""What orders cost: the weights of the reads that are not views, or the runs of all reads."""
+"""The cost of orders: the weights of the reads that are not views, or the runs of all reads."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -155,7 +155,7 @@ Orders = tuple[tuple[int, ...], ...]
 
 
 def holds(demand: Demand, position: Mapping[int, int], size: int) -> bool:
-    """Whether ``demand`` holds in a space of ``size`` channels with these channel positions."""
+    """``demand`` holds in a space of ``size`` channels with these channel positions."""
     if not demand.channels:
         return True
     places = [position[c] for c in demand.channels]
@@ -180,7 +180,7 @@ def satisfied(instance: Instance, orders: Orders) -> frozenset[int]:
 
 
 def is_view(view: tuple[int, ...] | None, held: Collection[int]) -> bool:
-    """Whether a read or piece with these demands is a view when the demands ``held`` hold."""
+    """A read or piece with these demands is a view when the demands ``held`` hold."""
     return view is not None and all(demand in held for demand in view)
 
 
@@ -197,7 +197,7 @@ def gathered_pieces(read: Read, held: Collection[int]) -> tuple[int, ...] | None
 
 
 def read_cost(read: Read, held: Collection[int]) -> int:
-    """What ``read`` costs when exactly the demands ``held`` hold."""
+    """The cost of ``read`` when exactly the demands ``held`` hold."""
     if is_view(read.view, held):
         return 0
     gathers = gathered_pieces(read, held)
@@ -356,7 +356,7 @@ class Case(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Proof(Shown):
-    """Why no orders cost less: see ``proof.py``.
+    """The proof that no orders cost less: see ``proof.py``.
 
     Attributes:
         groups: of demands in conflict.
@@ -376,7 +376,7 @@ class Proof(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Outcome(Shown):
-    """What a solver found.
+    """The result of a solver.
 
     Attributes:
         orders: one permutation per space.
@@ -394,5 +394,5 @@ class Outcome(Shown):
 
     @property
     def optimal(self) -> bool:
-        """Whether the orders are proven optimal."""
+        """The orders are proven optimal."""
         return self.objective == self.lower_bound

@@ -75,7 +75,7 @@ class Mixer(nn.Module):
 
     def __init__(self, width: int = 8, part: int = 2) -> None:
         super().__init__()
-        self.sizes = (width - 2 * part, part, part)
+        self.sizes = [width - 2 * part, part, part]
         self.square = nn.Conv2d(part, part, 3, padding=1, groups=part)
         self.band = nn.Conv2d(part, part, (1, 5), padding=(0, 2), groups=part)
 
@@ -95,7 +95,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.narrow(torch.relu(self.wide(self.norm(self.mixer(x)))))
-        return x + y * self.scale.view(1, -1, 1, 1)
+        return torch.add(x, y * self.scale.view(1, -1, 1, 1))
 
 
 def mixers(blocks: int) -> nn.Sequential:

@@ -26,7 +26,7 @@ _START = 60.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a problem.
+    """The outcome of a problem.
 
     Attributes:
         solution: the solution's JSON; None if there is none.
@@ -82,7 +82,7 @@ class SolverProcess:
         self._started()
 
     def ready(self, seconds: float) -> bool:
-        """Whether it can begin at once; wait so many seconds for that."""
+        """It can begin at once; wait so many seconds for that."""
         child = self._fresh()
         if not child.ready:
             try:
