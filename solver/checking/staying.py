@@ -17,7 +17,8 @@ from upscale_opt.ir.graph import (
 )
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.solver.network.segments import find_segments, linked_tensors
+from upscale_opt.solver.network.evening import linked_tensors
+from upscale_opt.solver.network.segments import find_segments
 from upscale_opt.solver.network.sets import ChannelSets, Ids, kept_columns
 
 Cause = Literal[

@@ -15,8 +15,9 @@ from itertools import groupby, pairwise
 
 from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Elementwise, Layer, Operation
+from upscale_opt.solver.network.evening import linked_tensors
 from upscale_opt.solver.network.formulate import Formulation
-from upscale_opt.solver.network.segments import Arena, Segments, linked_tensors
+from upscale_opt.solver.network.segments import Arena, Segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.problem.instance import Orders, satisfied
 

@@ -19,9 +19,10 @@ from upscale_opt.ir.graph import (
     Select,
 )
 from upscale_opt.ir.solution import Read
+from upscale_opt.solver.network.evening import linked_tensors
 from upscale_opt.solver.network.formulate import Formulation
 from upscale_opt.solver.network.index_lists import index_lists
-from upscale_opt.solver.network.segments import Segments, linked_tensors
+from upscale_opt.solver.network.segments import Segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.problem.instance import Orders, gathered_pieces, is_view
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -35,18 +35,16 @@ from upscale_opt.ir.graph import (
     Select,
     Symmetric,
     Tensor,
-    axes_of,
-    shared_parameters,
 )
 from upscale_opt.ir.masks import Masks
-from upscale_opt.solver.network.sets import (
-    ChannelSets,
-    Edge,
-    Ids,
-    channel_sets,
-    in_groups,
-    level,
+from upscale_opt.solver.network.evening import (
+    agree,
+    even_groups,
+    fill_gaps,
+    linked_tensors,
+    links_of,
 )
+from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids, channel_sets
 
 Model = Literal["tensor", "segment", "arena"]
 """The rules that say where channels are selected and what tensors store."""
@@ -112,104 +110,21 @@ def find_segments(
             the arenas are yet to be found.
         extra: channels that edges shall deliver although nobody needs them.
     """
-    links = _links(graph)
+    links = links_of(graph)
     extra = dict(extra or {})
     floors: dict[str, Ids] = {}
     while True:
         sets = channel_sets(graph, masks, extra=extra, floors=floors)
         segments = _Finder(graph, sets, model).find()
-        gaps, uneven = _gaps(graph, sets, segments), _uneven(graph, sets, segments)
-        apart, unlike = _unlike(links, sets, segments)
+        stored = segments.stored
+        gaps, uneven = fill_gaps(graph, sets, stored), even_groups(graph, sets, stored)
+        apart, unlike = agree(links, sets, stored, segments.selects)
         if not (gaps or uneven or apart or unlike):
             return sets, segments
         for edge, ids in (*gaps.items(), *apart.items()):
             extra[edge] = extra.get(edge, Ids()) | ids
         for name, ids in (*uneven.items(), *unlike.items()):
             floors[name] = floors.get(name, Ids()) | ids
-
-
-def _gaps(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[Edge, Ids]:
-    gaps: dict[Edge, Ids] = {}
-    for op in graph.operations:
-        if isinstance(op, Concat) and op.name in sets.live:
-            stored = segments.stored[op.outputs[0]]
-            for operand, name in enumerate(op.inputs):
-                ids = stored.intersection(graph.tensors[name].channels)
-                wanted = sets.wants.get((op.name, operand), Ids())
-                if not ids <= wanted if op.positions is not None else ids and not wanted:
-                    gaps[op.name, operand] = ids
-    return gaps
-
-
-def _uneven(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[str, Ids]:
-    """Channels that grouped convolutions' results must store for their groups to be equal."""
-    floors: dict[str, Ids] = {}
-    for op in graph.operations:
-        count = op.groups if isinstance(op, Layer) else 1
-        if isinstance(op, Attention) and op.values:
-            count = op.heads
-        elif count == 1:
-            continue
-        if op.name in sets.live:
-            name = op.outputs[0]
-            stored = segments.stored[name]
-            groups = [Ids(group) for group in in_groups(graph.tensors[name].channels, count)]
-            alive = [group for group in groups if group & stored or isinstance(op, Attention)]
-            even = level(alive, stored, max(len(group & stored) for group in alive))
-            if not even <= sets.needed[name]:
-                floors[name] = even
-    return floors
-
-
-@dataclass(frozen=True)
-class _Link:
-    """Reads and writes of the same channels, since one parameter's axis runs along all of them.
-
-    Attributes:
-        reads: layers that read by it.
-        writes: operations that write by it, and the tensors written.
-    """
-
-    reads: tuple[str, ...]
-    writes: tuple[tuple[str, str], ...]
-
-
-def _links(graph: ChannelGraph) -> list[_Link]:
-    links: dict[_Link, None] = {}
-    for name, operations in shared_parameters(graph).items():
-        reads: dict[int, list[str]] = defaultdict(list)
-        writes: dict[int, list[tuple[str, str]]] = defaultdict(list)
-        for op in operations:
-            for axis, tensor in axes_of(op, name).items():
-                if tensor in op.inputs and tensor not in op.outputs:
-                    reads[axis].append(op.name)
-                else:
-                    writes[axis].append((op.name, tensor))
-        for axis in {**reads, **writes}:
-            links[_Link(tuple(reads[axis]), tuple(writes[axis]))] = None
-    return list(links)
-
-
-def _unlike(
-    links: Sequence[_Link], sets: ChannelSets, segments: Segments
-) -> tuple[dict[Edge, Ids], dict[str, Ids]]:
-    """Channels that operations which share parameters must read, and write, besides their needs."""
-    extra: dict[Edge, Ids] = {}
-    floors: dict[str, Ids] = {}
-    for link in links:
-        reads = [name for name in link.reads if name in sets.live]
-        writes = [name for op, name in link.writes if op in sets.live]
-        together = Ids().union(
-            *(segments.selects[name, 0] for name in reads),
-            *(segments.stored[name] for name in writes),
-        )
-        for name in reads:
-            if segments.selects[name, 0] != together:
-                extra[name, 0] = together
-        for name in writes:
-            if not together <= sets.needed[name]:
-                floors[name] = together
-    return extra, floors
 
 
 _WHATEVER = Ids()
@@ -391,16 +306,6 @@ class _Finder:
 
 
 _IN_PLACE = frozenset({"channelwise", "symmetric", "elementwise", "concat", "select"})
-
-
-def linked_tensors(graph: ChannelGraph) -> frozenset[str]:
-    """The tensors that are written by parameters which other operations use, too."""
-    return frozenset(
-        name
-        for operations in shared_parameters(graph).values()
-        for op in operations
-        for name in op.outputs
-    )
 
 
 def keeps_sequence(graph: ChannelGraph, op: Select) -> bool:

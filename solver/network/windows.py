@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Layer
+from upscale_opt.solver.network.evening import linked_tensors
 from upscale_opt.solver.network.formulate import Formulation
-from upscale_opt.solver.network.segments import Segments, linked_tensors
+from upscale_opt.solver.network.segments import Segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.problem.instance import (
     Instance,
