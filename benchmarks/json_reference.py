@@ -12,11 +12,11 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
 
 from pages import parser, publish
-from pydantic.json_schema import models_json_schema
+from pydantic import TypeAdapter
 
 from upscale_opt.cli.fronts import Fronts
 from upscale_opt.experiments.bench.records import BenchRecord
@@ -32,7 +32,8 @@ from upscale_opt.solver.checking.removal import Removal
 from upscale_opt.solver.comparing import Comparison
 from upscale_opt.solver.problem.instance_file import InstanceFile
 
-Model = type[Record]
+Model = type[Any]
+"""A record of Pydantic's, or a dataclass in one."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,12 @@ class Reference:
             own = [entry.model, *new]
             seen.update(dict.fromkeys(own))
             self.parts[entry.model.__name__] = own
-        keys, schema = models_json_schema([(model, "validation") for model in seen])
+        numbers = {model: number for number, model in enumerate(seen)}
+        keys, schema = TypeAdapter.json_schemas(
+            [(number, "validation", TypeAdapter(model)) for model, number in numbers.items()]
+        )
         self.schemas: dict[str, Any] = schema["$defs"]
-        self.key = {model: keys[model, "validation"]["$ref"] for model in seen}
+        self.key = {model: keys[number, "validation"]["$ref"] for model, number in numbers.items()}
         for document, models in self.parts.items():
             for model in models:
                 name = model.__name__
@@ -194,15 +198,27 @@ def reachable(model: Model) -> list[Model]:
     found: dict[Model, None] = {}
 
     def visit(kind: Any) -> None:
-        if inspect.isclass(kind) and issubclass(kind, Record) and kind not in found:
+        if is_model(kind) and kind not in found:
             found[kind] = None
-            for field in kind.model_fields.values():
-                visit(field.annotation)
+            for annotation in field_types(kind).values():
+                visit(annotation)
         for part in get_args(kind):
             visit(part)
 
     visit(model)
     return list(found)
+
+
+def is_model(kind: Any) -> bool:
+    return inspect.isclass(kind) and (issubclass(kind, Record) or is_dataclass(kind))
+
+
+def field_types(model: Model) -> dict[str, Any]:
+    """The types of a model's fields, by their names."""
+    if is_dataclass(model):
+        hints = get_type_hints(model)
+        return {field.name: hints[field.name] for field in fields(model)}
+    return {name: field.annotation for name, field in model.model_fields.items()}
 
 
 def lacking() -> list[str]:
@@ -211,9 +227,14 @@ def lacking() -> list[str]:
     return [
         f"{model.__module__}.{model.__name__}.{name}"
         for model in models
-        for name, field in model.model_fields.items()
-        if not meanings(model).get(name) and (field.default,) != get_args(field.annotation)
+        for name, annotation in field_types(model).items()
+        if not meanings(model).get(name) and not is_tag(model, name, annotation)
     ]
+
+
+def is_tag(model: Model, name: str, annotation: Any) -> bool:
+    """The field has one value only, and so speaks for itself."""
+    return not is_dataclass(model) and (model.model_fields[name].default,) == get_args(annotation)
 
 
 def meanings(model: Model) -> dict[str, str]:
@@ -225,7 +246,7 @@ def meanings(model: Model) -> dict[str, str]:
             names, _, text = entry.strip().partition(": ")
             for name in names.split(", "):
                 told[name] = plain(text)
-    return {name: text for name, text in told.items() if name in model.model_fields}
+    return {name: text for name, text in told.items() if name in field_types(model)}
 
 
 def summary(model: Model) -> str:

@@ -8,6 +8,7 @@ from torch import nn
 
 from upscale_opt.models.generated.basics import add, full_convolution
 from upscale_opt.models.generated.builder import LARGEST_SIDE, Builder, Kind, Value
+from upscale_opt.models.generated.orders import uneven_split
 
 _WIDEST = 16
 
@@ -77,6 +78,32 @@ def shuffle_block(b: Builder) -> None:
     y = shuffle(b, y, groups=2)
     if b.rng.random() < 0.5:
         b.view("chunk", y, (half, *x.rest), (half, *x.rest), numbers=(2, 2))
+
+
+def parted_block(b: Builder) -> None:
+    """Add the block of InceptionNeXt: parts of an image go different ways, and come together."""
+    x = _several(b)
+    if b.rng.random() < 0.5:
+        x = full_convolution(b, x, b.rng.choice([4, 6, 8]), bias=False, same=True)
+    parts = [_way(b, part) for part in uneven_split(b, x)]
+    y = b.append("cat", parts, x.shape)
+    if b.rng.random() < 0.7:
+        y = b.layer(y, nn.BatchNorm2d(x.channels))
+    y = full_convolution(b, y, b.rng.choice([4, 8, 12]), bias=True, same=True)
+    y = full_convolution(b, b.layer(y, nn.ReLU()), x.channels, bias=True, same=True)
+    if b.rng.random() < 0.7:
+        y = b.parameter(y, (x.channels, 1, 1), ops=["mul"])
+    add(b, x, y)
+
+
+def _way(b: Builder, x: Value) -> Value:
+    """Add what may become of a part of an image: nothing, a depthwise convolution, or more."""
+    style = b.rng.choice(["", "depthwise", "depthwise", "relu", "full"])
+    if style == "depthwise":
+        return b.layer(x, nn.Conv2d(x.channels, x.channels, 3, 1, 1, groups=x.channels))
+    if style == "relu":
+        return b.layer(x, nn.ReLU())
+    return full_convolution(b, x, x.channels, bias=True, same=True) if style == "full" else x
 
 
 def shuffled(b: Builder) -> None:
@@ -186,6 +213,7 @@ CONVOLUTIONS: list[tuple[Kind, float]] = [
     (grouped_block, 4),
     (grouped_residual, 4),
     (shuffle_block, 4),
+    (parted_block, 4),
     (shuffled, 4),
     (bottleneck_gate, 4),
     (sequence, 4),

@@ -34,10 +34,16 @@ def strided(b: Builder) -> None:
         count = len(range(start, x.channels, step))
         b.view("stride", x, (count, *x.rest), numbers=(start, step))
         return
+    uneven_split(b, x)
+
+
+def uneven_split(b: Builder, x: Value) -> list[Value]:
+    """Add a split of an image, which has several channels, into pieces of any sizes."""
     inner = b.rng.sample(range(1, x.channels), min(b.rng.randint(1, 3), x.channels - 1))
     bounds = [0, *sorted(inner), x.channels]
     sizes = [stop - start for start, stop in itertools.pairwise(bounds)]
     b.view("split", x, *((size, *x.rest) for size in sizes), numbers=tuple(sizes))
+    return b.values[-len(sizes) :]
 
 
 def rejoin(b: Builder) -> None:

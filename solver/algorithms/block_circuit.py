@@ -81,7 +81,7 @@ class Circuit:
         self._arcs[space] = arcs
 
     def _beginnings(self) -> Iterator[tuple[int, cp_model.IntVar]]:
-        """What each arc costs: the reads that begin a run there."""
+        """The cost of each arc: the reads that begin a run there."""
         wanted: dict[int, dict[int, list[frozenset[int]]]] = defaultdict(lambda: defaultdict(list))
         for read in self._part.reads:
             for part in read.parts:
@@ -121,7 +121,7 @@ class Circuit:
 
 @dataclass(frozen=True)
 class Paths:
-    """What a search found: orders by space (none, if it found none), and a bound.
+    """The result of a search: orders by space (none, if it found none), and a bound.
 
     Attributes:
         orders: of the part's spaces.

@@ -35,13 +35,13 @@ class BlockPart:
 
     @property
     def runs(self) -> int:
-        """What all reads together could cost, or more."""
+        """The cost of all reads together, or more."""
         channels = sum(len(p.channels) for read in self.reads for p in read.parts)
         return sum(read.weight for read in self.reads) * channels
 
     @property
     def arcs(self) -> int:
-        """How large the model would be."""
+        """The number of arcs of the model."""
         return sum((len(atoms) + 1) ** 2 for atoms in self.atoms.values())
 
 
@@ -115,7 +115,16 @@ def _space_bound(part: BlockPart, space: int, deadline: float) -> int:
 
 
 def _distances(inside: Matrix, weights: Matrix) -> Matrix:
-    """Weighted Hamming distances between rows."""
+    """Weighted Hamming distances between rows.
+
+    Args:
+        inside: zeros and ones as float64, of shape (n, sets): row 0 for the space's two ends, then
+            a row per atom.
+        weights: float64 of shape (sets,).
+
+    Returns:
+        float64 of shape (n, n), symmetric.
+    """
     heavy = inside * weights
     sizes = heavy.sum(axis=1)
     squares: Matrix = sizes[:, None] + sizes[None, :] - 2 * heavy @ inside.T

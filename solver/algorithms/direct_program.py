@@ -1,4 +1,4 @@
-"""What the direct models have in common: a CP-SAT model with hints, costs and a deadline."""
+"""The base of the direct models: a CP-SAT model with hints, costs and a deadline."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def solve_exact(
 
 
 def _proof(core: Core, searches: Iterable[Search], deadline: float) -> Proof:
-    """What shows the bounds; all conflicts, where what they show falls short of it.
+    """The proof of the bounds; all conflicts, where what they show falls short of it.
 
     Bounds of masters that had to round are raised to what is shown.
     """

@@ -23,7 +23,7 @@ _LARGEST_TOTAL = 1 << 58
 
 @dataclass(frozen=True)
 class Relaxed:
-    """What one run of the master found.
+    """The result of one run of the master.
 
     Attributes:
         chosen: demands to hold for the best cost; None if the run found no solution.

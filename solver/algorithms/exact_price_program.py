@@ -96,7 +96,7 @@ class PriceProgram:
         return solved
 
     def value(self) -> float:
-        """What the best prices prove, as a multiple of the common weight, before rounding."""
+        """The bound that the best prices prove, in units of the common weight, before rounding."""
         return cast(float, self._goal.Value())
 
     def case(self, unit: int) -> Case:

@@ -22,7 +22,7 @@ _SHUFFLES = 4
 
 
 class AnyMaster(Protocol):
-    """What chooses demands at least cost, knowing only the conflicts that it was told."""
+    """A master: it chooses demands at least cost, knowing only the conflicts that it was told."""
 
     def add(self, cuts: Iterable[Cut]) -> None:
         """Forbid that more than ``cut.limit`` of ``cut.demands`` hold."""
@@ -77,7 +77,7 @@ class Search:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing left to find out.
+        """Nothing is left to find out.
 
         Usually because the orders are optimal; but costs near 2**58 and above reach the master
         rounded, and a gap of that rounding can remain.

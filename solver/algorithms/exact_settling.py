@@ -27,10 +27,10 @@ from upscale_opt.solver.problem.pqtree import PQTree
 from upscale_opt.solver.problem.reduction import Component, Core, demands_of
 
 _ROUNDS = 20
-"""How often a master is asked before the best orders so far must do."""
+"""The number of times that a master is asked before the best orders so far must do."""
 
 _EFFORT = 0.5
-"""How long the master may take each time, in CP-SAT's deterministic seconds."""
+"""The most that the master may take each time, in CP-SAT's deterministic seconds."""
 
 
 def settle(

@@ -26,7 +26,7 @@ from upscale_opt.solver.problem.instance import (
 )
 
 _MAX_STEPS = 20_000
-"""How many extensions of paths one search for a best path may try."""
+"""The number of extensions of paths that one search for a best path may try."""
 
 _Channels = frozenset[int]
 """Channels, numbered across all spaces."""
@@ -242,7 +242,7 @@ def _along_paths(
 
 
 def _leads_to(node: _Node, other: _Node) -> bool:
-    """Whether ``other`` may follow ``node`` on a path: what they share can lie at its end.
+    """``other`` may follow ``node`` on a path: what they share can lie at its end.
 
     It can if all that ``node`` wants of its last spaces is shared, and of the space before them
     some, and of earlier ones nothing. Of where the shared channels lie in ``other`` the original

@@ -11,6 +11,7 @@ import numpy.typing as npt
 _ROUNDS = 60
 
 Matrix = npt.NDArray[np.float64]
+"""Floats, of shape (n, n), unless said otherwise."""
 
 
 def tour_bound(distance: Matrix, *, deadline: float) -> float:
@@ -21,7 +22,7 @@ def tour_bound(distance: Matrix, *, deadline: float) -> float:
     degree, and pay those of too low a one, does not change which tours are short, but improves it.
 
     Args:
-        distance: symmetric, n x n, n >= 3; not negative.
+        distance: float64 of shape (n, n), n >= 3; symmetric, not negative.
         deadline: when to be done, by ``time.monotonic()``; one round is always made.
     """
     size = len(distance)
@@ -40,7 +41,14 @@ def tour_bound(distance: Matrix, *, deadline: float) -> float:
 
 
 def _shortest_1_tree(distance: Matrix) -> tuple[float, Matrix]:
-    """Its length, and every node's degree in it: Prim's algorithm, then two edges at node 0."""
+    """Its length, and every node's degree in it: Prim's algorithm, then two edges at node 0.
+
+    Args:
+        distance: float64 of shape (n, n), symmetric; entries may be negative.
+
+    Returns:
+        The length, and the degrees: whole numbers as float64, of shape (n,).
+    """
     size = len(distance)
     degree = np.zeros(size)
     nearest = distance[1].copy()

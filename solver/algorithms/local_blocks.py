@@ -28,14 +28,14 @@ _MOST_ATOMS = 5_000
 
 _KICKS_PER_ATOM = 10
 _MOST_KICKS = 2_000
-"""How many kicks without an improvement end the search in one space."""
+"""The number of kicks without an improvement that end the search in one space."""
 
 _TURNS_PER_SPACE = 50
 _MOST_TURNS = 500
-"""How many turns at the ends of spaces without an improvement end the search."""
+"""The number of turns at the ends of spaces without an improvement that end the search."""
 
 _ROWS = 256
-"""How many rows of distances are computed between two looks at the clock."""
+"""The number of rows of distances that are computed between two looks at the clock."""
 
 
 def improve_blocks(
@@ -195,7 +195,9 @@ def _distances(
 ) -> Distances | None:
     """Between atoms, and to what is on the left and on the right of the space.
 
-    None if time runs out: thousands of atoms take seconds.
+    Returns:
+        int32 of shape (atoms + 2, atoms + 2), the left side and the right side last. None if time
+        runs out: thousands of atoms take seconds.
     """
     columns: list[list[bool]] = []
     weights: list[int] = []

@@ -35,7 +35,7 @@ _NOISE = 512
 """By how much of 1,024 parts, at most, chance lowers a weight that decides about a sequence."""
 
 _PIECES_FIRST = 0.25
-"""How often a read that could be a view is served piece by piece."""
+"""The probability that a read that could be a view is served piece by piece."""
 
 _WORSE = 200
 """A result may cost this part of the best cost more."""
@@ -44,7 +44,7 @@ _STEPS_PER_DEMAND = 20
 _MOST_STEPS = 1_000
 _MOST_REDUCTIONS = 200_000
 _FEWEST_STEPS = 50
-"""How many steps without an improvement end the search; large instances get fewer."""
+"""The number of steps without an improvement that end the search; large instances get fewer."""
 
 
 def improve_copies(

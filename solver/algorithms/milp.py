@@ -176,7 +176,7 @@ class PulpMaster:
 
 @dataclass(frozen=True)
 class _Scale:
-    """What weights are divided by (and rounded down), and how far their sums can be off."""
+    """The divisor of weights (which are rounded down), and how far their sums can be off."""
 
     unit: int
     tolerance: float

@@ -27,7 +27,7 @@ from typing import Any, TypedDict
 Tell = Callable[[dict[str, Any]], None]
 
 _TOLERANCE = 1e-9
-"""How far from feasible, integer or optimal the solvers may take a number to be that."""
+"""The distance from feasible, integer or optimal at which the solvers may take a number for it."""
 
 
 class Problem(TypedDict):
@@ -86,7 +86,7 @@ def _listen(problems: queue.SimpleQueue[tuple[Problem, float]]) -> None:
 
 
 def _folder() -> str:
-    """Where solvers may keep files."""
+    """The folder where solvers may keep files."""
     return sys.argv[1]
 
 
@@ -118,7 +118,7 @@ class Program:
         return [demand for demand, variable in self.held.items() if values(variable) > 0.5]
 
     def cost(self, values: Callable[[Any], float]) -> int:
-        """What a solution costs, exactly."""
+        """The cost of a solution, exactly."""
         return sum(weight for variable, weight in self._costs if values(variable) > 0.5)
 
     def _serve(self, read: Served) -> None:

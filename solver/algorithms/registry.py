@@ -21,7 +21,7 @@ _FOREVER = 1e9
 
 
 class Solver(Protocol):
-    """What every solver in :data:`SOLVERS` can be asked."""
+    """The signature of every solver in :data:`SOLVERS`."""
 
     def __call__(
         self,

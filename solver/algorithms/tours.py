@@ -19,19 +19,24 @@ _LONGEST_MOVE = 3
 """Or-opt moves up to so many nodes at a time."""
 
 _REACH = 50
-"""How many nodes a kick concerns at most."""
+"""The most nodes that a kick concerns."""
 
 Distances = npt.NDArray[np.int32]
+"""Of shape (n + 2, n + 2): between all nodes, the left end at n, the right end at n + 1."""
+
 Nodes = npt.NDArray[np.intp]
+"""Numbers of nodes, of shape (k,)."""
 
 _Move = tuple[int, int, Nodes]
+"""From which place up to (not including) which, and the nodes that then stand there."""
 
 
 class Tour:
     """A path through nodes 0 to n - 1, from node n, its left end, to node n + 1, its right end.
 
     Attributes:
-        path: the nodes in their sequence.
+        size: n.
+        path: the nodes in their sequence, of shape (n + 2,), the ends included.
     """
 
     def __init__(self, distances: Distances, inner: Iterable[int], deadline: float) -> None:
@@ -48,7 +53,7 @@ class Tour:
         self.path: Nodes = np.array([self.size, *inner, self.size + 1], np.intp)
         self._place: Nodes = np.empty_like(self.path)
         self._place[self.path] = np.arange(self.size + 2)
-        self._steps: Distances = distances[self.path[:-1], self.path[1:]]
+        self._steps: npt.NDArray[np.int32] = distances[self.path[:-1], self.path[1:]]  # (n + 1,)
 
     @property
     def length(self) -> int:

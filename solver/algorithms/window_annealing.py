@@ -18,10 +18,10 @@ from upscale_opt.solver.algorithms.window_line import Line
 
 _STEPS_PER_ATOM = 60
 _MOST_STEPS = 2_500
-"""How long the annealing of one part takes."""
+"""The steps of the annealing of one part: per atom, and at most."""
 
 _STARTS = 3
-"""How many reads are tried as the view that the others' windows lie around."""
+"""The number of reads that are tried as the view that the others' windows lie around."""
 
 
 def anneal(line: Line, rng: random.Random, deadline: float) -> list[int]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from upscale_opt.solver.problem.instance import Instance, Orders, Read, read_cost
 
 _Array = npt.NDArray[np.int64]
+_Flags = npt.NDArray[np.bool_]
 
 
 def spaces_of(instance: Instance, read: Read) -> list[int]:
@@ -29,7 +30,25 @@ def demands_of(read: Read) -> set[int]:
 
 
 class Line:
-    """The spaces of a part one behind the other, as a sequence of atoms."""
+    """The spaces of a part one behind the other, as a sequence of atoms.
+
+    Attributes:
+        reads: the reads of the part.
+        spaces: numbers of spaces, ascending; they lie one behind the other in this sequence.
+        free: those of them that may be ordered.
+        place: the row, in arrays, of every demand (by its number in the instance).
+        atoms: the channels of each atom.
+        home: each atom's space.
+        sizes: int64 of shape (atoms,): each atom's channels.
+        wanted: bool of shape (demands, atoms): the demand wants the atom.
+        foreign: bool of shape (windows, atoms): the window must not hold the atom.
+        windows: read, row of its demand, and price of each.
+        needed: int64 of shape (demands,): each demand's channels.
+        low, high: the places on the line where each space begins and ends.
+        kinds: of each demand: its kind, and where its space begins and ends.
+        start: the sequence of atoms to begin with.
+        simple: all spaces are free, and no read has pieces.
+    """
 
     def __init__(self, instance: Instance, orders: Orders) -> None:
         self.reads = list(instance.reads)
@@ -56,8 +75,8 @@ class Line:
             signs += found
         self.sizes: _Array = np.array([len(atom) for atom in self.atoms], dtype=np.int64)
         table = np.array([sign[: len(demands) + len(windows)] for sign in signs], dtype=bool).T
-        self.wanted = table[: len(demands)]
-        self.foreign = ~table[len(demands) :]
+        self.wanted: _Flags = table[: len(demands)]
+        self.foreign: _Flags = ~table[len(demands) :]
         self.windows = [
             (i, self.place[read.view[0]], read.window.price)
             for i, read in windows

@@ -22,11 +22,11 @@ _FEW_ATOMS = 14
 """Up to so many atoms CP-SAT is asked to prove the optimum."""
 
 _EFFORT = 4.0
-"""How long it may take for each part, in CP-SAT's deterministic seconds."""
+"""The most that it may take for each part, in CP-SAT's deterministic seconds."""
 
 
 def is_small(line: Line) -> bool:
-    """Whether the optimum may be proven."""
+    """The line is small and simple enough for the optimum to be proven."""
     return len(line.sizes) <= _FEW_ATOMS and line.simple
 
 
@@ -89,7 +89,7 @@ def prove(line: Line, hint: Sequence[int], deadline: float) -> tuple[list[int], 
 def _span(
     line: Line, model: cp_model.CpModel, places: Sequence[cp_model.IntVar], place: int
 ) -> tuple[cp_model.IntVar, cp_model.IntVar]:
-    """Where the channels of a demand begin and end."""
+    """The places where the channels of a demand begin and end."""
     _, low, high = line.kinds[place]
     first, last = model.new_int_var(low, high, ""), model.new_int_var(low, high, "")
     members = np.flatnonzero(line.wanted[place]).tolist()
@@ -106,7 +106,7 @@ def _window(
     window: tuple[int, int, int],
     weight: int,
 ) -> tuple[cp_model.IntVar, cp_model.IntVar]:
-    """Whether a read is served by a window, and what that costs then."""
+    """Variables: a read is served by a window, and the cost of that."""
     row, place, price = window
     first, last = spans[place]
     chosen = model.new_bool_var("")

@@ -40,11 +40,12 @@ MAX_COMBINATIONS = 2_000_000
 """Of the effects of spaces that reads tie together."""
 
 _Table = npt.NDArray[np.int32]
+"""A row per order: of shape (orders, channels), or (orders,) where there is one number for each."""
 
 
 @dataclass(frozen=True)
 class _Effect:
-    """What an order comes to, as far as the objective is concerned.
+    """The effect of an order, as far as the objective is concerned.
 
     Attributes:
         cost: what it costs in itself.
@@ -146,7 +147,7 @@ def _undominated(effects: Iterable[_Effect]) -> list[_Effect]:
 
 
 def _held(instance: Instance, number: int, reads: list[Read]) -> list[_Effect]:
-    """What the orders of a space can make hold of the demands of ``reads``."""
+    """The sets of demands of ``reads`` that the orders of a space can make hold."""
     space = instance.spaces[number]
     mentioned = sorted({demand for read in reads for demand in _demands_of(read)})
     demands = [demand for demand in mentioned if instance.demands[demand].space == number]
@@ -173,7 +174,7 @@ def _window_fact(instance: Instance, place: int, vain: int) -> int:
 
 
 def _vain(instance: Instance, read: Read, space: Space, orders: _Table) -> _Table:
-    """Per order, how many channels a window reads in vain; :data:`MAX_CHANNELS` if it may not."""
+    """The channels a window reads in vain, of shape (orders,); ``MAX_CHANNELS`` if it may not."""
     assert read.view is not None
     result: list[int] = []
     for order in orders.tolist():
@@ -183,7 +184,7 @@ def _vain(instance: Instance, read: Read, space: Space, orders: _Table) -> _Tabl
 
 
 def _holds(demand: Demand, space: Space, orders: _Table) -> _Table:
-    """Per order, whether the demand holds."""
+    """Ones where the demand holds, of shape (orders,)."""
     if not demand.channels:
         return np.ones(len(orders), np.int32)
     inside = _inside(demand.channels, space, orders)
@@ -196,7 +197,7 @@ def _holds(demand: Demand, space: Space, orders: _Table) -> _Table:
 
 
 def _copies(instance: Instance, reads: list[Read]) -> Callable[[frozenset[int]], int]:
-    """What the reads cost if these facts hold."""
+    """The cost of the reads if these facts hold."""
 
     def rest(facts: frozenset[int]) -> int:
         return sum(_cost_of(place, read, facts) for place, read in enumerate(reads))
@@ -218,7 +219,7 @@ def _copies(instance: Instance, reads: list[Read]) -> Callable[[frozenset[int]],
 
 @dataclass(frozen=True)
 class _Join:
-    """Where one space follows another in the memory of a read of this weight."""
+    """A place where one space follows another in the memory of a read of this weight."""
 
     weight: int
     left: Part
@@ -231,7 +232,7 @@ def _joins(instance: Instance, read: Read) -> list[_Join]:
 
 
 def _runs(instance: Instance, number: int, reads: list[Read], joins: list[_Join]) -> list[_Effect]:
-    """What the orders of a space cost in runs, with what they have at their ends."""
+    """The costs in runs of the orders of a space, with what they have at their ends."""
     space = instance.spaces[number]
     orders = _all_orders(space, number)
     parts = [(r.weight, p.channels) for r in reads for p in r.parts if p.space == number]
@@ -256,7 +257,7 @@ def _runs(instance: Instance, number: int, reads: list[Read], joins: list[_Join]
 
 
 def _saved(joins: list[_Join]) -> Callable[[frozenset[int]], int]:
-    """What must be taken off again for runs that go on from one space into the next."""
+    """The cost to be taken off again for runs that go on from one space into the next."""
 
     def rest(facts: frozenset[int]) -> int:
         return -sum(
@@ -272,7 +273,7 @@ def _saved(joins: list[_Join]) -> Callable[[frozenset[int]], int]:
 
 
 def _all_orders(space: Space, number: int) -> _Table:
-    """All orders allowed, as places in ``space.channels``."""
+    """All orders allowed, as places in ``space.channels``, of shape (orders, channels)."""
     size = len(space.channels)
     if space.fixed:
         return np.arange(size, dtype=np.int32).reshape(1, size)
@@ -291,14 +292,14 @@ def _permutations(size: int) -> _Table:
 
 
 def _inside(wanted: frozenset[int], space: Space, orders: _Table) -> _Table:
-    """Per order and place, whether the channel there is wanted."""
+    """Ones where the channel at a place is wanted, of shape (orders, channels)."""
     members = np.array([channel in wanted for channel in space.channels], np.int32)
     table: _Table = members[orders]
     return table
 
 
 def _count_runs(inside: _Table) -> _Table:
-    """Per order, how many runs the wanted channels form."""
+    """The numbers of runs that the wanted channels form, of shape (orders,)."""
     starts = inside.copy()
     starts[:, 1:] &= 1 - inside[:, :-1]
     runs: _Table = starts.sum(axis=1, dtype=np.int32)

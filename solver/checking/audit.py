@@ -31,7 +31,7 @@ from upscale_opt.solver.problem.proof import false_group, proven_bound
 
 @dataclass(frozen=True)
 class AuditReport:
-    """What :func:`check` found out; that the plan is right goes without saying.
+    """The findings of :func:`check`; that the plan is right goes without saying.
 
     Attributes:
         objective_value: what the orders cost.
@@ -45,12 +45,12 @@ class AuditReport:
 
     @property
     def proven(self) -> bool:
-        """Whether the lower bound is proven; else it rests on the solver's word."""
+        """The lower bound is proven; else it rests on the solver's word."""
         return self.proven_bound >= self.lower_bound
 
     @property
     def optimal(self) -> bool:
-        """Whether the orders are proven to be optimal, the solver's word apart."""
+        """The orders are proven to be optimal, the solver's word apart."""
         return self.proven_bound == self.objective_value
 
     def __str__(self) -> str:

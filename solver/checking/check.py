@@ -26,7 +26,7 @@ from upscale_opt.solver.network.sets import ChannelSets, Ids, channel_sets
 
 
 def damage(graph: ChannelGraph, solution: Solution) -> str | None:
-    """What in ``solution`` does not fit ``graph`` or itself, or ``None`` if it is sound.
+    """The first misfit of ``solution`` with ``graph`` or itself; ``None`` if it is sound.
 
     Sound means: every operation gets and gives channels in matching sequences, views are
     contiguous, and the parameters' index lists are those that follow.
@@ -141,7 +141,7 @@ def _misfit(
 
 
 def _piece_by_piece(op: Concat, graph: ChannelGraph, taken: Sequence[int]) -> bool:
-    """Whether a concatenation's result holds its operands one behind the other."""
+    """A concatenation's result holds its operands one behind the other."""
     ends = list(accumulate(len(graph.tensors[name].channels) for name in op.inputs))
     owners = [bisect_right(ends, entry) for entry in taken]
     return owners == sorted(owners)
@@ -208,13 +208,13 @@ def _computed(graph: ChannelGraph, solution: Solution) -> set[str]:
 
 
 def _in_sequence(entries: Sequence[int], size: int, groups: int) -> bool:
-    """Whether entries of a channel sequence of this size come group by group."""
+    """Entries of a channel sequence of this size come group by group."""
     numbers = [entry * groups // size for entry in entries]
     return numbers == sorted(numbers)
 
 
 def losses(graph: ChannelGraph, masks: Masks, solution: Solution) -> list[str]:
-    """What ``solution`` drops although, with these masks, it can be non-zero and matters.
+    """The first thing that ``solution`` drops although, with these masks, it matters.
 
     An empty list means: every channel that a tensor does not store is zero or dead, every layer
     gets every channel that its weight reads, and every sum gets every part that is not zero.

@@ -9,7 +9,7 @@ from upscale_opt.ir.solution import Arena, Solution
 
 
 def misplaced(graph: ChannelGraph, solution: Solution, arena: Arena) -> str | None:
-    """What is wrong with an arena, or ``None`` if it is sound.
+    """The first thing wrong with an arena, or ``None`` if it is sound.
 
     Sound means: it holds concatenations along the channels, each stored in the order of the buffer;
     all that they join is alike but for its channels, and every channel is written once.

@@ -1,4 +1,4 @@
-"""Why a read is no view: the small set of reads that cannot all be views, and the witnesses."""
+"""Reasons why a read is no view: a few reads that cannot all be views, and the witnesses."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Member(Record):
 
 
 class Explanation(Record):
-    """Why one read is a gather.
+    """The reason why one read is a gather.
 
     Attributes:
         read: the read, as ``"operation[operand]"``.
@@ -94,7 +94,7 @@ class Explanation(Record):
 
 
 def explain(solution: Solution, read: str | None = None) -> tuple[Explanation, ...]:
-    """Why reads are gathers or windows.
+    """Reasons why reads are gathers or windows.
 
     Args:
         solution: the solution; nothing else is needed.

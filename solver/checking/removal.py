@@ -1,4 +1,4 @@
-"""What of the masks' zeros leaves the network, and which operation keeps the rest.
+"""The masks' zeros: which leave the network, and which operation keeps the rest.
 
 A mask can only remove a slice of a weight where nothing depends on the slice being there. Where it
 stays, the report names the operation that is the reason.
@@ -122,12 +122,12 @@ class Removal(Document):
 
     @property
     def gone(self) -> int:
-        """How many of these are removed."""
+        """The number of these that are removed."""
         return sum(parameter.gone for parameter in self.parameters)
 
     @property
     def left(self) -> int:
-        """How many of these stay."""
+        """The number of these that stay."""
         return self.masked - self.gone
 
     @property
@@ -147,7 +147,7 @@ class Removal(Document):
 
 
 def removal(graph: ChannelGraph, masks: Masks, solution: Solution) -> Removal:
-    """What of the masks' zeros is removed, and why the rest stays.
+    """Find out which of the masks' zeros are removed, and why the rest stays.
 
     Args:
         graph: the channel graph.
@@ -195,7 +195,7 @@ class _Axis:
     groups: dict[Why, list[int]]
 
     def in_block(self, slices: frozenset[int] | list[int], block: int, blocks: int) -> int:
-        """How many of the slices lie in one of as many equal runs."""
+        """The number of the slices that lie in one of as many equal runs."""
         return sum(index * blocks // self.size == block for index in slices)
 
 
@@ -230,14 +230,14 @@ class _Reporter:
         return _Axis(axis, size, kept, frozenset(stored), groups)
 
     def _alive(self, op: Operation) -> bool:
-        """Whether the operation, and so its parameters, are still there."""
+        """The operation, and so its parameters, are still there."""
         return op.name in self.sets.live and any(
             name in self.solution.tensors or self.graph.tensors[name].axis is None
             for name in op.outputs
         )
 
     def _why(self, use: _Use, name: str, axis: int, index: int, kept: frozenset[int]) -> Why:
-        """Why a slice that is zero stays."""
+        """Find out why a slice that is zero stays."""
         if use.role == "whole":
             return Why("whole", use.op.name)
         tensor = self.graph.tensors[use.tensor]

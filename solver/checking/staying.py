@@ -1,4 +1,4 @@
-"""Why tensors store the channels that they store: the operation that each is there for."""
+"""Reasons why tensors store channels: the operation that each channel is there for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from upscale_opt.ir.graph import (
 )
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.solver.network.segments import find_segments, linked_tensors
+from upscale_opt.solver.network.evening import linked_tensors
+from upscale_opt.solver.network.segments import find_segments
 from upscale_opt.solver.network.sets import ChannelSets, Ids, kept_columns
 
 Cause = Literal[
@@ -59,12 +60,12 @@ SENTENCES: dict[Cause, str] = {
     "twice": "{op} reads the same channel elsewhere, too",
     "whole": "{op} reads what has no channels",
 }
-"""What every cause means, in words."""
+"""Every cause in words."""
 
 
 @dataclass(frozen=True)
 class Why:
-    """Why a channel is there.
+    """The reason why a channel is there.
 
     Attributes:
         cause: a key of :data:`SENTENCES`.
@@ -135,7 +136,7 @@ class _Follower:
     # What is needed.
 
     def _written(self, op: Operation) -> None:
-        """What an operation writes although nobody reads it."""
+        """Find out what an operation writes although nobody reads it."""
         for name in op.outputs:
             needed = self.sets.needed.get(name, Ids()) & self.stored.get(name, Ids())
             if isinstance(op, Opaque):
@@ -162,7 +163,7 @@ class _Follower:
                 self.whys[name].update(self._wanted(op, name, wants & self.stored[name]))
 
     def _wanted(self, op: Operation, name: str, wants: Ids) -> Iterator[tuple[int, Why]]:
-        """Why ``op`` wants channels of its input ``name``."""
+        """Find out why ``op`` wants channels of its input ``name``."""
         defined = self.sets.defined[name]
         if isinstance(op, Layer):
             read = self.columns[op.name] & defined
@@ -188,7 +189,7 @@ class _Follower:
                     yield channel, self.whys[result][channel]
 
     def _made(self, op: Operation, channel: int) -> Why:
-        """Why ``op`` wants a channel that is zero in an operand, but not in its result."""
+        """Say why ``op`` wants a channel that is zero in an operand, but not in its result."""
         if isinstance(op, ChannelWise):
             shifted = "its shift is not zero" if op.keeps_zero else "it does not keep zeros"
             return Why("constant", op.name, shifted)
@@ -220,7 +221,7 @@ class _Follower:
         return len(known) + sum(len(self.whys.get(name, ())) for name in op.inputs) > before
 
     def _passed(self, op: Operation, name: str, channel: int) -> Why:
-        """Why an operand stores a channel that the result stores."""
+        """Say why an operand stores a channel that the result stores."""
         others = (self.sets.defined[other] for other in op.inputs if other != name)
         if isinstance(op, Elementwise) and any(channel in defined for defined in others):
             return self._summed(op, channel)

@@ -15,8 +15,9 @@ from itertools import groupby, pairwise
 
 from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Elementwise, Layer, Operation
+from upscale_opt.solver.network.evening import linked_tensors
 from upscale_opt.solver.network.formulate import Formulation
-from upscale_opt.solver.network.segments import Arena, Segments, linked_tensors
+from upscale_opt.solver.network.segments import Arena, Segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.problem.instance import Orders, satisfied
 
@@ -77,7 +78,7 @@ def tidied(
 
 
 def _pieces(order: Sequence[int], rank: Mapping[int, int]) -> int:
-    """How many copies write the channels, if each writes adjacent ones."""
+    """The number of copies that write the channels, if each writes adjacent ones."""
     return 1 + sum(rank[b] != rank[a] + 1 for a, b in pairwise(order))
 
 
@@ -141,7 +142,7 @@ class _Finder:
             yield Arena(tuple(op.outputs[0] for op in cats), tuple(spaces), tuple(order))
 
     def _pays(self, cats: Sequence[Concat]) -> bool:
-        """Whether there is something to gain: tensors joined twice, or reads that compete."""
+        """There is something to gain: tensors joined twice, or reads that compete."""
         partial = [
             edge
             for name in (op.outputs[0] for op in cats)
@@ -151,7 +152,7 @@ class _Finder:
         return len(cats) > 1 or len(partial) > 1
 
     def _one_shape(self, cats: Sequence[Concat]) -> bool:
-        """Whether all that is joined is alike but for the channels, and joined along these."""
+        """All that is joined is alike but for the channels, and joined along these."""
         kinds = set()
         for name in (name for op in cats for name in (*op.inputs, *op.outputs)):
             tensor = self.graph.tensors[name]
@@ -165,7 +166,7 @@ class _Finder:
         return list(dict.fromkeys(name for space in spaces for name in self.holders[space]))
 
     def _fits(self, name: str, cats: set[str], channels: Ids, spaces: Iterable[int]) -> bool:
-        """Whether a tensor with some of the channels can be stored in the buffer's order."""
+        """A tensor with some of the channels can be stored in the buffer's order."""
         if name in self.linked or not all(_plain(op) for op in self.users[name]):
             return False
         stored = self.segments.stored[name]
@@ -184,7 +185,7 @@ class _Finder:
         return channels <= stored or all(self.segments.selects[edge] == stored for edge in reads)
 
     def _joins(self, name: str, spaces: Iterable[int]) -> bool:
-        """Whether the tensor is joined of several that hold channels of these spaces."""
+        """The tensor is joined of several that hold channels of these spaces."""
         shared = set(spaces)
         return any(
             sum(any(s in shared for s, _ in self.graph.runs(n)) for n in op.inputs) > 1
@@ -194,7 +195,7 @@ class _Finder:
 
 
 def _plain(op: Operation) -> bool:
-    """Whether an operation does the same under all orders of channels."""
+    """The operation does the same under all orders of channels."""
     if isinstance(op, Layer):
         return op.groups == 1
     if isinstance(op, Concat):

@@ -30,7 +30,7 @@ from upscale_opt.solver.problem.instance import (
 )
 
 _PRICES = 7
-"""How many prices are tried."""
+"""The number of prices that are tried."""
 
 _SCALE = 1 << 10
 """Costs are multiplied by this, so that prices may be fractions."""

@@ -70,7 +70,7 @@ class Group(Shown):
 
 
 def groups(graph: ChannelGraph) -> tuple[Group, ...]:
-    """Which layers are coupled: one group for every space of the graph, in its order.
+    """The coupled layers: one group for every space of the graph, in its order.
 
     Raises:
         SchemaError: if ``graph`` is not a graph.
@@ -209,7 +209,7 @@ def _gone(graph: ChannelGraph, masks: Masks, found: tuple[Group, ...]) -> list[s
 
 
 def _votes(graph: ChannelGraph, masks: Masks, group: Group) -> list[int]:
-    """How many layers drop each channel of the group."""
+    """The number of layers that drop each channel of the group."""
     votes = [0] * len(group.channels)
     for member in (*group.consumers, *group.producers):
         size = slices_of(graph, member.parameter, member.axis)
@@ -233,7 +233,7 @@ def _in_opaque_hands(graph: ChannelGraph) -> dict[int, str]:
 
 
 class _Places:
-    """Where each space lies in each tensor."""
+    """The places of each space in each tensor."""
 
     def __init__(self, graph: ChannelGraph) -> None:
         self.graph = graph

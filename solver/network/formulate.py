@@ -198,7 +198,7 @@ class _Formulator:
         return factor * price(self.objective, self.graph.tensors[tensor], count)
 
     def _count(self, tensor: str, ids: Ids) -> int:
-        """How many entries of the tensor's channel sequence are among ``ids``."""
+        """The number of entries of the tensor's channel sequence that are among ``ids``."""
         return sum(map(ids.__contains__, self.graph.tensors[tensor].channels))
 
     def _with_pieces(
@@ -223,7 +223,7 @@ class _Formulator:
         return with_pieces, tuple(edges)
 
     def _wishes(self) -> tuple[Read, ...]:
-        """What would let tensors that store more than they need be narrower, by a view."""
+        """Wishes that would let tensors that store more than they need be narrower, by a view."""
         gains: dict[tuple[int, ...], int] = {}
         for name, stored in self.segments.stored.items():
             needed = self.sets.needed[name]

@@ -1,4 +1,4 @@
-"""Which slices of every parameter remain, given what the tensors store."""
+"""The slices of every parameter that remain, given what the tensors store."""
 
 from __future__ import annotations
 

@@ -19,9 +19,10 @@ from upscale_opt.ir.graph import (
     Select,
 )
 from upscale_opt.ir.solution import Read
+from upscale_opt.solver.network.evening import linked_tensors
 from upscale_opt.solver.network.formulate import Formulation
 from upscale_opt.solver.network.index_lists import index_lists
-from upscale_opt.solver.network.segments import Segments, linked_tensors
+from upscale_opt.solver.network.segments import Segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.problem.instance import Orders, gathered_pieces, is_view
 
@@ -126,7 +127,7 @@ class _Writer:
         return Layout(self.layout, tuple(reads), lists)
 
     def _runs(self, op: Operation) -> bool:
-        """Whether anything of the result is left after trimming, or the operation must run."""
+        """Anything of the result is left after trimming, or the operation must run."""
         structured = [name for name in op.outputs if name in self.full]
         return op.name in self.sets.live and (
             not structured
@@ -183,7 +184,7 @@ class _Writer:
                     self._need(name, self.full[name])
 
     def _keep_gathered(self, op: Operation, source: str) -> None:
-        """What is gathered anyway is not trimmed: the copies are those that were counted."""
+        """Keep untrimmed what is gathered anyway: the copies are those that were counted."""
         if isinstance(op, Select):
             self._need(op.outputs[0], self.full[op.outputs[0]])
         elif isinstance(op, Elementwise) and op.additive and op.outputs[0] in self.full:
@@ -237,7 +238,7 @@ class _Writer:
         return kept
 
     def _shares(self, op: Concat, kept: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """What each operand of a concatenation contributes to the entries ``kept``."""
+        """The share of each operand of a concatenation in the entries ``kept``."""
         key = (op.name, kept)
         if self._cached_shares[0] != key:
             owners: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""What can be minimised, and what one gather costs by each objective."""
+"""The objectives, and the cost of one gather by each."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 from upscale_opt.ir.graph import Tensor
 
 OBJECTIVES = ("copied_channels", "copied_bytes", "gathers", "blocks", "latency")
-"""What can be minimised: over all reads that are gathers, the channels they copy, the bytes they
+"""The objectives: over all reads that are gathers, the channels they copy, the bytes they
 copy in one forward pass with the sizes that the graph was traced with, or their number; or over all
 reads, the contiguous runs that they fall into (a view is one run). Latency is the nanoseconds that
 gathers and windows cost beyond views, by a cost model (:mod:`upscale_opt.solver.network.prices`).
@@ -23,11 +23,11 @@ UNITS = {
     "blocks": "blocks",
     "latency": "nanoseconds",
 }
-"""What the objectives count, in words."""
+"""The objectives' units, in words."""
 
 
 def price(objective: str, tensor: Tensor, count: int) -> int:
-    """What it costs to gather ``count`` channels of ``tensor``; for blocks, what one run costs."""
+    """The cost of gathering ``count`` channels of ``tensor``; for blocks, of one run."""
     if objective == "copied_channels":
         return count
     if objective == "copied_bytes":

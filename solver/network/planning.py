@@ -17,7 +17,7 @@ from upscale_opt.solver.problem.instance import Orders, satisfied
 
 @dataclass(frozen=True)
 class Plan:
-    """What a solution says of a network.
+    """The parts of a solution that speak of a network.
 
     Attributes:
         tensors: for each structured tensor that is computed, the entries that it stores.

@@ -21,7 +21,7 @@ from upscale_opt.solver.network.windows import Windows
 
 @dataclass(frozen=True)
 class Problem:
-    """What graph and masks ask for, from channel sets to the instance."""
+    """The problem that graph and masks pose, from channel sets to the instance."""
 
     sets: ChannelSets
     segments: Segments

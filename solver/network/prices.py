@@ -1,4 +1,4 @@
-"""What reads cost on the clock, by a cost model: the objective ``"latency"``."""
+"""Prices of reads on the clock, by a cost model: the objective ``"latency"``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Pricing:
         self._operations = {op.name: op for op in graph.operations}
 
     def gather(self, edge: Edge, tensor: str, count: int) -> int:
-        """What gathering ``count`` channels of ``tensor`` costs more than viewing them."""
+        """The cost of gathering ``count`` channels of ``tensor`` beyond that of viewing them."""
         structure = self._graph.tensors[tensor]
         moved = 2 * count * bytes_per_channel(structure)
         gathered = self._model.nanoseconds("gather", bytes=moved)
@@ -46,7 +46,7 @@ class Pricing:
         return max(round(self._sane(gathered) - self._sane(viewed)), 0)
 
     def window(self, windows: Windows, edge: Edge, chain: Chain) -> int:
-        """What each channel costs that a window reads in vain."""
+        """The cost of each channel that a window reads in vain."""
         op = self._operations[edge[0]]
         source = self._graph.tensors[op.inputs[edge[1]]]
         cost = 0.0
@@ -64,7 +64,7 @@ class Pricing:
         return math.ceil(self._sane(cost))
 
     def of_plan(self, solution: Solution) -> int:
-        """What all moving of data costs in a solution for latency, windows included.
+        """The cost of all moving of data in a solution for latency, windows included.
 
         The objective tells orders of one model apart; it leaves out what is the same for all of
         them: joining tensors, and copying views that an operation cannot read as they are. With
@@ -90,7 +90,7 @@ class Pricing:
         return round(self._sane(cost))
 
     def _written(self, arena: Arena, tensors: Mapping[str, Sequence[int]]) -> float:
-        """What it costs to write all tensors into their arena, a copy for each run of channels."""
+        """The cost of writing all tensors into their arena, a copy for each run of channels."""
         place = {channel: number for number, channel in enumerate(arena.channels)}
         cost, written = 0.0, set(arena.tensors)
         for op in self._graph.operations:
@@ -123,7 +123,7 @@ class Pricing:
         return nanoseconds
 
     def _compacts(self, op: Operation, tensor: Tensor) -> bool:
-        """Whether a view of the tensor is copied in front of the operation."""
+        """A view of the tensor is copied in front of the operation."""
         strict = isinstance(op, Layer) or (isinstance(op, ChannelWise) and bool(op.parameters))
         if not strict or tensor.axis != 1 or len(tensor.shape) not in (4, 5):
             return False

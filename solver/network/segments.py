@@ -1,4 +1,4 @@
-"""Where selections happen, and what every tensor stores: the reads that the program decides on.
+"""Places of selections, and what every tensor stores: the reads that the program decides on.
 
 Tensors joined by operations that keep channels in place form a *segment*; all of them store the
 channels that any of them needs, in one order. Channels are selected where a segment ends:
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
@@ -35,21 +35,19 @@ from upscale_opt.ir.graph import (
     Select,
     Symmetric,
     Tensor,
-    axes_of,
-    shared_parameters,
 )
 from upscale_opt.ir.masks import Masks
-from upscale_opt.solver.network.sets import (
-    ChannelSets,
-    Edge,
-    Ids,
-    channel_sets,
-    in_groups,
-    level,
+from upscale_opt.solver.network.evening import (
+    agree,
+    even_groups,
+    fill_gaps,
+    linked_tensors,
+    links_of,
 )
+from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids, channel_sets
 
 Model = Literal["tensor", "segment", "arena"]
-"""Which rules say where channels are selected and what tensors store."""
+"""The rules that say where channels are selected and what tensors store."""
 
 MODELS: tuple[Model, ...] = get_args(Model)
 
@@ -112,14 +110,15 @@ def find_segments(
             the arenas are yet to be found.
         extra: channels that edges shall deliver although nobody needs them.
     """
-    links = _links(graph)
+    links = links_of(graph)
     extra = dict(extra or {})
     floors: dict[str, Ids] = {}
     while True:
         sets = channel_sets(graph, masks, extra=extra, floors=floors)
         segments = _Finder(graph, sets, model).find()
-        gaps, uneven = _gaps(graph, sets, segments), _uneven(graph, sets, segments)
-        apart, unlike = _unlike(links, sets, segments)
+        stored = segments.stored
+        gaps, uneven = fill_gaps(graph, sets, stored), even_groups(graph, sets, stored)
+        apart, unlike = agree(links, sets, stored, segments.selects)
         if not (gaps or uneven or apart or unlike):
             return sets, segments
         for edge, ids in (*gaps.items(), *apart.items()):
@@ -128,88 +127,8 @@ def find_segments(
             floors[name] = floors.get(name, Ids()) | ids
 
 
-def _gaps(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[Edge, Ids]:
-    gaps: dict[Edge, Ids] = {}
-    for op in graph.operations:
-        if isinstance(op, Concat) and op.name in sets.live:
-            stored = segments.stored[op.outputs[0]]
-            for operand, name in enumerate(op.inputs):
-                ids = stored.intersection(graph.tensors[name].channels)
-                wanted = sets.wants.get((op.name, operand), Ids())
-                if not ids <= wanted if op.positions is not None else ids and not wanted:
-                    gaps[op.name, operand] = ids
-    return gaps
-
-
-def _uneven(graph: ChannelGraph, sets: ChannelSets, segments: Segments) -> dict[str, Ids]:
-    """What the results of grouped convolutions must store for their groups to be equal."""
-    floors: dict[str, Ids] = {}
-    for op in graph.operations:
-        count = op.groups if isinstance(op, Layer) else 1
-        if isinstance(op, Attention) and op.values:
-            count = op.heads
-        elif count == 1:
-            continue
-        if op.name in sets.live:
-            name = op.outputs[0]
-            stored = segments.stored[name]
-            groups = [Ids(group) for group in in_groups(graph.tensors[name].channels, count)]
-            alive = [group for group in groups if group & stored or isinstance(op, Attention)]
-            even = level(alive, stored, max(len(group & stored) for group in alive))
-            if not even <= sets.needed[name]:
-                floors[name] = even
-    return floors
-
-
-@dataclass(frozen=True)
-class _Link:
-    """What must be the same channels, since one parameter's axis runs along all of them.
-
-    Attributes:
-        reads: layers that read by it.
-        writes: operations that write by it, and the tensors written.
-    """
-
-    reads: tuple[str, ...]
-    writes: tuple[tuple[str, str], ...]
-
-
-def _links(graph: ChannelGraph) -> list[_Link]:
-    links: dict[_Link, None] = {}
-    for name, operations in shared_parameters(graph).items():
-        reads: dict[int, list[str]] = defaultdict(list)
-        writes: dict[int, list[tuple[str, str]]] = defaultdict(list)
-        for op in operations:
-            for axis, tensor in axes_of(op, name).items():
-                if tensor in op.inputs and tensor not in op.outputs:
-                    reads[axis].append(op.name)
-                else:
-                    writes[axis].append((op.name, tensor))
-        for axis in {**reads, **writes}:
-            links[_Link(tuple(reads[axis]), tuple(writes[axis]))] = None
-    return list(links)
-
-
-def _unlike(
-    links: Sequence[_Link], sets: ChannelSets, segments: Segments
-) -> tuple[dict[Edge, Ids], dict[str, Ids]]:
-    """What operations that share parameters must read, and write, besides what they need."""
-    extra: dict[Edge, Ids] = {}
-    floors: dict[str, Ids] = {}
-    for link in links:
-        reads = [name for name in link.reads if name in sets.live]
-        writes = [name for op, name in link.writes if op in sets.live]
-        together = Ids().union(
-            *(segments.selects[name, 0] for name in reads),
-            *(segments.stored[name] for name in writes),
-        )
-        for name in reads:
-            if segments.selects[name, 0] != together:
-                extra[name, 0] = together
-        for name in writes:
-            if not together <= sets.needed[name]:
-                floors[name] = together
-    return extra, floors
+_WHATEVER = Ids()
+"""Selected by a slice that is not hoisted: it takes what its result stores, once that is known."""
 
 
 class _Finder:
@@ -237,7 +156,7 @@ class _Finder:
         stored = self._stored(segment)
         places = set() if self.model == "segment" else self._leave_out_zeros(stored)
         for (name, operand), ids in self.selects.items():
-            if not ids:  # a slice that is not hoisted takes whatever its result stores
+            if ids == _WHATEVER:
                 self.selects[name, operand] = stored[self.operations[name].outputs[0]]
         if self.model != "segment":
             readers = self._sole_readers()
@@ -260,10 +179,10 @@ class _Finder:
             for operand in range(len(op.inputs)):
                 self.selects[op.name, operand] = self.sets.needed[op.outputs[0]]
         elif isinstance(op, Select):
-            self.selects[op.name, 0] = Ids()
+            self.selects[op.name, 0] = _WHATEVER
 
     def _hoists(self, op: Operation) -> bool:
-        """Whether the result stores just what all its readers want, so that we select before."""
+        """The result stores just what all its readers want, so that we select before."""
         if self.model == "segment" or not self._may_hoist(op):
             return False
         ids = self.sets.needed[op.outputs[0]]
@@ -284,7 +203,7 @@ class _Finder:
         return not op.additive or all(ids <= self.sets.defined[name] for name in op.inputs)
 
     def _absorbs(self, name: str) -> bool:
-        """Whether the tensor can store just what its only reader wants."""
+        """The tensor can store just what its only reader wants."""
         op = self.producer[name]
         if len(self.readers[name]) != 1:
             return False
@@ -361,6 +280,9 @@ class _Finder:
             for name, operand in sums:
                 source = self.operations[name].inputs[operand]
                 kept |= stored[source] & self.sets.defined[source]
+            for edge in edges:
+                if self.selects.get(edge) == _WHATEVER:
+                    kept |= stored[self.operations[edge[0]].outputs[0]]
             if kept != stored[live[0]]:
                 for name in live:
                     stored[name] = frozenset(kept)
@@ -386,18 +308,8 @@ class _Finder:
 _IN_PLACE = frozenset({"channelwise", "symmetric", "elementwise", "concat", "select"})
 
 
-def linked_tensors(graph: ChannelGraph) -> frozenset[str]:
-    """The tensors that are written by parameters which other operations use, too."""
-    return frozenset(
-        name
-        for operations in shared_parameters(graph).values()
-        for op in operations
-        for name in op.outputs
-    )
-
-
 def keeps_sequence(graph: ChannelGraph, op: Select) -> bool:
-    """Whether a selection's result is stored in the sequence of what it selects from.
+    """A selection's result is stored in the sequence of what it selects from.
 
     That is so if the spaces lie in the same sequence in both, and neither repeats anything.
     """

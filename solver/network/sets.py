@@ -32,7 +32,7 @@ Edge = tuple[str, int]
 
 @dataclass(frozen=True)
 class ChannelSets:
-    """What the masks leave of every tensor and every edge.
+    """The channels that the masks leave of every tensor and every edge.
 
     Attributes:
         defined: for each structured tensor, the channels that can be non-zero.
@@ -291,7 +291,7 @@ def in_groups(channels: Sequence[int], groups: int) -> list[Sequence[int]]:
 
 
 def _grouped_wants(op: Layer, graph: ChannelGraph, ids: Ids, result: Ids, keep_one: bool) -> Ids:
-    """What a grouped convolution needs of its input: as much for every group that writes anything.
+    """A grouped convolution's needs of its input: as much for every group that writes anything.
 
     Args:
         op: the convolution.
@@ -314,7 +314,7 @@ def _levelled(op: Attention, graph: ChannelGraph, name: str, ids: Ids) -> Ids:
 
 
 def level(groups: Iterable[Ids], ids: Ids, width: int) -> Ids:
-    """What ``ids`` holds of ``groups``, with further channels of each until they are ``width``."""
+    """Take ``ids`` of all ``groups``, and further channels of each until they are ``width``."""
     taken: set[int] = set()
     for group in groups:
         own = ids & group
@@ -324,7 +324,7 @@ def level(groups: Iterable[Ids], ids: Ids, width: int) -> Ids:
 
 
 def _summands(op: Elementwise, result: Ids, defined: dict[str, Ids], keep_one: bool) -> list[Ids]:
-    """What a sum needs of each operand: where it can be non-zero; all of the rest of the first."""
+    """A sum's needs of each operand: where it can be non-zero; all of the rest of the first."""
     parts = [result & defined[name] for name in op.inputs]
     if keep_one:
         parts[0] |= result.difference(*parts)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Layer
+from upscale_opt.solver.network.evening import linked_tensors
 from upscale_opt.solver.network.formulate import Formulation
-from upscale_opt.solver.network.segments import Segments, linked_tensors
+from upscale_opt.solver.network.segments import Segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.problem.instance import (
     Instance,
@@ -27,11 +28,11 @@ from upscale_opt.solver.problem.instance import (
 )
 
 Price = Callable[[Edge, "Chain"], int]
-"""What a channel more costs, from the edge at which it is read and what lies behind."""
+"""The price of a channel more, from the edge at which it is read and what lies behind."""
 
 
 class Chain:
-    """What reads the channels selected at an edge.
+    """The readers of the channels selected at an edge.
 
     Attributes:
         layers: those that read them in the end.
@@ -44,7 +45,7 @@ class Chain:
 
 
 class Windows:
-    """Which reads of a network may be served by windows, and at what price.
+    """The reads of a network that may be served by windows, and the prices.
 
     Args:
         graph: the channel graph.
@@ -65,7 +66,7 @@ class Windows:
                     self._readers[name].append((op.name, operand))
 
     def chain(self, edge: Edge) -> Chain | None:
-        """What lies behind an edge, or ``None`` if it must select exactly what it does."""
+        """Find what lies behind an edge; ``None`` if it must select exactly what it does."""
         chain = Chain()
         waiting = [edge]
         while waiting:
@@ -142,7 +143,7 @@ def chosen_windows(formulation: Formulation, instance: Instance, orders: Orders)
 
 
 def extra_wants(windows: Windows, chosen: Mapping[Edge, Ids]) -> dict[Edge, Ids]:
-    """What layers must want, besides what they need, for these windows to be what is selected."""
+    """Channels that layers must want besides what they need, for these windows to be selected."""
     extra: dict[Edge, Ids] = {}
     for edge, ids in chosen.items():
         chain = windows.chain(edge)

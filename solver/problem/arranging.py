@@ -41,7 +41,7 @@ def arranged(tree: PQTree, sets: Sequence[int]) -> list[int]:
 
 
 def _changes(places: Sequence[int], signature: Sequence[int]) -> int:
-    """How often, along the places, a set begins or ends: twice the number of runs."""
+    """The number of beginnings and ends of sets along the places: twice the number of runs."""
     ends = [0, *(signature[place] for place in places), 0]
     return sum((left ^ right).bit_count() for left, right in pairwise(ends))
 

@@ -86,7 +86,7 @@ def small_cuts(family: Family, stop: Callable[[], bool], max_triples: int) -> li
 
 
 class _Conflicts:
-    """Which pairs and triples of sets conflict, as bit sets of positions.
+    """The pairs and triples of sets that conflict, as bit sets of positions.
 
     ``pairs[i]`` holds the j in conflict with i; ``triples[i][j]`` the k such that i, j and k are in
     conflict while no two of them are.
@@ -196,7 +196,7 @@ class _Conflicts:
 
 
 def three_conflict(sets: tuple[int, int, int], everything: int) -> bool:
-    """Whether three sets conflict.
+    """Three sets conflict.
 
     Args:
         sets: as bits; those with bit 0, the left sentinel, are wanted at the beginning.
@@ -217,7 +217,7 @@ def three_conflict(sets: tuple[int, int, int], everything: int) -> bool:
 
 @cache
 def conflicting(signature: int, prefix: tuple[bool, ...]) -> bool:
-    """Whether three sets conflict; bit r of ``signature``: region r of the diagram is inhabited.
+    """Three sets conflict; bit r of ``signature``: region r of the diagram is inhabited.
 
     Region r lies inside set number s where bit s of r is set.
     """

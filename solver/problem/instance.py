@@ -14,14 +14,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from upscale_opt.ir.ids import MAX_LENGTH, Ids, IdSet
 from upscale_opt.shown import Shown
+
+# The types say how these records are written to and read from JSON (``instance_file.py``); nothing
+# is checked when solvers make them.
+Index = Annotated[int, Field(strict=True, ge=0, le=MAX_LENGTH)]
+Weight = Annotated[int, Field(strict=True, ge=0)]
+View = tuple[Index, ...] | None
 
 DemandKind = Literal["interval", "prefix", "suffix"]
 
 Measure = Literal["copies", "blocks"]
-"""What orders cost: the weights of the reads that are not views, or the runs of all reads."""
+"""The cost of orders: the weights of the reads that are not views, or the runs of all reads."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -33,21 +42,25 @@ class Space(Shown):
         fixed: the original order is the only one allowed.
     """
 
-    channels: tuple[int, ...]
+    channels: Ids
     fixed: bool = False
 
 
 @dataclass(frozen=True, repr=False)
 class Demand(Shown):
-    """``channels`` shall be consecutive in the order of space number ``space``.
+    """Channels of a space that shall be consecutive in its order.
 
-    ``"interval"``: anywhere; ``"prefix"``: at its beginning; ``"suffix"``: at its end. No channels
-    are always consecutive.
+    No channels are always consecutive.
+
+    Attributes:
+        space: the index of the space.
+        kind: ``"interval"``: anywhere; ``"prefix"``: at the beginning; ``"suffix"``: at the end.
+        channels: the ids.
     """
 
-    space: int
-    kind: DemandKind
-    channels: frozenset[int]
+    space: Index
+    kind: Annotated[DemandKind, Field(default="interval")]
+    channels: IdSet
 
 
 @dataclass(frozen=True)
@@ -56,20 +69,25 @@ class Piece:
 
     Attributes:
         weight: what gathering this share costs.
-        view: the demands (indices) that together make it a view; ``()`` if it always is one,
+        view: the demands (indices) that together make it a view; empty if it always is one,
             ``None`` if it never is.
     """
 
-    weight: int
-    view: tuple[int, ...] | None
+    weight: Weight
+    view: View
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a read wants of one space in the memory it reads; possibly nothing."""
+    """The share of a read in one space of the memory it reads; possibly nothing.
 
-    space: int
-    channels: frozenset[int]
+    Attributes:
+        space: the index of the space.
+        channels: the ids wanted of it.
+    """
+
+    space: Index
+    channels: IdSet
 
 
 @dataclass(frozen=True)
@@ -81,8 +99,8 @@ class Window:
         allowed: the channels that may be among them; the wanted ones are.
     """
 
-    price: int
-    allowed: frozenset[int]
+    price: Weight
+    allowed: IdSet
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,7 +110,8 @@ class Read(Shown):
     Attributes:
         weight: the cost of one gather behind everything (copied channels, say). Under the measure
             ``"blocks"``: the cost of one run; of the whole read if there are no ``parts``.
-        view: the demands that together make the read a view; ``()`` always, ``None`` never.
+        view: the demands (indices) that together make the read a view; empty if it always is one,
+            ``None`` if it never is.
         pieces: the alternative in front of a concatenation; empty if there is none.
         max_gathers: the alternative may gather at most this many of the pieces.
         parts: the spaces that lie one behind the other in the memory read, and what is wanted of
@@ -101,10 +120,10 @@ class Read(Shown):
         window: the alternative of a window, for reads whose view is one interval.
     """
 
-    weight: int
-    view: tuple[int, ...] | None
+    weight: Weight
+    view: View
     pieces: tuple[Piece, ...] = ()
-    max_gathers: int = 0
+    max_gathers: Index = 0
     parts: tuple[Part, ...] = ()
     window: Window | None = None
 
@@ -136,7 +155,7 @@ Orders = tuple[tuple[int, ...], ...]
 
 
 def holds(demand: Demand, position: Mapping[int, int], size: int) -> bool:
-    """Whether ``demand`` holds in a space of ``size`` channels with these channel positions."""
+    """``demand`` holds in a space of ``size`` channels with these channel positions."""
     if not demand.channels:
         return True
     places = [position[c] for c in demand.channels]
@@ -161,7 +180,7 @@ def satisfied(instance: Instance, orders: Orders) -> frozenset[int]:
 
 
 def is_view(view: tuple[int, ...] | None, held: Collection[int]) -> bool:
-    """Whether a read or piece with these demands is a view when the demands ``held`` hold."""
+    """A read or piece with these demands is a view when the demands ``held`` hold."""
     return view is not None and all(demand in held for demand in view)
 
 
@@ -178,7 +197,7 @@ def gathered_pieces(read: Read, held: Collection[int]) -> tuple[int, ...] | None
 
 
 def read_cost(read: Read, held: Collection[int]) -> int:
-    """What ``read`` costs when exactly the demands ``held`` hold."""
+    """The cost of ``read`` when exactly the demands ``held`` hold."""
     if is_view(read.view, held):
         return 0
     gathers = gathered_pieces(read, held)
@@ -337,7 +356,7 @@ class Case(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Proof(Shown):
-    """Why no orders cost less: see ``proof.py``.
+    """The proof that no orders cost less: see ``proof.py``.
 
     Attributes:
         groups: of demands in conflict.
@@ -357,7 +376,7 @@ class Proof(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Outcome(Shown):
-    """What a solver found.
+    """The result of a solver.
 
     Attributes:
         orders: one permutation per space.
@@ -375,5 +394,5 @@ class Outcome(Shown):
 
     @property
     def optimal(self) -> bool:
-        """Whether the orders are proven optimal."""
+        """The orders are proven optimal."""
         return self.objective == self.lower_bound

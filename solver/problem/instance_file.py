@@ -4,101 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, ValidationError, model_validator
 from typing_extensions import Self
 
-from upscale_opt.errors import SchemaError
-from upscale_opt.ir.base import Document, Record, first_problem
-from upscale_opt.ir.ids import MAX_LENGTH, Ids
-from upscale_opt.solver.problem import instance as problem
-
-Index = Annotated[int, Field(strict=True, ge=0, le=MAX_LENGTH)]
-Weight = Annotated[int, Field(strict=True, ge=0)]
-View = tuple[Index, ...] | None
-
-
-class Space(Record):
-    """Channels that need an order.
-
-    Attributes:
-        channels: the ids, in their original sequence.
-        fixed: no other order is allowed.
-    """
-
-    channels: Ids
-    fixed: bool = False
-
-
-class Demand(Record):
-    """Channels of a space that shall be consecutive, or at its beginning or end.
-
-    Attributes:
-        space: the index of the space.
-        kind: ``"interval"``: side by side; ``"prefix"``, ``"suffix"``: so, and at an end.
-        channels: the ids.
-    """
-
-    space: Index
-    kind: problem.DemandKind = "interval"
-    channels: Ids
-
-
-class Piece(Record):
-    """A share of a read that can be served by itself.
-
-    Attributes:
-        weight: what gathering it costs.
-        view: the demands (by index) that make it a view, as in :class:`Read`.
-    """
-
-    weight: Weight
-    view: View
-
-
-class Part(Record):
-    """What a read wants of one space in the memory that it reads.
-
-    Attributes:
-        space: the index of the space.
-        channels: the ids wanted of it.
-    """
-
-    space: Index
-    channels: Ids
-
-
-class Window(Record):
-    """The alternative of reading adjacent channels, some of them in vain.
-
-    Attributes:
-        price: of each channel that is read in vain.
-        allowed: the channels that may be among those read.
-    """
-
-    price: Weight
-    allowed: Ids
-
-
-class Read(Record):
-    """One read, and what orders make it cost.
-
-    Attributes:
-        weight: of one gather, or of one block.
-        view: the demands (indices) that together make it a view; ``null`` if it never is one.
-        pieces: how it can be served in front of a concatenation.
-        max_gathers: how many of the pieces may be gathered.
-        parts: the spaces in the memory that it reads, one behind the other.
-        window: how it can be served by a window, if its view is one interval.
-    """
-
-    weight: Weight
-    view: View
-    pieces: tuple[Piece, ...] = ()
-    max_gathers: Index = 0
-    parts: tuple[Part, ...] = ()
-    window: Window | None = None
+from upscale_opt.ir.base import Document
+from upscale_opt.ir.ids import MAX_LENGTH
+from upscale_opt.solver.problem.instance import (
+    Demand,
+    Instance,
+    Measure,
+    Part,
+    Read,
+    Space,
+    Weight,
+    Window,
+)
 
 
 class InstanceFile(Document):
@@ -115,10 +37,12 @@ class InstanceFile(Document):
         optimum_by: how it was found: by trying all orders, or proven by a solver.
     """
 
+    model_config = ConfigDict(revalidate_instances="always")  # solvers' records, too
+
     what: ClassVar[str] = "instance"
 
     name: str
-    measure: problem.Measure = "copies"
+    measure: Measure = "copies"
     optimum: Weight | None = None
     optimum_by: Literal["brute force", "cp-sat"] | None = None
     spaces: tuple[Space, ...]
@@ -129,7 +53,7 @@ class InstanceFile(Document):
     @classmethod
     def from_instance(
         cls,
-        instance: problem.Instance,
+        instance: Instance,
         name: str,
         *,
         optimum: int | None = None,
@@ -140,38 +64,23 @@ class InstanceFile(Document):
         Raises:
             SchemaError: if it is not consistent (a demand for channels its space does not have...).
         """
-        spaces = tuple({"channels": s.channels, "fixed": s.fixed} for s in instance.spaces)
-        demands = tuple(
-            {"space": d.space, "kind": d.kind, "channels": sorted(d.channels)}
-            for d in instance.demands
-        )
         try:
-            return cls.model_validate(
-                {
-                    "name": name,
-                    "measure": instance.measure,
-                    "optimum": optimum,
-                    "optimum_by": optimum_by,
-                    "spaces": spaces,
-                    "demands": demands,
-                    "reads": _records(instance.reads),
-                    "wishes": _records(instance.wishes),
-                }
+            return cls(
+                name=name,
+                measure=instance.measure,
+                optimum=optimum,
+                optimum_by=optimum_by,
+                spaces=instance.spaces,
+                demands=instance.demands,
+                reads=instance.reads,
+                wishes=instance.wishes,
             )
         except ValidationError as error:
-            raise SchemaError(f"not a valid {cls.what}: {first_problem(error)}") from None
+            raise cls._invalid(error) from None
 
-    def to_instance(self) -> problem.Instance:
+    def to_instance(self) -> Instance:
         """The problem that the document states."""
-        return problem.Instance(
-            spaces=tuple(problem.Space(s.channels, s.fixed) for s in self.spaces),
-            demands=tuple(
-                problem.Demand(d.space, d.kind, frozenset(d.channels)) for d in self.demands
-            ),
-            reads=tuple(map(_read, self.reads)),
-            measure=self.measure,
-            wishes=tuple(map(_read, self.wishes)),
-        )
+        return Instance(self.spaces, self.demands, self.reads, self.measure, self.wishes)
 
     @model_validator(mode="before")
     @classmethod
@@ -222,7 +131,7 @@ class InstanceFile(Document):
             raise ValueError(f"{name} has a window, but its view is not one interval")
         if self.measure != "copies":
             raise ValueError(f"{name} has a window, which only copies are counted with")
-        foreign = set(window.allowed).difference(self.spaces[demands[0].space].channels)
+        foreign = window.allowed.difference(self.spaces[demands[0].space].channels)
         if foreign:
             raise ValueError(
                 f"{name}.window allows channel {min(foreign)}, which space {demands[0].space} does "
@@ -233,10 +142,7 @@ class InstanceFile(Document):
 def _check_channels(name: str, wanted: Demand | Part, members: Sequence[frozenset[int]]) -> None:
     if wanted.space >= len(members):
         raise ValueError(f"{name} refers to space {wanted.space}; there are {len(members)}")
-    distinct = frozenset(wanted.channels)
-    if len(distinct) < len(wanted.channels):
-        raise ValueError(f"{name} lists a channel twice")
-    foreign = distinct - members[wanted.space]
+    foreign = wanted.channels - members[wanted.space]
     if foreign:
         raise ValueError(
             f"{name} wants channel {min(foreign)}, which space {wanted.space} does not have"
@@ -244,13 +150,13 @@ def _check_channels(name: str, wanted: Demand | Part, members: Sequence[frozense
 
 
 _LISTS = ("channels", "allowed")
-"""What lists channels, perhaps as a text."""
+"""The fields that list channels, perhaps as a text."""
 
 _RUN = re.compile(r"(\d{1,10})-(\d{1,10})")
 
 
 def _count_channels(data: Any) -> int:
-    """How many channels all lists in ``data`` come to, without making the lists."""
+    """The number of channels that all lists in ``data`` hold, without making the lists."""
     total = 0
     stack = [data]
     while stack:
@@ -264,32 +170,3 @@ def _count_channels(data: Any) -> int:
         elif isinstance(value, (list, tuple)):
             stack.extend(value)
     return total
-
-
-def _records(reads: Sequence[problem.Read]) -> tuple[dict[str, Any], ...]:
-    return tuple(
-        {
-            "weight": read.weight,
-            "view": read.view,
-            "pieces": tuple({"weight": p.weight, "view": p.view} for p in read.pieces),
-            "max_gathers": read.max_gathers,
-            "parts": tuple({"space": p.space, "channels": sorted(p.channels)} for p in read.parts),
-            "window": None
-            if read.window is None
-            else {"price": read.window.price, "allowed": sorted(read.window.allowed)},
-        }
-        for read in reads
-    )
-
-
-def _read(read: Read) -> problem.Read:
-    return problem.Read(
-        weight=read.weight,
-        view=read.view,
-        pieces=tuple(problem.Piece(piece.weight, piece.view) for piece in read.pieces),
-        max_gathers=read.max_gathers,
-        parts=tuple(problem.Part(part.space, frozenset(part.channels)) for part in read.parts),
-        window=None
-        if read.window is None
-        else problem.Window(read.window.price, frozenset(read.window.allowed)),
-    )

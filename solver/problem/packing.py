@@ -65,7 +65,7 @@ class Packing:
             self.held, self.trees, self._hopeless = before
 
     def cost(self, reads: Iterable[Read]) -> int:
-        """What the reads cost when exactly the demands ``held`` hold."""
+        """The cost of the reads when exactly the demands ``held`` hold."""
         return sum(read_cost(read, self.held) for read in reads)
 
 

@@ -74,7 +74,7 @@ class PQTree:
 
     @property
     def elements(self) -> tuple[int, ...]:
-        """What is ordered, as given."""
+        """The elements that are ordered, as given."""
         return self._elements
 
     def copy(self) -> PQTree:
@@ -266,5 +266,5 @@ def _linear(node: Node, wanted: int) -> list[Node] | None:
 
 
 def _falls(children: Sequence[Node], wanted: int) -> bool:
-    """Whether a Q-node must be reversed to have its empty children left."""
+    """A Q-node must be reversed to have its empty children left."""
     return not children[-1].mask & wanted or not children[0].mask & ~wanted

@@ -44,7 +44,7 @@ _MAX_SUBSETS = 20_000_000
 
 
 def proven_bound(instance: Instance, proof: Proof) -> int:
-    """What no orders cost less than, if the groups of ``proof`` are right (:func:`false_group`).
+    """The bound on all orders' cost, if the groups of ``proof`` are right (:func:`false_group`).
 
     Whole numbers throughout. Costs are sums of the reads' weights, so every component's bound is
     rounded up to the next multiple of their greatest common divisor.
@@ -127,7 +127,7 @@ def _translated_case(case: Case, number: Mapping[int, int], groups: Sequence[Gro
 
 
 def complete(cases: Collection[tuple[Collection[int], Collection[int]]]) -> bool:
-    """Whether always at least one of the cases (demands that hold, demands that fail) is given.
+    """At least one of the cases (demands that hold, demands that fail) is always given.
 
     Cases that take very long to look through are taken for incomplete.
     """
@@ -148,7 +148,7 @@ def complete(cases: Collection[tuple[Collection[int], Collection[int]]]) -> bool
 
 
 def case_bound(component: Component, groups: Sequence[Group], case: Case) -> int:
-    """What orders of this case cost at least; everything speaks of core demands."""
+    """The least that orders of this case cost; everything speaks of core demands."""
     price: Counter[int] = Counter()
     total = 0
     for index, value in case.prices.items():

@@ -57,7 +57,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Core:
-    """What is left to decide.
+    """The problem that is left to decide.
 
     Attributes:
         demands: the distinct demands that matter to some read.

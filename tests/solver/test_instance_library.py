@@ -45,6 +45,21 @@ def test_optimum_of(path: Path) -> None:
             brute_force(document.to_instance())
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_json_of(path: Path) -> None:
+    """It is written as it was read, by way of the solvers' records, too."""
+    document = InstanceFile.load(path)
+    assert document.to_json() == path.read_text()
+    again = InstanceFile.from_instance(
+        document.to_instance(),
+        document.name,
+        optimum=document.optimum,
+        optimum_by=document.optimum_by,
+    )
+    assert again == document
+    assert again.to_json() == path.read_text()
+
+
 def test_the_library_is_worth_its_name() -> None:
     """Both measures, every feature of instances, and hardly anything that needs no solver."""
     documents = [InstanceFile.load(path) for path in FILES]

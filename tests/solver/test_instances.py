@@ -219,6 +219,9 @@ def test_unsound_instances_are_not_written() -> None:
     instance = one_space(3, [{0, 1}])
     with pytest.raises(SchemaError, match=r"reads\.0 refers to demand 0; there are 0"):
         InstanceFile.from_instance(replace(instance, demands=()), "broken")
+    cheap = tuple(replace(read, weight=-1) for read in instance.reads)
+    with pytest.raises(SchemaError, match=r"reads\.0\.weight: .*greater than or equal"):
+        InstanceFile.from_instance(replace(instance, reads=cheap), "broken")
 
 
 def raw() -> dict[str, Any]:
@@ -249,7 +252,7 @@ BROKEN: dict[str, tuple[list[str | int], Any, str]] = {
     "channel wanted twice": (
         ["demands", 0, "channels"],
         "1,1",
-        r"demands\.0 lists a channel twice",
+        r"demands\.0\.channels: .*lists a channel twice",
     ),
     "no such demand": (["reads", 1, "view"], [99], r"reads\.1 refers to demand 99; there are"),
     "no such demand in a piece": (

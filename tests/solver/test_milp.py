@@ -242,9 +242,9 @@ def test_two_at_once(process: MilpProcess) -> None:
 
 ORPHAN = """
 import sys, threading
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = sys.argv[2:]
 from test_milp import PulpMaster, conflicts_of, hard_problem, run
-from upscale_opt.solver.milp_process import MilpProcess
+from upscale_opt.solver.algorithms.milp_process import MilpProcess
 
 component = hard_problem()
 with MilpProcess(sys.argv[1]) as process:
@@ -258,7 +258,9 @@ with MilpProcess(sys.argv[1]) as process:
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_nothing_outlives_its_parent(solver: str) -> None:
     """Nor does CBC outlive the process that started it: they are one group."""
-    command = [sys.executable, "-c", ORPHAN, solver, str(Path(__file__).parent)]
+    here = Path(__file__).parent
+    folders = [str(here), str(here.parent / "support")]
+    command = [sys.executable, "-c", ORPHAN, solver, *folders]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         group = int(parent.stdout.readline())

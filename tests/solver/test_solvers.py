@@ -16,9 +16,7 @@ from solver_outcomes import (
 )
 
 from upscale_opt.errors import SolverError
-from upscale_opt.models.instances.from_sets import one_space
 from upscale_opt.models.instances.handmade import HANDMADE
-from upscale_opt.solver.algorithms.greedy import solve_greedy
 from upscale_opt.solver.algorithms.identity import solve_identity
 from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance
 from upscale_opt.solver.brute_force import brute_force
@@ -112,14 +110,3 @@ def test_a_read_across_spaces_needs_both_ends(solver: str) -> None:
     outcome = solve_instance(instance, solver, time_limit=30)
     assert are_orders(instance, outcome.orders)
     assert outcome.objective == (3 if solver == "identity" else 0)
-
-
-@pytest.mark.parametrize("largest", [3, 6, 100])
-def test_greedy_is_not_exponential(largest: int) -> None:
-    instance = random_sets(64, 400, 1, 2, largest)
-    check(instance, solve_greedy(instance))
-
-
-def test_greedy_orders_a_path_and_what_is_inside() -> None:
-    path = [{5, 2, 7}, {7, 0, 3}, {3, 6, 4}, {6, 4}, {5, 2}]
-    assert solve_greedy(one_space(8, path)).objective == 0

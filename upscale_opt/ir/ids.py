@@ -72,7 +72,7 @@ def _validate(value: Any) -> tuple[int, ...]:
         return parse_ids(value)
     if hasattr(value, "tolist"):  # an array or a tensor
         value = value.tolist()
-    if isinstance(value, (list, tuple, range)):
+    if isinstance(value, (list, tuple, range, frozenset)):
         ids = tuple(value)
         kinds = set(map(type, ids))
         if kinds - {int} and bool not in kinds and all(issubclass(k, Integral) for k in kinds):
@@ -82,12 +82,33 @@ def _validate(value: Any) -> tuple[int, ...]:
     raise ValueError("expected runs of channels such as '0-3,7', or a list of non-negative ints")
 
 
+_SCHEMA: dict[str, Any] = {
+    "type": "string",
+    "examples": ["0-63,70"],
+    "description": "channel numbers, as runs",
+}
+
 Ids = Annotated[
     tuple[int, ...],
     PlainValidator(_validate),
     PlainSerializer(format_ids, return_type=str, when_used="json"),
-    WithJsonSchema(
-        {"type": "string", "examples": ["0-63,70"], "description": "channel numbers, as runs"}
-    ),
+    WithJsonSchema(_SCHEMA),
 ]
 """A tuple of non-negative ints in Python, a string of runs in JSON."""
+
+
+def _validate_set(value: Any) -> frozenset[int]:
+    ids = _validate(value)
+    distinct = frozenset(ids)
+    if len(distinct) < len(ids):
+        raise ValueError("lists a channel twice")
+    return distinct
+
+
+IdSet = Annotated[
+    frozenset[int],
+    PlainValidator(_validate_set),
+    PlainSerializer(lambda ids: format_ids(sorted(ids)), return_type=str, when_used="json"),
+    WithJsonSchema(_SCHEMA),
+]
+"""A set of non-negative ints in Python, a string of runs in JSON, ascending when written."""

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import queue
-import signal
-import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
+from upscale_opt.child_process import ChildProcess, EndedError, Reply
 from upscale_opt.service.errors import shortened
 
 log = logging.getLogger("upscale_opt.service")
@@ -31,7 +26,7 @@ _START = 60.0
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a problem.
+    """The outcome of a problem.
 
     Attributes:
         solution: the solution's JSON; None if there is none.
@@ -74,42 +69,28 @@ class SolverProcess:
 
     def __init__(self, memory_mb: int) -> None:
         self._memory = memory_mb
-        self._process: subprocess.Popen[bytes] | None = None
-        self._replies: queue.SimpleQueue[tuple[dict[str, Any], bytes] | None]
+        self._child: ChildProcess | None = None
         self._count = 0
-        self._ready = False
 
     @property
     def pid(self) -> int | None:
         """The process's number, if there is one."""
-        return None if self._process is None else self._process.pid
+        return None if self._child is None else self._child.pid
 
     def start(self) -> None:
         """Start it, if there is none; it takes a second to get ready."""
-        if self._process is not None and self._process.poll() is None:
-            return
-        self.stop()
-        self._replies = queue.SimpleQueue()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "upscale_opt.service.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the parent
-        )
-        self._count = 0
-        threading.Thread(target=_listen, args=(self._process, self._replies), daemon=True).start()
-        self._ready = False
+        self._started()
 
     def ready(self, seconds: float) -> bool:
-        """Whether it can begin at once; wait so many seconds for that."""
-        if self._count >= _RECYCLE:
-            self.stop()
-        self.start()
-        if not self._ready and self._reply(seconds) is None:
-            log.error("a solver's process ended before it was ready; starting another")
-            self.stop()
-        return self._process is not None and self._ready
+        """It can begin at once; wait so many seconds for that."""
+        child = self._fresh()
+        if not child.ready:
+            try:
+                child.reply(seconds)
+            except EndedError:
+                log.error("a solver's process ended before it was ready; starting another")
+                self.stop()
+        return child.ready
 
     def solve(self, problem: bytes, limit: float, tick: Tick) -> Answer:
         """Solve a problem.
@@ -122,43 +103,62 @@ class SolverProcess:
         Raises:
             StoppedError: if ``tick`` said so; the process was killed.
         """
-        if self._count >= _RECYCLE:
-            self.stop()
-        self.start()
+        child = self._fresh()
         self._count += 1
         done = False
         try:
-            answer = self._solve(problem, limit, tick)
+            answer = self._solve(child, problem, limit, tick)
             done = answer.code not in ("crashed", "time_limit", "out_of_memory")
         finally:
             if not done:
                 self.stop()
         return answer
 
-    def _solve(self, problem: bytes, limit: float, tick: Tick) -> Answer:
-        begin = time.monotonic()
-        while not self._ready:
-            if self._next(tick, None, None) == ("lost", b""):
-                return Answer(code="crashed", message="the solver's process did not start")
-            if time.monotonic() - begin > _START and not self._ready:
-                return Answer(code="crashed", message="the solver's process did not start")
+    def stop(self) -> None:
+        """Kill the process, at once; what it has started ends with it."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.stop()
+
+    def _fresh(self) -> ChildProcess:
+        """A process that has not solved too many problems."""
+        if self._count >= _RECYCLE:
+            self.stop()
+        return self._started()
+
+    def _started(self) -> ChildProcess:
+        if self._child is None or not self._child.alive:
+            self.stop()
+            self._child = ChildProcess([sys.executable, "-m", "upscale_opt.service.child"])
+            self._count = 0
+        return self._child
+
+    def _solve(self, child: ChildProcess, problem: bytes, limit: float, tick: Tick) -> Answer:
         start = time.monotonic()
-        assert self._process is not None
+        try:
+            while not child.ready:
+                _next(child, tick, None, None)
+                if time.monotonic() - start > _START and not child.ready:
+                    raise EndedError
+        except EndedError:
+            return Answer(code="crashed", message="the solver's process did not start")
+        start = time.monotonic()
         header = json.dumps({"seconds": limit, "memory_mb": self._memory})[:-1].encode()
-        self._send(header + b',"problem":' + problem + b"}\n")
+        child.send(header + b',"problem":' + problem + b"}")
         soft, hard = deadlines(limit)
         value: int | None = None
         bound: int | None = None
         asked = False
         while True:
-            reply = self._next(tick, value, bound)
-            seconds = time.monotonic() - start
-            if reply == ("lost", b""):
+            try:
+                reply = _next(child, tick, value, bound)
+            except EndedError:
+                seconds = time.monotonic() - start
                 message = "the solver's process ended before it was done"
                 return Answer(None, None, value, bound, "crashed", message, seconds)
+            seconds = time.monotonic() - start
             if reply is not None:
                 said, body = reply
-                assert isinstance(said, dict)
                 if said["state"] == "progress":
                     value, bound = said["value"], said["bound"]
                 elif said["state"] == "done":
@@ -176,62 +176,18 @@ class SolverProcess:
                 return Answer(None, None, value, bound, "time_limit", message, seconds)
             elif seconds > soft and not asked:
                 asked = True
-                self._process.send_signal(signal.SIGINT)
-
-    def _next(self, tick: Tick, value: int | None, bound: int | None) -> Any:
-        """The next reply; None if there is none yet; ``("lost", b"")`` if none will come."""
-        reply = self._reply(_TICK)
-        if reply is None:
-            return ("lost", b"")
-        if reply[0].get("state") not in ("done", "failed") and not tick(value, bound):
-            raise StoppedError
-        return reply if reply[0].get("state") in ("progress", "done", "failed") else None
-
-    def _reply(self, seconds: float) -> tuple[dict[str, Any], bytes] | None:
-        """What the process says within the time, perhaps nothing; None if it has ended."""
-        try:
-            reply = self._replies.get(timeout=seconds)
-        except queue.Empty:
-            return ({}, b"")
-        if reply is not None and reply[0]["state"] == "ready":
-            self._ready = True
-        return reply
-
-    def _send(self, data: bytes) -> None:
-        """Write in a thread of its own: the process may be slow to read, or not read at all."""
-        assert self._process is not None
-        assert self._process.stdin is not None
-        pipe = self._process.stdin
-
-        def write() -> None:
-            with contextlib.suppress(OSError, ValueError):
-                pipe.write(data)
-                pipe.flush()
-
-        threading.Thread(target=write, daemon=True).start()
-
-    def stop(self) -> None:
-        """Kill the process, at once; what it has started ends with it."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        with contextlib.suppress(OSError, ValueError):
-            if process.stdin is not None:
-                process.stdin.close()
-        process.wait()
+                child.interrupt()
 
 
-def _listen(
-    process: subprocess.Popen[bytes],
-    replies: queue.SimpleQueue[tuple[dict[str, Any], bytes] | None],
-) -> None:
-    assert process.stdout is not None
-    with contextlib.suppress(OSError, ValueError), process.stdout as out:
-        for line in out:
-            said = json.loads(line)
-            body = out.read(said["bytes"]) if "bytes" in said else b""
-            if len(body) < said.get("bytes", 0):
-                break
-            replies.put((said, body))
-    replies.put(None)
+def _next(child: ChildProcess, tick: Tick, value: int | None, bound: int | None) -> Reply | None:
+    """The next reply, if there is one soon.
+
+    Raises:
+        EndedError: if none will come.
+        StoppedError: if ``tick`` says so, and the problem is not done.
+    """
+    reply = child.reply(_TICK)
+    done = reply is not None and reply.said["state"] in ("done", "failed")
+    if not done and not tick(value, bound):
+        raise StoppedError
+    return reply
