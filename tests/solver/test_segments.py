@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import upscale_opt as uo
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.masking.zeros import masks_from_model
+from upscale_opt.masking.zeros import masks_of
 from upscale_opt.models.generated.basics import convolution
 from upscale_opt.models.generated.builder import Builder
 from upscale_opt.models.generated.convolutions import parted_block
@@ -53,7 +53,7 @@ def test_all_that_is_read_is_stored(drawn: tuple[RandomNetwork, WeightMasks]) ->
     graph = uo.trace(model, model.example_inputs())
     apply_weight_masks(model, masks)
     for rules in get_args(Model):
-        assert_stored(graph, masks_from_model(model, graph), rules)
+        assert_stored(graph, masks_of(model, graph), rules)
 
 
 @settings(max_examples=60, deadline=None)
@@ -67,7 +67,7 @@ def test_all_that_is_read_of_parts_is_stored(seed: int) -> None:
     graph = uo.trace(model, model.example_inputs())
     apply_weight_masks(model, random_weight_masks(model, rng, "both", styles=["half"]), biases=True)
     for rules in get_args(Model):
-        assert_stored(graph, masks_from_model(model, graph), rules)
+        assert_stored(graph, masks_of(model, graph), rules)
 
 
 class Mixer(nn.Module):
@@ -130,7 +130,7 @@ def test_parts_of_a_residual_stream_are_stored(blocks: int) -> None:
         model = mixers(blocks)
         spoil(model, seed)
         for rules in get_args(Model):
-            assert_stored(graph, masks_from_model(model, graph), rules)
+            assert_stored(graph, masks_of(model, graph), rules)
 
 
 @pytest.mark.parametrize("seed", [56, 223, 288])
@@ -140,5 +140,5 @@ def test_parts_of_a_residual_stream_are_lossless(seed: int) -> None:
     spoil(model, seed)
     images = torch.rand(2, 3, 6, 6, dtype=torch.float64)
     graph = uo.trace(model, images)
-    pruned = uo.materialize(model, uo.solve(graph, masks_from_model(model, graph), "greedy"))
+    pruned = uo.materialize(model, uo.solve(graph, masks_of(model, graph), "greedy"))
     torch.testing.assert_close(pruned(images), model(images))
