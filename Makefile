@@ -14,7 +14,7 @@ MYPY := MYPYPATH=build/typecheck:benchmarks:tests/support $(RUN) -m mypy --stric
 SCRIPTS := tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint setup bench solvers study fuzz wheel clean
+.PHONY: help run test quick lint setup bench solvers study fuzz wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list.
@@ -26,6 +26,9 @@ run: $(READY)  ## Prune ResNet-50, prove its channel orders optimal, export and 
 
 test: lint  ## Lint, then run the tests.
 	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal
+
+quick: $(READY)  ## Run the unit tests, those that need no other process.
+	@$(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow"
 
 lint: $(READY)  ## Check style, formatting and types.
 	@$(RUN) -m ruff check .

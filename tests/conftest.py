@@ -11,6 +11,7 @@ import torch
 from command_line import Output, Refuses, call, one_line_error
 from sample_networks import Documents, ManyReaders, documents_of
 from saved_network import Net, build, call_
+from tiers import is_slow
 from torch import Tensor
 
 import upscale_opt as uo
@@ -20,6 +21,14 @@ torch.set_num_threads(1)  # tests run side by side
 # Shells let what they run in the background ignore Ctrl-C, and so would our tests and commands.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what ``make quick`` leaves out."""
+    here = Path(__file__).parent
+    for item in items:
+        if is_slow(item.path.relative_to(here).as_posix()):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from house import ROOT, arrows, circles, imports, modules, public_names
+from tiers import SLOW
 
 FLOORS = (
     ("errors", "version", "shown", "disjoint_sets", "child_process"),
@@ -113,3 +114,8 @@ for room in ("measuring", "rules", "solver"):
 def test_what_is_listed_is_there_before_and_after_it_is_loaded() -> None:
     done = subprocess.run([sys.executable, "-c", LISTED], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_slow_tests_are_named_as_they_are() -> None:
+    for name in SLOW:
+        assert (ROOT / "tests" / name).exists(), name
