@@ -178,7 +178,7 @@ def _copied(buffer: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tenso
 
 
 def may_write(values: Sequence[torch.Tensor]) -> bool:
-    """Whether nobody looks back at these tensors, or at what is written.
+    """True if autograd records neither these tensors nor what is written.
 
     False where gradients are wanted, and in programs that are traced, compiled or transformed.
     """

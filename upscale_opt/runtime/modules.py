@@ -48,7 +48,7 @@ class Gather(nn.Module):
 class PlacedSum(nn.Module):
     """Sums tensors of which some cover only a part of the result's channels.
 
-    Where nobody looks back at the summands, the partial ones are added in place: to a copy of the
+    Where no autograd records the summands, the partial ones are added in place: to a copy of the
     one that is whole, or to that itself if it is ``spare``. Otherwise, and in programs that are
     captured or compiled, nothing is modified: the channels between two places are summed by
     themselves, and concatenated.
