@@ -94,10 +94,10 @@ def solve(name: str, amount: float, folder: Path, side: Side, time_limit: float)
     """Both solvers on one network."""
     graph = uo.ChannelGraph.load(folder / f"{name}.json")
     masks = uo.Masks.load(masks_file(folder, name, amount, side))
-    original = uo.solve(graph, masks, "identity")
-    greedy = uo.solve(graph, masks, "greedy")
+    original = uo.solve(graph, masks, solver="identity")
+    greedy = uo.solve(graph, masks, solver="greedy")
     start = time.perf_counter()
-    exact = uo.solve(graph, masks, "cp-sat", time_limit=time_limit)
+    exact = uo.solve(graph, masks, solver="cp-sat", time_limit=time_limit)
     seconds = time.perf_counter() - start
     return Cell(
         network=name,

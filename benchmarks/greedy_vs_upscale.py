@@ -1,7 +1,7 @@
 """Channels gathered by apple-upscale's plans and by ours, on the same masked networks.
 
-Ours is solved on UPSCALE's terms (``model="segment"``), greedily and exactly, and on our own
-(``model="tensor"``). ``apple-upscale`` pins an old torch: install it without its dependencies
+Ours is solved on UPSCALE's terms (``selection="segment"``), greedily and exactly, and on our own
+(``selection="tensor"``). ``apple-upscale`` pins an old torch: install it without its dependencies
 (``pip install --no-deps apple-upscale``).
 
     python benchmarks/greedy_vs_upscale.py resnet18 densenet121 --amount 0.3 0.5 0.7
@@ -108,8 +108,8 @@ def compare(network: str, amount: float, seed: int) -> Row:
         network,
         amount,
         *original(model, inputs),
-        greedy=uo.solve(graph, masks, "greedy", model="segment"),
-        optimum=uo.solve(graph, masks, model="segment"),
+        greedy=uo.solve(graph, masks, solver="greedy", selection="segment"),
+        optimum=uo.solve(graph, masks, selection="segment"),
         tensor=uo.solve(graph, masks),
     )
 
@@ -123,9 +123,9 @@ def page(rows: list[Row]) -> list[str]:
         "",
         "Channels gathered in one forward pass, as the plans count them. Both tools are given the "
         "same masked network: the input channels of every convolution dropped by L2 magnitude, "
-        'random initial weights. *On UPSCALE\'s terms* (`model="segment"`) all tensors of a '
+        'random initial weights. *On UPSCALE\'s terms* (`selection="segment"`) all tensors of a '
         "segment store one set of channels, and every layer selects its channels right in front "
-        'of itself; *on ours* (`model="tensor"`) selections also move in front of batch norms '
+        'of itself; *on ours* (`selection="tensor"`) selections also move in front of batch norms '
         "and concatenations. See [the mathematics](mathematics.md#upscales-own-terms).",
         "",
         f"{verdict} our heuristic gathers exactly as many channels as the original"

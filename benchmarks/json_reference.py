@@ -154,13 +154,14 @@ class Reference:
         yield "| field | type | default | meaning |"
         yield "| --- | --- | --- | --- |"
         for name, field in schema["properties"].items():
-            meaning = told.get(name, "")
+            own = in_python(model, name)
+            meaning = told.get(own, "")
             if name in schema.get("required", ()):
                 default = "*required*"
             elif "const" in field:
                 default, meaning = "*required*", "says which operation it is."
             else:
-                default = f"`{json.dumps(default_of(model, name, field))}`"
+                default = f"`{json.dumps(default_of(model, own, field))}`"
             cells = (f"`{name}`", self.type_of(field), default, meaning)
             yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
@@ -219,6 +220,14 @@ def field_types(model: Model) -> dict[str, Any]:
         hints = get_type_hints(model)
         return {field.name: hints[field.name] for field in fields(model)}
     return {name: field.annotation for name, field in model.model_fields.items()}
+
+
+def in_python(model: Model, name: str) -> str:
+    """The name of the field that JSON calls ``name``."""
+    if is_dataclass(model):
+        return name
+    named = (own for own, field in model.model_fields.items() if field.validation_alias == name)
+    return next(named, name)
 
 
 def lacking() -> list[str]:

@@ -122,7 +122,7 @@ def measure(network: str, options: argparse.Namespace) -> Row:
         graph,
         masks,
         objective=options.objective,
-        model=options.model,
+        selection=options.selection,
         max_extra_macs=options.max_extra_macs,
     )
     pruned = uo.materialize(model, solution)
@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--side", choices=SIDES, default="input")
     parser.add_argument("--amount", type=float, default=0.5)
     parser.add_argument("--objective", default="copied_channels", help="what the orders minimise")
-    parser.add_argument("--model", default="tensor", help="tensor, or arena: cats share buffers")
+    parser.add_argument("--selection", default="tensor", help="or arena: cats share buffers")
     parser.add_argument("--max-extra-macs", type=float, default=0.0, help="for windows, a share")
     parser.add_argument("--batch", type=int, default=1, help="images in a forward pass")
     parser.add_argument(

@@ -43,8 +43,8 @@ def row(name: str, amount: float, side: Side, layers: Literal["conv", "all"]) ->
     pruned = uo.prune(model, inputs, amount=amount, side=side, layers=layers, check=False)
     seconds = time.perf_counter() - start
     report = uo.verify(pruned.masked, pruned.model, inputs)
-    greedy = uo.solve(pruned.graph, pruned.masks, "greedy")
-    plain = uo.solve(pruned.graph, pruned.masks, "identity")
+    greedy = uo.solve(pruned.graph, pruned.masks, solver="greedy")
+    plain = uo.solve(pruned.graph, pruned.masks, solver="identity")
     before, after = (
         sum(p.numel() for p in module.parameters()) for module in (model, pruned.model)
     )

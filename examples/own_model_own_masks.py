@@ -49,7 +49,7 @@ def main() -> None:
         print(f"{name} keeps the input channels {masks.kept[name][1]}")
 
     for solver in ("identity", "cp-sat"):
-        solution = uo.solve(graph, masks, solver)
+        solution = uo.solve(graph, masks, solver=solver)
         print(f"\n{solver}: {solution.objective_value} copied channels ({solution.status})")
         for read in solution.reads:
             print(f"  {read.plan:<6}  {read.name}: {list(read.channels)}")

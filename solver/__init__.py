@@ -6,6 +6,8 @@ from upscale_opt.solver.checking.explaining import Explanation, explain
 from upscale_opt.solver.checking.removal import Removal, removal
 from upscale_opt.solver.comparing import Comparison, ComparisonRow, compare, compare_instance
 from upscale_opt.solver.network.coupling import Group, Member, constrain, groups
+from upscale_opt.solver.options import SolveOptions
+from upscale_opt.solver.progress import Progress
 
 __all__ = [
     "AuditReport",
@@ -14,7 +16,9 @@ __all__ = [
     "Explanation",
     "Group",
     "Member",
+    "Progress",
     "Removal",
+    "SolveOptions",
     "check",
     "compare",
     "compare_instance",

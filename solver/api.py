@@ -6,46 +6,40 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from upscale_opt.errors import SolverError
-from upscale_opt.ir.cost_model import CostModel
+from typing_extensions import Unpack
+
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times
-from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance
+from upscale_opt.solver.algorithms.registry import solve_instance
 from upscale_opt.solver.network.arenas import tidied
 from upscale_opt.solver.network.budget import Found, solve_in_budget
 from upscale_opt.solver.network.formulate import Formulation, edge_name
 from upscale_opt.solver.network.planning import arenas_of, lay_out_windows
 from upscale_opt.solver.network.posing import Problem, pose
 from upscale_opt.solver.network.prices import Pricing
-from upscale_opt.solver.network.segments import Model
+from upscale_opt.solver.network.segments import Selection
 from upscale_opt.solver.network.sets import Edge
 from upscale_opt.solver.network.windows import chosen_windows
-from upscale_opt.solver.options import check_options, check_share
+from upscale_opt.solver.options import SolveFields, SolveOptions
 from upscale_opt.solver.problem.instance import (
+    Improvement,
     Instance,
     Outcome,
-    Progress,
     Proof,
     cost,
     satisfied,
 )
+from upscale_opt.solver.progress import Listener, improvements
 
 
 def solve(
     graph: ChannelGraph,
     masks: Masks,
-    solver: str = "cp-sat",
-    objective: str = "copied_channels",
-    time_limit: float = 60.0,
     *,
-    model: Model | None = None,
-    weights: Mapping[str, int] | None = None,
-    max_extra_macs: float = 0.0,
-    cost_model: CostModel | None = None,
-    seed: int = 0,
-    workers: int = 1,
-    progress: Progress | None = None,
+    options: SolveOptions | None = None,
+    progress: Listener | None = None,
+    **fields: Unpack[SolveFields],
 ) -> Solution:
     """Choose the order of channels in every space such that the least is copied.
 
@@ -55,59 +49,23 @@ def solve(
     Args:
         graph: the channel graph.
         masks: which slices of each parameter are kept.
-        solver: ``"cp-sat"`` (exact), ``"pulp"`` or ``"pulp-cbc"`` (exact, by mixed-integer
-            programming with HiGHS or CBC), ``"cp-sat-direct"`` (exact, for small problems),
-            ``"local-search"``, ``"greedy"`` (UPSCALE's heuristic) or ``"identity"`` (no
-            reordering).
-        objective: what to minimise: ``"copied_channels"``, ``"copied_bytes"``, ``"gathers"`` or
-            ``"blocks"``, the contiguous runs that all reads fall into; or ``"latency"``, the
-            nanoseconds that gathers, and windows where they are cheaper, cost beyond views.
-        time_limit: seconds for the solver; when they run out it returns its best solution and
-            bound.
-        model: where channels are selected: ``"tensor"``, wherever that is best for each tensor;
-            ``"segment"``, as UPSCALE does, with one channel set for a whole segment; or
-            ``"arena"``, as ``"tensor"``, with concatenations that share buffers, in which the
-            channels of what is joined may lie between each other. By default ``"tensor"``; for
-            latency both ``"arena"`` and ``"tensor"`` are tried, in half of the time each, and the
-            answer (with its bound) is that which the cost model says is faster.
-        weights: whole factors for the cost of some reads, by the name of the reading operation
-            (or ``"operation[operand]"``); 0 makes a read not matter.
-        max_extra_macs: let reads be windows where that spares gathers: adjacent channels, for some
-            of which a layer keeps zero columns. At most this share of the multiply-adds that the
-            export has without; 0 for no windows. Not for latency, which prices them.
-        cost_model: what kernels cost on the device, for latency; from
-            :func:`upscale_opt.measuring.calibrate`, or built in (a CPU's by default). The graph's
-            sizes count: trace with the batch that matters.
-        seed: seed of the solver; the same seed gives the same answer, unless time runs out.
-        workers: parallel workers of the solver.
-        progress: called with value and bound on every improvement. Where both models are tried,
-            with the smaller value, and a bound that holds for both: the answer may be the other.
+        options: how to solve.
+        progress: told of every improvement. Where two selections are tried, with the smaller value,
+            and a bound that holds for both: the answer may be the other.
+        **fields: of :class:`~upscale_opt.solver.options.SolveOptions`, in place of those of
+            ``options``: ``solve(graph, masks, objective="latency", time_limit=10)``.
 
     Raises:
-        SolverError: for an unknown solver, objective or model, weights that name no read, or
+        SolverError: for an unknown solver, objective or selection, weights that name no read, or
             options that make no sense, such as a time limit that is not positive.
         MaskError: if the masks do not fit the graph.
         SchemaError: if ``graph`` is not a graph, or ``masks`` are no masks.
     """
-    if solver not in SOLVERS:
-        raise SolverError(f"unknown solver {solver!r}; there are {', '.join(sorted(SOLVERS))}")
-    check_options(time_limit, seed, workers, weights)
-    check_share(max_extra_macs, objective)
-    task = _Task(
-        graph,
-        masks,
-        solver,
-        objective,
-        weights=weights,
-        max_extra_macs=max_extra_macs,
-        cost_model=cost_model,
-        seed=seed,
-        workers=workers,
-        progress=progress,
-    )
-    if model is None and objective == "latency":
-        return task.fastest(time_limit)
-    return task.solve(model or "tensor", time_limit)
+    options = SolveOptions.of(options, **fields)
+    task = _Task(graph, masks, options, improvements(progress, "solve"))
+    if options.selection is None and options.objective == "latency":
+        return task.fastest()
+    return task.solve(options.selection or "tensor", options.time_limit)
 
 
 _ARENAS_PAY = 0.15
@@ -116,22 +74,17 @@ _ARENAS_PAY = 0.15
 
 @dataclass(frozen=True)
 class _Task:
-    """What :func:`solve` was asked, apart from the model and the time."""
+    """What :func:`solve` was asked."""
 
     graph: ChannelGraph
     masks: Masks
-    solver: str
-    objective: str
-    weights: Mapping[str, int] | None
-    max_extra_macs: float
-    cost_model: CostModel | None
-    seed: int
-    workers: int
-    progress: Progress | None
+    options: SolveOptions
+    progress: Improvement | None
 
-    def fastest(self, time_limit: float) -> Solution:
+    def fastest(self) -> Solution:
         """With arenas if by the cost model they pay, else without."""
         start = time.perf_counter()
+        time_limit = self.options.time_limit
         both = None if self.progress is None else _Both(self.progress)
         shared = replace(self, progress=both.first if both else None).solve("arena", time_limit / 2)
         if not shared.arenas:
@@ -145,33 +98,27 @@ class _Task:
         gain = pricing.of_plan(apart) - pricing.of_plan(shared)
         return shared if gain > _ARENAS_PAY * pricing.of_plan(apart) else apart
 
-    def solve(self, model: Model, time_limit: float) -> Solution:
-        """The solution in one model."""
+    def solve(self, selection: Selection, time_limit: float) -> Solution:
+        """The solution for one selection."""
         start = time.perf_counter()
-        problem = pose(
-            self.graph,
-            self.masks,
-            self.objective,
-            model=model,
-            weights=self.weights,
-            cost_model=self.cost_model,
-        )
+        options = self.options
+        problem = _posed(self.graph, self.masks, options, selection)
         analysed = time.perf_counter()
 
         def solver_of(instance: Instance, seconds: float) -> Outcome:
             return solve_instance(
                 instance,
-                self.solver,
+                options.solver,
                 time_limit=seconds,
-                seed=self.seed,
-                workers=self.workers,
+                seed=options.seed,
+                workers=options.workers,
                 # With a budget, instances are solved whose values are none of this problem.
-                progress=None if self.max_extra_macs else self.progress,
+                progress=None if options.max_extra_macs else self.progress,
             )
 
-        if self.max_extra_macs:
+        if options.max_extra_macs:
             found = solve_in_budget(
-                problem, solver_of, self.max_extra_macs, time_limit, self.progress
+                problem, solver_of, options.max_extra_macs, time_limit, self.progress
             )
         else:
             outcome = solver_of(problem.formulation.instance, time_limit)
@@ -187,13 +134,13 @@ class _Task:
             graph_fingerprint=self.graph.fingerprint,
             capture=self.graph.capture,
             example=self.graph.example,
-            solver=self.solver,
-            objective=self.objective,
-            model=model,
-            weights=dict(self.weights or {}),
-            max_extra_macs=self.max_extra_macs,
+            solver=options.solver,
+            objective=options.objective,
+            selection=selection,
+            weights=dict(options.weights or {}),
+            max_extra_macs=options.max_extra_macs,
             cost_model=problem.cost_model,
-            seed=self.seed,
+            seed=options.seed,
             status="optimal" if outcome.optimal else "feasible",
             objective_value=outcome.objective,
             lower_bound=outcome.lower_bound,
@@ -221,7 +168,7 @@ class _Task:
         orders = tidied(problem.segments, problem.formulation, outcome.orders, found.windows)
         if orders == outcome.orders:
             return found
-        if self.max_extra_macs:
+        if self.options.max_extra_macs:
             same = satisfied(instance, orders) == satisfied(instance, outcome.orders)
             return replace(found, outcome=replace(outcome, orders=orders)) if same else found
         value = cost(instance, orders)  # less, if no solver saw to it that views are views
@@ -234,7 +181,7 @@ class _Task:
 class _Both:
     """Progress of two solves, either of which may be the answer: what holds for both."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Improvement) -> None:
         self._progress = progress
         self._value: int | None = None
         self._bound = 0
@@ -254,18 +201,38 @@ class _Both:
 def instance_of(
     graph: ChannelGraph,
     masks: Masks,
-    objective: str = "copied_channels",
     *,
-    model: Model = "tensor",
-    weights: Mapping[str, int] | None = None,
+    options: SolveOptions | None = None,
+    **fields: Unpack[SolveFields],
 ) -> Instance:
-    """The bare optimisation problem that :func:`solve` would solve.
+    """The bare optimisation problem that :func:`solve` would solve, windows apart.
+
+    Args:
+        graph: the channel graph.
+        masks: which slices of each parameter are kept.
+        options: how to solve; what says how, but not what, does not count.
+        **fields: in place of those of ``options``. The selection is ``"tensor"`` if not given.
 
     Raises:
-        SolverError: for an unknown objective or model, or weights that name no read.
+        SolverError: for an unknown objective or selection, or weights that name no read.
         MaskError: if the masks do not fit the graph.
     """
-    return pose(graph, masks, objective, model=model, weights=weights).formulation.instance
+    options = SolveOptions.of(options, **fields)
+    selection = options.selection or "tensor"
+    return _posed(graph, masks, options, selection).formulation.instance
+
+
+def _posed(
+    graph: ChannelGraph, masks: Masks, options: SolveOptions, selection: Selection
+) -> Problem:
+    return pose(
+        graph,
+        masks,
+        options.objective,
+        selection=selection,
+        weights=options.weights,
+        cost_model=options.prices,
+    )
 
 
 def _demands(formulation: Formulation, proof: Proof) -> tuple[tuple[Demand, ...], dict[int, int]]:

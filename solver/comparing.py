@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
+
+from pydantic import Field
+from typing_extensions import Unpack
 
 from upscale_opt.errors import SolverError, UpscaleError
 from upscale_opt.ir.base import Document, Record
-from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.solver.algorithms.registry import SOLVERS, solve_instance
-from upscale_opt.solver.api import solve
-from upscale_opt.solver.network.objectives import OBJECTIVES
-from upscale_opt.solver.network.posing import pose
-from upscale_opt.solver.network.segments import MODELS, Model
-from upscale_opt.solver.options import check_options, check_share
+from upscale_opt.solver.algorithms.registry import solve_instance
+from upscale_opt.solver.api import instance_of, solve
+from upscale_opt.solver.network.segments import Selection
+from upscale_opt.solver.options import SolveFields, SolveOptions
 from upscale_opt.solver.problem.instance import Instance, is_view, satisfied
+from upscale_opt.solver.progress import Listener, Progress, improvements
 
 USUAL_SOLVERS = ("identity", "greedy", "local-search", "cp-sat")
 """What is compared unless something else is asked for: the worst to the best."""
-
-Progress = Callable[[str, int, int], None]
-"""Told the solver's name, its best objective value so far and its bound so far."""
 
 
 class ComparisonRow(Record):
@@ -37,7 +35,8 @@ class ComparisonRow(Record):
         solver: the solver's name.
         objective: what was minimised; for a bare instance its measure, ``"copies"`` or
             ``"blocks"``.
-        model: ``"tensor"``, ``"segment"`` or ``"arena"``, see :func:`upscale_opt.solve`.
+        selection: ``"tensor"``, ``"segment"`` or ``"arena"``, see
+            :class:`~upscale_opt.solver.options.SolveOptions`; ``model`` in JSON.
         max_extra_macs: the share of the multiply-adds that windows might add.
         status: ``"optimal"`` if the solver proved its orders to be, ``"feasible"`` if not,
             ``"failed"`` if it found none; then ``reason`` says why and there are no values.
@@ -60,7 +59,9 @@ class ComparisonRow(Record):
     side: str | None = None
     solver: str
     objective: str
-    model: Model | None = None
+    selection: Selection | None = Field(
+        default=None, validation_alias="model", serialization_alias="model"
+    )
     max_extra_macs: float = 0.0
     status: Literal["optimal", "feasible", "failed"]
     objective_value: int | None = None
@@ -101,35 +102,15 @@ class Case:
     side: str | None = None
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What all solvers are given; see :func:`upscale_opt.solve`."""
-
-    objective: str = "copied_channels"
-    model: Model | None = None
-    weights: Mapping[str, int] | None = None
-    time_limit: float = 60.0
-    seed: int = 0
-    workers: int = 1
-    max_extra_macs: float = 0.0
-    cost_model: CostModel | None = None
-
-
 def compare(
     graph: ChannelGraph,
     masks: Masks,
     solvers: Sequence[str] = USUAL_SOLVERS,
     *,
-    objective: str = "copied_channels",
-    model: Model | None = None,
-    weights: Mapping[str, int] | None = None,
-    max_extra_macs: float = 0.0,
-    cost_model: CostModel | None = None,
-    time_limit: float = 60.0,
-    seed: int = 0,
-    workers: int = 1,
+    options: SolveOptions | None = None,
     label: str = "",
-    progress: Progress | None = None,
+    progress: Listener | None = None,
+    **fields: Unpack[SolveFields],
 ) -> tuple[ComparisonRow, ...]:
     """Solve one problem with several solvers, one after the other.
 
@@ -138,137 +119,103 @@ def compare(
     Args:
         graph: the channel graph.
         masks: which slices of each parameter are kept.
-        solvers: their names, see :func:`upscale_opt.solve`.
-        objective: what to minimise.
-        model: in whose terms; by default ``"tensor"``, or for latency ``"arena"``.
-        weights: factors for the cost of reads.
-        max_extra_macs: the share of the multiply-adds that windows may add.
-        cost_model: what kernels cost, for latency.
-        time_limit: seconds for each solver.
-        seed: seed of the solvers.
-        workers: parallel workers of each solver.
+        solvers: their names, see :class:`~upscale_opt.solver.options.SolveOptions`.
+        options: what all of them are given; its own ``solver`` does not count.
         label: what to call the problem in the rows.
-        progress: called on every improvement, with the solver's name first.
+        progress: told of every improvement, as a step with the solver's name.
+        **fields: of the options, in place of those of ``options``.
 
     Returns:
         One row per solver, in the order of ``solvers``.
 
     Raises:
-        SolverError: for an unknown solver, objective or model, weights that name no read, a
+        SolverError: for an unknown solver, objective or selection, weights that name no read, a
             time limit that is not positive, or a share of multiply-adds that is negative or not
             for this objective.
         MaskError: if the masks do not fit the graph.
     """
     Masks.require(masks)
     masks.check(graph)
-    settings = Settings(
-        objective, model, weights, time_limit, seed, workers, max_extra_macs, cost_model
-    )
-    check_settings(solvers, settings)
-    if weights:
-        pose(graph, masks, objective, model=model or "tensor", weights=weights)
+    asked = options_of(solvers, options, **fields)
+    if asked[0].weights:
+        instance_of(graph, masks, options=asked[0])
     case = Case((graph, masks), label)
-    return with_gaps(run_case(case, solver, settings, progress) for solver in solvers)
+    return with_gaps(run_case(case, one, progress) for one in asked)
 
 
 def compare_instance(
     instance: Instance,
     solvers: Sequence[str] = USUAL_SOLVERS,
     *,
-    time_limit: float = 60.0,
-    seed: int = 0,
-    workers: int = 1,
+    options: SolveOptions | None = None,
     label: str = "",
-    progress: Progress | None = None,
+    progress: Listener | None = None,
+    **fields: Unpack[SolveFields],
 ) -> tuple[ComparisonRow, ...]:
-    """Like :func:`compare`, for a problem without a network.
+    """Like :func:`compare`, for a problem without a network: time limit, seed and workers count.
 
     Raises:
         SolverError: for an unknown solver, or a time limit that is not positive.
     """
-    settings = Settings(time_limit=time_limit, seed=seed, workers=workers)
-    check_settings(solvers, settings)
     case = Case(instance, label)
-    return with_gaps(run_case(case, solver, settings, progress) for solver in solvers)
+    asked = options_of(solvers, options, **fields)
+    return with_gaps(run_case(case, one, progress) for one in asked)
 
 
-def check_settings(solvers: Collection[str], settings: Settings) -> None:
-    """Find out before anything is solved what no solver could make sense of.
+def options_of(
+    solvers: Collection[str],
+    options: SolveOptions | None = None,
+    **fields: Unpack[SolveFields],
+) -> tuple[SolveOptions, ...]:
+    """The options for each of the solvers: what none could make sense of is found out now.
 
     Raises:
         SolverError: naming it.
     """
-    if isinstance(solvers, str) or not solvers:
+    if isinstance(solvers, str) or not solvers or "solver" in fields:
         raise SolverError(
             "solvers must be a list of one name or more, such as ['greedy', 'cp-sat'], "
-            f"not {solvers!r}"
+            f"not {fields.get('solver', solvers)!r}"
         )
-    for what, given, known in (
-        *(("solver", solver, tuple(SOLVERS)) for solver in solvers),
-        ("objective", settings.objective, OBJECTIVES),
-        ("model", settings.model or MODELS[0], MODELS),
-    ):
-        if given not in known:
-            raise SolverError(f"unknown {what} {given!r}; there are {', '.join(known)}")
-    check_options(settings.time_limit, settings.seed, settings.workers, settings.weights)
-    check_share(settings.max_extra_macs, settings.objective)
+    options = SolveOptions.of(options, **fields)
+    return tuple(SolveOptions.of(options, solver=solver) for solver in solvers)
 
 
-def run_case(
-    case: Case, solver: str, settings: Settings, progress: Progress | None = None
-) -> ComparisonRow:
-    """One solver on one case; its gap is left open, see :func:`with_gaps`."""
-
-    def tell(best: int, bound: int) -> None:
-        if progress is not None:
-            progress(solver, best, bound)
-
+def run_case(case: Case, options: SolveOptions, progress: Listener | None = None) -> ComparisonRow:
+    """The options' solver on one case; its gap is left open, see :func:`with_gaps`."""
     row = ComparisonRow(
         label=case.label,
         amount=case.amount,
         side=case.side,
-        solver=solver,
-        objective=settings.objective,
-        model=settings.model or ("arena" if settings.objective == "latency" else "tensor"),
-        max_extra_macs=settings.max_extra_macs,
+        solver=options.solver,
+        objective=options.objective,
+        selection=options.selection or ("arena" if options.objective == "latency" else "tensor"),
+        max_extra_macs=options.max_extra_macs,
         status="failed",
         seconds=0.0,
     )
     if isinstance(case.problem, Instance):
-        update = {"objective": case.problem.measure, "model": None, "max_extra_macs": 0.0}
+        update = {"objective": case.problem.measure, "selection": None, "max_extra_macs": 0.0}
         row = row.model_copy(update=update)
     start = time.perf_counter()
     try:
         if isinstance(case.problem, Instance):
-            found = _solve_instance(case.problem, solver, settings, tell)
+            found = _solve_instance(case.problem, options, progress)
         else:
-            found = _solve_network(*case.problem, solver, settings, tell)
+            found = _solve_network(*case.problem, options, progress)
     except Exception as error:  # whatever a solver fails with, the others shall have their rows
         found = {"reason": _reason(error), "seconds": time.perf_counter() - start}
     return row.model_copy(update=found)
 
 
 def _solve_network(
-    graph: ChannelGraph,
-    masks: Masks,
-    solver: str,
-    settings: Settings,
-    tell: Callable[[int, int], None],
+    graph: ChannelGraph, masks: Masks, options: SolveOptions, progress: Listener | None
 ) -> dict[str, object]:
-    solution = solve(
-        graph,
-        masks,
-        solver,
-        settings.objective,
-        settings.time_limit,
-        model=settings.model,
-        weights=settings.weights,
-        max_extra_macs=settings.max_extra_macs,
-        cost_model=settings.cost_model,
-        seed=settings.seed,
-        workers=settings.workers,
-        progress=None if settings.max_extra_macs else tell,
-    )
+    def tell(event: Progress) -> None:
+        if progress is not None:
+            progress(replace(event, step=options.solver))
+
+    solution = solve(graph, masks, options=options, progress=tell)
     return {
         "status": solution.status,
         "objective_value": solution.objective_value,
@@ -282,16 +229,16 @@ def _solve_network(
 
 
 def _solve_instance(
-    instance: Instance, solver: str, settings: Settings, tell: Callable[[int, int], None]
+    instance: Instance, options: SolveOptions, progress: Listener | None
 ) -> dict[str, object]:
     start = time.perf_counter()
     outcome = solve_instance(
         instance,
-        solver,
-        time_limit=settings.time_limit,
-        seed=settings.seed,
-        workers=settings.workers,
-        progress=tell,
+        options.solver,
+        time_limit=options.time_limit,
+        seed=options.seed,
+        workers=options.workers,
+        progress=improvements(progress, options.solver),
     )
     seconds = time.perf_counter() - start
     held = satisfied(instance, outcome.orders)
@@ -331,7 +278,7 @@ def with_gaps(rows: Iterable[ComparisonRow]) -> tuple[ComparisonRow, ...]:
 
 def problem_of(row: ComparisonRow) -> tuple[object, ...]:
     """The same for all rows of one problem."""
-    return row.label, row.amount, row.side, row.objective, row.model, row.max_extra_macs
+    return row.label, row.amount, row.side, row.objective, row.selection, row.max_extra_macs
 
 
 def _gap(value: int | None, bound: int | None) -> float | None:

@@ -173,7 +173,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--export", "onnx", "--export", "pt2", "--export", "safetensors", "--export", "onnx"]
     with pytest.raises(SystemExit) as ended:
-        main(["run", "topology/dense_block", *flags, "--model", "arena", "-o", str(tmp_path)])
+        main(["run", "topology/dense_block", *flags, "--selection", "arena", "-o", str(tmp_path)])
     assert not ended.value.code
     out = capsys.readouterr().out
     for kind in ("onnx", "pt2", "safetensors"):

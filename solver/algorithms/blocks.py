@@ -25,10 +25,10 @@ from upscale_opt.solver.algorithms.exact import solve_exact
 from upscale_opt.solver.algorithms.greedy import greedy_orders
 from upscale_opt.solver.algorithms.local_search import improve
 from upscale_opt.solver.problem.instance import (
+    Improvement,
     Instance,
     Orders,
     Outcome,
-    Progress,
     Proof,
     Read,
     as_copies,
@@ -53,7 +53,7 @@ def solve_blocks(
     time_limit: float,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Improvement | None = None,
 ) -> Outcome:
     """Orders under which the reads fall into the fewest runs, with a bound.
 
@@ -94,7 +94,7 @@ def _known(proof: Proof, demands: int) -> Proof:
 class _Search:
     """The best orders and bound so far."""
 
-    def __init__(self, instance: Instance, progress: Progress | None) -> None:
+    def __init__(self, instance: Instance, progress: Improvement | None) -> None:
         self.instance = instance
         self.orders = identity_orders(instance.spaces)
         self.cost = cost(instance, self.orders)

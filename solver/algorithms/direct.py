@@ -28,10 +28,10 @@ from upscale_opt.solver.algorithms.greedy import GRACE, greedy_orders
 from upscale_opt.solver.algorithms.identity import solve_identity
 from upscale_opt.solver.algorithms.interruptible import solve_interruptibly
 from upscale_opt.solver.problem.instance import (
+    Improvement,
     Instance,
     Orders,
     Outcome,
-    Progress,
     cost,
 )
 
@@ -45,7 +45,7 @@ def solve_direct(
     time_limit: float,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Improvement | None = None,
 ) -> Outcome:
     """The best orders, by one model of everything.
 
@@ -83,7 +83,7 @@ def solve_direct(
 class _Best:
     """The best orders and the best bound so far, and who wants to know of them."""
 
-    def __init__(self, first: Outcome, instance: Instance, progress: Progress | None) -> None:
+    def __init__(self, first: Outcome, instance: Instance, progress: Improvement | None) -> None:
         self.outcome = first
         self._instance, self._progress = instance, progress
 

@@ -25,10 +25,10 @@ from upscale_opt.solver.problem.arranging import arranged
 from upscale_opt.solver.problem.instance import (
     Case,
     Group,
+    Improvement,
     Instance,
     Orders,
     Outcome,
-    Progress,
     Proof,
     cost,
     identity_orders,
@@ -51,7 +51,7 @@ def solve_exact(
     time_limit: float,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Improvement | None = None,
     master: MasterFactory = Master,
 ) -> Outcome:
     """The best orders, and the proof that they are.
@@ -162,7 +162,9 @@ def _searches(
     return searches
 
 
-def _run(searches: list[Search], constant: int, deadline: float, progress: Progress | None) -> None:
+def _run(
+    searches: list[Search], constant: int, deadline: float, progress: Improvement | None
+) -> None:
     """Give each open search a fair share of the time, small components first."""
 
     def report() -> None:

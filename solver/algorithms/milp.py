@@ -39,7 +39,7 @@ from upscale_opt.solver.algorithms.exact import solve_exact
 from upscale_opt.solver.algorithms.exact_master import Relaxed
 from upscale_opt.solver.algorithms.milp_process import MISSING, MilpProcess
 from upscale_opt.solver.problem.conflicts import Cut
-from upscale_opt.solver.problem.instance import Instance, Outcome, Progress
+from upscale_opt.solver.problem.instance import Improvement, Instance, Outcome
 from upscale_opt.solver.problem.reduction import Component
 
 _LARGEST_TOTAL = 1 << 28
@@ -55,7 +55,7 @@ def solve_pulp(
     time_limit: float,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Improvement | None = None,
 ) -> Outcome:
     """The best orders and the proof that they are, by HiGHS.
 
@@ -83,7 +83,7 @@ def solve_pulp_cbc(
     time_limit: float,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Improvement | None = None,
 ) -> Outcome:
     """The same as :func:`solve_pulp` by CBC, whose bound is known only where it reaches an optimum.
 
@@ -100,7 +100,7 @@ def _solve(
     time_limit: float,
     seed: int,
     workers: int,
-    progress: Progress | None,
+    progress: Improvement | None,
 ) -> Outcome:
     if instance.measure != "copies":
         raise SolverError(f"solver {name!r} minimises copies only; use 'cp-sat' for blocks")

@@ -14,7 +14,7 @@ from upscale_opt.solver.algorithms.identity import solve_identity
 from upscale_opt.solver.algorithms.local_search import solve_local_search
 from upscale_opt.solver.algorithms.milp import solve_pulp, solve_pulp_cbc
 from upscale_opt.solver.algorithms.window_search import solve_with_windows
-from upscale_opt.solver.problem.instance import Instance, Outcome, Progress
+from upscale_opt.solver.problem.instance import Improvement, Instance, Outcome
 
 _FOREVER = 1e9
 """Seconds in place of infinity, of which solvers could not take shares."""
@@ -30,7 +30,7 @@ class Solver(Protocol):
         time_limit: float,
         seed: int = 0,
         workers: int = 1,
-        progress: Progress | None = None,
+        progress: Improvement | None = None,
     ) -> Outcome:
         """Find orders for ``instance``."""
 
@@ -44,7 +44,7 @@ def _heuristic(solve: Callable[[Instance], Outcome]) -> Solver:
         time_limit: float,
         seed: int = 0,
         workers: int = 1,
-        progress: Progress | None = None,
+        progress: Improvement | None = None,
     ) -> Outcome:
         outcome = solve(instance)
         if progress is not None:
@@ -60,7 +60,7 @@ def _cp_sat(
     time_limit: float,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Improvement | None = None,
 ) -> Outcome:
     """The exact solver for the instance's measure."""
     solve = solve_blocks if instance.measure == "blocks" else solve_exact
@@ -89,7 +89,7 @@ def solve_instance(
     time_limit: float,
     seed: int = 0,
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: Improvement | None = None,
 ) -> Outcome:
     """Solve ``instance`` with the solver of that name.
 

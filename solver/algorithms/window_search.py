@@ -18,10 +18,10 @@ from upscale_opt.solver.algorithms.window_annealing import anneal
 from upscale_opt.solver.algorithms.window_line import Line, spaces_of
 from upscale_opt.solver.algorithms.window_proof import is_small, prove
 from upscale_opt.solver.problem.instance import (
+    Improvement,
     Instance,
     Orders,
     Outcome,
-    Progress,
     Proof,
     cost,
 )
@@ -68,7 +68,7 @@ def solve_with_windows(
     *,
     time_limit: float,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Improvement | None = None,
 ) -> Outcome:
     """The orders that ``solve`` finds, improved where reads may be served by windows.
 

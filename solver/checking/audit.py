@@ -96,7 +96,7 @@ def check(solution: Solution, graph: ChannelGraph, masks: Masks) -> AuditReport:
         graph,
         masks,
         solution.objective,
-        model=solution.model,
+        selection=solution.selection,
         weights=solution.weights,
         cost_model=solution.cost_model,
     )

@@ -96,7 +96,7 @@ def why_stored(graph: ChannelGraph, masks: Masks, solution: Solution) -> tuple[C
     Returns:
         The channel sets as well, which say what the masks leave.
     """
-    sets, _ = find_segments(graph, masks, solution.model)
+    sets, _ = find_segments(graph, masks, solution.selection)
     return sets, _Follower(graph, masks, solution, sets).follow()
 
 

@@ -18,10 +18,10 @@ from upscale_opt.solver.network.posing import Problem
 from upscale_opt.solver.network.sets import Edge, Ids
 from upscale_opt.solver.network.windows import Windows
 from upscale_opt.solver.problem.instance import (
+    Improvement,
     Instance,
     Orders,
     Outcome,
-    Progress,
     Proof,
     read_cost,
     satisfied,
@@ -54,7 +54,7 @@ def solve_in_budget(
     solve: Callable[[Instance, float], Outcome],
     share: float,
     time_limit: float,
-    progress: Progress | None = None,
+    progress: Improvement | None = None,
 ) -> Found:
     """The best orders with windows that add at most ``share`` of the multiply-adds.
 

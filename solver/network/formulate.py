@@ -68,13 +68,12 @@ def formulate(
         sets: what is needed of every tensor.
         segments: where channels are selected, and what every tensor stores.
         objective: one of :data:`upscale_opt.solver.network.objectives.OBJECTIVES`.
-        weights: factors for the reads of some operations, by ``"operation"`` or
+        weights: whole factors for the reads of some operations, by ``"operation"`` or
             ``"operation[operand]"``.
         pricing: what gathers cost, for the objective ``"latency"``.
 
     Raises:
-        SolverError: if ``weights`` names something that does not read, or is not whole and
-            non-negative.
+        SolverError: if ``weights`` names something that does not read.
     """
     return _Formulator(graph, sets, segments, objective, dict(weights or {}), pricing).formulate()
 
@@ -140,16 +139,11 @@ class _Formulator:
 
     def _check_factors(self, edges: Sequence[Edge]) -> None:
         known = {name for edge in edges for name in (edge[0], edge_name(edge))}
-        for name, factor in self.factors.items():
+        for name in self.factors:
             if name not in known:
                 raise SolverError(
                     f"weights name {name!r}, which selects no channels of any tensor; name an "
                     "operation that does, or one of its operands as 'operation[operand]'"
-                )
-            if type(factor) is not int or factor < 0:
-                raise SolverError(
-                    f"the weight of {name!r} must be a whole number that is not negative, "
-                    f"not {factor!r}"
                 )
 
     # Reads.
@@ -185,7 +179,7 @@ class _Formulator:
         A gather copies the channels ``ids`` of the tensor ``copied``.
         """
         read = Read(self._price(edge, copied, ids), self._view(edge, tensor, ids))
-        if self.objective != "blocks" and self.segments.model != "segment":
+        if self.objective != "blocks" and self.segments.selection != "segment":
             return read  # its parts are nobody's business
         parts = (Part(space, wanted) for space, wanted, _ in self._parts(tensor, ids))
         return replace(read, parts=tuple(parts))

@@ -59,7 +59,7 @@ def lay_out_windows(
             graph,
             masks,
             problem.objective,
-            model=problem.segments.model,
+            selection=problem.segments.selection,
             cost_model=problem.cost_model,
             extra=extra,
         )

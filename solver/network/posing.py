@@ -14,7 +14,7 @@ from upscale_opt.solver.network.arenas import with_arenas
 from upscale_opt.solver.network.formulate import Formulation, formulate
 from upscale_opt.solver.network.objectives import OBJECTIVES
 from upscale_opt.solver.network.prices import Pricing
-from upscale_opt.solver.network.segments import MODELS, Model, Segments, find_segments
+from upscale_opt.solver.network.segments import SELECTIONS, Segments, Selection, find_segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.network.windows import Windows
 
@@ -36,7 +36,7 @@ def pose(
     masks: Masks,
     objective: str = "copied_channels",
     *,
-    model: Model = "tensor",
+    selection: Selection = "tensor",
     weights: Mapping[str, int] | None = None,
     cost_model: CostModel | None = None,
     extra: Mapping[Edge, Ids] | None = None,
@@ -47,23 +47,23 @@ def pose(
         graph: the channel graph.
         masks: which slices of each parameter are kept.
         objective: what to minimise.
-        model: where channels are selected.
+        selection: where channels are selected.
         weights: factors for the cost of some reads.
         cost_model: what kernels cost, for the objective ``"latency"``; a CPU's by default.
         extra: channels that layers shall read although nobody needs them.
 
     Raises:
-        SolverError: for an unknown objective or model, or weights that name no read.
+        SolverError: for an unknown objective or selection, or weights that name no read.
         MaskError: if the masks do not fit the graph.
     """
     if objective not in OBJECTIVES:
         raise SolverError(f"unknown objective {objective!r}; there are {', '.join(OBJECTIVES)}")
-    if model not in MODELS:
-        raise SolverError(f"unknown model {model!r}; there are {', '.join(MODELS)}")
+    if selection not in SELECTIONS:
+        raise SolverError(f"unknown selection {selection!r}; there are {', '.join(SELECTIONS)}")
     Masks.require(masks)
     masks.check(graph)
-    sets, segments = find_segments(graph, masks, model, extra)
-    if model == "arena":
+    sets, segments = find_segments(graph, masks, selection, extra)
+    if selection == "arena":
         segments = with_arenas(graph, sets, segments)
     if objective != "latency":
         formulation = formulate(graph, sets, segments, objective, weights)

@@ -66,7 +66,7 @@ class Pricing:
     def of_plan(self, solution: Solution) -> int:
         """The cost of all moving of data in a solution for latency, windows included.
 
-        The objective tells orders of one model apart; it leaves out what is the same for all of
+        The objective tells orders of one selection apart; it leaves out what is the same for all of
         them: joining tensors, and copying views that an operation cannot read as they are. With
         these, solutions with arenas can be compared with solutions without.
         """

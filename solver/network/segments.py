@@ -9,8 +9,8 @@ channels that any of them needs, in one order. Channels are selected where a seg
 * at a sum, where an operand that is zero in some of the stored channels leaves them out: it is
   *placed* into the sum.
 
-That is the model ``"tensor"``. The model ``"segment"`` is UPSCALE's: one channel set per segment,
-and nothing but consumers (and slices) selects. In the model ``"arena"``, concatenations share
+That is the selection ``"tensor"``. The selection ``"segment"`` is UPSCALE's: one channel set per
+segment, and nothing but consumers (and slices) selects. With ``"arena"``, concatenations share
 buffers, besides (:mod:`upscale_opt.solver.network.arenas`).
 """
 
@@ -46,10 +46,10 @@ from upscale_opt.solver.network.evening import (
 )
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids, channel_sets
 
-Model = Literal["tensor", "segment", "arena"]
+Selection = Literal["tensor", "segment", "arena"]
 """The rules that say where channels are selected and what tensors store."""
 
-MODELS: tuple[Model, ...] = get_args(Model)
+SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 
 
 @dataclass(frozen=True)
@@ -76,23 +76,23 @@ class Segments:
         selects: the edges at which channels are selected, with the channels taken.
         places: the edges at which a summand is placed into some of the sum's channels.
         sole_reader: for each concatenation that is read by one select alone, that edge; it may
-            select in front of the concatenation instead. Empty in the model ``"segment"``.
-        model: the rules followed.
-        arenas: the buffers that concatenations share, in the model ``"arena"``.
+            select in front of the concatenation instead. Empty for the selection ``"segment"``.
+        selection: the rules followed.
+        arenas: the buffers that concatenations share, for the selection ``"arena"``.
     """
 
     stored: dict[str, Ids]
     selects: dict[Edge, Ids]
     places: frozenset[Edge]
     sole_reader: dict[str, Edge]
-    model: Model = "tensor"
+    selection: Selection = "tensor"
     arenas: tuple[Arena, ...] = ()
 
 
 def find_segments(
     graph: ChannelGraph,
     masks: Masks,
-    model: Model = "tensor",
+    selection: Selection = "tensor",
     extra: Mapping[Edge, Ids] | None = None,
 ) -> tuple[ChannelSets, Segments]:
     """Fix where selections happen and what each tensor stores.
@@ -105,9 +105,9 @@ def find_segments(
     Args:
         graph: the channel graph.
         masks: masks that fit it (:meth:`Masks.check`).
-        model: ``"tensor"``, all rules; ``"segment"``, without hoisting, placing at sums and early
-            selection: the problem as UPSCALE states it (Wan et al., ICML 2023). For ``"arena"``,
-            the arenas are yet to be found.
+        selection: ``"tensor"``, all rules; ``"segment"``, without hoisting, placing at sums and
+            early selection: the problem as UPSCALE states it (Wan et al., ICML 2023). For
+            ``"arena"``, the arenas are yet to be found.
         extra: channels that edges shall deliver although nobody needs them.
     """
     links = links_of(graph)
@@ -115,7 +115,7 @@ def find_segments(
     floors: dict[str, Ids] = {}
     while True:
         sets = channel_sets(graph, masks, extra=extra, floors=floors)
-        segments = _Finder(graph, sets, model).find()
+        segments = _Finder(graph, sets, selection).find()
         stored = segments.stored
         gaps, uneven = fill_gaps(graph, sets, stored), even_groups(graph, sets, stored)
         apart, unlike = agree(links, sets, stored, segments.selects)
@@ -132,10 +132,10 @@ _WHATEVER = Ids()
 
 
 class _Finder:
-    def __init__(self, graph: ChannelGraph, sets: ChannelSets, model: Model) -> None:
+    def __init__(self, graph: ChannelGraph, sets: ChannelSets, selection: Selection) -> None:
         self.graph = graph
         self.sets = sets
-        self.model = model
+        self.selection = selection
         self.operations = {op.name: op for op in graph.operations}
         self.producer = {name: op for op in graph.operations for name in op.outputs}
         self.readers: dict[str, list[Edge]] = defaultdict(list)
@@ -154,16 +154,16 @@ class _Finder:
                 self._visit(op)
         segment = self._join()
         stored = self._stored(segment)
-        places = set() if self.model == "segment" else self._leave_out_zeros(stored)
+        places = set() if self.selection == "segment" else self._leave_out_zeros(stored)
         for (name, operand), ids in self.selects.items():
             if ids == _WHATEVER:
                 self.selects[name, operand] = stored[self.operations[name].outputs[0]]
-        if self.model != "segment":
+        if self.selection != "segment":
             readers = self._sole_readers()
-            return Segments(stored, self.selects, frozenset(places), readers, self.model)
+            return Segments(stored, self.selects, frozenset(places), readers, self.selection)
         # Readers in the order of execution: it decides between paths that are equally good.
         selects = dict(reversed(self.selects.items()))
-        return Segments(stored, selects, frozenset(), {}, self.model)
+        return Segments(stored, selects, frozenset(), {}, self.selection)
 
     # Where channels are selected.
 
@@ -183,7 +183,7 @@ class _Finder:
 
     def _hoists(self, op: Operation) -> bool:
         """The result stores just what all its readers want, so that we select before."""
-        if self.model == "segment" or not self._may_hoist(op):
+        if self.selection == "segment" or not self._may_hoist(op):
             return False
         ids = self.sets.needed[op.outputs[0]]
         edges = self.readers[op.outputs[0]]

@@ -271,7 +271,7 @@ def cost(instance: Instance, orders: Orders) -> int:
     )
 
 
-Progress = Callable[[int, int], None]
+Improvement = Callable[[int, int], None]
 """Told the best cost so far and the bound, whenever one of them improves."""
 
 

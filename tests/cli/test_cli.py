@@ -19,6 +19,7 @@ import upscale_opt as uo
 from upscale_opt.cli import networks, progress
 from upscale_opt.ir.profiles import profile
 from upscale_opt.models import catalogue
+from upscale_opt.solver.progress import Progress
 
 NO_TORCH = "import sys; sys.modules['torch'] = None; from upscale_opt.cli import main; main()"
 
@@ -165,13 +166,13 @@ def test_solver_options(traced: Path, tmp_path: Path, capsys: Output) -> None:
 def test_model_and_objective(traced: Path, tmp_path: Path, capsys: Output) -> None:
     out = tmp_path / "solution.json"
     files = (traced / "graph.json", traced / "masks.json", "-o", out)
-    assert call("solve", *files, "--model", "segment", "--objective", "gathers") == 0
+    assert call("solve", *files, "--selection", "segment", "--objective", "gathers") == 0
     solution = uo.Solution.load(out)
-    assert (solution.model, solution.objective) == ("segment", "gathers")
+    assert (solution.selection, solution.objective) == ("segment", "gathers")
     assert solution.objective_value == solution.gathers
     assert f"{solution.gathers:,} gathers, lower bound" in capsys.readouterr().out
-    assert call("run", "topology/unet", "--model", "segment", "--out", tmp_path) == 0
-    assert uo.Solution.load(out).model == "segment"
+    assert call("run", "topology/unet", "--selection", "segment", "--out", tmp_path) == 0
+    assert uo.Solution.load(out).selection == "segment"
 
 
 def test_windows(traced: Path, tmp_path: Path, capsys: Output) -> None:
@@ -196,7 +197,7 @@ def test_latency(traced: Path, tmp_path: Path, capsys: Output) -> None:
         found[name] = uo.Solution.load(tmp_path / "s.json")
         assert f"{found[name].objective_value:,} nanoseconds" in capsys.readouterr().out
     first, second, third = found.values()
-    assert (first.objective, first.model) == ("latency", "arena")
+    assert (first.objective, first.selection) == ("latency", "arena")
     assert first.cost_model == profile("cpu-channels-last")
     assert second.cost_model == third.cost_model == profile("gpu")
     assert first.objective_value != second.objective_value == third.objective_value
@@ -206,7 +207,7 @@ def test_run_for_latency(tmp_path: Path, capsys: Output) -> None:
     options = ("--objective", "latency", "--time-limit", 3, "--out", tmp_path)
     assert call("run", "topology/residual_stage", *options) == 0
     solution = uo.Solution.load(tmp_path / "solution.json")
-    assert (solution.model, solution.cost_model) == ("arena", profile("cpu"))
+    assert (solution.selection, solution.cost_model) == ("arena", profile("cpu"))
     printed = capsys.readouterr().out
     assert "nanoseconds" in printed
     assert "copied channels" not in printed
@@ -223,9 +224,9 @@ def test_run_with_windows(tmp_path: Path, capsys: Output) -> None:
 
 
 def test_run_with_arenas(tmp_path: Path, capsys: Output) -> None:
-    assert call("run", "topology/dense_block", "--model", "arena", "--out", tmp_path) == 0
+    assert call("run", "topology/dense_block", "--selection", "arena", "--out", tmp_path) == 0
     solution = uo.Solution.load(tmp_path / "solution.json")
-    assert solution.model == "arena"
+    assert solution.selection == "arena"
     assert f"{len(solution.arenas)} arena" in capsys.readouterr().out
 
 
@@ -244,7 +245,7 @@ def test_prune_takes_what_solve_takes() -> None:
         cost_model=profile("gpu"),
         time_limit=3,
     )
-    assert (pruned.solution.model, pruned.solution.cost_model) == ("tensor", profile("gpu"))
+    assert (pruned.solution.selection, pruned.solution.cost_model) == ("tensor", profile("gpu"))
     done = uo.prune_submodules(model, inputs, [""], amount=0.5, max_extra_macs=1.0, time_limit=3)
     assert done.pruned[0].solution.max_extra_macs == 1.0
 
@@ -257,7 +258,7 @@ def test_prune_takes_what_solve_takes() -> None:
     second = manager.compute(inputs, pruned_inputs=channels, selection="arena").solution
     assert first is not None
     assert second is not None
-    assert (first.model, second.model) == ("tensor", "arena")
+    assert (first.selection, second.selection) == ("tensor", "arena")
 
 
 def test_solve_gives_what_there_is_when_time_runs_out(
@@ -309,7 +310,7 @@ def test_models(capsys: Output) -> None:
         (["run", "topology/mlp", "--side", "left"], 2, ["--side", "left", "both"]),
         (["run", "topology/mlp", "--layers", "none"], 2, ["--layers", "none", "conv"]),
         (["run", "topology/mlp", "--solver", "magic"], 2, ["--solver", "magic", "cp-sat"]),
-        (["run", "topology/mlp", "--model", "whole"], 2, ["--model", "whole", "segment"]),
+        (["run", "topology/mlp", "--selection", "whole"], 2, ["--selection", "whole", "segment"]),
         (["run", "topology/mlp", "--objective", "speed"], 2, ["--objective", "speed", "latency"]),
         (["run", "topology/mlp", "--max-extra-macs", "-1"], 2, ["--max-extra-macs", "share"]),
         (["run", "topology/mlp", "--max-extra-macs", "nan"], 2, ["--max-extra-macs", "share"]),
@@ -430,7 +431,7 @@ def test_steps_on_a_terminal() -> None:
     steps = progress.Steps(Console(file=written, force_terminal=True, width=80))
     for _ in range(2):
         with steps.step("solve") as tell:
-            progress.solver_progress(tell)(1234, 567)
+            progress.solver_progress(tell)(Progress("solve", 1234, 567))
             time.sleep(0.15)
     assert steps.seconds["solve"] >= 0.3
     assert "solve: 1,234 copied channels, lower bound 567" in written.getvalue()
@@ -440,7 +441,7 @@ def test_steps_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "PATIENCE", 0.0)
     written = io.StringIO()
     with progress.Steps(Console(file=written)).step("solve") as tell:
-        progress.solver_progress(tell)(1234, 567)
+        progress.solver_progress(tell)(Progress("solve", 1234, 567))
     assert written.getvalue().splitlines() == [
         "solve ...",
         "solve: 1,234 copied channels, lower bound 567",

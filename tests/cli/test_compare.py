@@ -46,10 +46,14 @@ def test_rows_say_what_solve_finds(resnet18_documents: Documents) -> None:
     rows = uo.solver.compare(graph, masks, SOME, seed=3, label="resnet18")
     assert [row.solver for row in rows] == list(SOME)
     for row in rows:
-        solution = uo.solve(graph, masks, row.solver, seed=3)
+        solution = uo.solve(graph, masks, solver=row.solver, seed=3)
         assert (row.objective_value, row.status) == (solution.objective_value, solution.status)
         assert (row.views, row.reads) == (solution.views, solution.views + solution.gathers)
-        assert (row.label, row.objective, row.model) == ("resnet18", "copied_channels", "tensor")
+        assert (row.label, row.objective, row.selection) == (
+            "resnet18",
+            "copied_channels",
+            "tensor",
+        )
         assert row.seconds >= 0
     exact = rows[-1]
     assert (exact.status, exact.lower_bound, exact.gap) == ("optimal", exact.objective_value, 0)
@@ -62,15 +66,15 @@ def test_the_usual_solvers_and_other_options(resnet18_documents: Documents) -> N
         graph,
         masks,
         objective="gathers",
-        model="segment",
+        selection="segment",
         weights={"fc": 7},
-        progress=lambda solver, best, bound: told.add(solver),
+        progress=lambda event: told.add(event.step),
     )
     assert tuple(row.solver for row in rows) == USUAL_SOLVERS
     assert {"greedy", "cp-sat"} <= told
-    optimum = uo.solve(graph, masks, objective="gathers", model="segment", weights={"fc": 7})
+    optimum = uo.solve(graph, masks, objective="gathers", selection="segment", weights={"fc": 7})
     assert rows[-1].objective_value == optimum.objective_value
-    assert {(row.objective, row.model) for row in rows} == {("gathers", "segment")}
+    assert {(row.objective, row.selection) for row in rows} == {("gathers", "segment")}
 
 
 def test_instances_compare_as_networks_do(resnet18_documents: Documents) -> None:
@@ -80,7 +84,7 @@ def test_instances_compare_as_networks_do(resnet18_documents: Documents) -> None
         assert left.objective_value == right.objective_value
         assert left.lower_bound == right.lower_bound
         assert left.gap == right.gap
-        assert (left.objective, left.model, left.label) == ("copies", None, "bare")
+        assert (left.objective, left.selection, left.label) == ("copies", None, "bare")
         assert left.views is not None
         assert left.reads == len(instance_of(graph, masks).reads)
 
@@ -143,8 +147,8 @@ def test_what_no_solver_understands_is_refused(resnet18_documents: Documents) ->
         uo.solver.compare(graph, masks, ["greedy", "magic"])
     with pytest.raises(SolverError, match="unknown objective 'joules'"):
         uo.solver.compare(graph, masks, objective="joules")
-    with pytest.raises(SolverError, match="unknown model 'whole'"):
-        uo.solver.compare(graph, masks, model="whole")  # type: ignore[arg-type]
+    with pytest.raises(SolverError, match="unknown selection 'whole'"):
+        uo.solver.compare(graph, masks, selection="whole")  # type: ignore[arg-type]
     with pytest.raises(SolverError, match="time limit"):
         uo.solver.compare(graph, masks, time_limit=0)
     with pytest.raises(SolverError, match="nobody"):
@@ -386,7 +390,7 @@ def test_failures_are_shown(
         (["topology/mlp", "--amount", "nan"], 2, ["--amount", "nan"]),
         (["topology/mlp", "--solver", "magic"], 2, ["--solver", "magic", "cp-sat"]),
         (["topology/mlp", "--objective", "joules"], 2, ["--objective", "joules", "gathers"]),
-        (["topology/mlp", "--model", "whole"], 2, ["--model", "whole", "segment"]),
+        (["topology/mlp", "--selection", "whole"], 2, ["--selection", "whole", "segment"]),
         (["topology/mlp", "--time-limit", "-1"], 2, ["--time-limit", "more than 0"]),
         (["topology/mlp", "--jobs", "0"], 2, ["--jobs"]),
         (["topology/mlp", "--picture", "gif"], 2, ["--picture", "gif", "svg"]),

@@ -56,7 +56,7 @@ def test_front_of_a_network(tmp_path: Path, capsys: Output) -> None:
     printed = capsys.readouterr()
     fronts = Fronts.load(out)
     (front,) = fronts.networks
-    assert (front.name, fronts.amount, fronts.model) == (NETWORK, 0.5, "tensor")
+    assert (front.name, fronts.amount, fronts.selection) == (NETWORK, 0.5, "tensor")
     assert [p.budget for p in front.points] == [0, 0.05, 1]
     first = front.points[0]
     assert first.windows == first.extra_macs == 0
@@ -79,11 +79,11 @@ def test_front_of_a_network(tmp_path: Path, capsys: Output) -> None:
 
 def test_bytes_and_arenas(tmp_path: Path, capsys: Output) -> None:
     out = tmp_path / "front.json"
-    options = ("--objective", "copied_bytes", "--model", "arena", "--side", "both")
+    options = ("--objective", "copied_bytes", "--selection", "arena", "--side", "both")
     files = ("--budgets", 0, "-o", out)
     assert call("pareto", "topology/dense_block", *options, *OPTIONS, *files) == 0
     fronts = Fronts.load(out)
-    assert (fronts.objective, fronts.model, fronts.side) == ("copied_bytes", "arena", "both")
+    assert (fronts.objective, fronts.selection, fronts.side) == ("copied_bytes", "arena", "both")
     assert len(fronts.networks[0].points) == 1
     assert "copied bytes" in capsys.readouterr().out
 
@@ -114,7 +114,7 @@ def test_interrupted_keeps_the_points_found(
         (["--budgets", "-0.1"], 2, ["--budgets", "share", "-0.1"]),
         (["--budgets", "inf"], 2, ["--budgets", "inf"]),
         (["--objective", "latency"], 2, ["--objective", "latency", "copied_bytes"]),
-        (["--model", "segment"], 2, ["--model", "segment", "arena"]),
+        (["--selection", "segment"], 2, ["--selection", "segment", "arena"]),
         (["--plot", "front.pdf"], 2, ["--plot", ".svg", "front.pdf"]),
         (["resnet81"], 1, ["resnet81", "did you mean"]),
     ],
@@ -132,7 +132,7 @@ def test_pictures_of_several_networks() -> None:
         side="input",
         layers="all",
         objective="copied_channels",
-        model="tensor",
+        selection="tensor",
         seed=0,
         time_limit=1,
         networks=networks,

@@ -103,7 +103,7 @@ def test_arenas_are_free() -> None:
     subject = Subject("topology/dense_block", Settings(variants=("copies",)))
     graph, inputs = subject.graph(), subject.inputs(2)
     masks = uo.masks_of(subject.masked, graph)
-    pruned = uo.materialize(subject.masked, uo.solve(graph, masks, model="arena"))
+    pruned = uo.materialize(subject.masked, uo.solve(graph, masks, selection="arena"))
     assert {ArenaRead, ArenaWrite} <= {type(module) for module in pruned.modules()}
     free = floor(pruned, graph)
     call(free, inputs)

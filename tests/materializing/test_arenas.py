@@ -53,7 +53,7 @@ def test_topologies(name: str) -> None:
         drawn = random_weight_masks(model, rng, SIDES[number % 3])
         apply_weight_masks(model, drawn, biases=rng.random() < 0.5)
         masks = uo.masks_of(model, graph)
-        solution = uo.solve(graph, masks, model="arena")
+        solution = uo.solve(graph, masks, selection="arena")
         assert uo.check(solution, graph, masks).optimal
         assert uo.Solution.from_json(solution.to_json()) == solution
         pruned = uo.materialize(model, solution)
@@ -115,7 +115,7 @@ def test_an_operand_of_which_nothing_is_left() -> None:
     kept = {"h": (0, 12), "i": (1, 13), "o": (0, 1, 13)}
     uo.apply_masks(model, graph, uo.Masks(kept={f"{n}.weight": {1: c} for n, c in kept.items()}))
     masks = uo.masks_of(model, graph)
-    solution = uo.solve(graph, masks, model="arena")
+    solution = uo.solve(graph, masks, selection="arena")
     uo.check(solution, graph, masks)
     assert solution.arenas
     assert solution.objective_value == 0 < uo.solve(graph, masks).objective_value
@@ -252,8 +252,9 @@ def test_pruned_again() -> None:
     graph = uo.trace(again, X)
     uo.apply_masks(again, graph, random_masks(graph, 1))
     masks = uo.masks_of(again, graph)
-    for model in ("arena", "tensor"):
-        assert_lossless(again, uo.materialize(again, uo.solve(graph, masks, model=model)), X)
+    for selection in ("arena", "tensor"):
+        solution = uo.solve(graph, masks, selection=selection)
+        assert_lossless(again, uo.materialize(again, solution), X)
 
 
 # Random networks.
@@ -268,7 +269,7 @@ def test_random_networks(dense: bool) -> None:
         uo.apply_masks(model, graph, random_masks(graph, seed))
         masks = uo.masks_of(model, graph)
         options: dict[str, Any] = {} if seed % 2 else {"max_extra_macs": 0.5}
-        solution = uo.solve(graph, masks, model="arena", time_limit=3, **options)
+        solution = uo.solve(graph, masks, selection="arena", time_limit=3, **options)
         uo.check(solution, graph, masks)
         pruned = uo.materialize(model, solution)
         for x in (image(2), image(7, 1), image(2, last=True)):
@@ -295,7 +296,7 @@ def test_tensors_are_written_in_few_pieces_whatever_order_a_solver_finds(
 
         with monkeypatch.context() as patched:
             patched.setattr(solving, "solve_instance", shuffled)
-            solution = uo.solve(graph, masks, model="arena")
+            solution = uo.solve(graph, masks, selection="arena")
         pruned = uo.materialize(model, solution)
         assert_lossless(model, pruned, X)
         writes = [m for m in pruned.modules() if isinstance(m, ArenaWrite)]
@@ -326,5 +327,5 @@ def test_what_is_written_in_fewer_pieces_costs_what_the_solution_says(
         graph = uo.trace(model, X)
         uo.apply_masks(model, graph, random_masks(graph, seed))
         masks = uo.masks_of(model, graph)
-        solution = uo.solve(graph, masks, solver, objective, model="arena")
+        solution = uo.solve(graph, masks, solver=solver, objective=objective, selection="arena")
         assert uo.check(solution, graph, masks).objective_value == solution.objective_value

@@ -47,7 +47,7 @@ def solved(model: nn.Module, graph: uo.ChannelGraph, how: str) -> uo.Solution:
     found = uo.masks_of(model, graph)
     if how == "latency":
         return uo.solve(graph, found, objective="latency")
-    return uo.solve(graph, found, model="arena" if how == "arena" else "tensor")
+    return uo.solve(graph, found, selection="arena" if how == "arena" else "tensor")
 
 
 CASES = [

@@ -120,13 +120,13 @@ def test_heuristics_copy_no_less_than_the_optimum() -> None:
     masks = uo.masks_of(masked, graph)
     optimum = uo.solve(graph, masks)
     for solver in ("greedy", "identity"):
-        solution = uo.solve(graph, masks, solver)
+        solution = uo.solve(graph, masks, solver=solver)
         assert solution.objective_value >= optimum.objective_value
         assert solution.lower_bound <= optimum.objective_value
         assert sum(read.copied for read in solution.reads) == solution.objective_value
         pruned = uo.materialize(masked, solution)
         assert uo.verify(masked, pruned, images(2, 64)).float64_error < EXACT
-    assert optimum.objective_value < uo.solve(graph, masks, "identity").objective_value
+    assert optimum.objective_value < uo.solve(graph, masks, solver="identity").objective_value
 
 
 def test_the_same_seed_gives_the_same_solution() -> None:

@@ -18,6 +18,7 @@ import upscale_opt as uo
 from upscale_opt.models import catalogue
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
 from upscale_opt.runtime.modules import Gather, PlacedSum
+from upscale_opt.solver.progress import Progress
 
 NAMES = ("resnet18", "densenet121", "efficientnet_b0")
 
@@ -346,9 +347,13 @@ def test_the_pruned_model_can_be_exported_and_scripted() -> None:
 def test_prune_leaves_its_model_alone_and_reports_its_steps() -> None:
     model = catalogue.randomize(catalogue.build("topology/residual_stage"), 1)
     before = state(model)
-    steps: list[str] = []
-    pruned = uo.prune(model, images(2, 8), amount=0.5, side="both", step=steps.append)
+    told: list[Progress] = []
+    pruned = uo.prune(model, images(2, 8), amount=0.5, side="both", progress=told.append)
+    steps = [event.step for event in told if event.value is None]
     assert steps == ["trace", "mask", "solve", "materialize", "verify"]
+    found = [event for event in told if event.value is not None]
+    assert {event.step for event in found} == {"solve"}
+    assert found[-1].value == pruned.solution.objective_value
     assert same_state(before, state(model))
     assert pruned.masked is not model
     assert pruned.report is not None

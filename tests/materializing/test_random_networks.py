@@ -62,11 +62,11 @@ def lossless(drawn: tuple[RandomNetwork, WeightMasks], biases: bool) -> None:
 
 
 OTHERS: tuple[dict[str, Any], ...] = (
-    {"model": "arena"},
+    {"selection": "arena"},
     {"max_extra_macs": 0.02},
     {"max_extra_macs": 0.5},
     {"objective": "latency"},
-    {"model": "arena", "max_extra_macs": 0.5},
+    {"selection": "arena", "max_extra_macs": 0.5},
 )
 
 

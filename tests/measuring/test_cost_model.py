@@ -16,6 +16,7 @@ from upscale_opt.measuring.calibrating import Subject, calibrate_all
 from upscale_opt.measuring.costs import count_costs
 from upscale_opt.measuring.estimating import estimate, list_kernels
 from upscale_opt.measuring.fitting import Timing, fit, non_negative, relative_error
+from upscale_opt.solver.progress import Progress
 
 
 def listed(model: nn.Module, inputs: Any) -> list[tuple[str, int, int]]:
@@ -302,7 +303,7 @@ class TestCalibrate:
         net, graph, x = small()
         state = {name: value.clone() for name, value in net.state_dict().items()}
         threads = torch.get_num_threads()
-        told: list[str] = []
+        told: list[Progress] = []
         model = calibrate_all(
             [Subject(net, graph, x, "small")],
             threads=1,
@@ -317,7 +318,7 @@ class TestCalibrate:
         assert (model.device, model.dtype, model.threads) == ("cpu", "float32", 1)
         assert model.memory_format == "channels_last"
         assert model.torch_version == torch.__version__
-        assert any("half" in text for text in told)
+        assert any("half" in event.step for event in told)
         assert CostModel.from_json(model.to_json()) == model
         assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
         assert torch.get_num_threads() == threads

@@ -24,11 +24,11 @@ from upscale_opt.report.sizes import sizes
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "arena": {"model": "arena"},
+    "arena": {"selection": "arena"},
     "windows": {"max_extra_macs": 0.05},
     "latency": {"objective": "latency"},
     "greedy": {"solver": "greedy"},
-    "segment": {"model": "segment", "solver": "identity"},
+    "segment": {"selection": "segment", "solver": "identity"},
 }
 
 

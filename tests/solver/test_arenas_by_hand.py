@@ -109,7 +109,7 @@ def test_edits_are_refused_or_do_no_harm(edit: str) -> None:
 
 def force(case: Case, tensors: list[str]) -> uo.Solution:
     """The solution without arenas, but for one that somebody wrote into it."""
-    plain = uo.solve(case.graph, case.masks, "identity")
+    plain = uo.solve(case.graph, case.masks, solver="identity")
     stored = [case.graph.tensors[n].channels[e] for n in tensors for e in plain.tensors.get(n, ())]
     data = json.loads(plain.to_json())
     data["arenas"] = [{"tensors": tensors, "channels": list(dict.fromkeys(stored))}]

@@ -21,10 +21,10 @@ def documents() -> Documents:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize("model", ["tensor", "segment"])
-def test_every_objective(documents: Documents, objective: str, model: Any) -> None:
+@pytest.mark.parametrize("selection", ["tensor", "segment"])
+def test_every_objective(documents: Documents, objective: str, selection: Any) -> None:
     graph, masks = documents.graph, documents.masks
-    solution = uo.solve(graph, masks, objective=objective, model=model)
+    solution = uo.solve(graph, masks, objective=objective, selection=selection)
     report = uo.check(uo.Solution.from_json(solution.to_json()), graph, masks)
     assert solution.status == "optimal"
     assert report.objective_value == solution.objective_value
@@ -34,7 +34,7 @@ def test_every_objective(documents: Documents, objective: str, model: Any) -> No
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver(documents: Documents, solver: str) -> None:
-    solution = uo.solve(documents.graph, documents.masks, solver, time_limit=5)
+    solution = uo.solve(documents.graph, documents.masks, solver=solver, time_limit=5)
     report = uo.check(solution, documents.graph, documents.masks)
     assert report.proven_bound <= documents.solution.objective_value
     assert report.lower_bound == solution.lower_bound

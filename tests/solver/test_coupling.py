@@ -196,7 +196,7 @@ def test_constrained_exports_are_lossless_and_copy_nothing(
     assert uo.constrain(graph, grown) == grown
     _assert_agreed(graph, grown)
     masked = masked_copy(model, graph, grown)
-    solution = uo.solve(graph, grown, "identity")
+    solution = uo.solve(graph, grown, solver="identity")
     scattered = any(  # then the network itself copies
         op.kind == "select" and any(b - a != 1 for a, b in pairwise(op.positions))
         for op in graph.operations

@@ -83,7 +83,7 @@ def test_unknown_reads_are_named(documents: Documents) -> None:
 
 def test_a_heuristics_slack_is_called_a_choice() -> None:
     documents = documents_of("densenet121", 0.5)
-    plain = uo.solve(documents.graph, documents.masks, "identity")
+    plain = uo.solve(documents.graph, documents.masks, solver="identity")
     reasons = {explanation.reason for explanation in uo.explain(plain)}
     assert "choice" in reasons
     choice = next(e for e in uo.explain(plain) if e.reason == "choice")

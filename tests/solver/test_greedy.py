@@ -203,9 +203,9 @@ UPSCALE = {
 @pytest.mark.parametrize("name", UPSCALE)
 def test_it_gathers_as_many_channels_as_the_original(name: str) -> None:
     model, graph = built(name)
-    masks = uo.choose_masks(model, graph, 0.5, side="input", layers="conv")
-    greedy = uo.solve(graph, masks, "greedy", model="segment")
-    optimum = uo.solve(graph, masks, model="segment")
+    masks = uo.choose_masks(model, graph, 0.5, layers="conv")
+    greedy = uo.solve(graph, masks, solver="greedy", selection="segment")
+    optimum = uo.solve(graph, masks, selection="segment")
     assert (greedy.objective_value, optimum.objective_value) == UPSCALE[name]
     assert optimum.status == "optimal"
     assert uo.solve(graph, masks).objective_value <= optimum.objective_value
@@ -245,7 +245,7 @@ def test_its_plans_are_lossless(drawn: tuple[RandomNetwork, WeightMasks], biases
     assume(all(bool(leaf.isfinite().all()) for leaf in pytree.tree_leaves(want)))
     for objective in OBJECTIVES:
         greedy, optimum = (
-            uo.solve(graph, found, solver, objective, model="segment")
+            uo.solve(graph, found, solver=solver, objective=objective, selection="segment")
             for solver in ("greedy", "cp-sat")
         )
         assert optimum.objective_value <= greedy.objective_value

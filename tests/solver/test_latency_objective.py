@@ -29,6 +29,7 @@ from upscale_opt.solver.problem.instance import (
     satisfied,
     window_costs,
 )
+from upscale_opt.solver.progress import Progress
 
 
 def model_of(form: Any = "contiguous", **prices: tuple[float, float, float]) -> CostModel:
@@ -72,10 +73,10 @@ def test_lossless(make: Callable[[int], nn.Module], form: Any) -> None:
         elementwise=(0, 0.01, 0),
     )
     for seed in (1, 2):
-        for model in ("arena", "tensor"):
-            solution = checked(seed, make, model=model, cost_model=cost_model)
+        for selection in ("arena", "tensor"):
+            solution = checked(seed, make, selection=selection, cost_model=cost_model)
             assert solution.cost_model == cost_model
-            assert bool(solution.arenas) == (model == "arena" and make is dense)
+            assert bool(solution.arenas) == (selection == "arena" and make is dense)
 
 
 def test_arenas_where_they_pay() -> None:
@@ -88,9 +89,11 @@ def test_arenas_where_they_pay() -> None:
         pricing = Pricing(graph, cost_model)
         shared, apart = (
             pricing.of_plan(
-                uo.solve(graph, masks, objective="latency", model=model, cost_model=cost_model)
+                uo.solve(
+                    graph, masks, objective="latency", selection=selection, cost_model=cost_model
+                )
             )
-            for model in ("arena", "tensor")
+            for selection in ("arena", "tensor")
         )
         assert (shared < 0.85 * apart) == pays
         assert pricing.of_plan(chosen) == (shared if pays else apart)
@@ -100,7 +103,9 @@ def test_moves_by_hand() -> None:
     """Where every kernel that moves data takes a nanosecond, moves are counted."""
     _, graph, masks = posed(1, dense)
     cost_model = model_of("contiguous", gather=(1, 0, 0), copy=(1, 0, 0))
-    solution = uo.solve(graph, masks, objective="latency", model="tensor", cost_model=cost_model)
+    solution = uo.solve(
+        graph, masks, objective="latency", selection="tensor", cost_model=cost_model
+    )
     cats = ["cat", "cat_1", "cat_2", "cat_3"]
     gathers = [read.op for read in solution.reads if read.plan == "gather"]
     assert gathers == ["n2", "head"]
@@ -113,7 +118,7 @@ def test_the_best_of_view_gather_and_window() -> None:
     seen = set()
     for cost_model in (CHEAP_WINDOWS, DEAR_WINDOWS, FREE_GATHERS):
         solution = checked(2, stream, cost_model=cost_model)
-        problem = pose(graph, masks, "latency", model="arena", cost_model=cost_model)
+        problem = pose(graph, masks, "latency", selection="arena", cost_model=cost_model)
         instance = problem.formulation.instance
         assert solution.objective_value == cost(instance, solution.orders)
         plans = {(read.op, read.operand): read.plan for read in solution.reads}
@@ -148,7 +153,7 @@ def test_beside_brute_force(seed: int) -> None:
     masks = uo.masks_of(model, graph)
     for cost_model in (CHEAP_WINDOWS, DEAR_WINDOWS, None):
         solution = uo.solve(graph, masks, objective="latency", cost_model=cost_model)
-        problem = pose(graph, masks, "latency", model="arena", cost_model=cost_model)
+        problem = pose(graph, masks, "latency", selection="arena", cost_model=cost_model)
         least = brute_force(problem.formulation.instance)
         assert solution.lower_bound <= least <= solution.objective_value
         assert solution.status == "feasible" or solution.objective_value == least
@@ -241,7 +246,7 @@ def test_a_window_that_would_pay_is_not_left_out() -> None:
     """Served by a gather where the price of a window is what the objective says: not the plan."""
     _, graph, masks = posed(2, stream)
     cheap = windowed()
-    problem = pose(graph, masks, "latency", model="arena", cost_model=CHEAP_WINDOWS)
+    problem = pose(graph, masks, "latency", selection="arena", cost_model=CHEAP_WINDOWS)
     plan = lay_out_windows(graph, masks, problem, cheap.orders, {})
     false = cheap.model_copy(
         update={
@@ -260,14 +265,19 @@ def test_progress_only_improves(seed: int, options: dict[str, Any]) -> None:
     """Also where several problems are solved for one answer: what is told holds for that."""
     _, graph, masks = posed(seed, dense)
     if "objective" in options:
-        arenas = uo.solve(graph, masks, model="arena", cost_model=CHEAP_WINDOWS, **options).arenas
-        assert arenas, "both models are tried"
+        arenas = uo.solve(
+            graph, masks, selection="arena", cost_model=CHEAP_WINDOWS, **options
+        ).arenas
+        assert arenas, "both selections are tried"
         options = {**options, "cost_model": CHEAP_WINDOWS}
-    told: list[tuple[int, int]] = []
-    progress = lambda value, bound: told.append((value, bound))  # noqa: E731
-    solution = uo.solve(graph, masks, progress=progress, **options)
-    values = [value for value, _ in told]
+    told: list[Progress] = []
+    solution = uo.solve(graph, masks, progress=told.append, **options)
+    assert {event.step for event in told} == {"solve"}
+    values = [event.value for event in told if event.value is not None]
+    assert len(values) == len(told)
     assert values == sorted(values, reverse=True)
-    assert max(bound for _, bound in told) <= min(*values, solution.objective_value)
+    assert max(event.bound for event in told if event.bound is not None) <= min(
+        *values, solution.objective_value
+    )
     if "max_extra_macs" in options:
         assert values[-1] == solution.objective_value

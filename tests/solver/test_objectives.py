@@ -60,7 +60,7 @@ def test_each_objective_is_best_at_its_own(documents: Documents) -> None:
         for name, tensor in documents.graph.tensors.items()
         if tensor.channels
     }
-    in_blocks = instance_of(documents.graph, documents.masks, "blocks")
+    in_blocks = instance_of(documents.graph, documents.masks, objective="blocks")
     measures: dict[str, Callable[[uo.Solution], int]] = {
         "copied_channels": lambda s: sum(read.copied for read in s.reads),
         "copied_bytes": lambda s: sum(read.copied * bytes_of[read.tensor] for read in s.reads),
@@ -86,7 +86,7 @@ def test_element_sizes(dtype: str, size: int) -> None:
 
 def test_blocks_are_at_least_one_per_read(documents: Documents) -> None:
     solution = solved(documents, "blocks")
-    instance = instance_of(documents.graph, documents.masks, "blocks")
+    instance = instance_of(documents.graph, documents.masks, objective="blocks")
     runs = [blocks(read, solution.orders) for read in instance.reads]
     assert sum(runs) == solution.objective_value >= len(instance.reads)
     assert sum(run > 1 for run in runs) == solution.gathers
@@ -136,7 +136,7 @@ def test_bad_weights_are_named(
         uo.solve(documents.graph, documents.masks, weights=weights)
 
 
-@pytest.mark.parametrize("option", [{"objective": "speed"}, {"model": "layer"}])
+@pytest.mark.parametrize("option", [{"objective": "speed"}, {"selection": "layer"}])
 def test_unknown_options_are_named(documents: Documents, option: dict[str, Any]) -> None:
     with pytest.raises(SolverError, match=next(iter(option.values()))):
         uo.solve(documents.graph, documents.masks, **option)

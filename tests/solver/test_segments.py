@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 import upscale_opt as uo
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.masking.zeros import masks_of
 from upscale_opt.models.generated.basics import convolution
 from upscale_opt.models.generated.builder import Builder
 from upscale_opt.models.generated.convolutions import parted_block
@@ -24,14 +22,14 @@ from upscale_opt.models.generated.masks import (
     random_weight_masks,
 )
 from upscale_opt.models.generated.networks import RandomNetwork
-from upscale_opt.solver.network.segments import Model, find_segments
+from upscale_opt.solver.network.segments import SELECTIONS, Selection, find_segments
 
 IN_PLACE = ("channelwise", "symmetric", "elementwise", "concat")
 
 
-def assert_stored(graph: ChannelGraph, masks: Masks, model: Model) -> None:
+def assert_stored(graph: ChannelGraph, masks: Masks, selection: Selection) -> None:
     """All that is selected of a tensor, or kept in its place, is among what it stores."""
-    sets, segments = find_segments(graph, masks, model)
+    sets, segments = find_segments(graph, masks, selection)
     for op in graph.operations:
         for operand, name in enumerate(op.inputs):
             edge = op.name, operand
@@ -52,8 +50,8 @@ def test_all_that_is_read_is_stored(drawn: tuple[RandomNetwork, WeightMasks]) ->
     model, masks = drawn
     graph = uo.trace(model, model.example_inputs())
     apply_weight_masks(model, masks)
-    for rules in get_args(Model):
-        assert_stored(graph, masks_of(model, graph), rules)
+    for rules in SELECTIONS:
+        assert_stored(graph, uo.masks_of(model, graph), rules)
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,8 +64,8 @@ def test_all_that_is_read_of_parts_is_stored(seed: int) -> None:
         model = RandomNetwork(program).eval()
     graph = uo.trace(model, model.example_inputs())
     apply_weight_masks(model, random_weight_masks(model, rng, "both", styles=["half"]), biases=True)
-    for rules in get_args(Model):
-        assert_stored(graph, masks_of(model, graph), rules)
+    for rules in SELECTIONS:
+        assert_stored(graph, uo.masks_of(model, graph), rules)
 
 
 class Mixer(nn.Module):
@@ -129,8 +127,8 @@ def test_parts_of_a_residual_stream_are_stored(blocks: int) -> None:
     for seed in range(100):
         model = mixers(blocks)
         spoil(model, seed)
-        for rules in get_args(Model):
-            assert_stored(graph, masks_of(model, graph), rules)
+        for rules in SELECTIONS:
+            assert_stored(graph, uo.masks_of(model, graph), rules)
 
 
 @pytest.mark.parametrize("seed", [56, 223, 288])
@@ -140,5 +138,5 @@ def test_parts_of_a_residual_stream_are_lossless(seed: int) -> None:
     spoil(model, seed)
     images = torch.rand(2, 3, 6, 6, dtype=torch.float64)
     graph = uo.trace(model, images)
-    pruned = uo.materialize(model, uo.solve(graph, masks_of(model, graph), "greedy"))
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph), solver="greedy"))
     torch.testing.assert_close(pruned(images), model(images))

@@ -171,9 +171,9 @@ def test_a_window_too_wide_is_a_gather() -> None:
 # Networks.
 
 
-def least_copied(graph: uo.ChannelGraph, masks: uo.Masks, budget: float, model: Any) -> int:
+def least_copied(graph: uo.ChannelGraph, masks: uo.Masks, budget: float, selection: Any) -> int:
     """The fewest channels copied under any orders with any windows within the budget."""
-    problem = pose(graph, masks, model=model)
+    problem = pose(graph, masks, selection=selection)
     windows = Windows(graph, problem.sets, problem.segments)
     instance = windows.offer(problem.formulation, lambda edge, chain: windows.multiply_adds(chain))
     allowed = int(budget * windows.total())
@@ -253,10 +253,10 @@ def test_no_more_is_spent_than_helps() -> None:
     assert large.extra_macs <= 2 * small.extra_macs
 
 
-@pytest.mark.parametrize("model", ["segment", "arena"])
-def test_budgets_of_other_models(model: Any) -> None:
+@pytest.mark.parametrize("selection", ["segment", "arena"])
+def test_budgets_of_other_selections(selection: Any) -> None:
     network, graph, masks = posed(1, dense)
-    solution = uo.solve(graph, masks, model=model, max_extra_macs=0.3)
+    solution = uo.solve(graph, masks, selection=selection, max_extra_macs=0.3)
     uo.check(solution, graph, masks)
     assert_lossless(network, uo.materialize(network, solution), X)
 

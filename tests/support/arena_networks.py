@@ -155,7 +155,7 @@ def exported(name: str, seed: int, **options: Any) -> Case:
     graph = uo.trace(model, X)
     uo.apply_masks(model, graph, random_masks(graph, seed))
     masks = uo.masks_of(model, graph)
-    solution = uo.solve(graph, masks, model="arena", **options)
+    solution = uo.solve(graph, masks, selection="arena", **options)
     return Case(model, graph, masks, solution, uo.materialize(model, solution))
 
 

@@ -186,7 +186,7 @@ def test_exports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             continue  # 1 / 0: nothing to compare with
         masks = uo.masks_of(model, graph)
         for solver in ("cp-sat", "shuffled"):
-            pruned = uo.materialize(model, uo.solve(graph, masks, solver))
+            pruned = uo.materialize(model, uo.solve(graph, masks, solver=solver))
             got = outputs(pruned, args)
             assert name in DRAWING or deviation(want, got) < EXACT
         rows = {key: len(weight) for key, weight in model.named_parameters() if "stems" in key}

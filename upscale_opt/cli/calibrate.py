@@ -78,12 +78,12 @@ def calibrate(
         with steps.step("calibrate") as tell:
             cost_model = calibrate_all(
                 subjects,
-                place,
+                device=place,
                 dtype=getattr(torch, dtype.value),
                 memory_format=memory_format.value,
                 threads=threads,
                 seconds=seconds,
-                progress=tell,
+                progress=lambda event: tell(event.step),
             )
     cost_model.save(out)
     console = output()

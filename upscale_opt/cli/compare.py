@@ -15,22 +15,13 @@ import typer
 from upscale_opt.cli.cases import graph_case, instance_cases, network_cases
 from upscale_opt.cli.options import (
     Amounts,
-    CostModelOption,
     Layers,
     LayersOption,
-    MaxExtraMacs,
-    ModelOption,
-    Objective,
-    Seed,
     Side,
     SideOption,
     SolverNames,
-    TimeLimit,
-    Weights,
-    Workers,
     check_file,
-    cost_model_of,
-    weights_of,
+    solving,
 )
 from upscale_opt.cli.pictures import draw
 from upscale_opt.cli.place import Backend, BackendOption, Jobs, Scheduler, place_of
@@ -46,10 +37,11 @@ from upscale_opt.solver.comparing import (
     Case,
     Comparison,
     ComparisonRow,
-    Settings,
+    options_of,
     problem_of,
     with_gaps,
 )
+from upscale_opt.solver.options import SolveOptions
 
 
 class Picture(str, Enum):
@@ -61,8 +53,10 @@ class Picture(str, Enum):
 
 _AMOUNTS = [0.5]
 _SOLVERS = list(USUAL_SOLVERS)
+_FIELDS = [name for name in SolveOptions.model_fields if name != "solver"]
 
 
+@solving(*_FIELDS)
 def compare(
     networks: Annotated[
         list[str] | None,
@@ -78,14 +72,8 @@ def compare(
         typer.Option(metavar="FILE...", help="Problems without a network, one per JSON file."),
     ] = None,
     solver: SolverNames = _SOLVERS,
-    objective: Objective = "copied_channels",
-    model: ModelOption = None,
-    max_extra_macs: MaxExtraMacs = 0.0,
-    cost_model: CostModelOption = None,
-    weight: Weights = None,
-    time_limit: TimeLimit = 60.0,
-    seed: Seed = 0,
-    workers: Workers = 1,
+    *,
+    options: SolveOptions,
     jobs: Jobs = None,
     backend: BackendOption = Backend.local,
     scheduler: Scheduler = None,
@@ -108,16 +96,7 @@ def compare(
         raise typer.BadParameter("--graph and --masks go together")
     if not names and graph is None and not instance:
         raise typer.BadParameter("name networks, or give --graph and --masks, or --instance")
-    settings = Settings(
-        objective,
-        None if model is None else model.value,
-        weights_of(weight),
-        time_limit,
-        seed,
-        workers,
-        max_extra_macs,
-        cost_model_of(cost_model, objective, max_extra_macs),
-    )
+    asked = options_of(solver, options)
     place = place_of(jobs, backend, scheduler)
     steps = Steps()
     kinds = ("csv", "json", *_picture(picture, steps))
@@ -128,14 +107,14 @@ def compare(
     if instance:
         batches.append([instance_cases(instance)])
     if names:
-        batches.append(network_cases(names, amount, side.value, layers.value, seed, steps))
+        batches.append(network_cases(names, amount, side.value, layers.value, options.seed, steps))
     for file in files:
         check_file(file)
 
     rows: list[ComparisonRow] = []
     try:
         for cases in chain.from_iterable(batches):
-            _compare_on(cases, solver, settings, place, steps, rows)
+            _compare_on(cases, asked, place, steps, rows)
     finally:
         if rows:
             _write(files, rows)
@@ -162,19 +141,18 @@ def _picture(asked: Picture | None, steps: Steps) -> list[str]:
 
 def _compare_on(
     cases: Sequence[Case],
-    solvers: Sequence[str],
-    settings: Settings,
+    asked: Sequence[SolveOptions],
     place: Place,
     steps: Steps,
     rows: list[ComparisonRow],
 ) -> None:
     """Solve these cases, print their tables, and add their rows; also if interrupted on the way."""
-    cells = [(case, solver) for case in cases for solver in solvers]
+    cells = [(case, options) for case in cases for options in asked]
     found: dict[int, ComparisonRow] = {}
     same = len({case.label for case in cases}) == 1
     try:
         with steps.step(f"solve {cases[0].label}" if same else "solve") as tell:
-            for number, row in run_cells(cells, settings, place, tell):
+            for number, row in run_cells(cells, place, tell):
                 found[number] = row
                 steps.note(f"{name_of(cells[number][0])}, {row_line(row)}")
     finally:
@@ -210,7 +188,8 @@ def _write(files: Sequence[Path], rows: Sequence[ComparisonRow]) -> None:
 
 def _csv(rows: Iterable[ComparisonRow]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(ComparisonRow.model_fields), lineterminator="\n")
+    dumped = [row.model_dump() for row in rows]
+    writer = csv.DictWriter(text, list(dumped[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row.model_dump() for row in rows)
+    writer.writerows(dumped)
     return text.getvalue()

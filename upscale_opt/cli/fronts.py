@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -13,9 +12,10 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.api import solve
+from upscale_opt.solver.options import SolveOptions
 
 Objective = Literal["copied_channels", "copied_bytes"]
-Model = Literal["tensor", "arena"]
+Selection = Literal["tensor", "arena"]
 
 
 class FrontPoint(Record):
@@ -64,7 +64,7 @@ class Fronts(Document):
         side: on which side of the layers.
         layers: which layers are pruned.
         objective: what is minimised.
-        model: where channels are selected.
+        selection: where channels are selected; ``model`` in JSON.
         seed: of the weights and the solver.
         time_limit: seconds for each budget.
         networks: their fronts.
@@ -76,28 +76,17 @@ class Fronts(Document):
     side: Literal["input", "output", "both"]
     layers: Literal["all", "conv"]
     objective: Objective
-    model: Model
+    selection: Selection = Field(validation_alias="model", serialization_alias="model")
     seed: int
     time_limit: float
     networks: tuple[Front, ...]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How points are solved; see :class:`Fronts`."""
-
-    objective: Objective
-    model: Model
-    seed: int
-    time_limit: float
-    workers: int = 1
 
 
 def solutions(
     graph: ChannelGraph,
     masks: Masks,
     budgets: Sequence[float],
-    settings: Settings,
+    options: SolveOptions,
     tell: Callable[[str], None],
 ) -> Iterator[tuple[float, Solution]]:
     """The best plan within each budget.
@@ -106,7 +95,7 @@ def solutions(
         graph: the channel graph.
         masks: which slices of each parameter are kept.
         budgets: shares of the multiply-adds that windows may add.
-        settings: of the solver.
+        options: how to solve, apart from the budget.
         tell: told which budget it is.
 
     Raises:
@@ -114,19 +103,7 @@ def solutions(
     """
     for budget in budgets:
         tell(f"{100 * budget:g} % more multiply-adds")
-        yield (
-            budget,
-            solve(
-                graph,
-                masks,
-                objective=settings.objective,
-                time_limit=settings.time_limit,
-                model=settings.model,
-                max_extra_macs=budget,
-                seed=settings.seed,
-                workers=settings.workers,
-            ),
-        )
+        yield budget, solve(graph, masks, options=options, max_extra_macs=budget)
 
 
 def point_of(budget: float, solution: Solution) -> FrontPoint:

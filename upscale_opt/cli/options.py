@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from upscale_opt.errors import UpscaleError
+from upscale_opt.errors import SolverError, UpscaleError
 from upscale_opt.experiments.bench.names import FORMATS, VARIANTS
 from upscale_opt.experiments.coverage.names import ALL, GROUPS
 from upscale_opt.experiments.study.names import CRITERIA, DATA, METHODS, NETS
 from upscale_opt.ir.cost_model import CostModel
-from upscale_opt.ir.profiles import PROFILES, profile
+from upscale_opt.ir.profiles import PROFILES
 from upscale_opt.solver.algorithms.registry import SOLVERS
 from upscale_opt.solver.network.objectives import OBJECTIVES
+from upscale_opt.solver.network.segments import SELECTIONS
+from upscale_opt.solver.options import SolveOptions
 
 
 class Side(str, Enum):
@@ -58,14 +60,6 @@ class Method(str, Enum):
         return "coupled layers together" if self is Method.constrained else "every layer for itself"
 
 
-class Model(str, Enum):
-    """Where channels are selected."""
-
-    tensor = "tensor"
-    segment = "segment"
-    arena = "arena"
-
-
 def _amount(value: float) -> float:
     if not 0 <= value < 1:
         raise typer.BadParameter(f"it must be at least 0 and less than 1, not {value:g}")
@@ -76,28 +70,41 @@ def _amounts(values: list[float]) -> list[float]:
     return list(dict.fromkeys(map(_amount, values)))
 
 
-def _time_limit(value: float) -> float:
-    if not value > 0:
-        raise typer.BadParameter(f"it must be more than 0 seconds, not {value:g}")
-    return value
-
-
-def _one_of(names: tuple[str, ...], value: str) -> str:
+def _one_of(names: Sequence[str], value: str) -> str:
     if value not in names:
         raise typer.BadParameter(f"{value!r} is not one of {', '.join(names)}")
     return value
 
 
-def _solver(value: str) -> str:
-    return _one_of(tuple(SOLVERS), value)
+def _checked(field: str, value: Any) -> Any:
+    """The value, if it makes sense as this field of the options.
+
+    Raises:
+        typer.BadParameter: if not.
+    """
+    fields: Any = {field: value}
+    try:
+        SolveOptions.of(**fields)
+    except SolverError as error:
+        raise typer.BadParameter(str(error)) from None
+    return value
+
+
+def _field(name: str, among: Sequence[str] | None = None, *, text: str, **more: Any) -> Any:
+    """The option for a field of the options, checked as that is, and maybe one of some names."""
+
+    def check(value: Any) -> Any:
+        if among is not None and value is not None:
+            _one_of(among, value)
+        return _checked(name, value)
+
+    return typer.Option(callback=check, help=text, **more)
 
 
 def _solvers(values: list[str]) -> list[str]:
-    return list(dict.fromkeys(map(_solver, values)))
-
-
-def _objective(value: str) -> str:
-    return _one_of(OBJECTIVES, value)
+    for value in values:
+        _checked("solver", value)
+    return list(dict.fromkeys(values))
 
 
 def share(value: float) -> float:
@@ -106,9 +113,7 @@ def share(value: float) -> float:
     Raises:
         typer.BadParameter: if it is negative or not finite.
     """
-    if not 0 <= value < math.inf:
-        raise typer.BadParameter(f"it is a share, such as 0.1 for a tenth, not {value:g}")
-    return value
+    return float(_checked("max_extra_macs", value))
 
 
 def _groups(values: list[str]) -> list[str]:
@@ -155,7 +160,6 @@ MethodOption = Annotated[
     Method,
     typer.Option(help="Every layer for itself, or all layers that share a channel together."),
 ]
-SolverName = Annotated[str, typer.Option(callback=_solver, help=f"{', '.join(SOLVERS)}.")]
 SolverNames = Annotated[
     list[str],
     typer.Option(
@@ -163,34 +167,6 @@ SolverNames = Annotated[
         callback=_solvers,
         metavar="SOLVER...",
         help=f"One or several of {', '.join(SOLVERS)}.",
-    ),
-]
-Objective = Annotated[str, typer.Option(callback=_objective, help=f"{', '.join(OBJECTIVES)}.")]
-ModelOption = Annotated[
-    Model | None,
-    typer.Option(
-        "--model",
-        show_default="tensor; arena for latency",
-        help="Select channels wherever it is best for each tensor; or as UPSCALE does, from one "
-        "channel set for a whole segment; or as for tensor, with concatenations that share "
-        "buffers.",
-    ),
-]
-MaxExtraMacs = Annotated[
-    float,
-    typer.Option(
-        callback=share,
-        help="Let windows, which copy nothing, add up to this share of the multiply-adds.",
-    ),
-]
-CostModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--cost-model",
-        metavar="FILE|NAME",
-        show_default="cpu",
-        help="What kernels cost, for --objective latency: a file of `upscale-opt calibrate`, or "
-        f"one of {', '.join(PROFILES)}.",
     ),
 ]
 GroupNames = Annotated[
@@ -202,19 +178,125 @@ GroupNames = Annotated[
         help=f"All networks of a group: {', '.join(GROUPS)}; or {ALL}.",
     ),
 ]
-Weights = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--weight",
-        metavar="READ=FACTOR",
-        help="Multiply the cost of an operation's reads by a whole number; may be repeated.",
-    ),
-]
 Seed = Annotated[
     int, typer.Option(min=0, max=2**31 - 1, help="Seed of the weights and the solver.")
 ]
-TimeLimit = Annotated[float, typer.Option(callback=_time_limit, help="Seconds for the solver.")]
-Workers = Annotated[int, typer.Option(min=1, help="Threads of the solver.")]
+TimeLimit = Annotated[float, _field("time_limit", text="Seconds for the solver.")]
+_SELECTED = {
+    "tensor": "wherever that is best for each tensor",
+    "segment": "as UPSCALE does, from one channel set for a whole segment",
+    "arena": "as for tensor, with concatenations that share buffers",
+}
+
+
+def _objective(names: Sequence[str]) -> Any:
+    return Annotated[str, _field("objective", names, text=f"{', '.join(names)}.")]
+
+
+def _selection(names: Sequence[str]) -> Any:
+    texts = "; ".join(f"{name}: {_SELECTED[name]}" for name in names)
+    usual = "tensor" + ("; for latency the better of that and arena" if "segment" in names else "")
+    option = _field(
+        "selection", names, text=f"How to select channels. {texts}.", show_default=usual
+    )
+    return Annotated[str | None, option]
+
+
+_DECLARED: dict[str, Any] = {
+    "solver": Annotated[str, _field("solver", text=f"{', '.join(SOLVERS)}.")],
+    "objective": _objective(OBJECTIVES),
+    "selection": _selection(SELECTIONS),
+    "max_extra_macs": Annotated[
+        float,
+        _field(
+            "max_extra_macs",
+            text="Let windows, which copy nothing, add up to this share of the multiply-adds.",
+        ),
+    ],
+    "cost_model": Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            show_default="cpu",
+            help="What kernels cost, for --objective latency: a file of `upscale-opt calibrate`, "
+            f"or one of {', '.join(PROFILES)}.",
+        ),
+    ],
+    "weights": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weight",
+            metavar="READ=FACTOR",
+            help="Multiply the cost of an operation's reads by a whole number; may be repeated.",
+        ),
+    ],
+    "time_limit": TimeLimit,
+    "seed": Seed,
+    "workers": Annotated[int, typer.Option(min=1, help="Threads of the solver.")],
+}
+"""The fields of :class:`SolveOptions` as options of the command line."""
+
+Command = Callable[..., None]
+
+
+def solving(
+    *fields: str, objectives: Sequence[str] = OBJECTIVES, selections: Sequence[str] = SELECTIONS
+) -> Callable[[Command], Command]:
+    """Give a command these options, in the place of its parameter ``options``.
+
+    What they say comes to it as one :class:`SolveOptions`.
+
+    Args:
+        fields: names of fields of that record; all by default.
+        objectives: those that make sense to the command.
+        selections: the same of selections.
+    """
+    fields = fields or tuple(_DECLARED)
+    narrowed = {"objective": _objective(objectives), "selection": _selection(selections)}
+    declared = {**_DECLARED, **narrowed}
+
+    def decorate(command: Command) -> Command:
+        parameters: list[inspect.Parameter] = []
+        hints = get_type_hints(command, include_extras=True)
+        for parameter in inspect.signature(command).parameters.values():
+            if parameter.name != "options":
+                parameters.append(parameter.replace(annotation=hints[parameter.name]))
+                continue
+            for field in fields:
+                default = SolveOptions.model_fields[field].default
+                made = inspect.Parameter(
+                    field, parameter.kind, default=default, annotation=declared[field]
+                )
+                parameters.append(made)
+
+        def run(**given: Any) -> None:
+            asked = {field: given.pop(field) for field in fields}
+            command(**given, options=_record(asked))
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _record(asked: dict[str, Any]) -> SolveOptions:
+    """The options that a command was given.
+
+    Raises:
+        typer.BadParameter: if one makes no sense, or not with the others.
+        SchemaError: if the file with the cost model is none.
+    """
+    fields: Any = dict(asked)
+    objective = asked.get("objective", "")
+    if "weights" in asked:
+        fields["weights"] = weights_of(asked["weights"])
+    if "cost_model" in asked:
+        fields["cost_model"] = cost_model_of(
+            asked["cost_model"], objective, asked.get("max_extra_macs", 0.0)
+        )
+    return SolveOptions.of(**fields)
 
 
 def weights_of(options: list[str] | None) -> dict[str, int] | None:
@@ -237,7 +319,7 @@ def weights_of(options: list[str] | None) -> dict[str, int] | None:
 
 def cost_model_of(
     option: str | None, objective: str, max_extra_macs: float = 0.0
-) -> CostModel | None:
+) -> CostModel | str | None:
     """The cost model that ``--cost-model`` names, where the objective knows what to do with it.
 
     Args:
@@ -257,7 +339,7 @@ def cost_model_of(
     if objective != "latency":
         raise typer.BadParameter("--cost-model is for --objective latency only")
     if option in PROFILES:
-        return profile(option)
+        return option
     if not Path(option).is_file():
         raise typer.BadParameter(
             f"--cost-model {option}: there is no such file; built in are {', '.join(PROFILES)}"

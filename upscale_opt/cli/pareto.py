@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 from rich.table import Table
 
 from upscale_opt.cli.cases import network_cases
-from upscale_opt.cli.fronts import Front, FrontPoint, Fronts, Settings, point_of, solutions, tidied
+from upscale_opt.cli.fronts import (
+    Front,
+    FrontPoint,
+    Fronts,
+    Objective,
+    Selection,
+    point_of,
+    solutions,
+    tidied,
+)
 from upscale_opt.cli.options import (
     Amount,
     Layers,
     LayersOption,
-    Seed,
     Side,
     SideOption,
-    TimeLimit,
-    Workers,
     check_file,
     share,
+    solving,
 )
 from upscale_opt.cli.progress import Steps, Tell
 from upscale_opt.cli.side_by_side import noticing_interrupts
@@ -31,21 +37,8 @@ from upscale_opt.experiments.pictures import check_pictures
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.solver.comparing import Case
 from upscale_opt.solver.network.objectives import UNITS
+from upscale_opt.solver.options import SolveOptions
 from upscale_opt.solver.problem.instance import Instance
-
-
-class Minimised(str, Enum):
-    """What is copied as little as possible."""
-
-    copied_channels = "copied_channels"
-    copied_bytes = "copied_bytes"
-
-
-class Selection(str, Enum):
-    """Where channels are selected."""
-
-    tensor = "tensor"
-    arena = "arena"
 
 
 def _budgets(values: list[float]) -> list[float]:
@@ -55,6 +48,11 @@ def _budgets(values: list[float]) -> list[float]:
 _BUDGETS = [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
 
 
+@solving(
+    *("objective", "selection", "time_limit", "seed", "workers"),
+    objectives=get_args(Objective),
+    selections=get_args(Selection),
+)
 def pareto(
     networks: Annotated[
         list[str],
@@ -63,12 +61,6 @@ def pareto(
     amount: Amount = 0.5,
     side: SideOption = Side.input,
     layers: LayersOption = Layers.all,
-    objective: Annotated[Minimised, typer.Option(help="What to copy least of.")] = (
-        Minimised.copied_channels
-    ),
-    model: Annotated[
-        Selection, typer.Option(help="Arenas let concatenations share buffers.")
-    ] = Selection.tensor,
     budgets: Annotated[
         list[float],
         typer.Option(
@@ -78,9 +70,8 @@ def pareto(
             help="The shares of the multiply-adds that windows may add: --budgets 0 0.1 0.5",
         ),
     ] = _BUDGETS,
-    time_limit: TimeLimit = 60.0,
-    seed: Seed = 0,
-    workers: Workers = 1,
+    *,
+    options: SolveOptions,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the points go.")] = Path(
         "front.json"
     ),
@@ -96,10 +87,10 @@ def pareto(
         raise typer.BadParameter(f"--plot draws .svg or .png, not {plot}")
     if plot is not None:
         check_pictures()
-    settings = Settings(objective.value, model.value, seed, time_limit, workers)
+    options = SolveOptions.of(options, selection=options.selection or "tensor")
     steps = Steps()
     names = list(dict.fromkeys(networks))
-    batches = network_cases(names, [amount], side.value, layers.value, seed, steps)
+    batches = network_cases(names, [amount], side.value, layers.value, options.seed, steps)
     for file in (out, plot):
         if file is not None:
             check_file(file)
@@ -108,17 +99,14 @@ def pareto(
         for cases in batches:
             for case in cases:
                 with steps.step(f"solve {case.label}") as tell:
-                    _solve(case, budgets, settings, steps, tell, found)
+                    _solve(case, budgets, options, steps, tell, found)
     finally:
         if found:
             fronts = Fronts(
                 amount=amount,
                 side=side.value,
                 layers=layers.value,
-                objective=settings.objective,
-                model=settings.model,
-                seed=seed,
-                time_limit=time_limit,
+                **options.model_dump(include={"objective", "selection", "seed", "time_limit"}),
                 networks=tuple(found.values()),
             )
             _write(fronts, out, plot)
@@ -127,7 +115,7 @@ def pareto(
 def _solve(
     case: Case,
     budgets: list[float],
-    settings: Settings,
+    options: SolveOptions,
     steps: Steps,
     tell: Tell,
     found: dict[str, Front],
@@ -142,11 +130,11 @@ def _solve(
     graph, masks = case.problem
     points: list[FrontPoint] = []
     with noticing_interrupts() as interrupted:
-        for budget, solution in solutions(graph, masks, budgets, settings, tell):
+        for budget, solution in solutions(graph, masks, budgets, options, tell):
             points.append(point_of(budget, solution))
             front = Front(name=case.label, macs=solution.macs, points=tidied(points))
             found[case.label] = front
-            steps.note(f"{case.label}: {_line(front, settings.objective)}")
+            steps.note(f"{case.label}: {_line(front, options.objective)}")
             if interrupted():
                 raise KeyboardInterrupt
 

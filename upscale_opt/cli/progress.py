@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from upscale_opt.solver.network.objectives import UNITS
+from upscale_opt.solver.progress import Listener
 
 Tell = Callable[[str], None]
 """Says how a step is getting on."""
@@ -54,7 +56,7 @@ class Steps:
     @contextmanager
     def _live(self, name: str) -> Iterator[Tell]:
         columns = (SpinnerColumn("line"), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        with Bar(*columns, console=self._console, transient=True) as progress:
             task = progress.add_task(name, total=None)
             yield lambda detail: progress.update(task, description=f"{name}: {detail}")
 
@@ -73,6 +75,6 @@ class Steps:
         self._console.print(line, markup=False, soft_wrap=True)
 
 
-def solver_progress(tell: Tell, objective: str = "copied_channels") -> Callable[[int, int], None]:
-    """The ``progress`` callback for :func:`upscale_opt.solve` that tells both numbers."""
-    return lambda best, bound: tell(f"{best:,} {UNITS[objective]}, lower bound {bound:,}")
+def solver_progress(tell: Tell, objective: str = "copied_channels") -> Listener:
+    """The ``progress`` for :func:`upscale_opt.solve` that tells both numbers."""
+    return lambda event: tell(f"{event.value:,} {UNITS[objective]}, lower bound {event.bound:,}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -11,23 +10,16 @@ import typer
 
 from upscale_opt.cli.options import (
     Amount,
-    CostModelOption,
     CriterionOption,
     Layers,
     LayersOption,
-    MaxExtraMacs,
     Method,
     MethodOption,
     ModelName,
-    ModelOption,
-    Objective,
-    Seed,
     Side,
     SideOption,
-    SolverName,
-    TimeLimit,
     check_file,
-    cost_model_of,
+    solving,
 )
 from upscale_opt.cli.progress import Steps, solver_progress
 from upscale_opt.cli.tables import (
@@ -40,13 +32,13 @@ from upscale_opt.cli.tables import (
     say,
     times_table,
 )
-from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
+from upscale_opt.solver.algorithms.registry import HEURISTICS
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
-from upscale_opt.solver.network.segments import Model
+from upscale_opt.solver.options import SolveOptions
 
 _FILES = ("graph.json", "masks.json", "solution.json", "pruned.safetensors")
 
@@ -59,6 +51,7 @@ class Export(str, Enum):
     safetensors = "safetensors"
 
 
+@solving()
 def run(
     model: ModelName,
     amount: Amount = 0.5,
@@ -69,14 +62,9 @@ def run(
     is_global: Annotated[
         bool, typer.Option("--global", help="Rank the channels of all layers together.")
     ] = False,
-    solver: SolverName = "cp-sat",
-    objective: Objective = "copied_channels",
-    selection: ModelOption = None,
-    max_extra_macs: MaxExtraMacs = 0.0,
-    cost_model: CostModelOption = None,
-    time_limit: TimeLimit = 60.0,
+    *,
+    options: SolveOptions,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    seed: Seed = 0,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the example inputs.")] = 1,
     export: Annotated[
         list[Export] | None,
@@ -94,14 +82,6 @@ def run(
     """
     folder = Path("out") / model if out is None else out
     formats = list(dict.fromkeys(one.value for one in export or ()))
-    asked = _Asked(
-        objective,
-        None if selection is None else selection.value,
-        max_extra_macs,
-        cost_model_of(cost_model, objective, max_extra_macs),
-        time_limit,
-        seed,
-    )
     steps = Steps()
     with steps.step("load PyTorch"):
         from upscale_opt.cli import networks
@@ -119,7 +99,7 @@ def run(
             check_format(name)
     with networks.memory_errors():
         with steps.step("build"):
-            network, inputs = networks.build(model, seed=seed, batch=batch, device=place)
+            network, inputs = networks.build(model, seed=options.seed, batch=batch, device=place)
         for name in (*_FILES, *(f"pruned.{name}" for name in formats)):
             check_file(folder / name)
         with steps.step("trace"):
@@ -142,7 +122,7 @@ def run(
             if method is Method.constrained:
                 masks = constrain(graph, masks)
                 apply_masks(network, graph, masks)
-        solutions = _solve_all(steps, graph, masks, solver, asked)
+        solutions = _solve_all(steps, graph, masks, options)
         solution = solutions[-1]
         with steps.step("materialize"):
             pruned = materialize(network, solution)
@@ -192,40 +172,16 @@ def run(
     say(console, f"Load it in Python: {_loading(model, pruned_file)}")
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What all solvers are given; see :func:`upscale_opt.solve`."""
-
-    objective: str
-    model: Model | None
-    max_extra_macs: float
-    cost_model: CostModel | None
-    time_limit: float
-    seed: int
-
-
 def _solve_all(
-    steps: Steps, graph: ChannelGraph, masks: Masks, solver: str, asked: _Asked
+    steps: Steps, graph: ChannelGraph, masks: Masks, options: SolveOptions
 ) -> list[Solution]:
     """The two heuristics to compare with, and last the solver that was asked for."""
     solutions = []
-    for name in [other for other in ("identity", "greedy") if other != solver] + [solver]:
+    others = [name for name in HEURISTICS[::-1] if name != options.solver]
+    for name in [*others, options.solver]:
         with steps.step(f"solve ({name})") as tell:
-            told = solver_progress(tell, asked.objective)
-            solutions.append(
-                solve(
-                    graph,
-                    masks,
-                    name,
-                    asked.objective,
-                    asked.time_limit,
-                    model=asked.model,
-                    max_extra_macs=asked.max_extra_macs,
-                    cost_model=asked.cost_model,
-                    seed=asked.seed,
-                    progress=None if asked.max_extra_macs else told,
-                )
-            )
+            told = solver_progress(tell, options.objective)
+            solutions.append(solve(graph, masks, options=options, solver=name, progress=told))
     return solutions
 
 

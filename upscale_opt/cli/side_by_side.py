@@ -5,25 +5,25 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
-from upscale_opt.cli.progress import Tell
+from upscale_opt.cli.progress import Tell, solver_progress
 from upscale_opt.experiments.running import Place, run_all
-from upscale_opt.solver.comparing import Case, ComparisonRow, Settings, run_case
-from upscale_opt.solver.network.objectives import UNITS
+from upscale_opt.solver.comparing import Case, ComparisonRow, run_case
+from upscale_opt.solver.options import SolveOptions
 
-Cell = tuple[Case, str]
-"""One solver on one case."""
+Cell = tuple[Case, SolveOptions]
+"""A case, and how to solve it."""
 
 
 def run_cells(
-    cells: Sequence[Cell], settings: Settings, place: Place, tell: Tell
+    cells: Sequence[Cell], place: Place, tell: Tell
 ) -> Iterator[tuple[int, ComparisonRow]]:
     """Yield the number of a cell and its row, as soon as it is finished.
 
     Args:
         cells: what to solve.
-        settings: for all solvers.
         place: where; in this process cells finish in their order.
         tell: told how the solvers are getting on.
 
@@ -32,23 +32,21 @@ def run_cells(
         UpscaleError: if a process was killed, or the cluster is lost.
     """
     if place.is_here:
-        return _in_turn(cells, settings, tell)
-    return run_all(_solved, [(*cell, settings) for cell in cells], place)
+        return _in_turn(cells, tell)
+    return run_all(_solved, cells, place)
 
 
-def _in_turn(
-    cells: Sequence[Cell], settings: Settings, tell: Tell
-) -> Iterator[tuple[int, ComparisonRow]]:
-    def progress(solver: str, best: int, bound: int) -> None:
-        numbers = f"{best:,} {UNITS[settings.objective]}, lower bound {bound:,}"
-        tell(f"{name_of(case)}, {solver}: {numbers}")
-
+def _in_turn(cells: Sequence[Cell], tell: Tell) -> Iterator[tuple[int, ComparisonRow]]:
     with noticing_interrupts() as interrupted:
-        for number, (case, solver) in enumerate(cells):
-            row = run_case(case, solver, settings, progress)
-            yield number, row
+        for number, (case, options) in enumerate(cells):
+            told = solver_progress(partial(_tell_of, case, options, tell), options.objective)
+            yield number, run_case(case, options, told)
             if interrupted():
                 raise KeyboardInterrupt
+
+
+def _tell_of(case: Case, options: SolveOptions, tell: Tell, text: str) -> None:
+    tell(f"{name_of(case)}, {options.solver}: {text}")
 
 
 def name_of(case: Case) -> str:
@@ -73,6 +71,5 @@ def noticing_interrupts() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _solved(cell: tuple[Case, str, Settings]) -> ComparisonRow:
-    case, solver, settings = cell
-    return run_case(case, solver, settings)
+def _solved(cell: Cell) -> ComparisonRow:
+    return run_case(*cell)

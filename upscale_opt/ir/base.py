@@ -27,9 +27,14 @@ SCHEMA_VERSION = 1
 
 
 class Record(BaseModel):
-    """A frozen part of a document; unknown fields are refused by name."""
+    """A frozen part of a document; unknown fields are refused by name.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Where JSON has another name for a field than Python, both are read, and JSON's is written.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True
+    )
 
     def __repr__(self) -> str:
         """The fields that are not at their defaults; of long ones, how many they hold."""

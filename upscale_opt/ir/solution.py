@@ -131,7 +131,8 @@ class Solution(Document):
         example: the inputs to trace it with again.
         solver: the solver's name.
         objective: what was minimised.
-        model: in whose terms: ``"tensor"``, ``"segment"`` or ``"arena"``.
+        selection: where channels are selected: ``"tensor"``, ``"segment"`` or ``"arena"``;
+            ``model`` in JSON.
         weights: factors for the cost of reads, by operation or ``"operation[operand]"``.
         max_extra_macs: the share of multiply-adds that windows might add.
         cost_model: what kernels cost, for latency.
@@ -164,8 +165,10 @@ class Solution(Document):
     example: Example
     solver: str
     objective: str
-    model: Literal["tensor", "segment", "arena"] = "tensor"
-    weights: dict[str, int] = Field(default_factory=dict)
+    selection: Literal["tensor", "segment", "arena"] = Field(
+        default="tensor", validation_alias="model", serialization_alias="model"
+    )
+    weights: dict[str, NonNegativeInt] = Field(default_factory=dict)
     max_extra_macs: float = Field(default=0.0, ge=0)
     cost_model: CostModel | None = None
     seed: int

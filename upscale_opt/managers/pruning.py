@@ -9,10 +9,9 @@ from typing import Any
 from weakref import WeakSet
 
 from torch import nn
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
 from upscale_opt.errors import MaskError, MaterializeError
-from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Layer, maskable_axes, slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
@@ -23,7 +22,8 @@ from upscale_opt.materializing.materialize import materialize
 from upscale_opt.materializing.pruned_module import replace
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
-from upscale_opt.solver.network.segments import Model
+from upscale_opt.solver.options import SolveFields, SolveOptions
+from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying.verify import VerificationReport, verify
@@ -96,13 +96,9 @@ class PruningManager(nn.Module):
         reorder_producer: bool = True,
         reorder_consumer: bool = True,
         *,
-        solver: str = "cp-sat",
-        objective: str = "copied_channels",
-        selection: Model | None = None,
-        max_extra_macs: float = 0.0,
-        cost_model: CostModel | None = None,
-        time_limit: float = 60.0,
-        seed: int = 0,
+        options: SolveOptions | None = None,
+        progress: Listener | None = None,
+        **fields: Unpack[SolveFields],
     ) -> Self:
         """Plan the export. The model is not changed.
 
@@ -121,27 +117,29 @@ class PruningManager(nn.Module):
             reorder_producer: let channels be reordered. If this or ``reorder_consumer`` is off,
                 all stay in their order.
             reorder_consumer: as ``reorder_producer``.
-            solver: see :func:`upscale_opt.solve`.
-            objective: see :func:`upscale_opt.solve`.
-            selection: where channels are selected, the ``model`` of :func:`upscale_opt.solve`.
-            max_extra_macs: see :func:`upscale_opt.solve`.
-            cost_model: see :func:`upscale_opt.solve`.
-            time_limit: seconds for the solver.
-            seed: seed of the solver.
+            options: how to solve.
+            progress: told of the steps ``"trace"``, ``"mask"`` and ``"solve"`` as they begin, and
+                of every improvement of the solver.
+            **fields: of :class:`~upscale_opt.solver.options.SolveOptions`, in place of those of
+                ``options``.
 
         Raises:
             MaskError: if a channel to prune does not exist.
             TraceError: if the model cannot be traced.
-            SolverError: for an unknown solver or objective.
+            SolverError: for options that make no sense.
         """
         if not isinstance(force, bool):
             raise MaskError(f"force is True or False, not {force!r}; name the other arguments")
         pruned_inputs = None if pruned_inputs is None else tuple(pruned_inputs)
         pruned_outputs = None if pruned_outputs is None else tuple(pruned_outputs)
-        solver = solver if reorder_producer and reorder_consumer else "identity"
-        terms = (objective, selection, max_extra_macs, cost_model)
-        asked = (pruned_inputs, pruned_outputs, constrained, solver, terms, time_limit, seed)
+        options = SolveOptions.of(options, **fields)
+        if not (reorder_producer and reorder_consumer):
+            options = SolveOptions.of(options, solver="identity")
+        asked = (pruned_inputs, pruned_outputs, constrained, options)
+        tell: Listener = progress or (lambda event: None)
+        tell(Progress("trace"))
         graph = trace(self.net, inputs)
+        tell(Progress("mask"))
         given: Masks | None = None
         if pruned_inputs is not None or pruned_outputs is not None:
             given = _explicit(self.net, graph, pruned_inputs or (), pruned_outputs or ())
@@ -151,17 +149,8 @@ class PruningManager(nn.Module):
         known = (graph, masks, asked) == (self.graph, self.masks, self._asked)
         if self.solution is not None and known and not force:
             return self
-        self.solution = solve(
-            graph,
-            masks,
-            solver,
-            objective,
-            time_limit,
-            model=selection,
-            max_extra_macs=max_extra_macs,
-            cost_model=cost_model,
-            seed=seed,
-        )
+        tell(Progress("solve"))
+        self.solution = solve(graph, masks, options=options, progress=progress)
         if not self.solution.parameters:
             warnings.warn(
                 f"there is nothing to prune in this {type(self.net).__name__}: mask it first; and "
@@ -204,7 +193,7 @@ class PruningManager(nn.Module):
         """
         graph, masks, solution = self._computed()
         if baseline:
-            solution = gathered(solve(graph, masks, "identity"))
+            solution = gathered(solve(graph, masks, solver="identity"))
         masked = self._masked(graph, self._given)
         pruned = materialize(masked, solution)
         self.report = verify(masked, pruned, self._inputs) if check else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,11 @@ from upscale_opt.measuring.pricing import check, prices
 from upscale_opt.measuring.probing import time_launches, time_moves
 from upscale_opt.measuring.timing import Passes, Stopwatch, computing_with
 from upscale_opt.solver.api import solve
+from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors, remake
 from upscale_opt.tracing.unchanged import composed_attention, same_random_state
 
 MemoryFormat = Literal["contiguous", "channels_last"]
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ _LEAST_PASSES = 3
 def calibrate(
     model: nn.Module,
     graph: ChannelGraph,
-    device: str | torch.device = "cpu",
     *,
+    device: str | torch.device = "cpu",
     inputs: Inputs | None = None,
     dtype: torch.dtype | None = None,
     memory_format: MemoryFormat = "contiguous",
     threads: int | None = None,
     seconds: float = 5.0,
-    progress: Tell | None = None,
+    progress: Listener | None = None,
 ) -> CostModel:
     """Time the kernels of ``model`` and fit prices to them.
 
@@ -93,7 +93,7 @@ def calibrate(
         threads: to compute with on a CPU; those that PyTorch computes with by default.
         seconds: how long to time, roughly; building the pruned copy comes on top, and every kernel
             is timed three times at least.
-        progress: is told what is going on.
+        progress: told of every step as it begins.
 
     Returns:
         the cost model; its ``checks`` hold the whole model, and the pruned one, against the clock.
@@ -105,7 +105,7 @@ def calibrate(
     """
     return calibrate_all(
         [Subject(model, graph, inputs)],
-        device,
+        device=device,
         dtype=dtype,
         memory_format=memory_format,
         threads=threads,
@@ -116,13 +116,13 @@ def calibrate(
 
 def calibrate_all(
     subjects: Sequence[Subject],
-    device: str | torch.device = "cpu",
     *,
+    device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     memory_format: MemoryFormat = "contiguous",
     threads: int | None = None,
     seconds: float = 5.0,
-    progress: Tell | None = None,
+    progress: Listener | None = None,
 ) -> CostModel:
     """One cost model for several models; otherwise as :func:`calibrate`.
 
@@ -133,7 +133,7 @@ def calibrate_all(
         memory_format: to time them in.
         threads: to compute with on a CPU; those that PyTorch computes with by default.
         seconds: how long to time each, roughly.
-        progress: is told what is going on.
+        progress: told of every step as it begins.
 
     Raises:
         SolverError: if an option makes no sense, or the device is not there.
@@ -144,7 +144,11 @@ def calibrate_all(
         raise SolverError("there is no model to calibrate with; give at least one")
     threads = torch.get_num_threads() if threads is None else threads
     place = _checked(device, memory_format, threads, seconds)
-    tell = progress or (lambda text: None)
+
+    def tell(step: str) -> None:
+        if progress is not None:
+            progress(Progress(step))
+
     form, dtype = _FORMATS[memory_format], dtype or _dtype(subjects[0].model)
     with computing_with(threads), torch.no_grad(), composed_attention(), same_random_state(place):
         watch = Stopwatch(place, threads)
@@ -254,7 +258,7 @@ def _passes(
 def _half(subject: Subject) -> nn.Module:
     masked = copy.deepcopy(subject.model)
     apply_masks(masked, subject.graph, choose_masks(masked, subject.graph, _AMOUNT))
-    solution = solve(subject.graph, masks_of(masked, subject.graph), "greedy")
+    solution = solve(subject.graph, masks_of(masked, subject.graph), solver="greedy")
     return materialize(masked, solution)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
+from typing_extensions import Unpack
 
 from upscale_opt.errors import MaskError
 from upscale_opt.importance import Criterion
 from upscale_opt.importance.choosing import choose_masks
-from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
@@ -20,7 +19,8 @@ from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
-from upscale_opt.solver.network.segments import Model
+from upscale_opt.solver.options import SolveFields, SolveOptions
+from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying.verify import VerificationReport, verify
@@ -69,15 +69,10 @@ def prune(
     method: Method = "unconstrained",
     is_global: bool = False,
     masks: Masks | None = None,
-    solver: str = "cp-sat",
-    objective: str = "copied_channels",
-    selection: Model | None = None,
-    max_extra_macs: float = 0.0,
-    cost_model: CostModel | None = None,
-    time_limit: float = 60.0,
-    seed: int = 0,
     check: bool = True,
-    step: Callable[[str], None] = lambda name: None,
+    options: SolveOptions | None = None,
+    progress: Listener | None = None,
+    **fields: Unpack[SolveFields],
 ) -> Pruned:
     """Mask, trace, solve, materialise and verify. ``model`` itself is not changed.
 
@@ -95,15 +90,12 @@ def prune(
             copied.
         is_global: with ``amount``: rank the channels of all layers together.
         masks: explicit masks, instead of ``amount``.
-        solver: see :func:`upscale_opt.solve`.
-        objective: see :func:`upscale_opt.solve`.
-        selection: where channels are selected, the ``model`` of :func:`upscale_opt.solve`.
-        max_extra_macs: see :func:`upscale_opt.solve`.
-        cost_model: see :func:`upscale_opt.solve`.
-        time_limit: seconds for the solver.
-        seed: seed of the solver.
         check: verify the result on ``inputs``.
-        step: called with the name of every step as it begins.
+        options: how to solve.
+        progress: told of every step as it begins (``"trace"``, ``"mask"``, ``"solve"``,
+            ``"materialize"``, ``"verify"``), and of every improvement of the solver.
+        **fields: of :class:`~upscale_opt.solver.options.SolveOptions`, in place of those of
+            ``options``.
 
     Raises:
         UpscaleError: the error of the step that failed; a MaskError if both ``amount`` and
@@ -113,11 +105,13 @@ def prune(
         raise MaskError("give amount or masks, not both")
     if amount is None and (criterion is not None or is_global):
         raise MaskError("a criterion chooses channels: give the amount to drop, such as amount=0.5")
+    options = SolveOptions.of(options, **fields)
+    tell: Listener = progress or (lambda event: None)
     own_zeros = amount is None and masks is None and method == "unconstrained"
     masked = model if own_zeros else copy.deepcopy(model)
-    step("trace")
+    tell(Progress("trace"))
     graph = trace(masked, inputs)
-    step("mask")
+    tell(Progress("mask"))
     if amount is not None:
         masks = choose_masks(
             masked,
@@ -135,22 +129,12 @@ def prune(
     if method == "constrained":
         found = constrain(graph, found)
         apply_masks(masked, graph, found)
-    step("solve")
-    solution = solve(
-        graph,
-        found,
-        solver,
-        objective,
-        time_limit,
-        model=selection,
-        max_extra_macs=max_extra_macs,
-        cost_model=cost_model,
-        seed=seed,
-    )
-    step("materialize")
+    tell(Progress("solve"))
+    solution = solve(graph, found, options=options, progress=progress)
+    tell(Progress("materialize"))
     pruned = materialize(masked, solution)
     report = None
     if check:
-        step("verify")
+        tell(Progress("verify"))
         report = verify(masked, pruned, inputs)
     return Pruned(pruned, masked, graph, found, solution, report)

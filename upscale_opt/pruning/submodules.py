@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import nn
+from typing_extensions import Unpack
 
 from upscale_opt.errors import TraceError
 from upscale_opt.importance import Criterion
 from upscale_opt.importance.choosing import choose_masks
-from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Layer
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
@@ -24,9 +25,13 @@ from upscale_opt.pruning.recording import Calls, inputs_of, record_calls
 from upscale_opt.pruning.replaying import replay
 from upscale_opt.shown import Shown
 from upscale_opt.solver.api import solve
-from upscale_opt.solver.network.segments import Model
+from upscale_opt.solver.options import SolveFields, SolveOptions
+from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs, require_model
+
+_Choose = Callable[[nn.Module, ChannelGraph], Masks]
+"""Chooses the masks of a submodule."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -83,23 +88,6 @@ class _Made:
     module: PrunedModule
 
 
-@dataclass(frozen=True)
-class _Settings:
-    """How submodules are masked and solved; see :func:`prune_submodules`."""
-
-    amount: float | None
-    side: Side
-    layers: Layers
-    criterion: Criterion | None
-    solver: str
-    objective: str
-    selection: Model | None
-    max_extra_macs: float
-    cost_model: CostModel | None
-    time_limit: float
-    seed: int
-
-
 def prune_submodules(
     model: nn.Module,
     inputs: Inputs,
@@ -109,14 +97,10 @@ def prune_submodules(
     side: Side = "input",
     layers: Layers = "all",
     criterion: Criterion | None = None,
-    solver: str = "cp-sat",
-    objective: str = "copied_channels",
-    selection: Model | None = None,
-    max_extra_macs: float = 0.0,
-    cost_model: CostModel | None = None,
-    time_limit: float = 60.0,
-    seed: int = 0,
     check: bool = True,
+    options: SolveOptions | None = None,
+    progress: Listener | None = None,
+    **fields: Unpack[SolveFields],
 ) -> PrunedSubmodules:
     """Prune submodules of ``model`` in place, each by itself.
 
@@ -151,14 +135,12 @@ def prune_submodules(
         layers: with ``amount``: prune all layers, or convolutions only.
         criterion: with ``amount``: which channels are important, as for
             :func:`upscale_opt.prune`; the L2 norm by default.
-        solver: see :func:`upscale_opt.solve`.
-        objective: see :func:`upscale_opt.solve`.
-        selection: where channels are selected, the ``model`` of :func:`upscale_opt.solve`.
-        max_extra_macs: see :func:`upscale_opt.solve`.
-        cost_model: see :func:`upscale_opt.solve`.
-        time_limit: seconds for the solver, per submodule.
-        seed: seed of the solver.
         check: verify.
+        options: how to solve; the time limit is that of each submodule.
+        progress: told of every step as it begins (``"run"``, ``"trace"``, ``"verify"``; and
+            ``"solve backbone"`` for every submodule), and of every improvement of the solver.
+        **fields: of :class:`~upscale_opt.solver.options.SolveOptions`, in place of those of
+            ``options``.
 
     Returns:
         What was pruned, and what was not, with the reason.
@@ -171,22 +153,16 @@ def prune_submodules(
         UpscaleError: the error of any other step that failed.
     """
     require_model(model, "prune")
+    options = SolveOptions.of(options, **fields)
+    tell: Listener = progress or (lambda event: None)
+    choose: _Choose | None = None
+    if amount is not None:
+        choose = partial(choose_masks, amount=amount, criterion=criterion, side=side, layers=layers)
     masked = model if amount is None else copy.deepcopy(model)
-    settings = _Settings(
-        amount=amount,
-        side=side,
-        layers=layers,
-        criterion=criterion,
-        solver=solver,
-        objective=objective,
-        selection=selection,
-        max_extra_macs=max_extra_macs,
-        cost_model=cost_model,
-        time_limit=time_limit,
-        seed=seed,
-    )
+    tell(Progress("run"))
     calls = record_calls(masked, inputs)
     whole: dict[str, str] = {}
+    tell(Progress("trace"))
     if names is None:
         graphs = _Search(masked, calls, whole).found("")
         if not graphs:
@@ -196,8 +172,10 @@ def prune_submodules(
     made: dict[str, _Made] = {}
     idle: list[tuple[str, _Made]] = []
     for name, graph in graphs.items():
-        export = _export(masked.get_submodule(name), graph, calls[name].count, settings)
-        if _size(export.module) < _size(masked.get_submodule(name)):
+        telling = partial(_tell_of, name, tell)
+        module = masked.get_submodule(name)
+        export = _export(module, graph, calls[name].count, choose, options, telling)
+        if _size(export.module) < _size(module):
             made[name] = export
             continue
         whole[name] = "nothing in it can be removed"
@@ -205,6 +183,7 @@ def prune_submodules(
     errors: dict[str, float] = {}
     error = None
     if check and made:
+        tell(Progress("verify"))
         exports = {name: one.module for name, one in made.items()}
         errors, error = replay(masked, exports, inputs)
     for name, one in idle:  # they are masked as well, but nothing comes of it
@@ -326,34 +305,26 @@ def _nothing_found(model: nn.Module, whole: dict[str, str]) -> str:
     return f"nothing in {type(model).__name__} can be traced; {'; '.join(reasons)}"
 
 
-def _export(module: nn.Module, graph: ChannelGraph, calls: int, settings: _Settings) -> _Made:
+def _export(
+    module: nn.Module,
+    graph: ChannelGraph,
+    calls: int,
+    choose: _Choose | None,
+    options: SolveOptions,
+    tell: Listener,
+) -> _Made:
     """Mask, solve and materialise one submodule."""
-    if settings.amount is not None:
-        apply_masks(
-            module,
-            graph,
-            choose_masks(
-                module,
-                graph,
-                settings.amount,
-                criterion=settings.criterion,
-                side=settings.side,
-                layers=settings.layers,
-            ),
-        )
+    tell(Progress("solve"))
+    if choose is not None:
+        apply_masks(module, graph, choose(module, graph))
     masks = masks_of(module, graph)
-    solution = solve(
-        graph,
-        masks,
-        settings.solver,
-        settings.objective,
-        settings.time_limit,
-        model=settings.selection,
-        max_extra_macs=settings.max_extra_macs,
-        cost_model=settings.cost_model,
-        seed=settings.seed,
-    )
+    solution = solve(graph, masks, options=options, progress=tell)
     return _Made(calls, graph, masks, solution, materialize(module, solution))
+
+
+def _tell_of(name: str, tell: Listener, event: Progress) -> None:
+    """Tell of a step that it is one of the submodule ``name``."""
+    tell(Progress(f"{event.step} {name}".strip(), event.value, event.bound))
 
 
 def _size(module: nn.Module) -> int:

@@ -142,7 +142,7 @@ class Summary:
         solution = self.solution
         yield "Solver", f"{solution.solver}, seed {solution.seed}"
         yield "Minimised", UNITS[solution.objective]
-        yield "Model", solution.model
+        yield "Selection", solution.selection
         if solution.max_extra_macs:
             yield "Windows may add", f"{100 * solution.max_extra_macs:g} % of the multiply-adds"
         if solution.weights:
@@ -180,9 +180,9 @@ def summarise(
         original = solve(
             graph,
             masks,
-            "identity",
-            solution.objective,
-            model=solution.model,
+            solver="identity",
+            objective=solution.objective,
+            selection=solution.selection,
             weights=solution.weights,
             cost_model=solution.cost_model,
         )

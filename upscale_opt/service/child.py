@@ -21,8 +21,9 @@ from typing import Any
 from upscale_opt.errors import UpscaleError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.service.problems import Options
 from upscale_opt.solver.api import solve
+from upscale_opt.solver.options import SolveOptions
+from upscale_opt.solver.progress import Progress
 
 
 class _Child:
@@ -69,21 +70,8 @@ class _Child:
     def _solve(self, problem: dict[str, Any], seconds: float) -> tuple[dict[str, Any], bytes]:
         graph = ChannelGraph.model_validate(problem["graph"])
         masks = Masks.model_validate(problem["masks"])
-        options = Options.model_validate(problem["options"])
-        solution = solve(
-            graph,
-            masks,
-            options.solver,
-            options.objective,
-            seconds,
-            model=options.model,
-            weights=options.weights or None,
-            max_extra_macs=options.max_extra_macs,
-            cost_model=options.prices(),
-            seed=options.seed,
-            workers=options.workers,
-            progress=self._progress,
-        )
+        options = SolveOptions(**problem["options"])
+        solution = solve(graph, masks, options=options, time_limit=seconds, progress=self._progress)
         body = solution.model_dump_json(exclude_defaults=True).encode()
         header = {
             "state": "done",
@@ -94,8 +82,8 @@ class _Child:
         }
         return header, body
 
-    def _progress(self, value: int, bound: int) -> None:
-        self._say({"state": "progress", "value": int(value), "bound": int(bound)})
+    def _progress(self, event: Progress) -> None:
+        self._say({"state": "progress", "value": event.value, "bound": event.bound})
 
     def _fail(self, code: str, message: str) -> None:
         self._say({"state": "failed", "code": code, "message": message})

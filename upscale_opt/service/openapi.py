@@ -12,9 +12,9 @@ from pydantic.json_schema import models_json_schema
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.service.problems import Options
 from upscale_opt.service.settings import Settings
 from upscale_opt.service.views import ErrorView, JobView
+from upscale_opt.solver.options import SolveOptions
 
 JOB_ID = Annotated[str, Path(description="The job's id, from POST /v1/jobs.", examples=["0" * 64])]
 
@@ -40,14 +40,15 @@ class ProblemBody(BaseModel):
     Attributes:
         graph: from ``upscale-opt trace`` or ``ChannelGraph.to_json``.
         masks: from ``upscale-opt trace --masks`` or ``Masks.to_json``.
-        options: as for ``upscale_opt.solve``.
+        options: as for ``upscale_opt.solve``; but the time limit of ``/v1/solve`` is the longest
+            that the service allows there, if none is given.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     graph: ChannelGraph
     masks: Masks
-    options: Options = Options()
+    options: SolveOptions = SolveOptions()
 
 
 def responses(

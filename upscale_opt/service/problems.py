@@ -6,61 +6,16 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from upscale_opt.errors import UpscaleError
-from upscale_opt.ir.base import first_problem
-from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.ir.profiles import profile
 from upscale_opt.service.errors import ServiceError
 from upscale_opt.service.guard import read_json
 from upscale_opt.service.settings import Settings
-from upscale_opt.solver.options import check_share
+from upscale_opt.solver.options import SolveOptions
 from upscale_opt.version import VERSION
-
-SolverName = Literal[
-    "cp-sat", "cp-sat-direct", "pulp", "pulp-cbc", "local-search", "greedy", "identity"
-]
-ObjectiveName = Literal["copied_channels", "copied_bytes", "gathers", "blocks", "latency"]
-ModelName = Literal["tensor", "segment", "arena"]
-ProfileName = Literal["cpu", "cpu-channels-last", "gpu", "gpu-float32"]
-
-
-class Options(BaseModel):
-    """How to solve; the arguments of ``upscale_opt.solve``.
-
-    Attributes:
-        solver: which solver.
-        objective: what to minimise.
-        model: where channels are selected.
-        time_limit: seconds for the solver; 60 for jobs if not given, and as many as the service
-            allows for ``/v1/solve``.
-        seed: of the solver.
-        workers: threads of the solver.
-        max_extra_macs: the share of the multiply-adds that windows may add.
-        cost_model: what kernels cost, for latency: the name of a built-in cost model, or one.
-        weights: factors for the cost of some reads.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    solver: SolverName = "cp-sat"
-    objective: ObjectiveName = "copied_channels"
-    model: ModelName | None = None
-    time_limit: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-    workers: int = Field(default=1, ge=1, lt=2**31)
-    max_extra_macs: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    cost_model: ProfileName | CostModel | None = None
-    weights: dict[str, int] = Field(default_factory=dict)
-
-    def prices(self) -> CostModel | None:
-        """The cost model, if there is one."""
-        return profile(self.cost_model) if isinstance(self.cost_model, str) else self.cost_model
 
 
 @dataclass(frozen=True)
@@ -69,7 +24,7 @@ class Problem:
 
     graph: ChannelGraph
     masks: Masks
-    options: Options
+    options: SolveOptions
 
     @cached_property
     def request(self) -> bytes:
@@ -92,12 +47,7 @@ class Problem:
     @property
     def time_limit(self) -> float:
         """Seconds for the solver."""
-        assert self.options.time_limit is not None
         return self.options.time_limit
-
-
-DEFAULT_TIME_LIMIT = 60.0
-"""Seconds for a job that names none, as for :func:`upscale_opt.solve`."""
 
 
 def read_problem(body: bytes, settings: Settings, *, small: bool) -> Problem:
@@ -131,20 +81,19 @@ def read_problem(body: bytes, settings: Settings, *, small: bool) -> Problem:
     return Problem(graph, masks, options)
 
 
-def _options(data: Any, settings: Settings, small: bool) -> Options:
+def _options(data: Any, settings: Settings, small: bool) -> SolveOptions:
+    if not isinstance(data, dict):
+        raise _invalid("the options must be an object", "options")
     try:
-        options = Options.model_validate(data)
-        check_share(options.max_extra_macs, options.objective)
-    except ValidationError as error:
-        raise _invalid(f"not valid options: {first_problem(error)}", "options") from None
+        options = SolveOptions(**data)
     except UpscaleError as error:
         raise _invalid(str(error), "options") from None
     if options.cost_model is not None and options.objective != "latency":
         raise _invalid("a cost model is for the objective latency only", "options.cost_model")
     most = settings.solve_time_limit if small else settings.max_time_limit
     limit = options.time_limit
-    if limit is None:
-        limit = most if small else min(most, DEFAULT_TIME_LIMIT)
+    if "time_limit" not in options.model_fields_set:
+        limit = most if small else min(most, limit)
     elif limit > most:
         hint = (
             "; POST it to /v1/jobs for more" if small and limit <= settings.max_time_limit else ""
@@ -160,7 +109,7 @@ def _options(data: Any, settings: Settings, small: bool) -> Options:
             f"at most {settings.max_threads} threads are allowed, not {options.workers}",
             "options.workers",
         )
-    return options.model_copy(update={"time_limit": float(limit)})
+    return SolveOptions.of(options, time_limit=limit)
 
 
 def _document(kind: type[Any], data: Any, where: str) -> Any:

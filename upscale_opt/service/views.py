@@ -9,11 +9,13 @@ from pydantic import BaseModel
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.profiles import PROFILES
 from upscale_opt.ir.solution import Solution
 from upscale_opt.service.jobs import Job, Problematic, State
-from upscale_opt.service.problems import Options
 from upscale_opt.solver.algorithms.registry import HEURISTICS, SOLVERS
 from upscale_opt.solver.network.objectives import OBJECTIVES, UNITS
+from upscale_opt.solver.network.segments import SELECTIONS
+from upscale_opt.solver.options import SolveOptions
 
 
 class Links(BaseModel):
@@ -75,7 +77,7 @@ class SolversView(BaseModel):
 
     solvers: list[SolverView]
     objectives: dict[str, str]
-    models: list[str]
+    selections: list[str]
     cost_models: list[str]
 
 
@@ -112,16 +114,13 @@ _DOCS = {
 
 def solvers_view() -> dict[str, Any]:
     """What there is to choose from."""
-    from upscale_opt.ir.profiles import PROFILES
-    from upscale_opt.solver.network.segments import MODELS
-
     inexact = (*HEURISTICS, "local-search")
     return {
         "solvers": [
             {"name": name, "exact": name not in inexact, "doc": _DOCS[name]} for name in SOLVERS
         ],
         "objectives": {name: UNITS[name] for name in OBJECTIVES},
-        "models": list(MODELS),
+        "selections": list(SELECTIONS),
         "cost_models": list(PROFILES),
     }
 
@@ -131,7 +130,7 @@ def schemas() -> dict[str, Any]:
     models: dict[str, type[BaseModel]] = {
         "graph": ChannelGraph,
         "masks": Masks,
-        "options": Options,
+        "options": SolveOptions,
         "cost_model": CostModel,
         "solution": Solution,
         "job": JobView,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -222,12 +221,6 @@ def _latency(subject: Subject, batch: int, form: str) -> Built:
     }
     if subject.settings.max_extra_macs is not None:
         options["max_extra_macs"] = subject.settings.max_extra_macs
-    unknown = options.keys() - inspect.signature(solve).parameters.keys()
-    if unknown:
-        raise UpscaleError(
-            "this version of solve() does not minimise latency: it has no "
-            + ", ".join(sorted(unknown))
-        )
     graph = subject.graph(batch)
     solution = _solved(subject, graph, **options)
     size = BATCH if graph is subject.graph() else batch
