@@ -197,16 +197,6 @@ def test_what_apple_upscale_exports_is_checked(
         assert built.export.copied_channels == 3
 
 
-def test_without_the_objective_latency_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def solve(graph: Any, masks: Any, solver: str = "", **options: int) -> None:
-        raise AssertionError
-
-    monkeypatch.setattr("upscale_opt.experiments.bench.variants.solve", solve)
-    built = Subject(SMALL, QUICK).built("latency", 1, "contiguous")
-    assert built.model is None
-    assert "does not minimise latency" in built.export.problem
-
-
 def test_one_variants_error_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise KeyError("nobody's")

@@ -1,4 +1,4 @@
-"""UPSCALE's heuristic, and its own terms: what `solver="greedy"` and `model="segment"` promise.
+"""UPSCALE's heuristic, and its own terms: what `solver="greedy"` and `selection="segment"` promise.
 
 The figures of networks are those that apple-upscale 0.1.1 reaches with the same masks
 (`benchmarks/greedy_vs_upscale.py` compares the two directly).
