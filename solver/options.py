@@ -44,7 +44,7 @@ class SolveFields(TypedDict, total=False):
 
 
 class SolveOptions(Record):
-    """How to solve.
+    """The options of solving.
 
     Every function that solves takes such a record as ``options``, and its fields by name, which
     go before those of the record:

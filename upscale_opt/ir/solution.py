@@ -26,7 +26,7 @@ class Read(Record):
             keep zeros for them.
         channels: for a select, the entries of the tensor's channel sequence delivered, in order;
             for a place, the entries of the sum's sequence written, in order.
-        optional: the edge merely drops channels nothing needs, because it is free to do so.
+        optional: the edge merely drops channels that nothing needs, because it is free to do so.
     """
 
     tensor: str

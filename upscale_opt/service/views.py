@@ -113,7 +113,7 @@ _DOCS = {
 
 
 def solvers_view() -> dict[str, Any]:
-    """What there is to choose from."""
+    """The solvers and options there are to choose from."""
     inexact = (*HEURISTICS, "local-search")
     return {
         "solvers": [
