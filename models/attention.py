@@ -61,7 +61,7 @@ def attend_shared(query: Tensor, key: Tensor, value: Tensor, count: int) -> list
 
 
 def windows(x: Tensor, count: int, shift: int) -> list[Tensor]:
-    """Attend within windows of two by two pixels, rolled by `shift`, as Swin does."""
+    """Attend within windows of two by two pixels, rolled by ``shift``, as Swin does."""
     batch, height, width, channels = x.shape
     x = torch.roll(x, (-shift, -shift), (1, 2)) if shift else x
     x = x.view(batch, height // 2, 2, width // 2, 2, channels)
@@ -72,12 +72,12 @@ def windows(x: Tensor, count: int, shift: int) -> list[Tensor]:
 
 
 def _split(x: Tensor, count: int) -> Tensor:
-    """Turn `(N, T, C)` into `(N, heads, T, C / heads)`."""
+    """Turn ``(N, T, C)`` into ``(N, heads, T, C / heads)``."""
     return x.view(x.size(0), x.size(1), count, x.size(2) // count).transpose(1, 2)
 
 
 def _joined(x: Tensor) -> Tensor:
-    """Turn `(N, heads, T, C)` into `(N, T, heads * C)`."""
+    """Turn ``(N, heads, T, C)`` into ``(N, T, heads * C)``."""
     return x.transpose(1, 2).flatten(2)
 
 

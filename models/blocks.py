@@ -1,7 +1,7 @@
 """Modules that random networks call as if they were layers, and that are not PyTorch's own.
 
 Their parameters are raw, shared within the module, or computed with before they are used.
-`groups` and `transposed` say, as convolutions do, how to read a weight's axes.
+``groups`` and ``transposed`` say, as convolutions do, how to read a weight's axes.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Constant(nn.Module):
     """An elementwise operation with a buffer that is broadcast.
 
     Args:
-        shape: Of the buffer, such as `(C, 1, 1)`.
+        shape: Of the buffer, such as ``(C, 1, 1)``.
         style: "add", "mul", "rsub" (buffer minus tensor), "maximum", "where" (the tensor where
             the buffer is positive, half of it elsewhere).
     """
@@ -175,7 +175,7 @@ class Constant(nn.Module):
         self.register_buffer("constant", torch.randn(*shape))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the operation's result, of the shape of `x`."""
+        """Return the operation's result, of the shape of ``x``."""
         if self.style == "rsub":
             return self.constant - x
         if self.style == "maximum":
@@ -223,7 +223,7 @@ class TokenTable(nn.Module):
 
     Args:
         rows: For every token the row of the table.
-        channels: Of the table; those of the tokens if `add`.
+        channels: Of the table; those of the tokens if ``add``.
         add: Add instead of append.
     """
 
@@ -292,7 +292,7 @@ class TiedAutoencoder(nn.Module):
         self.bias = nn.Parameter(torch.randn(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what comes back, of the shape of `x`."""
+        """Return what comes back, of the shape of ``x``."""
         hidden = torch.relu(functional.linear(x, self.weight))
         return functional.linear(hidden, self.weight.t(), self.bias)
 

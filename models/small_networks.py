@@ -20,10 +20,10 @@ from upscale_opt.errors import ArgumentError
 
 
 def build_small(name: str, *, image: int, classes: int = 10, seed: int = 0) -> nn.Module:
-    """Return the small network called `name` with random weights, in eval mode, on the CPU.
+    """Return the small network called ``name`` with random weights, in eval mode, on the CPU.
 
     Args:
-        name: One of `SMALL_NETWORKS`.
+        name: One of ``SMALL_NETWORKS``.
         image: The height and width of the images of one channel that it takes. From 16 on, the
             first convolution halves them.
         classes: The number of outputs.

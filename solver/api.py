@@ -74,7 +74,7 @@ _ARENAS_PAY = 0.15
 
 @dataclass(frozen=True)
 class _Task:
-    """What :func:`solve` was asked."""
+    """A question to :func:`solve`."""
 
     graph: ChannelGraph
     masks: Masks

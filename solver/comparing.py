@@ -22,11 +22,11 @@ from upscale_opt.solver.problem.instance import Instance, is_view, satisfied
 from upscale_opt.solver.progress import Listener, Progress, improvements
 
 USUAL_SOLVERS = ("identity", "greedy", "local-search", "cp-sat")
-"""What is compared unless something else is asked for: the worst to the best."""
+"""The solvers compared unless something else is asked for: the worst to the best."""
 
 
 class ComparisonRow(Record):
-    """What one solver made of one problem.
+    """One solver's result for one problem.
 
     Attributes:
         label: the network's (or instance's) name.

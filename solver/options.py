@@ -24,7 +24,7 @@ _NAMES: dict[str, Collection[str]] = {
     "selection": SELECTIONS,
 }
 _MOST = 2**31
-"""What solvers take as seeds and numbers of threads is less."""
+"""The limit below which solvers take seeds and numbers of threads."""
 
 _WHOLE = {"seed": ("seed", 0), "workers": ("number of workers", 1)}
 
@@ -44,7 +44,7 @@ class SolveFields(TypedDict, total=False):
 
 
 class SolveOptions(Record):
-    """How to solve.
+    """The options of solving.
 
     Every function that solves takes such a record as ``options``, and its fields by name, which
     go before those of the record:

@@ -1,4 +1,4 @@
-"""What is told of work that takes a while."""
+"""Events that work which takes a while tells of."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
-"""What ``progress`` is: ``print`` does, for one."""
+"""The type of ``progress``: ``print`` does, for one."""
 
 
 def improvements(listener: Listener | None, step: str) -> Improvement | None:

@@ -82,6 +82,52 @@ def test_nothing_shipped_imports_what_is_not() -> None:
                 assert not inner.startswith(left_out), f"{module} imports {name}"
 
 
+VERBLESS = ("What", "Whether", "How", "Which", "Why", "Who", "Where", "When")
+
+
+def string_statements(source: str) -> list[str]:
+    """Docstrings, and the strings behind assignments that say what these are."""
+    return [
+        node.value.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    ]
+
+
+def starts_verbless(text: str) -> bool:
+    return text.split(maxsplit=1)[0].strip(",.:") in VERBLESS if text.strip() else False
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_docstrings_start_with_a_noun_or_a_verb(module: str) -> None:
+    source = modules()[module].read_text(encoding="utf-8")
+    found = [text for text in string_statements(source) if starts_verbless(text)]
+    assert not found, f"{module}: {found}"
+
+
+def test_verbless_docstrings_are_found_wherever_they_stand() -> None:
+    """Those of modules, classes, functions and methods, and those behind assignments."""
+    source = '''"""What it is."""
+N = 1
+"""How many."""
+class A:
+    """Tell whether."""
+    def f(self):
+        """
+        Whether it is."""
+        self.x = 1
+        """Which."""
+        return "Why not"
+'''
+    texts = string_statements(source)
+    assert len(texts) == 5
+    assert [text.split()[0] for text in texts if starts_verbless(text)] == [
+        "What", "How", "Whether", "Which."
+    ]  # fmt: skip
+
+
 def test_the_surface_is_small() -> None:
     names = public_names(ROOT)
     assert names == sorted(set(names))

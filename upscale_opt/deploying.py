@@ -31,9 +31,9 @@ Format = Literal["onnx", "pt2", "safetensors"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 _ROUNDED = 1e-4
-"""How far a file's outputs may be from the eager model's in float32, relative to the largest. Less
-than a pruned model's from the masked one's, as a file sums the same numbers; in other precisions,
-as much."""
+"""The largest distance of a file's outputs from the eager model's in float32, relative to the
+largest output. Less than a pruned model's from the masked one's, as a file sums the same numbers;
+in other precisions, as much."""
 
 _ONNX = ("onnx", "onnxscript", "onnxruntime")
 
@@ -206,7 +206,7 @@ def _name_batch(graph: Any, program: torch.export.ExportedProgram) -> None:
 
 
 def _saved(model: nn.Module, inputs: Inputs, path: Path, definition: nn.Module) -> Deployed:
-    """What :func:`upscale_opt.save` writes; checked before it takes its place."""
+    """Write what :func:`upscale_opt.save` writes; it is checked before it takes its place."""
     trial = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -225,7 +225,7 @@ def _saved(model: nn.Module, inputs: Inputs, path: Path, definition: nn.Module) 
 def _compared(
     kind: str, eager: nn.Module, run: Run, inputs: Inputs, dynamic_batch: bool
 ) -> tuple[float, tuple[int, ...]]:
-    """How far a file's outputs are from the eager model's, on which batches.
+    """The distance of a file's outputs from the eager model's, and the batches it was measured on.
 
     Raises:
         DeployError: if they are too far apart, or the file does not run.

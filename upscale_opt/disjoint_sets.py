@@ -1,4 +1,4 @@
-"""Which things belong together, when that is learned bit by bit."""
+"""Sets of things that belong together, when that is learned bit by bit."""
 
 from __future__ import annotations
 

@@ -74,5 +74,5 @@ def needed(
 
 
 def to_install(extra: str) -> str:
-    """How to install an extra of this package, from a clone and without one."""
+    """The commands that install an extra of this package, from a clone and without one."""
     return f'pip install ".[{extra}]" in the clone, or "upscale-opt[{extra}]"'

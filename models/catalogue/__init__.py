@@ -1,4 +1,4 @@
-"""The networks a user can name: torchvision's, timm's, and `topology/…` from this package.
+"""The networks a user can name: torchvision's, timm's, and ``topology/…`` from this package.
 
     >>> "resnet18" in names() and "topology/unet" in names()
     True
@@ -51,7 +51,7 @@ GROUPS: dict[str, Callable[[], Group]] = {
     "timm": timm.networks,
 }
 """Group → its networks. Classifiers go by torchvision's names; others have the group before them,
-as in `video/r3d_18`."""
+as in ``video/r3d_18``."""
 
 
 def names(group: str | None = None) -> list[str]:
@@ -70,7 +70,7 @@ def names(group: str | None = None) -> list[str]:
 
 
 def group_of(name: str) -> str:
-    """Return the group of the network called `name`.
+    """Return the group of the network called ``name``.
 
     Raises:
         ArgumentError: No such network.
@@ -83,10 +83,10 @@ def group_of(name: str) -> str:
 
 
 def build(name: str, *, seed: int = 0) -> nn.Module:
-    """Return the network called `name` with random weights, in eval mode, on the CPU.
+    """Return the network called ``name`` with random weights, in eval mode, on the CPU.
 
-    The weights depend on `seed` alone, and the global random state is left as it was. They are
-    what the constructor draws, zero biases and all; `randomize` replaces those.
+    The weights depend on ``seed`` alone, and the global random state is left as it was. They are
+    what the constructor draws, zero biases and all; ``randomize`` replaces those.
 
     Raises:
         ArgumentError: No such network.
@@ -104,7 +104,7 @@ def build(name: str, *, seed: int = 0) -> nn.Module:
 
 
 def example_inputs(name: str, batch: int = 1) -> ExampleInputs:
-    """Return random inputs that the network called `name` accepts, the same at every call.
+    """Return random inputs that the network called ``name`` accepts, the same at every call.
 
     A tensor; a dict of keyword arguments for the topology that takes them; two images for optical
     flow; and for detectors one argument, a list of images.

@@ -1,4 +1,4 @@
-"""What the catalogue knows of a network: how it is built, and what it is called with."""
+"""Entries of the catalogue: how a network is built, and what it is called with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 ExampleInputs = Tensor | tuple[Any, ...] | dict[str, Tensor]
-"""What a network is called with: a tensor, positional arguments, or keyword arguments."""
+"""The inputs of a network: a tensor, positional arguments, or keyword arguments."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`timm/…`: small architectures of many families from timm, which is optional.
+"""``timm/…``: small architectures of many families from timm, which is optional.
 
 The names are written down here, so that listing them needs no timm. Of each family it is one of the
 smallest members, on images smaller than those it was trained on.
@@ -68,7 +68,7 @@ _SIZES = {
     "haloregnetz_b": 224,
     "mvitv2_tiny": 224,  # its relative positions
 }
-"""Height and width of the images, where it cannot be `_SIZE`."""
+"""Height and width of the images, where it cannot be ``_SIZE``."""
 
 _BUILT_FOR = {
     128: """
@@ -104,7 +104,7 @@ def networks() -> Group:
 
 
 def _build(name: str, size: int | None) -> nn.Module:
-    """Build the network; `size` is what it is told of its images.
+    """Build the network; ``size`` is what it is told of its images.
 
     Raises:
         UpscaleError: timm is not installed.

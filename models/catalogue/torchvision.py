@@ -1,4 +1,4 @@
-"""Torchvision's networks: classifiers, and `segmentation/…`, `video/…` and so on.
+"""Torchvision's networks: classifiers, and ``segmentation/…``, ``video/…`` and so on.
 
 All are built without weights. Images are as small as a network takes without losing what makes it
 hard (windows that are shifted, maps that are pooled), so that a sweep over all of them ends.
@@ -30,7 +30,7 @@ _CLIPS = {
     "swin3d_s": (8, 128),
     "swin3d_t": (8, 128),
 }
-"""Frames, and their height and width, where a network needs more than `_CLIP`."""
+"""Frames, and their height and width, where a network needs more than ``_CLIP``."""
 
 _CLIP = (8, 112)
 

@@ -22,7 +22,7 @@ def randomize(model: nn.Module, seed: int = 0, inputs: ExampleInputs | None = No
     The global random state is left as it was.
 
     Args:
-        model: The network; in eval mode if `inputs` are given.
+        model: The network; in eval mode if ``inputs`` are given.
         seed: What the values depend on.
         inputs: Run the model on these once and let the batch norm statistics follow, up to
             random factors, what it computes. Without this a deep residual network grows with

@@ -35,7 +35,7 @@ def convolution(b: Builder) -> None:
 
 
 def full_convolution(b: Builder, x: Value, channels: int, bias: bool, same: bool = False) -> Value:
-    """Add a 1x1 or 3x3 convolution, of stride 1 if `same`."""
+    """Add a 1x1 or 3x3 convolution, of stride 1 if ``same``."""
     kernel = b.rng.choice([1, 3])
     stride = 1 if same or min(x.shape[1:]) < 4 else b.rng.choice([1, 1, 1, 2])
     conv = nn.Conv2d(x.channels, channels, kernel, stride, kernel // 2, bias=bias)
@@ -68,7 +68,7 @@ def activation(b: Builder) -> None:
 
 
 def inplace_relu(b: Builder) -> None:
-    """Add an in-place relu of memory that is nobody's view."""
+    """Add an in-place relu of memory that is no view."""
     writable = [v for v in b.values if v.storage not in b.frozen]
     if writable:
         b.layer(b.recent(writable), nn.ReLU(inplace=True))

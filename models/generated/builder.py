@@ -1,4 +1,4 @@
-"""What draws a random program: the tensors so far, and one more step at a time."""
+"""The builder of a random program: the tensors so far, and one more step at a time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
-"""The shape of one example: `(C, H, W)` image, `(T, C)` tokens, `(F,)` vector, and some more."""
+"""The shape of one example: ``(C, H, W)`` image, ``(T, C)`` tokens, ``(F,)`` vector, some more."""
 
 LARGEST_SIDE = 12
-"""How many pixels a side an image may grow to."""
+"""The most pixels a side that an image may grow to."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Step:
     """One line of a program.
 
     Attributes:
-        op: A key of `random_steps.STEPS`, or "layer" for the call of a module.
+        op: A key of ``random_steps.STEPS``, or "layer" for the call of a module.
         operands: Which tensors it reads, counted from the input, which is 0.
         numbers: Its constants, such as the bounds of a slice.
-        layer: The key in `Program.layers` or `.parameters` of the one it uses, if any.
+        layer: The key in ``Program.layers`` or ``.parameters`` of the one it uses, if any.
         shapes: The shapes of the tensors it appends.
     """
 
@@ -59,7 +59,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Value:
-    """What the builder knows of a tensor.
+    """A tensor, as far as the builder knows it.
 
     Attributes:
         index: Its place in the list of tensors.
@@ -87,17 +87,17 @@ class Value:
 
     @property
     def is_image(self) -> bool:
-        """Whether this is a `(C, H, W)` image."""
+        """Tell whether this is a ``(C, H, W)`` image."""
         return len(self.shape) == 3 and self.axis == 0
 
     @property
     def is_tokens(self) -> bool:
-        """Whether this is a `(T, C)` sequence of tokens."""
+        """Tell whether this is a ``(T, C)`` sequence of tokens."""
         return len(self.shape) == 2 and self.axis == 1
 
     @property
     def is_last(self) -> bool:
-        """Whether channels come last, as linear layers want them; a vector's do."""
+        """Tell whether channels come last, as linear layers want them; a vector's do."""
         return self.axis == len(self.shape) - 1
 
 
@@ -118,7 +118,7 @@ class Builder:
         steps: The steps so far.
         layers: The modules that steps call, by key.
         parameters: The bare parameters that steps use, by key.
-        frozen: The memory (see `Value.storage`) that in-place steps must not touch: the
+        frozen: The memory (see ``Value.storage``) that in-place steps must not touch: the
             caller's, and what views look at.
     """
 
@@ -135,7 +135,7 @@ class Builder:
         self._read = {0}
 
     def build(self, max_ops: int, first: Kind, table: Sequence[tuple[Kind, float]]) -> Program:
-        """Draw at most `max_ops` steps and the outputs.
+        """Draw at most ``max_ops`` steps and the outputs.
 
         Args:
             max_ops: 1 or more.
@@ -168,7 +168,7 @@ class Builder:
         return self.rng.choice(_WIDTHS) if self.wide else self.rng.randint(2, 8)
 
     def divisor(self, number: int, least: int = 1) -> int:
-        """Draw a divisor of `number` that is at least `least`, which must not be larger."""
+        """Draw a divisor of ``number`` that is at least ``least``, which must not be larger."""
         return self.rng.choice([n for n in range(least, number + 1) if number % n == 0])
 
     def pick(self, wanted: Callable[[Value], bool] = lambda value: True) -> Value:
@@ -185,7 +185,7 @@ class Builder:
         return self.pick(lambda value: value.is_image)
 
     def recent(self, values: list[Value]) -> Value:
-        """Return the last of `values`, one that nobody reads yet, or any of them."""
+        """Return the last of ``values``, one that nothing reads yet, or any of them."""
         style = self.rng.random()
         if style < 0.4:
             return values[-1]
@@ -200,7 +200,7 @@ class Builder:
         return self.append_layer_result(x, key)
 
     def append_layer_result(self, x: Value, key: str) -> Value:
-        """Add a call of the module under `key`; its result's shape comes from running it."""
+        """Add a call of the module under ``key``; its result's shape comes from running it."""
         module = self.layers[key].eval()
         with torch.no_grad():
             shape = tuple(module(torch.zeros(2, *x.shape)).shape[1:])
@@ -208,7 +208,7 @@ class Builder:
         return self.append("layer", [x], shape, layer=key, degree=degree)
 
     def parameter(self, x: Value, shape: Shape, ops: Sequence[str] = ("add", "mul")) -> Value:
-        """Add one of `ops` with a new parameter of a shape, some of it zero at times."""
+        """Add one of ``ops`` with a new parameter of a shape, some of it zero at times."""
         values = _signed(shape, 1.0, self.generator)
         if self.rng.random() < 0.2:
             values *= torch.rand(values.shape, generator=self.generator) < 0.6
@@ -224,7 +224,7 @@ class Builder:
         numbers: tuple[int, ...] = (),
         axis: int | None = None,
     ) -> Value:
-        """Add a step whose results may be views of `x`; nobody writes into that memory again."""
+        """Add a step whose results may be views of ``x``; nothing writes into that memory again."""
         result = self.append(op, [x], *shapes, numbers=numbers, axis=axis, alias=True)
         self.frozen.add(x.storage)
         return result
@@ -243,11 +243,11 @@ class Builder:
         """Add one step and the tensors it makes; return the first of them.
 
         Args:
-            op: See `Step`.
+            op: See ``Step``.
             operands: What it reads.
             shapes: What it makes.
-            numbers: See `Step`.
-            layer: See `Step`.
+            numbers: See ``Step``.
+            layer: See ``Step``.
             axis: Which axis of the results runs along channels: unless given, the first
                 operand's one where that has as many axes, or the usual one of such a shape.
             degree: Of the results, unless it follows from the operands.
@@ -306,7 +306,7 @@ def _usual_axis(shape: Shape) -> int:
 
 
 def _returns_its_input(module: nn.Module | None) -> bool:
-    """Whether the result of a module in eval mode is its own argument."""
+    """Tell whether the result of a module in eval mode is its own argument."""
     return isinstance(module, nn.Dropout) or (isinstance(module, nn.ReLU) and module.inplace)
 
 

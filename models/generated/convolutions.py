@@ -182,7 +182,7 @@ def channels_as_depth(b: Builder) -> None:
 
 
 def grouped_convolution(b: Builder, x: Value, same: bool = False) -> Value:
-    """Add a grouped convolution of an image; of stride 1 and not transposed if `same`."""
+    """Add a grouped convolution of an image; of stride 1 and not transposed if ``same``."""
     outputs, groups = _grouping(b, x.channels, least=min(2, x.channels))
     bias = b.rng.random() < 0.6
     if not same and b.rng.random() < 0.2 and max(x.rest) * 2 <= LARGEST_SIDE:
@@ -201,7 +201,7 @@ def _several(b: Builder) -> Value:
 
 
 def _grouping(b: Builder, inputs: int, least: int = 1) -> tuple[int, int]:
-    """Draw the number of outputs and of groups for a grouped convolution of `inputs` channels."""
+    """Draw the number of outputs and of groups for a grouped convolution of ``inputs`` channels."""
     groups = b.divisor(inputs, least)
     return groups * b.rng.randint(1, max(1, 12 // groups)), groups
 

@@ -109,7 +109,7 @@ def position(b: Builder) -> None:
 
 
 def in_place(b: Builder) -> None:
-    """Add an in-place function call on memory that is nobody's view."""
+    """Add an in-place function call on memory that is no view."""
     writable = [v for v in b.values if v.storage not in b.frozen]
     if writable:
         x = b.recent(writable)
@@ -207,7 +207,7 @@ _ANY_SIZE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.BatchNorm2d, nn.PReL
 
 
 def _fits(module: nn.Module, value: Value, old: Value) -> bool:
-    """Whether a module that was called on `old` can be called on `value`."""
+    """Tell whether a module that was called on ``old`` can be called on ``value``."""
     if value.shape == old.shape and value.axis == old.axis:
         return True
     same = len(value.shape) == len(old.shape) and value.axis == old.axis

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 
 Side = Literal["in", "out", "both"]
-"""Which axis of every weight is pruned."""
+"""The axes of every weight that are pruned."""
 
 WeightMasks = dict[tuple[str, int], list[int]]
 """(parameter name, axis of the weight tensor) → the kept indices along it, ascending.
 
 Indices stand for channels. The axis on which a grouped weight has one slice per channel *of a
-group* counts group after group, `groups` times as many as the tensor has slices.
+group* counts group after group, ``groups`` times as many as the tensor has slices.
 """
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -69,7 +69,7 @@ class PrunableWeight:
 
 
 STYLES = ("full", "half", "half", "coin", "coin", "tenth", "run", "one", "empty")
-"""How much of a layer is kept: everything, half, a coin per channel, neighbours, nothing …"""
+"""The part of a layer that is kept: everything, half, a coin per channel, neighbours, nothing …"""
 
 HARSH = ("full", "one", "empty", "empty")
 """Styles under which whole tensors die."""
@@ -114,7 +114,7 @@ def random_weight_masks(
 def apply_weight_masks(
     model: nn.Module, masks: Mapping[tuple[str, int], list[int]], *, biases: bool = False
 ) -> nn.Module:
-    """Zero, in place, all slices of the weights that `masks` does not keep.
+    """Zero, in place, all slices of the weights that ``masks`` does not keep.
 
     Args:
         model: The model the masks were drawn for.
@@ -140,7 +140,7 @@ def apply_weight_masks(
 
 
 def prunable_weights(model: nn.Module) -> Iterator[PrunableWeight]:
-    """Yield all weights that `random_weight_masks` draws masks for, each once."""
+    """Yield all weights that ``random_weight_masks`` draws masks for, each once."""
     seen: set[int] = set()
     for module_name, module in model.named_modules():
         plain = not type(module).__module__.startswith("torch.nn.")
@@ -158,7 +158,7 @@ def prunable_weights(model: nn.Module) -> Iterator[PrunableWeight]:
 
 
 def _draw_groups(size: int, groups: int, rng: random.Random, styles: Sequence[str]) -> list[int]:
-    """Draw the kept ones of `groups` times `size` channels."""
+    """Draw the kept ones of ``groups`` times ``size`` channels."""
     style = rng.choice(["same", "equal", "equal", "each", "each", "dead", "dead"])
     if style == "same":
         return _same_places(size, groups, rng, styles)
@@ -176,13 +176,13 @@ def _draw_groups(size: int, groups: int, rng: random.Random, styles: Sequence[st
 
 
 def _same_places(size: int, groups: int, rng: random.Random, styles: Sequence[str]) -> list[int]:
-    """Draw the kept ones of `size` places, the same in every group."""
+    """Draw the kept ones of ``size`` places, the same in every group."""
     places = _draw(size, rng, styles)
     return [group * size + place for group in range(groups) for place in places]
 
 
 def _draw(size: int, rng: random.Random, styles: Sequence[str]) -> list[int]:
-    """Draw the kept ones of `size` indices."""
+    """Draw the kept ones of ``size`` indices."""
     style = rng.choice(styles)
     if style == "full":
         return list(range(size))

@@ -1,4 +1,4 @@
-"""Whole random networks: a program over a growing list of tensors, as an `nn.Module`.
+"""Whole random networks: a program over a growing list of tensors, as an ``nn.Module``.
 
 >>> network = random_network(random.Random(88), max_ops=5, kinds="basic")
 >>> print(network.describe())
@@ -24,11 +24,11 @@ from upscale_opt.models.generated.steps import STEPS
 
 
 def random_network(rng: random.Random, *, max_ops: int = 14, kinds: Kinds = "all") -> RandomNetwork:
-    """Draw a network of at most `max_ops` steps, in eval mode.
+    """Draw a network of at most ``max_ops`` steps, in eval mode.
 
     Images have 4 to 6 pixels a side to begin with and layers write 2 to 12 channels, or 2 to 8
-    with `kinds="basic"`. Everything, parameters included, depends on `rng` alone; the global
-    random state is left as it was. From the same seed, a smaller `max_ops` gives a beginning of
+    with ``kinds="basic"``. Everything, parameters included, depends on ``rng`` alone; the global
+    random state is left as it was. From the same seed, a smaller ``max_ops`` gives a beginning of
     the same program.
 
     Args:
@@ -82,7 +82,7 @@ class RandomNetwork(nn.Module):
         return torch.randn(batch, *self.program.input_shape, generator=generator).to(dtype)
 
     def describe(self) -> str:
-        """Return the program, one step a line, such as `v2 (8, 4, 4) = add(v0, v1)`."""
+        """Return the program, one step a line, such as ``v2 (8, 4, 4) = add(v0, v1)``."""
         lines = [f"v0 {self.program.input_shape} = input"]
         count = 1
         for step in self.program.steps:

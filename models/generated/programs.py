@@ -19,7 +19,7 @@ _OTHERS = [*LAYERS, *ORDERS, *TOKENS]
 
 
 def draw_program(rng: random.Random, max_ops: int, kinds: Kinds = "all") -> Program:
-    """Draw a program of at most `max_ops` steps (at least one).
+    """Draw a program of at most ``max_ops`` steps (at least one).
 
     Constructors of modules draw from the global random state on the way; the caller guards it.
 

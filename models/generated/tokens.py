@@ -19,7 +19,7 @@ def perceptron(b: Builder) -> None:
 
 
 def feed_forward(b: Builder, x: Value, y: Value) -> Value:
-    """Add two linear layers, gated at times, behind `y`, and their sum with `x`."""
+    """Add two linear layers, gated at times, behind ``y``, and their sum with ``x``."""
     hidden = b.width()
     if b.rng.random() < 0.3:  # SwiGLU
         both = b.layer(y, nn.Linear(y.channels, 2 * hidden))
@@ -62,7 +62,7 @@ def attention(b: Builder) -> None:
 
 
 def attend(b: Builder, query: Value, key: Value, value: Value, heads: int, shared: bool) -> Value:
-    """Add attention of given operands, all heads sharing keys and values if `shared`."""
+    """Add attention of given operands, all heads sharing keys and values if ``shared``."""
     op = "attend_shared" if shared else b.rng.choice(["attend", "attend_written"])
     return b.append(op, [query, key, value], query.shape, numbers=(heads,), degree=value.degree)
 

@@ -61,7 +61,7 @@ def with_pieces(instance: Instance, max_gathers: int) -> Instance:
     """Let every read be served by the spaces in its memory, one by one.
 
     Args:
-        instance: Whose reads have their `parts`.
+        instance: Whose reads have their ``parts``.
         max_gathers: How many of these pieces a read may gather.
     """
     demands: dict[Demand, int] = {demand: i for i, demand in enumerate(instance.demands)}
@@ -83,10 +83,10 @@ def with_measure(
     """Return the instance with another measure and other weights.
 
     Args:
-        instance: Whose reads have their `parts`.
+        instance: Whose reads have their ``parts``.
         measure: What orders shall cost.
-        weights: One per read. By default 1 for `"blocks"`, so that it is runs that are counted, and
-            what they were for `"copies"`.
+        weights: One per read. By default 1 for ``"blocks"``, so that runs are counted, and
+            what they were for ``"copies"``.
     """
     if weights is None:
         weights = [1 if measure == "blocks" else read.weight for read in instance.reads]

@@ -2,14 +2,14 @@
 
 Each generator takes where its randomness comes from, how many sets of channels are wanted and how
 many channels there are; what else it can be told has a default. So all of them can be offered by
-name (`GENERATORS`):
+name (``GENERATORS``):
 
 >>> instance = GENERATORS["correlated"](random.Random(0), 3, 8)
 >>> [sorted(demand.channels) for demand in instance.demands]
 [[0, 2, 3, 5], [0, 2, 5, 6], [0, 3, 4, 7]]
 
-Every read has its `parts`, so that each instance makes sense under both measures: as generated,
-copies, of as many channels as a read takes; by `instances.with_measure`, blocks or anything else.
+Every read has its ``parts``, so that each instance makes sense under both measures: as generated,
+copies, of as many channels as a read takes; by ``instances.with_measure``, blocks or anything else.
 PyTorch is not needed.
 """
 
@@ -159,7 +159,7 @@ def tucker(rng: random.Random, sets: int, channels: int) -> Instance:
 
 
 def embedded(rng: random.Random, rows: Sequence[Channels], channels: int) -> list[Channels]:
-    """Return the sets `rows` over some elements as sets over more channels, in other places.
+    """Return the sets ``rows`` over some elements as sets over more channels, in other places.
 
     Args:
         rng: Where everything comes from.
@@ -237,7 +237,7 @@ def dense_block(
 
 
 def anything(rng: random.Random, sets: int, channels: int) -> Instance:
-    """What no network would ask for: reads and pieces that depend on any demands.
+    """An instance that no network would ask for: reads and pieces that depend on any demands.
 
     Args:
         rng: Where everything comes from.
@@ -267,7 +267,7 @@ def anything(rng: random.Random, sets: int, channels: int) -> Instance:
 
 
 def _asked(read: Read, demands: Sequence[Demand]) -> tuple[Part, ...]:
-    """What the demands of the read's view want, one behind the other."""
+    """The demands of the read's view as parts, one behind the other."""
     return tuple(Part(demands[i].space, demands[i].channels) for i in read.view or ())
 
 
@@ -321,6 +321,6 @@ def _share(channels: int, amount: float) -> int:
 
 
 def _split(rng: random.Random, channels: int, count: int) -> list[range]:
-    """The channels as `count` spaces, none of them empty."""
+    """The channels as ``count`` spaces, none of them empty."""
     cuts = sorted(rng.sample(range(1, channels), max(count, 1) - 1))
     return [range(a, b) for a, b in itertools.pairwise([0, *cuts, channels])]

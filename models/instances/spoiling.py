@@ -17,7 +17,7 @@ from upscale_opt.solver.problem.instance import (
 
 
 def spoiled(rng: random.Random, instance: Instance, *, chance: float = 0.3) -> Instance:
-    """Change `instance` in none, some or all of the ways known here.
+    """Change ``instance`` in none, some or all of the ways known here.
 
     Args:
         rng: Where everything comes from.

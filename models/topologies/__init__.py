@@ -15,7 +15,7 @@ from upscale_opt.models.topologies.streams import STREAMS
 from upscale_opt.models.topologies.tokens import TOKEN_SHAPES, TOKENS
 
 Inputs = Tensor | dict[str, Tensor]
-"""What a model is called with: one positional tensor, or keyword tensors."""
+"""The inputs of a model: one positional tensor, or keyword tensors."""
 
 TOPOLOGIES: dict[str, Callable[[], nn.Module]] = {
     **STREAMS,
@@ -25,7 +25,7 @@ TOPOLOGIES: dict[str, Callable[[], nn.Module]] = {
     **OPERATIONS,
     **TOKENS,
 }
-"""Topology name → constructor. All of them can be captured by `torch.fx`."""
+"""Topology name → constructor. All of them can be captured by ``torch.fx``."""
 
 UNTRACEABLE: dict[str, Callable[[], nn.Module]] = {"data_dependent": DataDependent}
 """Topology name → constructor, for networks that no tracer can capture."""
@@ -38,7 +38,7 @@ INPUT_SHAPES: dict[str, tuple[int, ...]] = {
     "conv3d": (3, 4, 8, 8),
     **TOKEN_SHAPES,
 }
-"""The shape of one example, for the topologies that do not take a `(3, 8, 8)` image."""
+"""The shape of one example, for the topologies that do not take a ``(3, 8, 8)`` image."""
 
 KEYWORD_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "dict_input": {"image": (3, 8, 8), "guide": (1, 8, 8)},
@@ -47,7 +47,7 @@ KEYWORD_SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def example_inputs(name: str, batch: int = 1) -> Inputs:
-    """Return random inputs for the topology called `name`, the same at every call."""
+    """Return random inputs for the topology called ``name``, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     if name in KEYWORD_SHAPES:
         shapes = KEYWORD_SHAPES[name]

@@ -15,7 +15,7 @@ class Between(nn.Module):
     Args:
         layer: The layer of interest.
         channels: What the producer writes.
-        out_channels: What the layer writes, `channels` unless it changes their number.
+        out_channels: What the layer writes, ``channels`` unless it changes their number.
     """
 
     def __init__(self, layer: nn.Module, channels: int = 8, out_channels: int = 0) -> None:
@@ -84,7 +84,7 @@ class SharedModule(nn.Module):
 
 
 class TiedWeights(nn.Module):
-    """Two modules hold the same `Parameter`, so neither can be cut without the other."""
+    """Two modules hold the same ``Parameter``, so neither can be cut without the other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class FunctionalConv(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """A `(N, 1, H, W)` map, computed from all channels, multiplies every channel."""
+    """A ``(N, 1, H, W)`` map, computed from all channels, multiplies every channel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class ChannelPoolAttention(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A `(C, 1, 1)` parameter multiplies a stream and a constant buffer is added to it."""
+    """A ``(C, 1, 1)`` parameter multiplies a stream and a constant buffer is added to it."""
 
     shift: Tensor
 

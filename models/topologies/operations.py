@@ -1,6 +1,6 @@
 """Small networks about operations that mix channels in part: groups, shuffles, norms, ConvNets.
 
-Attention, embeddings and what shares parameters are in `topologies_tokens`.
+Attention, embeddings and what shares parameters are in ``topologies_tokens``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Slices(nn.Module):
-    """Two halves of a stream, `x[:, :k]` and `x[:, k:]`, are read apart and the whole as well."""
+    """Two halves of a stream, ``x[:, :k]`` and ``x[:, k:]``, are read apart, and the whole, too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Slices(nn.Module):
 
 
 class StridedSlice(nn.Module):
-    """Every second channel is read, `x[:, ::2]`, which no contiguous order of slices explains."""
+    """Every second channel is read, ``x[:, ::2]``, which no contiguous order of slices explains."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class SplitReordered(nn.Module):
     """A stream is cut into pieces that are concatenated again in another sequence.
 
     Args:
-        by_chunk: Cut with `chunk(3)` instead of `split([2, 6, 4])`.
+        by_chunk: Cut with ``chunk(3)`` instead of ``split([2, 6, 4])``.
     """
 
     def __init__(self, by_chunk: bool) -> None:
@@ -67,7 +67,7 @@ class SplitReordered(nn.Module):
 
 
 class CatTwice(nn.Module):
-    """`cat([x, x])`: each channel stands twice in one tensor."""
+    """``cat([x, x])``: each channel stands twice in one tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class AddOfSlices(nn.Module):
 
 
 class AddFlipped(nn.Module):
-    """`x + x.flip(1)` ties each channel to its mirror image."""
+    """``x + x.flip(1)`` ties each channel to its mirror image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class AddFlipped(nn.Module):
 
 
 class AddRolled(nn.Module):
-    """`x + x.roll(1, 1)` ties all channels of a stream into one cycle."""
+    """``x + x.roll(1, 1)`` ties all channels of a stream into one cycle."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ class Flatten(nn.Module):
     """A spatial tensor is flattened into a linear layer: several features per channel.
 
     Args:
-        how: The spelling of the flattening: a function from `(N, 8, 4, 4)` to `(N, 128)`.
+        how: The spelling of the flattening: a function from ``(N, 8, 4, 4)`` to ``(N, 128)``.
     """
 
     def __init__(self, how: Callable[[Tensor], Tensor]) -> None:
@@ -32,7 +32,7 @@ class Flatten(nn.Module):
 
 
 class MeanSpace(nn.Module):
-    """`mean` over the spatial axes stands between a producer and two linear layers."""
+    """``mean`` over the spatial axes stands between a producer and two linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class MLP(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Linear layers on `(N, T, C)` tokens that come from, and go back to, a `(N, C, H, W)` map."""
+    """Linear layers on ``(N, T, C)`` tokens coming from and returning to ``(N, C, H, W)``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class Tokens(nn.Module):
 
 
 class TokenNorm(nn.Module):
-    """A layer norm over the channels of `(N, T, C)` tokens, read by two linear layers."""
+    """A layer norm over the channels of ``(N, T, C)`` tokens, read by two linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class PaddedChannels(nn.Module):
 
 
 class ShapeScale(nn.Module):
-    """The number of channels is itself a factor: `x / x.shape[1]` must not change when pruned."""
+    """The number of channels is itself a factor: ``x / x.shape[1]`` must not change when pruned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ class InplaceBetweenReads(nn.Module):
 
 
 class InplaceAdd(nn.Module):
-    """`x += y` into a stream, nobody else holding the old tensor."""
+    """``x += y`` into a stream, nothing else holding the old tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -243,10 +243,10 @@ class InplaceAdd(nn.Module):
 
 
 class InplaceAddAliased(nn.Module):
-    """`x += y` while a second name holds `x`: plain `torch.fx` records `x + y` and gets it wrong.
+    """``x += y`` while a second name holds ``x``: plain ``torch.fx`` wrongly records ``x + y``.
 
-    `torch.fx.Proxy` has no `__iadd__`, so Python falls back to `__add__` and the trace computes
-    something else than the model. The tracer must see this and the test suite says so.
+    ``torch.fx.Proxy`` has no ``__iadd__``, so Python falls back to ``__add__`` and the trace
+    computes something else than the model. The tracer must see this and the test suite says so.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Small networks about streams: who writes a tensor, who reads it, and how tensors are joined.
 
-Every class here is one difficulty. All take a `(N, 3, 8, 8)` image unless
-`upscale_opt.models.topologies.INPUT_SHAPES` says otherwise.
+Every class here is one difficulty. All take a ``(N, 3, 8, 8)`` image unless
+``upscale_opt.models.topologies.INPUT_SHAPES`` says otherwise.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Combine(nn.Module):
     """Two streams meet in an elementwise operation that is not a sum.
 
     Args:
-        combine: The operation, such as `torch.maximum`.
+        combine: The operation, such as ``torch.maximum``.
     """
 
     def __init__(self, combine: Callable[[Tensor, Tensor], Tensor]) -> None:

@@ -45,7 +45,7 @@ class Encoder(nn.Module):
 
 
 class ModuleAttention(nn.Module):
-    """`nn.MultiheadAttention`: one matrix holds queries, keys and values, one above another."""
+    """``nn.MultiheadAttention``: one matrix holds queries, keys and values, one above another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class FusedAttention(nn.Module):
     """A layer writes queries, keys and values at once; the subject is what is done with them.
 
     Args:
-        style: A key of `ATTENTION`.
+        style: A key of ``ATTENTION``.
     """
 
     def __init__(self, style: str) -> None:
@@ -274,4 +274,4 @@ TOKEN_SHAPES: dict[str, tuple[int, ...]] = {
     "tied_transpose": (16,),
     "tied_embedding": (5, 6),
 }
-"""The shape of one example, for this file's networks that do not take a `(3, 8, 8)` image."""
+"""The shape of one example, for this file's networks that do not take a ``(3, 8, 8)`` image."""

@@ -136,7 +136,7 @@ class _Follower:
     # What is needed.
 
     def _written(self, op: Operation) -> None:
-        """Find out what an operation writes although nobody reads it."""
+        """Find out what an operation writes although nothing reads it."""
         for name in op.outputs:
             needed = self.sets.needed.get(name, Ids()) & self.stored.get(name, Ids())
             if isinstance(op, Opaque):

@@ -1,4 +1,4 @@
-"""Channels that tensors must hold though nobody needs them, for layers to keep a plain shape.
+"""Channels that tensors must hold though nothing needs them, for layers to keep a plain shape.
 
 An operand of a concatenation fills its place between the others; the groups of a grouped
 convolution are of one size; operations that share a parameter read and write the same of it.

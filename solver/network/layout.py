@@ -1,6 +1,6 @@
 """From channel orders back to the network: layouts, plans and index lists.
 
-Given the orders, every tensor's stored channels lie in a definite sequence. What nobody needs at
+Given the orders, every tensor's stored channels lie in a definite sequence. What nothing needs at
 either end of it is trimmed, which is free: the reads become narrower views.
 """
 

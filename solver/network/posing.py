@@ -50,7 +50,7 @@ def pose(
         selection: where channels are selected.
         weights: factors for the cost of some reads.
         cost_model: what kernels cost, for the objective ``"latency"``; a CPU's by default.
-        extra: channels that layers shall read although nobody needs them.
+        extra: channels that layers shall read although nothing needs them.
 
     Raises:
         SolverError: for an unknown objective or selection, or weights that name no read.

@@ -63,8 +63,8 @@ def channel_sets(
         keep_one: a layer that needs no channel at all still gets one, as PyTorch wants; the groups
             of a grouped convolution get equally many; and a sum gets every channel of its result
             from some operand, though all of them be zero there.
-        extra: channels that edges shall deliver although nobody needs them.
-        floors: channels that tensors shall store although nobody needs them.
+        extra: channels that edges shall deliver although nothing needs them.
+        floors: channels that tensors shall store although nothing needs them.
     """
     columns = kept_columns(graph, masks)
     defined = _defined(graph, masks, columns)

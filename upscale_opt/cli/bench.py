@@ -208,7 +208,7 @@ def bench(
 
 
 def _digest(cost_model: CostModel) -> str:
-    """What tells cost models apart."""
+    """A digest that tells cost models apart."""
     return hashlib.sha256(cost_model.to_json().encode()).hexdigest()[:12]
 
 

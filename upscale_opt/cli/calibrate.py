@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Format(str, Enum):
-    """How images lie in memory."""
+    """Memory formats of images."""
 
     contiguous = "contiguous"
     channels_last = "channels_last"

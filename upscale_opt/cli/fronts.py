@@ -43,7 +43,7 @@ class FrontPoint(Record):
 
 
 class Front(Record):
-    """What budgets buy on one network.
+    """The points that budgets buy on one network.
 
     Attributes:
         name: of the network.

@@ -24,7 +24,7 @@ from upscale_opt.solver.options import SolveOptions
 
 
 class Side(str, Enum):
-    """Which channels of a layer are dropped."""
+    """The channels of a layer that are dropped."""
 
     input = "input"
     output = "output"
@@ -37,7 +37,7 @@ class Side(str, Enum):
 
 
 class Layers(str, Enum):
-    """Which layers are pruned."""
+    """The layers that are pruned."""
 
     all = "all"
     conv = "conv"
@@ -49,7 +49,7 @@ class Layers(str, Enum):
 
 
 class Method(str, Enum):
-    """Whether layers that share a channel drop it together."""
+    """The two ways to drop a channel: layer by layer, or in all layers that share it."""
 
     unconstrained = "unconstrained"
     constrained = "constrained"

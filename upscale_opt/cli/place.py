@@ -11,7 +11,7 @@ from upscale_opt.experiments.running import Place
 
 
 class Backend(str, Enum):
-    """Who does the work."""
+    """The workers: processes of this machine, or a cluster."""
 
     local = "local"
     dask = "dask"
@@ -33,7 +33,7 @@ Scheduler = Annotated[
 
 
 def place_of(jobs: int | None, backend: Backend, scheduler: str | None) -> Place:
-    """Where ``--jobs``, ``--backend`` and ``--scheduler`` say.
+    """The place that ``--jobs``, ``--backend`` and ``--scheduler`` name.
 
     Raises:
         typer.BadParameter: if they do not go together.

@@ -1,4 +1,4 @@
-"""What is going on, on stderr: live on a terminal, a line per step elsewhere."""
+"""Progress on stderr: live on a terminal, a line per step elsewhere."""
 
 from __future__ import annotations
 

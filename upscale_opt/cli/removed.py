@@ -62,7 +62,7 @@ def removed(
 
 
 _Part = tuple[ParameterRemoval, int, Stays]
-"""What stays of a parameter along an axis for one reason."""
+"""A part of a parameter along an axis that stays for one reason."""
 
 
 def _parts(report: Removal, parameter: str | None) -> list[_Part]:

@@ -87,7 +87,7 @@ def _graph(given: Path | None, beside: Path, plan: Solution) -> ChannelGraph | N
 
 
 def _title(solution: Path) -> str:
-    """What the user called the solution: ``solution.json`` says nothing, its folder may."""
+    """The user's name for the solution: ``solution.json`` says nothing, its folder may."""
     if solution.name == "solution.json":
         return solution.resolve().parent.name or solution.stem
     return solution.name.split(".")[0] or solution.stem

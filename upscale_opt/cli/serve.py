@@ -89,7 +89,7 @@ def require() -> None:
 
 
 def settings_of(options: list[str] | None) -> dict[str, str]:
-    """What ``--set`` gives.
+    """The settings that ``--set`` gives.
 
     Raises:
         typer.BadParameter: if one is not NAME=VALUE.

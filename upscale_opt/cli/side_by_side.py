@@ -50,7 +50,7 @@ def _tell_of(case: Case, options: SolveOptions, tell: Tell, text: str) -> None:
 
 
 def name_of(case: Case) -> str:
-    """What a case is called in a line about it."""
+    """The name of a case in a line about it."""
     return case.label if case.amount is None else f"{case.label} {100 * case.amount:g}%"
 
 

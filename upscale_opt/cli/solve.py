@@ -48,7 +48,7 @@ def solve(
 
 
 def _why_open(solution: Solution, seconds: float) -> str:
-    """Why it is not proven to be optimal, and what may help."""
+    """Say why it is not proven to be optimal, and what may help."""
     if solution.max_extra_macs or solution.objective == "latency":
         return (
             "the lower bound is a relaxation's: with windows, the optimum is proven for small "

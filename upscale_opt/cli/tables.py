@@ -1,4 +1,4 @@
-"""What the commands print when they are done."""
+"""The tables and lines that commands print when they are done."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_REASONS = 8
 
 
 def output() -> Console:
-    """Where results go: stdout, and not squeezed into 80 columns if that is a file."""
+    """The place of results: stdout, and not squeezed into 80 columns if that is a file."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=100)
 
@@ -64,7 +64,7 @@ def orders_table(solutions: Mapping[str, Solution]) -> Table:
 
 
 def _value(solution: Solution) -> str:
-    """What the orders cost; of copied channels, also of how many."""
+    """The cost of the orders; of copied channels, also their number."""
     value = f"{solution.objective_value:,}"
     if solution.objective == "copied_channels":
         return f"{value} of {read_channels(solution):,}"
@@ -96,12 +96,12 @@ def _number(value: int | None) -> str:
 
 
 def unit_of(row: ComparisonRow) -> str:
-    """What the row's objective value counts; a bare instance does not know."""
+    """The unit of the row's objective value; a bare instance does not know."""
     return UNITS.get(row.objective, "cost")
 
 
 def row_line(row: ComparisonRow) -> str:
-    """What a solver found, in one line."""
+    """One line that says what a solver found."""
     if row.objective_value is None:
         return f"{row.solver}: {row.status} after {row.seconds:.2f} s"
     found = f"{unit_of(row)} {row.objective_value:,}"
@@ -127,7 +127,7 @@ def new_table(*columns: str) -> Table:
 
 
 def order_name(solution: Solution) -> str:
-    """What a solution's orders are called in a table."""
+    """The name of a solution's orders in a table."""
     if solution.solver == "identity":
         return "no reordering"
     if solution.solver == "cp-sat":
@@ -136,7 +136,7 @@ def order_name(solution: Solution) -> str:
 
 
 def reads(solution: Solution) -> int:
-    """How many reads there are, apart from the optional ones."""
+    """The number of reads, apart from the optional ones."""
     return solution.views + solution.windows + solution.gathers
 
 
@@ -165,7 +165,7 @@ def summary(solution: Solution) -> str:
 
 
 def layout_lines(solution: Solution) -> list[str]:
-    """What windows and arenas there are, and what windows cost; none for a plan without them."""
+    """Lines about windows, their costs, and arenas; none for a plan without them."""
     lines = []
     if solution.windows:
         lines.append(f"{solution.windows:,} windows add {extra_work(solution)}")
@@ -184,7 +184,7 @@ def extra_work(solution: Solution) -> str:
 
 
 def opaque_lines(graph: ChannelGraph) -> list[str]:
-    """Why channels stay that might have gone, the most frequent reason first."""
+    """The reasons why channels stay that might have gone, the most frequent one first."""
     reasons = Counter(op.reason for op in graph.operations if isinstance(op, Opaque))
     if not reasons:
         return []

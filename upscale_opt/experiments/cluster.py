@@ -70,7 +70,7 @@ def _call(call: bytes) -> tuple[int, Any]:
 
 @dataclass(frozen=True)
 class _Raised:
-    """What work raised, apart from what goes wrong with the cluster."""
+    """An error that work raised, apart from what goes wrong with the cluster."""
 
     error: Exception
 

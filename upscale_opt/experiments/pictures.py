@@ -1,4 +1,4 @@
-"""What all pictures share: their style, and that the same data give the same bytes."""
+"""The style that all pictures share; the same data give the same bytes."""
 
 from __future__ import annotations
 

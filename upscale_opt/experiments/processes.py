@@ -107,7 +107,7 @@ class Process:
 
     @property
     def lives(self) -> bool:
-        """Whether it can be given more work."""
+        """Tell whether it can be given more work."""
         return self._process.poll() is None
 
     def kill(self) -> None:
@@ -244,7 +244,7 @@ class _Crew:
 
     @contextmanager
     def process(self) -> Iterator[Process]:
-        """One that nobody else has."""
+        """A process that is not in use elsewhere."""
         with self._lock:
             if self._closed:
                 raise CancelledError

@@ -1,4 +1,4 @@
-"""Where records of finished work are kept, so that what was interrupted can go on."""
+"""A folder for records of finished work, so that what was interrupted can go on."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Store(Generic[Kept]):
         self._kind = kind
 
     def file(self, name: str) -> Path:
-        """Where the record of that name lies."""
+        """The path of the record of that name."""
         return self.folder / f"{name.replace('/', '--')}.json"
 
     def find(self, name: str) -> Kept | None:

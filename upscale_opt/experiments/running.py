@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Place:
-    """Where work is done.
+    """A place where work is done.
 
     Attributes:
         jobs: how many items at a time; ``None`` for one here, and for as many as a cluster has
@@ -32,7 +32,7 @@ class Place:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is this process."""
+        """Tell whether it is this process."""
         return self.backend == "local" and self.jobs in (None, 1)
 
 

@@ -188,7 +188,7 @@ def _own(graph: ChannelGraph, scale: PerChannel, tensor: str) -> _Norms:
 
 
 def _together(tables: Sequence[_Norms], size: int) -> _Norms:
-    """What any of the tables has, channel by channel."""
+    """The norms that any of the tables has, channel by channel."""
     if len(tables) == 1:
         return tables[0]
     return [_NONE.union(*some) for some in zip(*tables, strict=True)] or [_NONE] * size

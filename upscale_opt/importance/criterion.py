@@ -62,7 +62,7 @@ class Importance:
 
 
 def _rows(segment: Segment, share: Share, name: str, held: Tensor) -> Tensor:
-    """What a layer's attribute holds for a segment's channels, of shape (channels, values)."""
+    """The values that a layer holds for a segment's channels, of shape (channels, values)."""
     size = slices_of(segment.graph, share.weight, share.axis)
     if held.ndim == 0 or len(held) != size:
         raise MaskError(
@@ -97,7 +97,7 @@ class Prepared(Importance):
             self._scores.update(zip(own, scores, strict=True))
 
     def score(self, segment: Segment) -> Tensor | None:
-        """What was worked out; a segment that was not prepared is worked out by itself."""
+        """The prepared scores; a segment that was not prepared is worked out by itself."""
         if segment not in self._scores:
             return self.scores_of(segment.model, segment.graph, [segment])[0]
         return self._scores[segment]
@@ -119,4 +119,4 @@ def by_model(segments: Sequence[Segment]) -> list[list[Segment]]:
 
 
 Criterion = Importance | str | Callable[[Tensor], Tensor]
-"""What criteria can be given as: one, its name, or a function from weights to scores."""
+"""Criteria as they can be given: one, its name, or a function from weights to scores."""

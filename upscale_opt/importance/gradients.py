@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Taylor(Prepared):
-    """How much dropping a channel would change the loss, squared, to first order.
+    """The change of the loss if a channel is dropped, squared, to first order.
 
     Molchanov, Mallya, Tyree, Frosio, Kautz, *Importance Estimation for Neural Network Pruning*,
     CVPR 2019, in its form for groups of weights: the square of the sum of gradient x weight over

@@ -194,7 +194,7 @@ class HRank(Importance):
 
 
 def _has_maps(module: nn.Module) -> bool:
-    """Whether the module is a convolution that can be pruned, of images or volumes."""
+    """Tell whether the module is a convolution that can be pruned, of images or volumes."""
     return isinstance(module, _ConvNd) and module.groups == 1 and len(module.kernel_size) >= 2
 
 

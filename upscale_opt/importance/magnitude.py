@@ -96,7 +96,7 @@ class LAMP(Magnitude):
 
 
 class FPGM(Importance):
-    """How far a channel's weights are from those of the segment's other channels, in sum.
+    """The distances of a channel's weights from the segment's other channels', in sum.
 
     He, Liu, Wang, Hu, Yang, *Filter Pruning via Geometric Median for Deep Convolutional Neural
     Networks Acceleration*, CVPR 2019. Channels near the geometric median of all can be represented

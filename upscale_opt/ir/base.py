@@ -1,4 +1,4 @@
-"""What all documents (graph, masks, solution) share: versions, JSON, files and their errors."""
+"""The base of all documents (graph, masks, solution): versions, JSON, files and their errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold in every channel graph, whoever wrote it."""
+"""Conditions that hold in every channel graph, whoever wrote it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What kernels cost on one device: nanoseconds from the bytes they move and their multiply-adds."""
+"""Costs of kernels on one device: nanoseconds from the bytes they move and their multiply-adds."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KINDS = (
 
 
 class KernelCost(Record):
-    """What kernels of one kind cost: a sum, linear in what they do.
+    """The cost of kernels of one kind: a sum, linear in what they do.
 
     Attributes:
         launch: nanoseconds that every call costs, whatever its size.
@@ -49,7 +49,7 @@ class KernelCost(Record):
     ns_per_far_byte: float = Field(default=0.0, ge=0)
 
     def nanoseconds(self, bytes: float, macs: float) -> float:
-        """What one kernel costs that moves ``bytes`` and computes ``macs`` multiply-adds."""
+        """The cost of one kernel that moves ``bytes`` and computes ``macs`` multiply-adds."""
         far = max(0.0, bytes - self.cache) if self.cache else 0.0
         near = bytes * self.ns_per_byte + far * self.ns_per_far_byte
         return self.launch + near + macs * self.ns_per_mac
@@ -103,7 +103,7 @@ class CostModel(Document):
         )
 
     def nanoseconds(self, kind: str, *, bytes: float = 0, macs: float = 0) -> float:
-        """What one kernel costs.
+        """The cost of one kernel.
 
         Args:
             kind: one of :attr:`kernels`.

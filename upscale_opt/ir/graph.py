@@ -64,7 +64,7 @@ class PerChannel(Record):
 
 
 class _Operation(Record):
-    """What all operations have.
+    """The fields that all operations have.
 
     Attributes:
         name: its name in the captured program.
@@ -331,7 +331,7 @@ class ChannelGraph(Document):
         return {c: number for number, space in enumerate(self.spaces) for c in space.channels}
 
     def runs(self, tensor: str) -> tuple[Run, ...]:
-        """How the channels of ``tensor`` are stored: which space lies behind which.
+        """The runs in which the channels of ``tensor`` are stored: which space lies behind which.
 
         In the sequence in which the spaces begin in the tensor; a tensor that holds a channel
         more than once holds the spaces one behind the other.
@@ -430,7 +430,7 @@ def maskable_axes(graph: ChannelGraph) -> dict[str, tuple[int, ...]]:
 
 
 def slices_of(graph: ChannelGraph, parameter: str, axis: int) -> int:
-    """How many slices masks count along ``axis`` of ``parameter``.
+    """The number of slices that masks count along ``axis`` of ``parameter``.
 
     Its size; but along the short axis of a grouped convolution's weight, the channels of all
     groups.

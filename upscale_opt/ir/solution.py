@@ -13,7 +13,7 @@ from upscale_opt.ir.ids import Ids
 
 
 class Read(Record):
-    """How one edge from a tensor to an operation is served.
+    """One edge from a tensor to an operation, and how it is served.
 
     Attributes:
         tensor: the tensor read.
@@ -26,7 +26,7 @@ class Read(Record):
             keep zeros for them.
         channels: for a select, the entries of the tensor's channel sequence delivered, in order;
             for a place, the entries of the sum's sequence written, in order.
-        optional: the edge merely drops channels nobody needs, because it is free to do so.
+        optional: the edge merely drops channels that nothing needs, because it is free to do so.
     """
 
     tensor: str
@@ -150,7 +150,7 @@ class Solution(Document):
         reads: every read's plan.
         parameters: for each parameter and axis that changes, the indices kept, in order.
         macs: the multiply-adds of the layers that are left, in the example's sizes; before what
-            windows add, and before the ends of tensors that nobody reads are cut off.
+            windows add, and before the ends of tensors that nothing reads are cut off.
         extra_macs: what windows add.
         demands: what the reads ask for, to be views.
         conflicts: which demands exclude each other.
@@ -195,15 +195,15 @@ class Solution(Document):
 
     @property
     def views(self) -> int:
-        """How many reads are views, apart from the optional ones."""
+        """The number of reads that are views, apart from the optional ones."""
         return sum(read.plan == "view" and not read.optional for read in self.reads)
 
     @property
     def windows(self) -> int:
-        """How many reads are windows."""
+        """The number of reads that are windows."""
         return sum(read.plan == "window" for read in self.reads)
 
     @property
     def gathers(self) -> int:
-        """How many reads are gathers."""
+        """The number of reads that are gathers."""
         return sum(read.plan == "gather" for read in self.reads)

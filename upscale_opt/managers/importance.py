@@ -1,3 +1,3 @@
-"""Where ``apple-upscale`` has its criteria; ours are in :mod:`upscale_opt.importance`."""
+"""Criteria, where ``apple-upscale`` has its own; ours are in :mod:`upscale_opt.importance`."""
 
 from upscale_opt.importance import *  # noqa: F403

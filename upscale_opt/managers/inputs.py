@@ -45,7 +45,7 @@ def trace_without_inputs(model: nn.Module) -> ChannelGraph:
 
 
 def _runs(model: nn.Module, inputs: Tensor) -> bool:
-    """Whether a copy of the model runs on meta tensors of that shape, which have no data."""
+    """Tell whether a copy of the model runs on meta tensors of that shape, which have no data."""
     memo: dict[int, object] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         on_meta = tensor.detach().to("meta")

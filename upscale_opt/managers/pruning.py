@@ -77,7 +77,7 @@ class PruningManager(nn.Module):
         return f"PruningManager({type(self.net).__name__}, {self.solution or done})"
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model computes."""
+        """Compute what the model computes."""
         return self.net(*args, **kwargs)
 
     def trace(self, inputs: Inputs, force: bool = False) -> ChannelGraph:

@@ -1,4 +1,4 @@
-"""Which channels go: those with the lowest scores."""
+"""The choice of the channels that go: those with the lowest scores."""
 
 from __future__ import annotations
 

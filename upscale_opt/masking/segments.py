@@ -92,7 +92,7 @@ class Segment(Shown):
         )
 
     def matrix(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """What ``tensors`` hold for every channel, a float64 tensor of shape (channels, values).
+        """The values of every channel in ``tensors``, a float64 tensor of shape (channels, values).
 
         Args:
             tensors: for every weight of the segment by name, a tensor of the weight's shape: the

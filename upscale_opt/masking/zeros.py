@@ -27,7 +27,7 @@ from upscale_opt.masking.slices import nonzero_slices, zero_slices
 
 
 def masks_of(model: nn.Module, graph: ChannelGraph) -> Masks:
-    """What the model's zeros say: a slice is kept unless it is zero throughout.
+    """Read masks off the model's zeros: a slice is kept unless it is zero throughout.
 
     Args:
         model: the (masked) model.
@@ -115,7 +115,7 @@ def masked_slices(graph: ChannelGraph, masks: Masks) -> Iterator[tuple[str, int,
 
 
 def _dropped_behind(graph: ChannelGraph, masks: Masks) -> Iterator[tuple[str, int, list[int]]]:
-    """What must be zero besides, for the output channels that the masks drop to be zero."""
+    """Yield what must be zero besides, for the output channels that the masks drop to be zero."""
     gone: dict[str, frozenset[int]] = {}  # per tensor, the entries of its channel sequence
     for op in graph.operations:
         if not op.outputs:

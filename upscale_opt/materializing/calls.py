@@ -62,7 +62,7 @@ def emit(state: State, node: fx.Node) -> Any:
 
 
 def _is_alive(state: State, op: ir.Operation) -> bool:
-    """Whether the result is computed at all; tensors without channels are left to FX."""
+    """Tell whether the result is computed at all; tensors without channels are left to FX."""
     return not op.outputs or any(
         name in state.solution.tensors or state.graph.tensors[name].axis is None
         for name in op.outputs
@@ -166,7 +166,7 @@ def _emit_call(state: State, node: fx.Node, op: ir.Operation | None) -> fx.Node:
 
 
 def _reads(state: State, node: fx.Node, op: ir.Operation) -> dict[str, fx.Node]:
-    """What an operation reads instead of those of its inputs that it takes channels of."""
+    """The nodes that an operation reads instead of the inputs that it takes channels of."""
     reads: dict[str, fx.Node] = {}
     for operand, name in enumerate(op.inputs):
         read = state.selects.get((op.name, operand))
@@ -179,7 +179,7 @@ def _reads(state: State, node: fx.Node, op: ir.Operation) -> dict[str, fx.Node]:
 def _sizes(
     state: State, node: fx.Node, op: ir.Operation, groups: int
 ) -> tuple[Resize | None, Sizes]:
-    """How a module that the user gave a rule for is told its sizes, and which."""
+    """The way a module that the user gave a rule for is told its sizes, and the sizes."""
     read = state.selects.get((op.name, 0))
     name = (op.inputs or op.whole)[0]
     source = state.graph.tensors[name]
@@ -232,7 +232,7 @@ def _regrouped(
 def _for_any_strides(
     node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """What to call instead of ``view``, as what is read may be a view that is not contiguous."""
+    """The method to call instead of ``view``, as a view that is not contiguous may be read."""
     as_type = "dtype" in kwargs or any(isinstance(arg, torch.dtype) for arg in args)
     if node.op == "call_method" and node.target == "view" and not as_type:
         return "reshape", {"shape": kwargs["size"]} if "size" in kwargs else kwargs

@@ -1,4 +1,4 @@
-"""What calls of a pruned program may modify in place, and what must be copied for them first."""
+"""Memory that calls of a pruned program modify in place, and what must be copied for them first."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COMPUTING_MODULES = frozenset(
     f"torch.nn.modules.{name}"
     for name in ("conv", "linear", "batchnorm", "instancenorm", "normalization", "activation")
 )
-"""Where the modules are defined that do the same."""
+"""The files that define the modules which do the same."""
 
 
 def protect(state: State) -> None:
@@ -58,7 +58,7 @@ class _Protection:
                 written.setdefault(call, node)
         fresh = {c for c, node in written.items() if node in self.program.fresh} & self.computed
         mutations = self.program.mutations - self.program.effects
-        owned: set[fx.Node] = set()  # of these it is even known that nobody keeps them elsewhere
+        owned: set[fx.Node] = set()  # of these it is even known that nothing else keeps them
         for call, node in written.items():
             if self._makes_its_result(call, call in fresh):
                 owned.add(call)
@@ -78,7 +78,7 @@ class _Protection:
                 owned.update({call} if call.args[0] in owned else ())
 
     def _let_write(self, call: fx.Node, owned: Set[fx.Node]) -> None:
-        """Let a sum be computed in its whole summand if nobody else reads that."""
+        """Let a sum be computed in its whole summand if nothing else reads that."""
         placed = self.root.get_submodule(str(call.target))
         assert isinstance(placed, PlacedSum)
         whole = [value for value, all_of in zip(call.args, placed.whole, strict=True) if all_of]
@@ -91,7 +91,7 @@ class _Protection:
         return isinstance(ours, PlacedSum)
 
     def _makes_its_result(self, call: fx.Node, computes: bool) -> bool:
-        """Whether a call is known to return, in any mode, memory that nothing else refers to.
+        """Tell whether a call is known to return, in any mode, memory that nothing else refers to.
 
         Args:
             call: in the new program.
@@ -110,7 +110,7 @@ class _Protection:
         return computes and known and module is not None and not module._forward_hooks
 
     def _returns_what_it_modifies(self, call: fx.Node) -> bool:
-        """Whether a call modifies its first argument, and gives just that back."""
+        """Tell whether a call modifies its first argument, and gives just that back."""
         if call.op == "call_module":
             module = self.program.captured.modules[str(call.target)]
             ours = type(module).__module__.startswith("torch.nn.modules.activation")

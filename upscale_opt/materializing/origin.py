@@ -1,4 +1,4 @@
-"""What a pruned model was made of, and how: enough to make its like from another definition."""
+"""The origin of a pruned model: enough to make its like from another definition."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Dtype = Annotated[str, AfterValidator(_known_dtype)]
 
 
 class Modes(Record):
-    """Which modules of a model are in training mode.
+    """The modules of a model that are in training mode.
 
     Attributes:
         training: whether the model itself is.
@@ -80,7 +80,7 @@ class Stage(Record):
 
 
 def origin_of(model: nn.Module, pruned: fx.GraphModule) -> Origin:
-    """How ``pruned`` was made of ``model``."""
+    """The origin of ``pruned``, which was made of ``model``."""
     floats = {
         name: dtype_name(tensor.dtype)
         for name, tensor in registered(model)
@@ -100,7 +100,7 @@ def origin_of(model: nn.Module, pruned: fx.GraphModule) -> Origin:
 
 
 def modes_of(model: nn.Module) -> Modes:
-    """Which modules of ``model`` are in training mode."""
+    """The modules of ``model`` that are in training mode."""
     others = [name for name, module in model.named_modules() if module.training != model.training]
     return Modes(training=model.training, others=tuple(others))
 
@@ -113,7 +113,7 @@ def set_modes(model: nn.Module, modes: Modes) -> None:
 
 
 def calls_of(graph: fx.Graph) -> tuple[str, ...]:
-    """What the program calls with what, line by line: ``"3: call_method clone(%2)"``.
+    """The calls of the program and their arguments, line by line: ``"3: call_method clone(%2)"``.
 
     The same on every device, and for what is left of the program in a pickle (which names calls
     anew, and has ``x + y`` for ``x += y``).

@@ -156,12 +156,12 @@ def _adopt(old: nn.Module, new: nn.Module, named: frozenset[str], path: str = ""
 
 
 def _is_named(path: str, named: frozenset[str]) -> bool:
-    """Whether the program names the module, or something in it, or what it is in."""
+    """Tell whether the program names the module, or something in it, or what it is in."""
     return any(f"{name}.".startswith(f"{path}.") or path.startswith(f"{name}.") for name in named)
 
 
 def _is_torchs(module: nn.Module) -> bool:
-    """Whether it is one of PyTorch's layers, which say about themselves what no longer holds."""
+    """Tell whether it is one of PyTorch's layers, which print their sizes though these changed."""
     return type(module).__module__.startswith("torch.nn.") and not isinstance(
         module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     )

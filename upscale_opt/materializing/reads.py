@@ -32,7 +32,7 @@ def select(state: State, value: fx.Node, read: Read) -> fx.Node:
 
 
 def read_operand(state: State, node: fx.Node, name: str, op: str, operand: int) -> fx.Node:
-    """What the operation ``op`` reads as its ``operand``-th input, the tensor ``name``.
+    """The node that the operation ``op`` reads as its ``operand``-th input, the tensor ``name``.
 
     Args:
         state: the pruned program.

@@ -24,7 +24,7 @@ def stages_of(model: object) -> tuple[Stage, ...]:
 
 
 def misfit(pruned: PrunedModule, origin: Origin, tensors: dict[str, torch.Tensor]) -> str | None:
-    """How the model (with its ``tensors``) was changed since it was pruned; ``None`` if not."""
+    """Say how the model (with its ``tensors``) was changed since it was pruned; ``None`` if not."""
     for name in (*origin.shapes, *tensors):
         want, got = origin.shapes.get(name), tensors.get(name)
         if got is None or want is None or tuple(got.shape) != want:

@@ -18,7 +18,7 @@ from upscale_opt.tracing.program import Program
 
 @dataclass
 class Buffer:
-    """What has been written so far of one arena.
+    """The part of one arena that has been written so far.
 
     Attributes:
         place: for each channel id, where it lies in the buffer.
@@ -116,7 +116,7 @@ class State:
         return container[key]
 
     def gets(self, node: fx.Node, parameter: str) -> bool:
-        """Whether a call of the captured program that gets an attribute gets this parameter."""
+        """Tell whether a call of the captured program that gets an attribute gets ``parameter``."""
         tensors = self.program.captured.tensors
         own = tensors.get(parameter)
         if own is None:

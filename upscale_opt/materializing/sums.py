@@ -11,7 +11,7 @@ from upscale_opt.runtime.modules import PlacedSum, Placement
 
 
 def lacks_channels(state: State, op: ir.Elementwise) -> bool:
-    """Whether an operation is a sum of which summands lack channels, or are gone."""
+    """Tell whether an operation is a sum of which summands lack channels, or are gone."""
     return op.additive and any(
         (op.name, operand) in state.places or _is_left_out(state, op, operand)
         for operand in range(len(op.inputs))

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, bytes moved, and time."""
+"""The costs of a model: parameters, multiply-adds, bytes moved, and time."""
 
 from upscale_opt.measuring.bytes_moved import Movement, moved_bytes
 from upscale_opt.measuring.calibrating import calibrate

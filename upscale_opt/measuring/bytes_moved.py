@@ -1,4 +1,4 @@
-"""What a forward pass moves: the bytes that kernels write which compute nothing."""
+"""The bytes that a forward pass moves: those that kernels write which compute nothing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Write:
 
 @dataclass(frozen=True, repr=False)
 class Movement(Shown):
-    """What one forward pass moved.
+    """The bytes that one forward pass moved.
 
     Attributes:
         writes: in the order of execution.
@@ -104,7 +104,7 @@ def moved_bytes(model: nn.Module, inputs: Inputs) -> Movement:
 
 
 class Places:
-    """Where in a model its forward pass is.
+    """The place in a model where its forward pass is.
 
     It follows by hooks for all modules, not by hooks of the model's own: some modules take other
     ways if they have any.
@@ -222,7 +222,7 @@ def _put(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
 
 
 def _after_copying(rule: Rule) -> Rule:
-    """What is not in place copies the whole first."""
+    """The rule of an operator that is not in place: it copies the whole first."""
     return lambda args, kwargs, result: rule(args, kwargs, result) + _bytes(result)
 
 
@@ -236,7 +236,7 @@ def _same_dtype(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> i
 
 
 def _into_slice(args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-    """What is added to a whole tensor is a sum; what is added to a part of one is placed there."""
+    """The bytes placed into a part of a tensor by adding; adding to a whole one is a sum."""
     written = _bytes(result)
     return written if written < result.untyped_storage().nbytes() else 0
 
@@ -252,7 +252,7 @@ _PLACED: dict[str, Rule] = {
     **dict.fromkeys(("index_put", "_index_put_impl"), _put),
     "index_fill": _filled,
 }
-"""What places elements into a tensor: in place, only these are written."""
+"""Operators that place elements into a tensor: in place, only these are written."""
 
 MOVES: dict[str, Rule] = {
     **dict.fromkeys(
@@ -276,7 +276,7 @@ MOVES: dict[str, Rule] = {
     "select_scatter": _after_copying(_argument(1)),
     "convolution": _groups,
 }
-"""What moves data, by the operator's name in ATen. A new rule is a line here."""
+"""Operators that move data, by their names in ATen. A new rule is a line here."""
 
 
 def _unless(contiguous: Callable[[Tensor], bool], on: str = "") -> Rule:
@@ -291,7 +291,7 @@ def _unless(contiguous: Callable[[Tensor], bool], on: str = "") -> Rule:
 
 
 def _as_suggested(tensor: Tensor) -> bool:
-    """Whether it is contiguous in the memory format that its strides resemble."""
+    """Tell whether it is contiguous in the memory format that its strides resemble."""
     return tensor.is_contiguous(memory_format=suggest_memory_format(tensor))
 
 
@@ -348,7 +348,7 @@ def _multiplied(*numbers: int) -> Rule:
 
 
 def _in_lines(matrix: Tensor) -> bool:
-    """Whether BLAS can read the matrices: one stride is 1, and the other one leaves room."""
+    """Tell whether BLAS can read the matrices: one stride is 1, and the other one leaves room."""
     (rows, columns), (down, right) = matrix.shape[-2:], matrix.stride()[-2:]
     return (right == 1 and down >= max(columns, 1)) or (down == 1 and right >= max(rows, 1))
 
@@ -380,4 +380,4 @@ COPIED_INPUTS: dict[str, Rule] = {
     ),
     "index_select": _gathered,
 }
-"""Copies of inputs, as PyTorch's profiler shows them (`test_moved_bytes.py` asks it)."""
+"""Copies of inputs, as PyTorch's profiler shows them (``test_moved_bytes.py`` asks it)."""

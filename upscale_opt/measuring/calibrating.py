@@ -51,7 +51,7 @@ class Subject:
 
     @property
     def title(self) -> str:
-        """What to call it."""
+        """The name given, or the class of the model."""
         return self.name or type(self.model).__name__
 
 
@@ -209,7 +209,7 @@ def _dtype(model: nn.Module) -> torch.dtype:
 
 
 def device_name(device: torch.device) -> str:
-    """Which device it is, as the system calls it."""
+    """The device's name, as the system calls it."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     try:

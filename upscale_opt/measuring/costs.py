@@ -1,4 +1,4 @@
-"""What a model costs: its parameters, and the multiply-adds of one forward pass."""
+"""The costs of a model: its parameters, and the multiply-adds of one forward pass."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Priced(Shown):
 
 @dataclass(frozen=True, repr=False)
 class Estimate(Shown):
-    """What a cost model predicts of one forward pass.
+    """A cost model's prediction for one forward pass.
 
     Attributes:
         kernels: in the order of execution.

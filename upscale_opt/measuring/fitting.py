@@ -26,7 +26,7 @@ _TOLERANCE = 0.2
 
 @dataclass(frozen=True)
 class Timing:
-    """How long kernels of one kind and size take.
+    """The time that kernels of one kind and size take.
 
     Attributes:
         bytes: that one reads and writes.

@@ -1,4 +1,4 @@
-"""Which kernels a call of PyTorch runs: their kind, the bytes they move, their multiply-adds.
+"""Kernels that a call of PyTorch runs: their kind, the bytes they move, their multiply-adds.
 
 The kinds are those of :data:`upscale_opt.ir.cost_model.KINDS`. Views, and tensors that are made but
 not filled, run none. One call may run two: a convolution first copies an input that is not
@@ -90,7 +90,7 @@ def _kind(op: str, func: Any, args: tuple[Any, ...], result: Any) -> str:
 
 
 def _one_weight(args: tuple[Any, ...]) -> bool:
-    """Whether a product of batches of matrices has one matrix for all of one operand."""
+    """Tell whether a product of batches of matrices has one matrix for all of one operand."""
     operands = [a for a in args if isinstance(a, Tensor) and a.dim() == 3]
     return any(operand.stride(0) == 0 for operand in operands[-2:])
 
@@ -105,7 +105,7 @@ def _moved(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) 
 
 
 def _bytes(tensor: Tensor) -> int:
-    """What is in memory of ``tensor``: an expanded dimension is there once."""
+    """The bytes of ``tensor`` in memory: an expanded dimension is there once."""
     count = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= size if stride or not size else 1
@@ -156,7 +156,7 @@ _CONVOLUTIONS = frozenset(("convolution", "_convolution"))
 _GATHERS = frozenset(("index_select", "index", "_unsafe_index", "gather", "embedding", "take"))
 
 _OVERWRITE = frozenset(("copy_", "fill_", "zero_"))
-"""What writes its first operand without reading it."""
+"""Operators that write their first operand without reading it."""
 
 _FREE = frozenset(
     (

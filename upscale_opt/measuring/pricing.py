@@ -78,6 +78,6 @@ def _with(price: KernelCost, overhead: float) -> KernelCost:
 
 
 def check(one: Passes, prices: Mapping[str, KernelCost]) -> Check:
-    """What ``prices`` predict of the passes, and what was measured."""
+    """Compare what ``prices`` predict of the passes with what was measured."""
     predicted = sum(prices[k.kind].nanoseconds(k.bytes, k.macs) for k in one.kernels)
     return Check(network=one.name, predicted=predicted, measured=one.measured)

@@ -165,7 +165,7 @@ def _compact(whole: Tensor) -> Probe:
 
 
 def _view_copy(whole: Tensor) -> Probe:
-    """What kernels do by themselves that cannot read a view of channels."""
+    """The copy that kernels make by themselves if they cannot read a view of channels."""
     view, form = _half(whole), suggest_memory_format(whole)
     return Probe("view_copy", _copied(view), 0, lambda: view.clone(memory_format=form))
 

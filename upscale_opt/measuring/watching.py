@@ -20,7 +20,7 @@ Watcher = Callable[[nn.Module], AbstractContextManager[Seen]]
 
 
 def watch(model: nn.Module, inputs: Inputs, watcher: Watcher[Seen]) -> Seen:
-    """What ``watcher`` sees of one forward pass.
+    """Return what ``watcher`` sees of one forward pass.
 
     The pass is run in evaluation mode and without gradients on fake tensors, which have shapes but
     no data; a model that needs data (to branch on, say) is run for real. Either way it is left as

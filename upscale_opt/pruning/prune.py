@@ -28,7 +28,7 @@ from upscale_opt.verifying.verify import VerificationReport, verify
 
 @dataclass(frozen=True)
 class Pruned:
-    """What :func:`prune` made.
+    """The result of :func:`prune`.
 
     Attributes:
         model: the pruned model.

@@ -1,4 +1,4 @@
-"""What the submodules of a model are called with while it runs."""
+"""Records of the calls of a model's submodules while it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from upscale_opt.tracing.unchanged import same_random_state
 
 @dataclass
 class Calls:
-    """How one submodule was called.
+    """The calls of one submodule.
 
     Attributes:
         count: how often.
@@ -114,7 +114,7 @@ def _one_kind(
 
 
 def _shared(model: nn.Module, name: str) -> str:
-    """Why pruning ``name`` would change another part of the model, or ``""``."""
+    """The reason why pruning ``name`` would change another part of the model, or ``""``."""
     inside: dict[int, str] = {}
     outside: dict[int, str] = {}
     for path, module in model.named_modules(remove_duplicate=False):

@@ -62,7 +62,7 @@ class PrunedSubmodule(Shown):
 
 @dataclass(frozen=True, repr=False)
 class PrunedSubmodules(Shown):
-    """What :func:`prune_submodules` did.
+    """The result of :func:`prune_submodules`.
 
     Attributes:
         pruned: the submodules that were pruned, in the model's order.

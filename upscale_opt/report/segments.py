@@ -78,7 +78,7 @@ def find_segments(solution: Solution, graph: ChannelGraph | None) -> tuple[Segme
 
 
 class _Finder:
-    """What both ways to find segments share."""
+    """The base of both ways to find segments."""
 
     def __init__(self, solution: Solution, rank: dict[int, int]) -> None:
         self.solution = solution
@@ -119,7 +119,7 @@ class _Finder:
         )
 
     def columns(self, spaces: Iterable[int], stored: frozenset[int] | None) -> tuple[Column, ...]:
-        """What is ``stored`` of the spaces; all of it if that is not known."""
+        """The channels ``stored`` of the spaces; all of them if that is not known."""
         found = []
         for space in dict.fromkeys(spaces):
             after, before = self.solution.orders[space], self.original[space]
@@ -216,7 +216,7 @@ class _WithoutGraph(_Finder):
 
 
 def _in_place(op: Operation) -> bool:
-    """Whether the result's channels are where its inputs' are."""
+    """Tell whether the result's channels are where its inputs' are."""
     interleaved = isinstance(op, Concat) and op.positions is not None
     reduced = isinstance(op, Symmetric) and op.reduces
     return op.kind in _IN_PLACE and not interleaved and not reduced

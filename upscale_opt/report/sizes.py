@@ -10,12 +10,12 @@ from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Layer, Operation, pa
 from upscale_opt.ir.solution import Solution
 
 _BUFFERS = (".running_mean", ".running_var")
-"""How the names of buffers end that graphs list among the parameters."""
+"""The endings of the names of buffers that graphs list among the parameters."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How large a network is.
+    """The size of a network.
 
     Attributes:
         parameters: the numbers in the parameters that the graph knows; buffers do not count.
@@ -53,7 +53,7 @@ def _left(shape: Sequence[int], kept: Mapping[int, Sequence[int]], groups: int) 
 
 
 def _runs(graph: ChannelGraph, solution: Solution, op: Operation) -> bool:
-    """Whether anything of the operation is left."""
+    """Tell whether anything of the operation is left."""
     structured = [name for name in op.outputs if graph.tensors[name].channels]
     return not structured or any(name in solution.tensors for name in structured)
 
@@ -74,12 +74,12 @@ def _multiply_adds(
 
 
 def _positions(graph: ChannelGraph, name: str) -> int:
-    """How many elements of the tensor belong to one channel (or feature of it)."""
+    """The number of elements of the tensor that belong to one channel (or feature of it)."""
     tensor = graph.tensors[name]
     return math.prod(tensor.shape) // (len(tensor.channels) * tensor.features)
 
 
 def _is_filter(graph: ChannelGraph, parameter: str, axis: int) -> bool:
-    """Whether a parameter holds several numbers per channel: a depthwise convolution's weight."""
+    """Tell whether a parameter has many numbers per channel: a depthwise convolution's weight."""
     shape = graph.parameters[parameter]
     return math.prod(shape) > shape[axis]

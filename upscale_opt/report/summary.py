@@ -25,7 +25,7 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class Summary:
-    """What the page says of the solution as a whole.
+    """The figures of the solution as a whole that the page shows.
 
     Attributes:
         solution: the solution.

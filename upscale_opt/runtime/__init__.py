@@ -1,1 +1,1 @@
-"""What lives inside pruned models: modules and functions that their originals lack."""
+"""Modules and functions inside pruned models that their originals lack."""

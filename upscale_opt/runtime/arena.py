@@ -14,10 +14,10 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from upscale_opt.runtime.gather import gather
 
 Token = torch.Tensor | tuple[torch.Tensor, ...]
-"""What stands for an arena: its buffer, or all that was to be written so far."""
+"""A stand-in for an arena: its buffer, or all that was to be written so far."""
 
 Run = tuple[int, int, int]
-"""Where adjacent channels lie: first in the piece, first in the buffer, and how many."""
+"""A run of adjacent channels: its start in the piece, its start in the buffer, its length."""
 
 _MANY_PARTS = 16
 """More parts than this are concatenated whole and selected afterwards."""
@@ -82,7 +82,7 @@ class ArenaWrite(nn.Module):
         return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=form)
 
     def extra_repr(self) -> str:
-        """How much is written."""
+        """Say how much is written."""
         written = sum(length for runs in self.runs for _, _, length in runs)
         return f"{written} of {self.size} along dim {self.dim}"
 
@@ -150,7 +150,7 @@ class ArenaRead(nn.Module):
         return gather(whole, self.dim, self.joined)
 
     def extra_repr(self) -> str:
-        """How many channels, and how they are served."""
+        """Say how many channels there are, and how they are served."""
         how = f"{self.start}+{self.length}" if self.view else f"{self.length} gathered"
         return f"{how} along dim {self.dim}"
 
@@ -167,7 +167,7 @@ def joined_runs(sources: Sequence[tuple[int, int]]) -> list[Run]:
 
 
 def _fit(buffer: torch.Tensor, values: Sequence[torch.Tensor]) -> bool:
-    """Whether ``values`` can be written into ``buffer``, or into one like it."""
+    """Tell whether ``values`` can be written into ``buffer``, or into one like it."""
     return may_write((buffer, *values)) and all(x.dtype == buffer.dtype for x in values)
 
 

@@ -14,7 +14,7 @@ from upscale_opt.runtime.arena import ArenaRead, ArenaWrite, Run, may_write
 from upscale_opt.runtime.gather import gather
 
 Placement = tuple[int, int] | list[int] | None
-"""Where a summand goes: everywhere (``None``), at (start, length), or at listed indices."""
+"""The place of a summand: everywhere (``None``), at (start, length), or at listed indices."""
 
 _FEW_RUNS = 4
 """Channels scattered over no more runs than these are placed run by run, which is faster."""
@@ -61,7 +61,7 @@ class PlacedSum(nn.Module):
         device: where the indices live.
 
     Attributes:
-        spare: whether the one whole summand may be overwritten, as nobody else reads it.
+        spare: whether the one whole summand may be overwritten, as nothing else reads it.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class PlacedSum(nn.Module):
         return like.new_zeros(shape)
 
     def extra_repr(self) -> str:
-        """What is placed where."""
+        """Say what is placed where."""
         places = [
             "all" if whole else "+".join(map(str, runs[0][1:])) if len(runs) == 1 else "indices"
             for runs, whole in zip(self.runs, self.whole, strict=True)
@@ -135,7 +135,7 @@ class PlacedSum(nn.Module):
 
 
 def _placed_runs(placement: Placement, size: int) -> list[Run]:
-    """Where a summand's adjacent channels go; nothing, if it is scattered too far for that."""
+    """The runs of a summand's adjacent channels; none, if it is scattered too far for that."""
     if placement is None:
         return [(0, 0, size)]
     if isinstance(placement, tuple):
@@ -152,7 +152,7 @@ def _placed_runs(placement: Placement, size: int) -> list[Run]:
 def _segments(
     runs: Sequence[Sequence[Run]], size: int
 ) -> tuple[list[list[int]], list[tuple[int, list[tuple[int, int]]]]]:
-    """How to cut summands and their sum at all places where one of them begins or ends.
+    """Cut summands and their sum at all places where one of them begins or ends.
 
     Args:
         runs: of every summand.
@@ -194,7 +194,7 @@ def _alike(values: Sequence[torch.Tensor], dim: int) -> Sequence[torch.Tensor]:
 
 
 def _is_dense(x: torch.Tensor) -> bool:
-    """Whether every number of ``x`` has its own place in memory, as far as that is easy to see."""
+    """Tell whether every number of ``x`` has its own place in memory, where that is easy to see."""
     if x.is_contiguous():
         return True
     form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
@@ -202,4 +202,4 @@ def _is_dense(x: torch.Tensor) -> bool:
 
 
 OURS: tuple[type[nn.Module], ...] = (Gather, PlacedSum, ArenaWrite, ArenaRead)
-"""What a pruned model has and its original lacks."""
+"""Modules that a pruned model has and its original lacks."""

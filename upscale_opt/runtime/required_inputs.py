@@ -11,7 +11,7 @@ from torch import fx
 from upscale_opt.errors import ArgumentError
 
 Wanted = tuple[int | str | None, ...] | bool | int | float | str | None
-"""What an input must be: a tensor of sizes (those of one name are equal), or a value."""
+"""The demands on an input: a tensor of sizes (those of one name are equal), or a value."""
 
 
 def require_inputs(inputs: Sequence[Any], names: Sequence[str], wanted: Sequence[Wanted]) -> Any:

@@ -96,14 +96,14 @@ def mask_windows(
 def _grid(
     height: int, width: int, window: Sequence[int], shift: Sequence[int]
 ) -> tuple[int, int, list[int]]:
-    """How many windows there are in a column and in a row, and how far the images are rolled."""
+    """The numbers of windows in a column and in a row, and how far the images are rolled."""
     rows, columns = -(-height // window[0]), -(-width // window[1])
     rolled = [0 if count == 1 else by for count, by in zip((rows, columns), shift, strict=True)]
     return rows, columns, rolled
 
 
 def _regions(size: int, window: int, shift: int, device: torch.device) -> torch.Tensor:
-    """Which pixels of a rolled row belonged together: 0, 1 or 2 for each."""
+    """The former region of each pixel of a rolled row: those of 0, 1 or 2 belonged together."""
     place = torch.arange(size, device=device)
     if not shift:
         return torch.zeros_like(place)

@@ -31,7 +31,7 @@ Stride = Annotated[int, Field(ge=0, lt=2**62)]
 
 
 class Manifest(Record):
-    """What the file says about the model besides tensors and solution.
+    """The facts about the model that the file holds besides tensors and solution.
 
     Attributes:
         package: the version of this package that wrote it.
@@ -105,7 +105,7 @@ def pack(contents: Contents) -> bytes:
 
 
 def unpack(data: bytes) -> Contents:
-    """What :func:`pack` packed.
+    """Unpack what :func:`pack` packed.
 
     Raises:
         SchemaError: if ``data`` is anything else, damaged, or of another version.
@@ -164,7 +164,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""What every version of safetensors knows; other dtypes are stored as bytes."""
+"""The dtypes that every version of safetensors knows; others are stored as bytes."""
 
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -187,7 +187,7 @@ def _usual(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def _dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether the elements lie in one block of memory without gaps, in the order of some axes."""
+    """Tell whether the elements lie in memory without gaps, in the order of some axes."""
     expected = 1
     for stride, size in sorted(zip(strides, shape, strict=True)):
         if size != 1:

@@ -134,7 +134,7 @@ def _captured(blank: nn.Module, stage: Stage, manifest: Manifest) -> Program:
 
 
 def _difference(pruned: PrunedModule, origin: Origin) -> str | None:
-    """How a definition that has the same channels computes something else; ``None`` if not."""
+    """Say how a definition that has the same channels computes something else; ``None`` if not."""
     assert pruned.origin is not None
     for call, own in zip_longest(origin.calls, pruned.origin.calls):
         if own != call:

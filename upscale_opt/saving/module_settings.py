@@ -1,4 +1,4 @@
-"""What modules are besides their tensors: class and plain attributes, to be compared."""
+"""Settings of modules, besides their tensors: class and plain attributes, to be compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from upscale_opt.runtime.modules import OURS
 
 
 class Settings(Record):
-    """What modules of one class have in common, apart from their tensors.
+    """The settings that modules of one class have in common, apart from their tensors.
 
     Attributes:
         kind: the class.

@@ -51,14 +51,14 @@ _LAST_SECONDS = 3.0
 
 _THROWN_AWAY_SECONDS = 2.0
 _THROWN_AWAY_BYTES = 1 << 26
-"""How much of a body that is too large is read, for its sender to see the answer."""
+"""The bytes of a body that is too large which are read, for its sender to see the answer."""
 
 _READERS = 4
 """Bodies that are read (as JSON), and reports that are drawn, at a time."""
 
 
 class Service:
-    """What the routes share.
+    """The state that the routes share.
 
     Args:
         settings: the settings.
@@ -338,7 +338,7 @@ _PAGE_HEADERS = {
 
 
 def _add_information(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/solvers", summary="What there is to choose from", response_model=SolversView)
+    @app.get("/v1/solvers", summary="Solvers and options", response_model=SolversView)
     def solvers() -> Response:
         return JSONResponse(solvers_view())
 
@@ -420,7 +420,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _methods(request: Request) -> list[str]:
-    """What can be done at the request's path, by all routes together."""
+    """The methods that the request's path takes, by all routes together."""
     found: set[str] = set()
     for route in request.app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:

@@ -1,4 +1,4 @@
-"""What goes wrong in the service, and what the client hears of it."""
+"""Errors of the service, and what the client hears of them."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def read_json(body: bytes, settings: Settings) -> Any:
 
 
 def depth(body: bytes) -> int:
-    """How deep the brackets in ``body`` are nested; nothing is read for that."""
+    """The depth to which the brackets in ``body`` are nested; nothing is read for that."""
     if b"\\" in body:
         body = _ESCAPED.sub(b"", body)
     brackets = _STRING.sub(b"", body.translate(None, _OTHERS))
@@ -78,7 +78,7 @@ def depth(body: bytes) -> int:
 
 
 def _check_texts(data: Any) -> int:
-    """How many channels all runs in ``data`` come to; texts that are no Unicode are refused."""
+    """Count the channels in all runs of ``data``; texts that are no Unicode are refused."""
     total = 0
     stack = [data]
     while stack:

@@ -30,14 +30,14 @@ OVERDUE = 5.0
 
 
 class Problematic(BaseModel):
-    """Why a job failed."""
+    """The reason why a job failed."""
 
     code: str
     message: str
 
 
 class Job(BaseModel):
-    """What is known of a job.
+    """The state of a job.
 
     Attributes:
         id: the hash of its content.
@@ -84,7 +84,7 @@ class Job(BaseModel):
 
     @property
     def gap(self) -> float | None:
-        """How far the value may be from the optimum, as a share of it."""
+        """The largest distance of the value from the optimum, as a share of it."""
         if self.value is None or self.bound is None:
             return None
         return (self.value - self.bound) / self.value if self.value > self.bound else 0.0
@@ -95,7 +95,7 @@ Change = Callable[["Job | None", float], "Job | None"]
 
 
 class Store(Protocol):
-    """Where jobs are kept. All methods raise ``StorageError`` if they cannot do their work."""
+    """A store of jobs. All methods raise ``StorageError`` if they cannot do their work."""
 
     def update(
         self,
@@ -121,7 +121,7 @@ class Store(Protocol):
         """The job, if there is one."""
 
     def blob(self, id: str, kind: str) -> bytes | None:
-        """What is stored beside it: ``"request"`` or ``"result"``."""
+        """The bytes stored beside it: ``"request"`` or ``"result"``."""
 
     def due(self, state: State, before: float, most: int) -> list[str]:
         """The jobs in this state that are due since ``before`` seconds, at most so many."""
@@ -258,7 +258,7 @@ class Jobs:
         return self.store.update(id, prolong) is not None
 
     def holds(self, id: str, token: str) -> bool:
-        """Whether the job still is the worker's with this token."""
+        """Tell whether the job still is the worker's with this token."""
         job = self.store.read(id)
         return job is not None and job.state == "running" and job.token == token
 

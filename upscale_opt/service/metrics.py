@@ -1,4 +1,4 @@
-"""What Prometheus asks for."""
+"""Metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Metrics:
         return []
 
     def collect(self) -> Iterator[Any]:
-        """What the storage says."""
+        """Yield what the storage says."""
         reachable = GaugeMetricFamily(
             "upscale_opt_storage_reachable", "Whether jobs and queue can be reached."
         )

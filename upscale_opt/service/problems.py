@@ -1,4 +1,4 @@
-"""What a client asks to be solved: graph, masks and options, checked against the limits."""
+"""Problems that clients ask to be solved: graph, masks and options, checked against the limits."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ PREFIX = "UPSCALE_OPT_"
 
 
 def default_folder() -> Path:
-    """Where the service keeps jobs unless told otherwise: in the user's data directory."""
+    """The folder of jobs unless the service is told otherwise: in the user's data directory."""
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
     elif sys.platform == "darwin":
@@ -146,5 +146,5 @@ class Settings(BaseModel):
             raise UpscaleError(f"not a valid setting: {first_problem(error)}") from None
 
     def for_workers(self) -> dict[str, Any]:
-        """What a worker process has to know, as JSON; not the token."""
+        """The settings that a worker process has to know, as JSON; not the token."""
         return self.model_dump(mode="json", exclude={"token"})

@@ -1,4 +1,4 @@
-"""What clients see of jobs, and the schemas of everything they send and get."""
+"""The clients' views of jobs, and the schemas of everything they send and get."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from upscale_opt.solver.options import SolveOptions
 
 
 class Links(BaseModel):
-    """Where to go on from a job."""
+    """The addresses to go on to from a job."""
 
     self: str
     events: str
@@ -51,7 +51,7 @@ class JobView(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong."""
+    """An error, as clients see it."""
 
     code: str
     message: str
@@ -73,7 +73,7 @@ class SolverView(BaseModel):
 
 
 class SolversView(BaseModel):
-    """What there is to choose from."""
+    """The solvers and options there are to choose from."""
 
     solvers: list[SolverView]
     objectives: dict[str, str]
@@ -82,7 +82,7 @@ class SolversView(BaseModel):
 
 
 class HealthView(BaseModel):
-    """Whether the service can do its work."""
+    """The service's health: whether it can do its work."""
 
     status: str
     version: str
@@ -113,7 +113,7 @@ _DOCS = {
 
 
 def solvers_view() -> dict[str, Any]:
-    """What there is to choose from."""
+    """The solvers and options there are to choose from."""
     inexact = (*HEURISTICS, "local-search")
     return {
         "solvers": [

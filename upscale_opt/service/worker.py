@@ -198,7 +198,7 @@ class Worker:
 
 
 class _Attempt:
-    """What goes on while a job is solved: progress, the lease, and whether it is still wanted."""
+    """An attempt to solve a job: its progress, its lease, and whether it is still wanted."""
 
     def __init__(self, worker: Worker, job: Job, token: str) -> None:
         self._worker = worker

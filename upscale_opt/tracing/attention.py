@@ -54,7 +54,7 @@ def on_heads(site: CallSite, channels: Channels) -> list[ir.Operation] | None:
 
 
 def _only_scales(site: CallSite) -> bool:
-    """Whether the call multiplies or divides one tensor by numbers, and does nothing else."""
+    """Tell whether the call multiplies or divides one tensor by numbers, and does nothing else."""
     return bool(site.calls) and all(
         call.name in ("mul", "div")
         and isinstance(call.args[0], torch.Tensor)
@@ -223,7 +223,7 @@ class _Writer:
         return self.written
 
     def _count(self, structured: dict[int, Heads]) -> int:
-        """How many heads there are.
+        """The number of heads.
 
         Raises:
             NotUnderstood: if operands differ in that, or a channel is in several places.
@@ -238,7 +238,7 @@ class _Writer:
         return counts.pop()
 
     def _whole(self, product: Product, structured: dict[int, Heads]) -> tuple[str, ...]:
-        """What is read as it is: the other operands, masks and the like."""
+        """The tensors that are read as they are: the other operands, masks and the like."""
         operands = {id(x) for x in product.operands}
         whole = [x for number, x in enumerate(product.operands) if number not in structured]
         whole += [x for x in self.site.inputs if id(x) not in operands]

@@ -357,7 +357,7 @@ def _distinct(leaves: list[Any]) -> list[Traced]:
 
 
 def _is_arithmetic(node: fx.Node, args: tuple[Any, ...], leaves: list[Any]) -> bool:
-    """Whether a call computes with plain numbers, or picks an item of a result."""
+    """Tell whether a call computes with plain numbers, or picks an item of a result."""
     if node.target is operator.getitem and not isinstance(args[0], (Traced, Parameter)):
         return True
     return (
@@ -368,7 +368,7 @@ def _is_arithmetic(node: fx.Node, args: tuple[Any, ...], leaves: list[Any]) -> b
 
 
 def _is_fresh(calls: list[Call], read: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
-    """Whether a call computes something, into memory of its own."""
+    """Tell whether a call computes something, into memory of its own."""
     own = {memory(tensor) for tensor in read}.isdisjoint(memory(tensor) for tensor in made)
     return own and any(call.name not in MOVEMENT for call in calls)
 

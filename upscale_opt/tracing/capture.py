@@ -34,7 +34,7 @@ _CHECKS = {torch._assert, fx._symbolic_trace._assert_is_none}
 
 @dataclass(frozen=True)
 class Check:
-    """What inputs must be; see :func:`upscale_opt.runtime.required_inputs.require_inputs`.
+    """The demands on inputs; see :func:`upscale_opt.runtime.required_inputs.require_inputs`.
 
     Attributes:
         inputs: the inputs; in a model that is traced again, perhaps activations.
@@ -105,7 +105,7 @@ class _Tracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.autocast = _autocast()
-        """Whether autocast is on outside of the model, on the CPU and on GPUs."""
+        """The state of autocast outside of the model, on the CPU and on GPUs."""
         self.optional: list[fx.Node] = []
         """The calls that are not needed if nothing uses their results."""
 
@@ -172,7 +172,7 @@ def _autocast() -> tuple[bool, bool]:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether calling the module runs code besides its ``forward``."""
+    """Tell whether calling the module runs code besides its ``forward``."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
@@ -319,7 +319,7 @@ def _guarded(program: torch.export.ExportedProgram) -> set[str]:
 
 
 def _wanted(inputs: Mapping[str, Any], guarded: set[str]) -> tuple[Wanted, ...]:
-    """What the program by :mod:`torch.export` takes as inputs."""
+    """The inputs that the program by :mod:`torch.export` takes."""
     open_sizes: dict[str, list[str]] = {}
     for name, value in inputs.items():
         for axis, size in enumerate(value.shape if isinstance(value, torch.Tensor) else ()):
@@ -343,7 +343,7 @@ def _wanted(inputs: Mapping[str, Any], guarded: set[str]) -> tuple[Wanted, ...]:
 
 
 def _is_open(size: int | torch.SymInt, guarded: set[str]) -> bool:
-    """Whether the program takes any size here."""
+    """Tell whether the program takes any size here."""
     if not isinstance(size, torch.SymInt) or size.node.maybe_as_int() is not None:
         return False
     return guarded.isdisjoint(map(str, size.node.expr.free_symbols))

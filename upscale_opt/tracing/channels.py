@@ -81,7 +81,7 @@ def find_spaces(
     count: int,
     groups: Iterable[Array] = (),
 ) -> tuple[Space, ...]:
-    """Which channels must be stored side by side, and may be in any order among themselves.
+    """Find channels that must be stored side by side, and may be in any order among themselves.
 
     Channels that the same tensors hold. Where a tensor holds a channel twice, or channels are
     fixed, the sequences of all tensors that share channels with it are binding: there, a space is
@@ -109,7 +109,7 @@ def find_spaces(
 
 
 def _bound(sequences: Sequence[Array], fixed: dict[int, str], count: int) -> Boolean:
-    """Which ids share tensors, directly or not, with an id that is fixed or occurs twice.
+    """The ids that share tensors, directly or not, with an id that is fixed or occurs twice.
 
     Of shape (count,), like what the functions below say of every id.
     """

@@ -37,7 +37,7 @@ _EXACT = 1e-9
 """The relative deviation allowed in float64."""
 
 _SAMPLES = 6
-"""How many channels are tried one by one."""
+"""The number of channels that are tried one by one."""
 
 
 def check_rules(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What a rule may claim that a call does to channels, and the operation that this amounts to."""
+"""Claims of rules about what a call does to channels, and the operations that they amount to."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class OpaqueClaim:
 
 
 Claim = ChannelWiseClaim | SymmetricClaim | LayerClaim | ElementwiseClaim | OpaqueClaim
-"""What a rule returns."""
+"""The claims that a rule can return."""
 
 
 def operation_of(claim: Claim, site: CallSite, channels: Channels) -> ir.Operation:
@@ -345,7 +345,7 @@ Size = Literal["inputs", "outputs", "groups"]
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many elements a call reads and writes along the channel axis once it is pruned.
+    """The elements that a call reads and writes along the channel axis once it is pruned.
 
     Attributes:
         inputs: of its first tensor.
@@ -359,7 +359,7 @@ class Sizes:
 
 
 Resize = Mapping[str, Size] | Callable[[nn.Module, Sizes], None]
-"""How a module is told its new sizes: attributes to set, or a function that sets them."""
+"""The way to tell a module its new sizes: attributes to set, or a function that sets them."""
 
 
 def resize(module: nn.Module, how: Resize | None, sizes: Sizes) -> None:

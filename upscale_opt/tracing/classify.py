@@ -254,7 +254,7 @@ def _instance_norm_operands(
 
 
 def _unbatched(module: _InstanceNorm) -> int:
-    """How many axes an input without a batch has."""
+    """The number of axes of an input without a batch."""
     return {nn.InstanceNorm1d: 2, nn.InstanceNorm2d: 3, nn.InstanceNorm3d: 4}.get(type(module), 0)
 
 
@@ -344,7 +344,7 @@ def _operation(
 
 
 def _same(channels: Channels, ids: Array | None, other: Array | None) -> bool:
-    """Whether both list the same channels in the same sequence, features aside."""
+    """Tell whether both list the same channels in the same sequence, features aside."""
     if ids is None or other is None:
         return False
     if ids is other or np.array_equal(ids, other):

@@ -244,7 +244,7 @@ class Draft:
                         self.channels.tie(first[axis], ids)
 
     def _can_share(self, name: str) -> bool:
-        """Whether all calls that use the parameter use the same axes, as many channels each."""
+        """Tell whether all calls of the parameter use the same axes, as many channels each."""
         if len(self.users[name]) == 1:
             return True
         sizes = [

@@ -73,7 +73,7 @@ class Fakes:
         return found
 
     def parameter(self, node: fx.Node) -> Parameter:
-        """What a ``get_attr`` node fetches.
+        """The parameter that a ``get_attr`` node fetches.
 
         Raises:
             TraceError: if the model does not register it.
@@ -108,7 +108,7 @@ class Fakes:
 
 
 def memory(fake: torch.Tensor) -> int:
-    """Which memory a fake tensor lies in, as a number."""
+    """The memory that a fake tensor lies in, as a number."""
     return int(fake.untyped_storage()._cdata)
 
 

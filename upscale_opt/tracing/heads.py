@@ -1,4 +1,4 @@
-"""How channels lie in tensors that have an axis of heads."""
+"""Channels in tensors that have an axis of heads."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Heads:
 
     @property
     def count(self) -> int:
-        """How many heads there are."""
+        """The number of heads."""
         return 1 if self.arrangement is None else self.arrangement.heads
 
 
 def has_channels(x: Traced) -> bool:
-    """Whether ``x`` is a tensor whose channels are known."""
+    """Tell whether ``x`` is a tensor whose channels are known."""
     return not x.is_constant and (x.spread is not None or x.axis is not None)
 
 
@@ -65,7 +65,7 @@ def channel_axes(x: Traced) -> list[int]:
 
 
 def heads_of(x: Traced, channel: int) -> Heads:
-    """How the channels of ``x`` lie, if axis ``channel`` runs along those of each head.
+    """The places of the channels of ``x``, if axis ``channel`` runs along those of each head.
 
     Raises:
         NotUnderstood: if they do not lie head by head.
@@ -99,7 +99,7 @@ def heads_of(x: Traced, channel: int) -> Heads:
 
 
 def _order(moved: torch.Tensor, source: Traced, head: int, channel: int) -> tuple[int, ...]:
-    """Which axis of ``source``, its channel axis split in two, each axis of ``moved`` is."""
+    """The axis of ``source``, its channel axis split in two, that each axis of ``moved`` is."""
     assert source.axis is not None
     if moved.ndim != len(source.shape) + 1:
         raise NotUnderstood("splits or joins axes besides those of heads and channels")

@@ -1,4 +1,4 @@
-"""What one call does to channels: what is known of its tensors, and what has been found out."""
+"""Interpretations of one call: what is known of its tensors, and what it does to channels."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class CombineFact:
 
 @dataclass
 class Interpretation:
-    """What one call does, operation by operation.
+    """The facts about one call, operation by operation.
 
     Attributes:
         layers: the weights that read and wrote channels.
@@ -66,7 +66,7 @@ class Interpretation:
 
 @dataclass
 class Notes:
-    """What is known of one call while its operations are interpreted.
+    """The facts known of one call while its operations are interpreted.
 
     Attributes:
         channels: the channel identities of the program.
@@ -79,7 +79,7 @@ class Notes:
     done: Interpretation = field(default_factory=Interpretation)
 
     def value(self, tensor: torch.Tensor) -> Abstract:
-        """What is known of ``tensor``."""
+        """The facts known of ``tensor``."""
         found = self.values.get(id(tensor))
         if found is None:
             raise NotUnderstood("uses a tensor of unknown origin")

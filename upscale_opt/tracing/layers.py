@@ -15,7 +15,7 @@ from upscale_opt.tracing.values import Abstract, NotUnderstood
 
 _NORM_ROLES: tuple[Literal["scale", "shift", "mean", "neutral"], ...]
 _NORM_ROLES = ("scale", "shift", "mean", "neutral")
-"""What a batch norm's weight, bias, running mean and running variance do."""
+"""The roles of a batch norm's weight, bias, running mean and running variance."""
 
 
 # Layers: they read channels and write others.
@@ -163,7 +163,7 @@ def _last_axis(source: Abstract, call: Call) -> int:
 
 
 def _norm_uses(notes: Notes, parameters: Iterable[object]) -> list[PerChannel]:
-    """What weight, bias, running mean and running variance do, as far as they are tensors."""
+    """The roles of weight, bias, running mean and running variance, as far as they are tensors."""
     return [
         PerChannel(name=notes.parameter_name(tensor), role=role)
         for tensor, role in zip(parameters, _NORM_ROLES, strict=False)

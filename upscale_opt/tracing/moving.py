@@ -26,11 +26,11 @@ from upscale_opt.tracing.values import (
 )
 
 SPREADS = "spreads the channels over several axes"
-"""Why a rearrangement is opaque, unless a later one brings the channels together again."""
+"""The reason why a rearrangement is opaque, unless a later one joins the channels again."""
 
 
 def only_moves(site: CallSite) -> bool:
-    """Whether the call does nothing but move data."""
+    """Tell whether the call does nothing but move data."""
     names = [call.name for call in site.calls if call.name not in ("sym_size", "device")]
     return bool(names) and all(
         call.name in MOVEMENT and not call.changed for call in site.calls if call.name in names
@@ -53,7 +53,7 @@ def movement(site: CallSite, channels: Channels) -> list[ir.Operation]:
 
 @dataclass(frozen=True)
 class _Move:
-    """What a call makes of a tensor with channel structure, perhaps by way of earlier calls.
+    """A tensor that a call makes of one with channel structure, perhaps by way of earlier calls.
 
     Attributes:
         site: the call.
@@ -160,7 +160,7 @@ def _spreading(move: _Move) -> list[ir.Operation]:
 
 
 def _is_one_channel(label: torch.Tensor, source: Traced) -> bool:
-    """Whether this may be one channel cut out of many, which varies along no axis."""
+    """Tell whether this may be one channel cut out of many, which varies along no axis."""
     assert source.axis is not None
     return (
         label.ndim == source.fake.ndim

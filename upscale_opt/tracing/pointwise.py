@@ -81,7 +81,7 @@ def _combination(
     whole: list[Abstract],
     result: Abstract,
 ) -> CombineFact:
-    """What an operation does that combines several tensors; a sum is told from the rest."""
+    """Tell what an operation does that combines several tensors; a sum is told from the rest."""
     places = [i for i, v in enumerate(known) if v in tied]
     rule = combine(call.func, call.args, call.kwargs, places)
     dtypes = {tensor.dtype for tensor in tensors_in((call.args, call.kwargs))}
@@ -100,7 +100,7 @@ def _combination(
 def _with_parameter(
     notes: Notes, call: Call, known: list[Abstract], parameter: Abstract, axis: int
 ) -> float | None:
-    """What a channel that is zero becomes, together with a parameter; ``None`` if unknown.
+    """The value of a channel that is zero, together with a parameter; ``None`` if unknown.
 
     Args:
         notes: what is known so far.

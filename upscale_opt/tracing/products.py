@@ -1,4 +1,4 @@
-"""Which calls multiply tensors, and along which axes: attention, ``matmul`` and ``einsum``."""
+"""Calls that multiply tensors, and along which axes: attention, ``matmul`` and ``einsum``."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ATTENTION = {functional.scaled_dot_product_attention}
 
 
 def product_of(site: CallSite) -> Product | None:
-    """What a call multiplies, if it does, and nothing is broadcast."""
+    """The product that a call computes, if it does, and nothing is broadcast."""
     target = site.node.target
     name = ""
     if isinstance(target, torch._ops.OpOverload):

@@ -1,4 +1,4 @@
-"""What tracing finds out: the captured calls, the channel graph, and how they belong together."""
+"""The result of tracing: the captured calls, the channel graph, and how they belong together."""
 
 from __future__ import annotations
 

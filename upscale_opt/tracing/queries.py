@@ -1,4 +1,4 @@
-"""What calls ask for, and which parts of a result are used."""
+"""Queries that calls make, and parts of a result that are used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import fx
 
 
 def picked(node: fx.Node, result: Any) -> set[int] | None:
-    """Which of several results are used at all, if that can be told."""
+    """The numbers of those of several results that are used at all, if that can be told."""
     if not isinstance(result, (tuple, list)) or not all(
         isinstance(item, torch.Tensor) for item in result
     ):
@@ -31,7 +31,7 @@ def asked(node: fx.Node) -> str:
 
 
 def picks_item(user: fx.Node) -> bool:
-    """Whether the call takes one item, by number, out of a result."""
+    """Tell whether the call takes one item, by number, out of a result."""
     return user.target is operator.getitem and isinstance(user.args[1], int)
 
 

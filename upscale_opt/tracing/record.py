@@ -109,7 +109,7 @@ def tensors_in(tree: Any) -> list[torch.Tensor]:
 
 
 def as_it_was(source: torch.Tensor, result: torch.Tensor) -> bool:
-    """Whether ``result``, the same memory with strides given, has every element where it was."""
+    """Tell whether ``result``, the same memory with new strides, has every element where it was."""
     strides = zip(source.shape, source.stride(), result.stride(), strict=True)
     return (
         source.shape == result.shape

@@ -11,7 +11,7 @@ _FUNCTIONS = {torch.reshape}
 
 
 def takes_sizes(node: fx.Node) -> bool:
-    """Whether the call lists the sizes of its result."""
+    """Tell whether the call lists the sizes of its result."""
     if node.op == "call_method":
         return str(node.target) in ("view", "reshape", "expand", "sum_to_size")
     if isinstance(node.target, torch._ops.OpOverload):

@@ -232,7 +232,7 @@ class Rule:
     call: Any = field(repr=False)
 
     def claim(self, call: Call) -> Claim:
-        """What the rule says of a call.
+        """The rule's claim about a call.
 
         Raises:
             RuleError: if it says nothing that makes sense.
@@ -369,7 +369,7 @@ def _key(target: Any) -> Any:
 
 
 def _calls(given: Rule, target: Any) -> bool:
-    """Whether ``target``, of a call in a program, is what a rule is for."""
+    """Tell whether ``target``, of a call in a program, is what a rule is for."""
     if isinstance(target, str):  # a tensor's method
         return getattr(torch.Tensor, target, None) is given.target
     if given.call is target:

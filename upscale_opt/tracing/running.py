@@ -16,7 +16,7 @@ from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.unchanged import same_random_state, unchanged
 
 _DATA_DEPENDENT = ("control flow", "data-dependent", "DataDependent", "DynamicOutputShape")
-"""What torch's refusals say of code that depends on data."""
+"""Words in torch's refusals of code that depends on data."""
 
 
 def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:

@@ -22,7 +22,7 @@ class CallSite:
         module: the module called, if one is.
         arguments: the call's arguments, with :class:`Traced` and :class:`Parameter` as leaves.
         inputs: the distinct tensors among them, in order.
-        outputs: the tensors that it returned, apart from those that nobody uses.
+        outputs: the tensors that it returned, apart from those that nothing uses.
         numbers: which of all tensors it returned each of ``outputs`` is.
         calls: the ATen operations it executed.
         run: execute the call on other arguments (of the same structure).

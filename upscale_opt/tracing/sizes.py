@@ -1,4 +1,4 @@
-"""Which tensors' sizes a program asks for, and which calls use the answers."""
+"""Sizes of tensors that a program asks for, and the calls that use the answers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Sizes:
         }
 
     def _is_of_heads(self, node: fx.Node, tensor: Traced) -> bool:
-        """Whether the sizes asked for are numbers of heads, or of channels in a head."""
+        """Tell whether the sizes asked for are numbers of heads, or of channels in a head."""
         known = channel_axes(tensor) if self.understands_heads else []
         return bool(known) and sizes_asked(node, tensor.fake.ndim) <= set(known)
 
@@ -85,6 +85,6 @@ class Sizes:
 
 
 def _is_single(node: fx.Node) -> bool:
-    """Whether a call that asks for sizes uses them one by one."""
+    """Tell whether a call that asks for sizes uses them one by one."""
     one = len(node.args) > 1 and asked(node) != "shape"
     return one or all(picks_item(user) for user in node.users)

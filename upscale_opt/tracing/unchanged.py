@@ -147,7 +147,7 @@ class Snapshot:
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Whether an attribute has the value that it had, as far as can be told."""
+    """Tell whether an attribute has the value that it had, as far as can be told."""
     if value is other:
         return True
     if isinstance(value, (tuple, list)) and isinstance(other, (tuple, list)):

@@ -1,4 +1,4 @@
-"""What tracing knows of a tensor while it runs through the program."""
+"""The facts that tracing knows of a tensor while it runs through the program."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Traced:
 
 @dataclass(frozen=True)
 class Spread:
-    """Where the elements of a tensor come from whose channels lie along several axes.
+    """The origin of the elements of a tensor whose channels lie along several axes.
 
     Attributes:
         source: the tensor with a channel axis.
@@ -77,7 +77,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """How a tensor with a channel axis becomes one in which heads have an axis of their own.
+    """The way from a tensor with a channel axis to one in which heads have an axis of their own.
 
     Attributes:
         axis: the channel axis: head after head.
@@ -103,7 +103,7 @@ class Arrangement:
 
 @dataclass(frozen=True)
 class HeadOperand:
-    """What a call that works on heads reads.
+    """An operand of a call that works on heads.
 
     Attributes:
         tensor: the graph's tensor of its channels, or ``None`` if it is read as it is.
@@ -116,7 +116,7 @@ class HeadOperand:
 
 @dataclass(frozen=True)
 class HeadCall:
-    """How to write a call again that works on heads.
+    """The recipe for writing a call again that works on heads.
 
     Attributes:
         how: what kind of call it is.

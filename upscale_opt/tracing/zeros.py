@@ -30,7 +30,7 @@ def maps_zero_to(
 def combine(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], operands: list[int]
 ) -> ZeroRule:
-    """When the result is zero, given which of the tensor arguments ``operands`` are."""
+    """The rule for when the result is zero, given which tensor arguments ``operands`` are."""
     one = all(maps_zero_to(func, args, kwargs, {index: 0.0}) == 0 for index in operands)
     if one:
         return "any"

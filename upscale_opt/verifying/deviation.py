@@ -1,4 +1,4 @@
-"""How far two outputs are apart, and how far they may be."""
+"""The distance of two outputs, and how large it may be."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from upscale_opt.tracing.unchanged import same_random_state
 
 
 def outputs_of(model: nn.Module, inputs: Inputs, dtype: torch.dtype | None = None) -> Any:
-    """What ``model`` returns, without gradients; inputs and random state are as before afterwards.
+    """Return what ``model`` returns, without gradients; inputs and random state stay as before.
 
     Args:
         model: in whatever mode it is.

@@ -21,7 +21,7 @@ from upscale_opt.verifying.outputs import outputs_of
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """How far the two models are apart: largest deviation over largest magnitude of an output.
+    """The distance of the two models: largest deviation over largest magnitude of an output.
 
     Attributes:
         float64_error: with both models and the inputs in float64; NaN if they do not run in
@@ -76,7 +76,7 @@ def verify(model: nn.Module, pruned: nn.Module, inputs: Inputs) -> VerificationR
 def _check_other_batch(
     model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch.dtype
 ) -> None:
-    """What torch.export captured may hold the batch size as a number, and nothing tells.
+    """Check twice the batch: torch.export may have captured its size as a number unnoticed.
 
     Raises:
         VerificationError: if the models differ on twice as large a batch.

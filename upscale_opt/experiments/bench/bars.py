@@ -1,4 +1,4 @@
-"""What the benchmark is to show: the bars, and whether they are met."""
+"""The bars of the benchmark, and whether they are met."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def bench(task: Task, tell: Tell = lambda text: None) -> BenchRecord:
 
 
 def machine(device: str) -> Machine:
-    """What runs the benchmark."""
+    """The machine that runs the benchmark."""
     own = torch.device(device)
     cpu = _cpu_name()
     return Machine(
@@ -243,7 +243,7 @@ def _timed(
 
 
 def _call(one: _Ready, mode: str, breaks: dict[str, int]) -> Call:
-    """What runs a variant in this mode.
+    """A call that runs a variant in this mode.
 
     Raises:
         UpscaleError: if it cannot be run so.

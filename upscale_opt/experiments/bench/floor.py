@@ -67,7 +67,7 @@ class Held(nn.Module):
         self.held: dict[torch.Size, Any] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What is held; the first argument's shape says which."""
+        """Return the result that is held for the shape of the first argument."""
         first = args[0] if args else next(iter(kwargs.values()))
         example = first[0] if isinstance(first, (tuple, list)) else first
         held = self.held.get(example.shape)
@@ -137,7 +137,7 @@ FREE_CONCATENATIONS: frozenset[Any] = frozenset(
 
 
 def _free(module: fx.GraphModule, node: fx.Node, channels: set[str]) -> nn.Module | None:
-    """What takes the place of a call, if it only moves data to select channels."""
+    """A stand-in for a call, if it only moves data to select channels."""
     if node.op == "call_module":
         called = module.get_submodule(str(node.target))
         make = next((FREE_MODULES[k] for k in type(called).__mro__ if k in FREE_MODULES), None)

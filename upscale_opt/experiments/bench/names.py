@@ -1,4 +1,4 @@
-"""What the benchmark compares, by name; for the command line, so without PyTorch."""
+"""Names of what the benchmark compares; for the command line, so without PyTorch."""
 
 from __future__ import annotations
 
@@ -30,4 +30,4 @@ MODES = {
     "compiled": "with torch.compile",
     "cuda-graph": "as a CUDA graph",
 }
-"""How variants are run, in words."""
+"""The modes in which variants are run, in words."""

@@ -16,7 +16,7 @@ END = "<!-- bench:end -->"
 
 
 def read_page(path: Path) -> tuple[str, str]:
-    """What stands before and behind the tables; a title, if there is no such page.
+    """The text before and behind the tables; a title, if there is no such page.
 
     Raises:
         UpscaleError: if the page has no two markers, in their order.

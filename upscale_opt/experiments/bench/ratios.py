@@ -10,7 +10,7 @@ import numpy as np
 from upscale_opt.experiments.bench.records import Ratio
 
 RESAMPLES = 2000
-"""How often the rounds are drawn anew to see how much their median varies."""
+"""The number of times that the rounds are drawn anew to see how much their median varies."""
 
 
 def ratio_of(times: Sequence[float], base: Sequence[float], seed: int = 0) -> Ratio:

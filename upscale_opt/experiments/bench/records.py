@@ -1,4 +1,4 @@
-"""What a benchmark finds out about a network, as JSON."""
+"""Records of what a benchmark finds out about a network, as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from upscale_opt.ir.base import Document, Record
 
 
 class Settings(Record):
-    """How networks are masked, exported and timed. Records of equal settings are comparable.
+    """The way networks are masked, exported and timed. Records of equal settings are comparable.
 
     Attributes:
         amount: the share of channels to mask.
@@ -53,7 +53,7 @@ class Settings(Record):
 
 
 class Machine(Record):
-    """What ran it.
+    """The machine that ran it.
 
     Attributes:
         device: the GPU's name, or the CPU's.
@@ -102,7 +102,7 @@ class Export(Record):
 
 
 class Ratio(Record):
-    """How two variants' times compare.
+    """A comparison of two variants' times.
 
     Attributes:
         median: of the ratios of all rounds.
@@ -119,7 +119,7 @@ class Ratio(Record):
 
 
 class Time(Record):
-    """How long a variant takes.
+    """The time that a variant takes.
 
     Attributes:
         variant: its name.
@@ -155,7 +155,7 @@ class Cell(Record):
 
     @property
     def key(self) -> tuple[int, str, str]:
-        """Which cell of a benchmark it is: batch size, memory format and mode."""
+        """The cell of a benchmark that it is: batch size, memory format and mode."""
         return self.batch, self.format, self.mode
 
     def time_of(self, variant: str) -> Time | None:

@@ -59,7 +59,7 @@ def _variants(records: Sequence[BenchRecord]) -> str:
 
 
 def _machines(records: Sequence[BenchRecord]) -> str:
-    """What ran them, and how; once for all records that agree."""
+    """The machines that ran them, and the settings; once for all records that agree."""
     found: dict[str, None] = {}
     for record in records:
         machine, settings = record.machine, record.settings
@@ -171,7 +171,7 @@ def _moved(records: Sequence[BenchRecord]) -> Iterator[str]:
 
 
 def _problems(records: Sequence[BenchRecord]) -> list[str]:
-    """Why variants are missing; networks with one reason together."""
+    """The reasons why variants are missing; networks with one reason together."""
     found: dict[tuple[str, str], dict[str, None]] = {}
     for record in records:
         if record.problem:

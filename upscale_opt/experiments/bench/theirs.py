@@ -12,7 +12,7 @@ from upscale_opt.tracing.examples import Inputs, as_call
 from upscale_opt.verifying.deviation import deviation
 
 ALLOWED = 1e-3
-"""How far its result may be from the masked network, in float32."""
+"""The largest distance of its result from the masked network's, in float32."""
 
 
 def export_by_upscale(

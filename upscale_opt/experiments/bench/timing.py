@@ -23,7 +23,7 @@ FEWEST, MOST = 10, 1000
 
 
 def clock(call: Call, device: torch.device) -> Clock:
-    """What runs ``call`` once and measures it: by events on a GPU, elsewhere by the CPU's clock."""
+    """A clock that times one run of ``call``: by events on a GPU, elsewhere by the CPU's clock."""
     return _on_gpu(call) if device.type == "cuda" else _on_cpu(call)
 
 
@@ -51,7 +51,7 @@ def _on_gpu(call: Call) -> Clock:
 
 
 def captured(call: Call) -> Call:
-    """What replays ``call`` as a CUDA graph, on the tensors that it uses now.
+    """A call that replays ``call`` as a CUDA graph, on the tensors that it uses now.
 
     Raises:
         RuntimeError: if it does what a graph cannot hold, such as waiting for the GPU.
@@ -104,7 +104,7 @@ def interleaved(
 
 
 def rounds_within(seconds: float, one_round: float) -> int:
-    """How many rounds to run in a time, if one takes ``one_round`` seconds.
+    """The number of rounds to run in a time, if one takes ``one_round`` seconds.
 
     >>> rounds_within(20.0, 0.5), rounds_within(1.0, 0.5), rounds_within(20.0, 0.0)
     (40, 10, 1000)

@@ -248,4 +248,4 @@ _MAKERS: dict[str, Maker] = {
     "latency": _latency,
     "floor": _floor,
 }
-"""How a variant is made, for a batch size and memory format."""
+"""The maker of each variant, for a batch size and memory format."""

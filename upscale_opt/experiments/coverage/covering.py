@@ -48,7 +48,7 @@ _LINES = 3
 
 @dataclass(frozen=True)
 class Task:
-    """What to find out about a network.
+    """A network, and what to find out about it.
 
     Attributes:
         name: its name in the catalogue.
@@ -135,7 +135,7 @@ def _doubled(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class _Export:
-    """What came of masking, tracing, solving and materialising."""
+    """The outcome of masking, tracing, solving and materialising."""
 
     capture: str
     module: nn.Module

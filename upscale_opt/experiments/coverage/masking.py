@@ -17,12 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from upscale_opt.tracing.examples import Inputs, as_call
 
 _TINY = 1e-4
-"""What weights become that are zero by chance: only masks shall make zeros."""
+"""A weight in the place of those that are zero by chance: only masks shall make zeros."""
 
 
 @dataclass
 class Survey:
-    """What one run of a network shows.
+    """Notes of one run of a network.
 
     Attributes:
         used: the parameters that it uses. (In evaluation mode, networks with auxiliary classifiers
@@ -137,7 +137,7 @@ def run(model: nn.Module, inputs: Inputs) -> tuple[Any, list[nn.Parameter]]:
 
 
 def zeros(parameters: list[nn.Parameter]) -> int:
-    """How many numbers in the weights among ``parameters`` are zero; biases are none."""
+    """The number of zeros in the weights among ``parameters``; biases are none."""
     weights = [parameter for parameter in parameters if parameter.dim() > 1]
     return sum(weight.numel() - int(weight.count_nonzero()) for weight in weights)
 
@@ -174,7 +174,7 @@ def _least(weight: Tensor, axis: int, groups: int, amount: float) -> Tensor:
 
 
 def _constants(model: nn.Module, path: str, weight: str, seen: Survey) -> Iterator[Tensor]:
-    """What else must be zero for a row of a weight to write nothing."""
+    """Yield what else must be zero for a row of a weight to write nothing."""
     bias = model.get_submodule(path)._parameters.get(weight.removesuffix("weight") + "bias")
     if bias is not None:
         yield bias

@@ -1,4 +1,4 @@
-"""Why operations are opaque, without the names of single operations."""
+"""The reasons why operations are opaque, without the names of single operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the sweep finds out about a network, as JSON."""
+"""Records of what the sweep finds out about a network, as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GIANT = 300_000_000
 
 
 class Reason(Record):
-    """Why operations are opaque.
+    """A reason why operations are opaque.
 
     Attributes:
         text: the reason, without names of operations and parameters.
@@ -99,12 +99,12 @@ class NetworkRecord(Document):
 
     @property
     def lossless(self) -> bool:
-        """Whether all sides are."""
+        """Tell whether all sides are lossless."""
         return bool(self.sides) and all(side.status == "lossless" for side in self.sides)
 
     @property
     def understood(self) -> bool:
-        """Whether no operation is opaque, on no side."""
+        """Tell whether no operation is opaque, on no side."""
         return self.lossless and not any(
             side.opaque or side.capture == "parts" for side in self.sides
         )

@@ -29,7 +29,7 @@ class Images:
     labels: Tensor
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of images."""
         return len(self.labels)
 
     def batches(self, size: int) -> list[tuple[Tensor, Tensor]]:

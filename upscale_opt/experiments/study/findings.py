@@ -1,4 +1,4 @@
-"""What the rows say: with and without constraints, at equal amounts and at equal cost."""
+"""Findings from the rows: with and without constraints, at equal amounts and at equal cost."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """How much better unconstrained is."""
+        """The lead of unconstrained pruning; negative if it is behind."""
         return self.unconstrained - self.constrained
 
     @property
     def counts(self) -> bool:
-        """Whether it is no draw."""
+        """Tell whether it is no draw."""
         lost = max(self.unconstrained, self.constrained) <= LOST
         return not lost and abs(self.difference) > DRAW
 
@@ -63,7 +63,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a set of pairs says.
+    """The verdict of a set of pairs.
 
     Attributes:
         pairs: how many there are.
@@ -80,14 +80,14 @@ class Verdict:
 
     @property
     def draws(self) -> int:
-        """How often neither is."""
+        """The number of pairs in which neither is better."""
         return self.pairs - self.wins - self.losses
 
     @property
     def winner(self) -> str:
-        """Who is better by more than :data:`DRAW`, and by more than the spread over seeds.
+        """The method that is better by more than :data:`DRAW` and more than the spread over seeds.
 
-        Nobody is if most pairs are draws.
+        It is neither if most pairs are draws.
         """
         if self.draws > self.pairs / 2:
             return "neither"
@@ -97,7 +97,7 @@ class Verdict:
 
 
 def value_of(row: Row) -> float:
-    """What is compared: accuracy, or agreement where nobody knows what is right."""
+    """The number compared: accuracy, or agreement where it is not known what is right."""
     return row.agreement if row.accuracy is None else row.accuracy
 
 
@@ -120,7 +120,7 @@ def _over_seeds(values: Iterable[tuple[int, float]]) -> Spread:
 
 
 def judge(pairs: Sequence[Pair]) -> Verdict:
-    """What the pairs say, of which there must be some."""
+    """The verdict of the pairs, of which there must be some."""
     return Verdict(
         pairs=len(pairs),
         wins=sum(pair.counts and pair.difference > 0 for pair in pairs),
@@ -179,7 +179,7 @@ def at_equal_costs(
 
 
 def share_of(row: Row, unpruned: Unpruned, cost: Cost) -> float | None:
-    """What an export costs, as a share of what the unpruned network costs."""
+    """The cost of an export, as a share of the unpruned network's."""
     if cost == "latency":
         return row.latency
     return row.multiply_adds / unpruned.multiply_adds

@@ -1,4 +1,4 @@
-"""How long exports take, beside the unpruned network: in turn, in one process, on one thread."""
+"""Latency of exports and of the unpruned network: in turn, in one process, on one thread."""
 
 from __future__ import annotations
 

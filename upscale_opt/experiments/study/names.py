@@ -1,4 +1,4 @@
-"""What the study can be asked for, by name; known without PyTorch."""
+"""Names of what the study can be asked for; known without PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EFFICIENTNET = "efficientnet-lite0"
 DATA = ("mnist5k", "digits")
 
 PHOTOGRAPHS = "photographs"
-"""What EfficientNet-Lite0 looks at, whatever data the others have."""
+"""The images that EfficientNet-Lite0 looks at, whatever data the others have."""
 
 TRAINED = ("resnet", "densenet", "mobilenet")
 NETS = (*TRAINED, EFFICIENTNET)

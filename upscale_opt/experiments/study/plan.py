@@ -1,4 +1,4 @@
-"""What one run of the study does: the networks to train, and the tasks to carry out on them."""
+"""The plan of one run of the study: the networks to train, and the tasks to carry out on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from upscale_opt.experiments.study.training import Recipe, recipe_of
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of the study; the fields are the options of the command.
+    """The options of the command, by which the study is run.
 
     Attributes:
         net: networks.
@@ -61,7 +61,7 @@ class Plan:
         return found + [pretrained() for net in self.net if net == EFFICIENTNET]
 
     def tasks(self) -> list[Task]:
-        """What is done to them; tasks about one network lie together."""
+        """The tasks to carry out; those about one network lie together."""
         return [
             Task(
                 recipe=recipe,

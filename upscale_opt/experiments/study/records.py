@@ -1,4 +1,4 @@
-"""What the study measures, as rows; and where finished rows are kept."""
+"""Rows that the study measures; and where finished rows are kept."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Unpruned(Record):
         net: the network.
         seed: of its training.
         images: how many it was tested on.
-        accuracy: the share of them that it got right; ``None`` where nobody knows what is right.
+        accuracy: the share of them that it got right; ``None`` where it is not known what is right.
         parameters: how many it has.
         multiply_adds: of one forward pass on one image.
     """

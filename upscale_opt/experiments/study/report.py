@@ -50,7 +50,7 @@ def write_report(results: Results, command: str, machine: str, pictures: Picture
 
 
 def summary(results: Results, after_name: str = ":") -> list[str]:
-    """Who wins where, a line for every network.
+    """Say who wins where, a line for every network.
 
     Args:
         results: of one side and one way of ranking.
@@ -70,7 +70,7 @@ def _sections(results: Results) -> list[Section]:
 
 
 def _winners(pairs: Sequence[Pair]) -> str:
-    """Where each method wins, in words."""
+    """The places where each method wins, in words."""
     by_winner: dict[str, list[str]] = {}
     for at in sorted({pair.at for pair in pairs}):
         winner = judge([pair for pair in pairs if pair.at == at]).winner
@@ -137,7 +137,7 @@ def _method(rows: Sequence[Row]) -> list[str]:
 
 
 def _equality(rows: Sequence[Row]) -> str:
-    """How far the shares of channels that were really dropped are apart, by criterion."""
+    """Say how far the shares of channels that were really dropped are apart, by criterion."""
     found: dict[tuple[str, str, int, float, str], dict[str, float]] = {}
     for row in rows:
         key = row.data, row.net, row.seed, row.amount, row.criterion
@@ -178,7 +178,7 @@ def _summary_table(sections: Iterable[Section]) -> list[str]:
 
 
 def _training(networks: Sequence[Unpruned]) -> list[str]:
-    """What the reader has to know about how the networks were made."""
+    """Say what the reader has to know about how the networks were made."""
     if all(one.data == PHOTOGRAPHS for one in networks):
         return []
     return [

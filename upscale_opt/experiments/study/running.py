@@ -18,7 +18,7 @@ from upscale_opt.experiments.study.training import Recipe
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Work = Callable[[Item, Path, Tell], Result]
-"""What is done to one item: it is given the cache, too, and told how it is getting on."""
+"""Work on one item: it is given the cache, too, and a function to tell how it is getting on."""
 
 
 def run_each(

@@ -191,5 +191,5 @@ def table_row(*cells: str) -> str:
 
 
 def table_rule(columns: int, left: int = 1) -> str:
-    """What follows the head: numbers stand on the right, the first columns on the left."""
+    """The line below the head: numbers stand on the right, the first columns on the left."""
     return table_row(*["---"] * left, *["---:"] * (columns - left))

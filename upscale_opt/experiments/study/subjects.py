@@ -1,4 +1,4 @@
-"""What is pruned: a network, its graph, and the images to score channels by and to test on."""
+"""Subjects: a network, its graph, and the images to score channels by and to test on."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Subject:
     Attributes:
         model: in eval mode; not to be changed.
         graph: its channel graph.
-        held_out: images for the criteria that look at data. Where nobody knows what they show,
+        held_out: images for the criteria that look at data. Where it is not known what they show,
             they are labelled with what the network says.
         test: images to measure on, labelled likewise.
         labelled: whether the labels are known to be right.
@@ -112,11 +112,11 @@ def _subject(model: nn.Module, held_out: Images, test: Images, labelled: bool) -
 
 
 def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:
-    """What the model says about the images, batch by batch; of shape (images, classes)."""
+    """The model's logits for the images, batch by batch; of shape (images, classes)."""
     with torch.no_grad():
         return torch.cat([model(batch) for batch in torch.split(pixels, batch_size(pixels))])
 
 
 def batch_size(pixels: Tensor) -> int:
-    """How many images of that size go through a network at once."""
+    """The number of images of that size that go through a network at once."""
     return 8 if pixels.shape[-1] >= _LARGE else 250

@@ -71,7 +71,7 @@ class Task:
 
     @property
     def cells(self) -> list[tuple[Method, float]]:
-        """What the rows of the task are about."""
+        """The methods and ratios that the rows of the task are about."""
         return [(method, amount) for method in self.methods for amount in self.amounts]
 
     def finished(self, cache: Path) -> Finished:

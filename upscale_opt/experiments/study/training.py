@@ -53,14 +53,14 @@ class Recipe(Record):
 
     @property
     def name(self) -> str:
-        """What files about the network are called."""
+        """The name of files about the network."""
         return f"{self.data}-{self.net}-{self.seed}-{self.key}"
 
 
 def recipe_of(
     data: str, net: str, seed: int, epochs: int, weight_decay: float = WEIGHT_DECAY
 ) -> Recipe:
-    """How a network is trained here."""
+    """The recipe by which a network is trained here."""
     shift = 2 if data == "mnist5k" else 1
     return Recipe(
         data=data, net=net, seed=seed, epochs=epochs, weight_decay=weight_decay, shift=shift

@@ -76,7 +76,7 @@ def write_page(results: Results, page: Path, command: str) -> list[Path]:
 
 
 def machine() -> str:
-    """What this runs on, in words."""
+    """The machine that this runs on, in words."""
     return (
         f"PyTorch {torch.__version__}, Python {platform.python_version()}, {_processor()}, "
         f"{os.cpu_count()} cores"
