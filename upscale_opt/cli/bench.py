@@ -122,10 +122,6 @@ def bench(
             help="Of this machine, for the variant latency; repeat it for several formats.",
         ),
     ] = _NO_FILES,
-    max_extra_macs: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="How much more windows may compute: 0.1 is a tenth."),
-    ] = None,
     time_limit: TimeLimit = 60.0,
     seed: Seed = 0,
     jobs: Annotated[int, typer.Option(min=1, help="Networks at a time; disturbs times.")] = 1,
@@ -174,7 +170,6 @@ def bench(
             "seconds": seconds,
             "variants": tuple(variants),
             "cost_models": tuple(map(_digest, cost_models.values())),
-            "max_extra_macs": max_extra_macs,
         }
     )
     _check_device(settings)
@@ -282,6 +277,6 @@ def _command(networks: Sequence[str], groups: Sequence[str], settings: Settings)
 
 _AS_USUAL = (
     *("amount", "side", "layers", "rounds", "seconds", "variants"),
-    *("max_extra_macs", "time_limit", "seed"),
+    *("time_limit", "seed"),
 )
 """The settings that the command names if they are not the usual ones."""

@@ -30,7 +30,7 @@ class Settings(Record):
         seconds: the time for each batch size, memory format and mode.
         variants: what is timed.
         cost_models: digests of the cost models given; none: those that the package has.
-        max_extra_macs: how much more windows may compute, for the variant ``latency``.
+        max_extra_macs: only in old records, and never other than ``None``.
     """
 
     amount: float = 0.5

@@ -219,8 +219,6 @@ def _latency(subject: Subject, batch: int, form: str) -> Built:
         "objective": "latency",
         "cost_model": subject.cost_model(form),
     }
-    if subject.settings.max_extra_macs is not None:
-        options["max_extra_macs"] = subject.settings.max_extra_macs
     graph = subject.graph(batch)
     solution = _solved(subject, graph, **options)
     size = BATCH if graph is subject.graph() else batch
