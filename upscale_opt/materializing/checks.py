@@ -21,7 +21,7 @@ def write_checks(state: State) -> None:
         last = [node for node in new.nodes if node in {node for node, _, _ in found}]
         if last:
             with new.inserting_after(first[-1] if last[-1] in first else last[-1]):
-                new.call_function(require_inputs, tuple(zip(*found, strict=True)))
+                new.call_function(require_inputs, (*zip(*found, strict=True), *_said(check.tracer)))
 
 
 def _without_channels(state: State, source: fx.Node, want: Wanted) -> Wanted:
@@ -30,3 +30,8 @@ def _without_channels(state: State, source: fx.Node, want: Wanted) -> Wanted:
     if source.op == "placeholder" or not isinstance(want, tuple) or tensor is None:
         return want
     return tuple(None if axis == tensor.axis else size for axis, size in enumerate(want))
+
+
+def _said(tracer: str) -> tuple[str, ...]:
+    """The argument that says what captured the program; what earlier versions wrote has none."""
+    return () if tracer == "torch.export" else (tracer,)

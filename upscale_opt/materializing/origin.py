@@ -13,6 +13,7 @@ from torch import fx, nn
 from upscale_opt.ir.base import Record
 from upscale_opt.ir.solution import Solution
 from upscale_opt.materializing.used import registered, tensors_of
+from upscale_opt.runtime.required_inputs import require_inputs
 from upscale_opt.tracing.examples import DTYPES, dtype_name
 
 
@@ -116,9 +117,11 @@ def calls_of(graph: fx.Graph) -> tuple[str, ...]:
     """The calls of the program and their arguments, line by line: ``"3: call_method clone(%2)"``.
 
     The same on every device, and for what is left of the program in a pickle (which names calls
-    anew, and has ``x + y`` for ``x += y``).
+    anew, and has ``x + y`` for ``x += y``). What torch.fx assumed of inputs is left out: it
+    follows from the definition and the example.
     """
-    numbers = {node: number for number, node in enumerate(graph.nodes)}
+    nodes = [n for n in graph.nodes if n.target is not require_inputs or len(n.args) == 3]
+    numbers = {node: number for number, node in enumerate(nodes)}
     return tuple(f"{number}: {_call(node, numbers)}" for node, number in numbers.items())
 
 

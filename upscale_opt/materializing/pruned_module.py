@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -39,6 +40,21 @@ class PrunedModule(fx.GraphModule):
     origin: Origin | None = None
     earlier: tuple[Stage, ...] = ()
     named: frozenset[str] = frozenset()
+    _fixed_mode: bool | None = None
+    """The mode that its program was captured in, if it is another in the other."""
+
+    def train(self, mode: bool = True) -> PrunedModule:
+        """Set the mode, and say so if the program does not follow it."""
+        if self._fixed_mode is not None and mode is not self._fixed_mode:
+            was, now = ("train", "eval") if self._fixed_mode else ("eval", "train")
+            warnings.warn(
+                f"the code of {type(self).__name__} asks for its mode (as functional dropout "
+                f"does), and was pruned as it is in {was} mode; it stays so in {now} mode. "
+                f"For a model of {now} mode, trace and prune it in that",
+                stacklevel=2,
+            )
+        super().train(mode)
+        return self
 
     def carry(self, source: nn.Module, name: str) -> None:
         """Take over the mode and the forward hooks of ``source``, and call the class ``name``."""
@@ -180,7 +196,9 @@ def _kind(original: type[nn.Module] | None) -> type[PrunedModule]:
         return PrunedModule
     try:
         bases = (PrunedModule, _Barrier, original)
-        return type(original.__name__, bases, {"_original": original})
+        # What a __call__ of its own does is in the program.
+        own = {"_original": original, "__call__": nn.Module.__call__}
+        return type(original.__name__, bases, own)
     except TypeError:  # it asks its subclasses for more than bases
         return PrunedModule
 

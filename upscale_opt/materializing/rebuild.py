@@ -6,10 +6,12 @@ Each pass takes the program as far as it is written (:class:`State`), and change
 from __future__ import annotations
 
 import copy
+from keyword import iskeyword
 
 import torch
 from torch import nn
 
+from upscale_opt.errors import MaterializeError
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Solution
 from upscale_opt.materializing.calls import emit
@@ -42,7 +44,11 @@ def rebuild(
         solution: which channels to keep, in which order, and how reads are served.
         in_place: let concatenations write into buffers, and sums into their summands.
         compacted: whose views are made contiguous, if not those of ``solution``.
+
+    Raises:
+        MaterializeError: if modules or tensors have names that pruned models need themselves.
     """
+    _refuse_names(program)
     with torch.inference_mode(False):  # or else the export could never be trained
         state = State(model, program, solution, in_place)
         _write_calls(state)
@@ -58,7 +64,27 @@ def rebuild(
     pruned.named = frozenset((*program.captured.modules, *program.captured.tensors, *ours))
     pruned.origin = origin_of(model, pruned)
     pruned.earlier = stages_of(model)
+    if program.captured.by_mode:
+        pruned._fixed_mode = model.training
+    elif isinstance(model, PrunedModule):
+        pruned._fixed_mode = model._fixed_mode
     return pruned
+
+
+def _refuse_names(program: Program) -> None:
+    for name in (*program.captured.modules, *program.captured.tensors):
+        parts = name.split(".")
+        taken = next((part for part in parts if iskeyword(part)), None)
+        if taken is None and parts[0] in _TAKEN:
+            taken = parts[0]
+        if taken is not None:
+            raise MaterializeError(
+                f"the model cannot be rebuilt with a module or tensor called {taken!r} (in "
+                f"{name!r}): pruned models, or Python, need that name; call it something else"
+            )
+
+
+_TAKEN = {"meta", *dir(PrunedModule)} - set(dir(nn.Module))
 
 
 def _write_calls(state: State) -> None:
@@ -90,7 +116,9 @@ def _drop_unused(state: State) -> None:
     """Leave out the calls that nothing needs, and the modules of ours that no call is left of."""
     effects = {state.env[node] for node in state.program.effects if node in state.env}
     state.new.eliminate_dead_code(
-        is_impure_node=lambda n: n.op in ("placeholder", "output") or n in effects
+        is_impure_node=lambda n: (
+            n.op in ("placeholder", "output") or n in effects or n.target is torch._assert
+        )
     )
     used = {str(node.target) for node in state.new.nodes if node.op == "call_module"}
     for name, _ in list(state.root.named_children()):

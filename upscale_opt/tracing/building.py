@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.examples import describe
 from upscale_opt.tracing.fakes import Fakes, Parameter, memory
 from upscale_opt.tracing.moving import SPREADS
+from upscale_opt.tracing.numbering import Numbers
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.queries import asked, picked
 from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
@@ -56,13 +56,19 @@ class Builder:
     """Builds the channel graph of one captured model."""
 
     def __init__(
-        self, model: nn.Module, captured: Captured, understands_heads: bool = True
+        self,
+        model: nn.Module,
+        captured: Captured,
+        understands_heads: bool = True,
+        numbers: Numbers | None = None,
     ) -> None:
-        self._model = model
         self._captured = captured
+        self._numbers = numbers
         self._understands_heads = understands_heads
-        self._fakes = Fakes(model, captured)
-        self._draft = Draft(shapes=self._fakes.shapes)
+        self.fakes = Fakes(model, captured)
+        if numbers is not None:
+            numbers.name_own(self.fakes.real.values(), captured.constants)
+        self._draft = Draft(shapes=self.fakes.shapes)
         for name in captured.constants:
             self._draft.untouchable[name] = "it is a constant of the program, not a parameter"
         self._sizes = Sizes(self._draft, understands_heads)
@@ -84,7 +90,7 @@ class Builder:
             TraceError: if it does not run, or does what no graph can hold.
             NotInFX: if the other tracer may be able to.
         """
-        given = self._bind(args, kwargs)
+        given = self._captured.given
         for node in list(self._captured.graph.nodes):
             self._visit(node, given)
             for leaf in pytree.tree_leaves(self._values.get(node)):
@@ -104,33 +110,16 @@ class Builder:
             fixed_sizes=self._sizes.fixed,
         )
 
-    # Inputs and outputs.
+    def result(self) -> Any:
+        """What the program returns, in fake tensors."""
+        found = [
+            fx.node.map_arg(node.args[0], lambda n: self._values[n])
+            for node in self._captured.graph.nodes
+            if node.op == "output"
+        ]
+        return pytree.tree_map_only((Traced, Parameter), lambda leaf: leaf.fake, found[0])
 
-    def _bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[fx.Node, Any]:
-        """The value of every placeholder; our own defaults become the placeholders'."""
-        places = [n for n in self._captured.graph.nodes if n.op == "placeholder"]
-        if self._captured.kind == "export":
-            flat, _ = pytree.tree_flatten((args, dict(kwargs)))
-            if len(flat) != len(places):
-                raise TraceError("torch.export: the program takes other inputs than the model")
-            return dict(zip(places, flat, strict=True))
-        signature = inspect.signature(self._model.forward)
-        bound = signature.bind(*args, **kwargs)
-        given: dict[fx.Node, Any] = {}
-        for place in places:
-            target = str(place.target)
-            name = target.lstrip("*")
-            if name not in signature.parameters and name.rpartition("_")[2].isdigit():
-                name = name.rpartition("_")[0]
-                place.target = name
-            if name in bound.arguments:
-                given[place] = bound.arguments[name]
-            elif target.startswith("*"):
-                given[place] = {} if target.startswith("**") else ()
-            else:
-                given[place] = signature.parameters[name].default
-                place.args = (given[place],)
-        return given
+    # Inputs and outputs.
 
     def _input(self, node: fx.Node, value: Any) -> Any:
         numbers = count()
@@ -142,7 +131,10 @@ class Builder:
                     f"input {node.name!r} is a {tensor.layout} tensor; give a dense one"
                 )
             name = node.name if single else f"{node.name}.{next(numbers)}"
-            traced = self._draft.new(name, self._fakes.mode.from_tensor(tensor))
+            fake = self.fakes.mode.from_tensor(tensor)
+            if self._numbers is not None:
+                self._numbers.name(fake, ("input", id(tensor)))
+            traced = self._draft.new(name, fake)
             traced.why_fixed = "network input"
             self._draft.enter(ir.Input(name=name, outputs=(name,)))
             return traced
@@ -168,7 +160,7 @@ class Builder:
         if node.op == "placeholder":
             self._values[node] = self._input(node, given[node])
         elif node.op == "get_attr":
-            self._values[node] = self._fakes.parameter(node)
+            self._values[node] = self.fakes.parameter(node)
         elif node.op == "output":
             self._output(node)
         else:
@@ -182,11 +174,15 @@ class Builder:
         if _is_arithmetic(node, arguments[0], leaves):
             self._sizes.hand_on(node)
             with _failing(node):
-                self._values[node] = self._fakes.execute(node, *arguments)
+                self._values[node] = self.fakes.execute(node, *arguments)
             return
         faked = pytree.tree_map_only((Traced, Parameter), lambda leaf: leaf.fake, arguments)
-        with _failing(node), self._fakes.mode, Recorder() as recorder:
-            result = self._fakes.execute(node, *faked)
+        with _failing(node), self.fakes.mode, Recorder() as recorder:
+            result = self.fakes.execute(node, *faked)
+        if self._numbers is not None:
+            for call in recorder.calls:
+                event = self._numbers.event(call.func, call.args, call.kwargs)
+                self._numbers.follow(event, call.func, call.args, call.kwargs, call.result)
         self._follow_changes(node, recorder.calls, tensors_in(result))
         inputs = _distinct(leaves)
         if not tensors_in(result):
@@ -244,9 +240,9 @@ class Builder:
             outputs=outputs,
             numbers=numbers,
             calls=calls,
-            run=partial(self._fakes.execute, node),
-            parameters=self._fakes.known,
-            own=self._fakes.of_module(node),
+            run=partial(self.fakes.execute, node),
+            parameters=self.fakes.known,
+            own=self.fakes.of_module(node),
         )
 
     def _constant(self, node: fx.Node, parameter: Parameter) -> Traced:
@@ -264,9 +260,9 @@ class Builder:
         """Let later readers of a tensor modified in place read the result instead."""
         returned = {id(tensor) for tensor in results}
         for fake in {id(f): f for call in calls for f in call.changed}.values():
-            if node.op != "call_module" and memory(fake) in self._fakes.names:
+            if node.op != "call_module" and memory(fake) in self.fakes.names:
                 self._effects.add(node)
-                name = self._fakes.names[memory(fake)]
+                name = self.fakes.names[memory(fake)]
                 self._draft.untouchable.setdefault(name, f"{node.name} modifies it")
             for earlier, tensor in self._holders.get(memory(fake), []):
                 self._mutations.add(node)
@@ -330,7 +326,7 @@ class Builder:
         target = str(site.node.target)
         module = site.module
         own = [] if module is None else [*module.named_parameters(), *module.named_buffers()]
-        names = {self._fakes.first_name(f"{target}.{name}") for name, _ in own}
+        names = {self.fakes.first_name(f"{target}.{name}") for name, _ in own}
         for name in (names | constants.keys()).difference(ir.parameters_of(operation)):
             self._draft.untouchable.setdefault(name, f"{site.node.name} is not understood")
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import logging
-import operator
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,36 +13,17 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
-from upscale_opt.runtime.required_inputs import Wanted, require_inputs
+from upscale_opt.runtime.required_inputs import Wanted
+from upscale_opt.tracing.guards import Check, checks_within
 from upscale_opt.tracing.record import as_it_was
-from upscale_opt.tracing.rules import find_rule, kept_as_calls
-from upscale_opt.tracing.taking_apart import multihead, shifted_windows
+from upscale_opt.tracing.rules import kept_as_calls
+from upscale_opt.tracing.symbolic import Tracer, Watch, called_of, holds_others, modes_asked
 from upscale_opt.tracing.unchanged import Snapshot, composed_attention, unchanged
 
 Capture = Literal["fx", "export"]
-
-_STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
-"""Leaves by class name: their behaviour depends on the training mode at run time."""
-
-
-_CHECKS = {torch._assert, fx._symbolic_trace._assert_is_none}
-
-
-@dataclass(frozen=True)
-class Check:
-    """The demands on inputs; see :func:`upscale_opt.runtime.required_inputs.require_inputs`.
-
-    Attributes:
-        inputs: the inputs; in a model that is traced again, perhaps activations.
-        names: what to call them.
-        wanted: sizes or values.
-    """
-
-    inputs: tuple[fx.Node, ...]
-    names: tuple[str, ...]
-    wanted: tuple[Wanted, ...]
 
 
 @dataclass
@@ -58,6 +37,12 @@ class Captured:
         tensors: the parameters, buffers and constants that ``get_attr`` nodes name.
         constants: those of ``tensors`` that are neither parameters nor buffers of the model.
         checks: which inputs the program was captured for, and so takes no others.
+        given: what the arguments were, by the nodes that stand for them.
+        wrote: whether the model's code made text of what is computed.
+        by_mode: whether it is another in the other mode, train or eval.
+        apart: whether calls were written as several, which compute the same up to rounding.
+        leaves: all that the arguments hold, in order.
+        notes: what could not be checked of it.
     """
 
     kind: Capture
@@ -66,114 +51,12 @@ class Captured:
     tensors: dict[str, torch.Tensor]
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
-
-
-class _Proxy(fx.Proxy):
-    """Records ``x += y`` as what it is; FX alone would record ``x = x + y``."""
-
-
-def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: fx.Proxy, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name in [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-]:
-    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
-
-
-class _Tracer(fx.Tracer):
-    """Keeps as leaves: torch's modules, hooked ones, those with rules or that ask for the mode."""
-
-    proxy_buffer_attributes = True  # else code that updates a buffer would run on the real one
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.autocast = _autocast()
-        """The state of autocast outside of the model, on the CPU and on GPUs."""
-        self.optional: list[fx.Node] = []
-        """The calls that are not needed if nothing uses their results."""
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """FX alone would leave out that some calls are to run in another precision."""
-        if _autocast() != self.autocast:
-            raise TraceError("torch.fx: the model switches autocast on or off while it runs")
-        return super().create_node(*args, **kwargs)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
-
-    def create_arg(self, a: Any) -> Any:
-        """FX alone would make a plain dict of an ordered one."""
-        if type(a) is OrderedDict:
-            pairs = [(key, value) for key, value in a.items()]
-            return self.create_node("call_function", OrderedDict, (super().create_arg(pairs),), {})
-        return super().create_arg(a)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return (
-            super().is_leaf_module(m, module_qualified_name)
-            or hooked(m)
-            or find_rule(None, m) is not None
-            or isinstance(m, torch.jit.ScriptModule)
-            or type(m).__name__ in _STOCHASTIC
-        )
-
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        apart = None if hooked(m) else multihead(m, args, kwargs)
-        if apart is None:
-            return super().call_module(m, forward, args, kwargs)
-        before = len(self.graph.nodes)
-        result = apart()
-        if isinstance(result[1], fx.Proxy):  # the weights, which may not be used
-            self.optional.extend(list(self.graph.nodes)[before:])
-        return result
-
-    def create_proxy(
-        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
-    ) -> Any:
-        if kind == "call_function":
-            apart = shifted_windows(target, args, kwargs, self._shape_of)
-            if apart is not None:
-                return apart()
-        return super().create_proxy(kind, target, args, kwargs, *more, **named)
-
-    def _shape_of(self, value: Any) -> torch.Size | None:
-        """The shape of a parameter of the model."""
-        if not isinstance(value, fx.Proxy) or value.node.op != "get_attr":
-            return None
-        tensor = dict(self.root.named_parameters()).get(str(value.node.target))
-        return None if tensor is None else tensor.shape
-
-
-def _autocast() -> tuple[bool, bool]:
-    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-
-
-def hooked(module: nn.Module) -> bool:
-    """Tell whether calling the module runs code besides its ``forward``."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    given: dict[fx.Node, Any] = field(default_factory=dict)
+    apart: bool = False
+    wrote: bool = False
+    by_mode: bool = False
+    leaves: list[Any] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def capture(
@@ -188,25 +71,78 @@ def capture(
         raise TraceError(
             "a TorchScript model cannot be traced; trace the Python model that it was made from"
         )
-    return _by_fx(model, args, kwargs) if kind == "fx" else _by_export(model, args, kwargs)
+    _refuse_wrapped(model)
+    taken = _TAKEN.intersection(inspect.signature(model.forward).parameters)
+    if taken:
+        raise TraceError(
+            f"an argument of the model is called {min(taken)!r}, as what its program is written "
+            "with; call it something else"
+        )
+    captured = by_fx(model, args, kwargs) if kind == "fx" else _by_export(model, args, kwargs)
+    captured.leaves = pytree.tree_leaves((args, dict(kwargs)))
+    return captured
 
 
-def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
-    signature = inspect.signature(model.forward)
+_TAKEN = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"}
+"""Names that the code of :mod:`torch.fx` uses for other things."""
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    """Refuse models that run elsewhere, or on other numbers, and say what to trace instead.
+
+    Raises:
+        TraceError: naming the module.
+    """
+    for name, module in model.named_modules():
+        kind = type(module).__name__
+        where = f"module {name!r}" if name else "the model"
+        spread = kind == "DataParallel" and getattr(module, "device_ids", None)
+        if spread or kind in ("DistributedDataParallel", "FullyShardedDataParallel"):
+            raise TraceError(
+                f"{where} is a {kind}, which runs on several devices; give its .module, and wrap "
+                "the pruned model instead"
+            )
+        own = type(module).__module__
+        if own.startswith(_QUANTISED):
+            raise TraceError(
+                f"{where} is quantised ({own}.{kind}); prune the model before quantising it"
+            )
+
+
+_QUANTISED = tuple(
+    f"torch.{place}"
+    for place in (
+        *("ao.nn.quantized", "ao.nn.intrinsic.quantized", "ao.nn.quantizable", "nn.quantized"),
+        *("ao.nn.qat", "ao.nn.intrinsic.qat", "ao.quantization"),
+    )
+)
+
+
+def by_fx(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, takes_apart: bool = True
+) -> Captured:
+    """By :mod:`torch.fx`.
+
+    Args:
+        model: the model.
+        args: the example's positional arguments.
+        kwargs: and its keyword arguments.
+        takes_apart: write attention that is a single call as several.
+
+    Raises:
+        TraceError: if torch.fx cannot capture the model.
+    """
+    called = called_of(model)
     try:
-        bound = signature.bind(*args, **kwargs)
+        tracer = Tracer(called, args, kwargs, takes_apart=takes_apart)
     except TypeError as error:
         raise TraceError(f"{type(model).__name__} does not take these inputs: {error}") from None
-    left_out = {
-        name: parameter.default
-        for name, parameter in signature.parameters.items()
-        if name not in bound.arguments and parameter.default is not inspect.Parameter.empty
-    }
     before = set(vars(model))
+    watch = Watch(model)
     with unchanged(model) as snapshot, kept_as_calls(), composed_attention():
         try:
-            tracer = _Tracer()
-            graph = tracer.trace(model, concrete_args=left_out or None)
+            with watch, modes_asked() as asked:
+                graph = tracer.trace(model)
         except Exception as error:
             raise TraceError(f"torch.fx: {_line(error)}") from error
         # FX itself sets attributes, for constants; the model's code must not set any.
@@ -215,18 +151,20 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
         if stored:
             raise StoresResults(stored)
         _refuse_state(snapshot.changed(), "torch.fx")
-    for node in reversed(tracer.optional):
-        if not node.users:
-            graph.erase_node(node)
-    for node in reversed(graph.nodes):  # the checks FX writes for arguments at their defaults
-        if node.op == "call_function" and node.target in _CHECKS:
-            graph.erase_node(node)
-    checks = _checks_within(graph)
+    if watch.reason is not None:  # and the model's code went on
+        raise TraceError(f"torch.fx: {watch.reason}")
+    tracer.tidy()
+    names = tuple(str(node.target).lstrip("*") for node in tracer.wanted)
+    checks = [Check(tuple(tracer.wanted), names, tuple(tracer.wanted.values()), "torch.fx")]
+    checks = [*checks_within(graph), *(checks if names else [])]
     modules, tensors = {}, {}
     for node in graph.nodes:
         target = str(node.target)
         if node.op == "call_module":
             modules[target] = model.get_submodule(target)
+            shared = holds_others(modules[target])
+            if shared is not None:
+                raise TraceError(f"torch.fx: {target}.{shared} is code that holds modules")
         elif node.op == "get_attr":
             value = added[target] if target in added else _attribute(model, target)
             if not isinstance(value, torch.Tensor):
@@ -234,29 +172,36 @@ def _by_fx(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
             tensors[target] = value
     named = {id(t) for t in (*model.parameters(), *model.buffers())}
     constants = {name: value for name, value in tensors.items() if id(value) not in named}
-    return Captured("fx", graph, modules, tensors, constants, checks)
+    captured = Captured(
+        "fx", graph, modules, tensors, constants, checks, tracer.given, tracer.apart
+    )
+    captured.wrote = tracer.wrote
+    captured.by_mode = bool(asked) and _differs_by_mode(model, args, kwargs, graph)
+    return captured
 
 
-def _checks_within(graph: fx.Graph) -> list[Check]:
-    """Take what pruned models require of inputs out of a program."""
-    checks: list[Check] = []
-    for node in list(graph.nodes):
-        if node.target is require_inputs:
-            entries = [
-                entry for entry in zip(*node.args, strict=True) if isinstance(entry[0], fx.Node)
-            ]
-            inputs, names, wanted = zip(*entries, strict=True)
-            checks.append(Check(inputs, names, wanted))
-            graph.erase_node(node)
-    return checks
+def _differs_by_mode(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], graph: fx.Graph
+) -> bool:
+    """Whether torch.fx captures another program in the other mode."""
+    tracer = Tracer(called_of(model), args, kwargs)
+    with unchanged(model), kept_as_calls(), composed_attention():
+        for module in model.modules():
+            module.training = not module.training
+        try:
+            other = tracer.trace(model)
+        except Exception:  # of any kind, as any code may run there
+            return True
+    tracer.tidy()
+    checks_within(other)
+    return str(other) != str(graph)
 
 
 def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
     """By :mod:`torch.export`: for any batch size if possible, and else for this one."""
     dynamic = _dynamic(model, args, kwargs)
     with _quiet(), unchanged(model):
-        for table in ("_forward_hooks", "_forward_pre_hooks"):  # they are carried over as they are
-            vars(model)[table].clear()
+        without_hooks(model)
         snapshot = Snapshot(model)
         try:
             program = torch.export.export(
@@ -296,7 +241,11 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     places = tuple(node for node in graph.nodes if node.op == "placeholder")
     wanted = _wanted({node.name: node.meta.get("val") for node in places}, guarded)
     checks = [Check(places, tuple(node.name for node in places), wanted)] if places else []
-    return Captured("export", graph, {}, tensors, constants, checks)
+    flat, _ = pytree.tree_flatten((args, dict(kwargs)))
+    if len(flat) != len(places):
+        raise TraceError("torch.export: the program takes other inputs than the model")
+    given = dict(zip(places, flat, strict=True))
+    return Captured("export", graph, {}, tensors, constants, checks, given)
 
 
 def _guarded(program: torch.export.ExportedProgram) -> set[str]:
@@ -376,6 +325,12 @@ def _refuse_state(changed: list[str], tracer: str) -> None:
             f"{tracer}: the model changes its attribute {changed[0]!r} while it runs, which an "
             "export could not; keep what lasts from call to call in buffers"
         )
+
+
+def without_hooks(model: nn.Module) -> None:
+    """Forget the hooks of the model itself, which are carried over as they are."""
+    for table in ("_forward_hooks", "_forward_pre_hooks"):
+        vars(model)[table].clear()
 
 
 @contextmanager

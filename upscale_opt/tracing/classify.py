@@ -12,7 +12,6 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.attention import on_heads
-from upscale_opt.tracing.capture import hooked
 from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.claims import operation_of
 from upscale_opt.tracing.interpret import interpret
@@ -22,6 +21,7 @@ from upscale_opt.tracing.moving import movement, only_moves
 from upscale_opt.tracing.record import MOVEMENT, Call
 from upscale_opt.tracing.rules import Rule, call_of
 from upscale_opt.tracing.site import CallSite
+from upscale_opt.tracing.symbolic import hooked
 from upscale_opt.tracing.values import Abstract, NotUnderstood
 
 

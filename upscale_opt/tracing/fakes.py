@@ -32,6 +32,7 @@ class Fakes:
         known: what is known of each, by ``id`` of the fake.
         names: the name of each, by the memory it lies in.
         shapes: the shape of each, by name.
+        real: what each stands for, and the fake itself, by name.
     """
 
     def __init__(self, model: nn.Module, captured: Captured) -> None:
@@ -39,6 +40,7 @@ class Fakes:
         self.known: dict[int, Abstract] = {}
         self.names: dict[int, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.real: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._captured = captured
         self._fakes: dict[str, torch.Tensor] = {}
         _refuse_lazy(model)
@@ -62,6 +64,7 @@ class Fakes:
         like = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         fake = FakeTensor(self.mode, like, tensor.device)
         self._fakes[name] = fake
+        self.real[name] = tensor, fake
         self.names[memory(fake)] = name
         self.shapes[name] = shape
         self.known[id(fake)] = Abstract(shape, parameter=name, original=shape, zero=None)

@@ -13,6 +13,7 @@ from torch import nn
 
 from upscale_opt.ir.graph import Example
 from upscale_opt.tracing.capture import Capture
+from upscale_opt.tracing.numbering import content
 from upscale_opt.tracing.program import Program
 
 _programs: WeakKeyDictionary[nn.Module, tuple[Any, Program]] = WeakKeyDictionary()
@@ -44,11 +45,26 @@ def _signature(model: nn.Module) -> Any:
     """
     try:
         return [
-            (name, id(module), _frozen({k: v for k, v in vars(module).items() if k != "_modules"}))
+            (
+                name,
+                id(module),
+                [_registered(t) for t in (module._parameters, module._buffers)],
+                _frozen({k: v for k, v in vars(module).items() if k not in _APART}),
+            )
             for name, module in model.named_modules(remove_duplicate=False)
         ]
     except _NotComparableError:
         return None
+
+
+_APART = {"_modules", "_parameters", "_buffers"}
+
+
+def _registered(table: dict[str, Any]) -> Any:
+    """Parameters and buffers: a program reads them, whatever they hold."""
+    return [
+        (name, t if t is None else (id(t), t.shape, t.dtype, t.device)) for name, t in table.items()
+    ]
 
 
 def _frozen(value: Any) -> Any:
@@ -56,7 +72,7 @@ def _frozen(value: Any) -> Any:
     if value is None or isinstance(value, _PLAIN):
         return type(value), value
     if isinstance(value, torch.Tensor):
-        return id(value), value.shape, value.dtype, value.device
+        return id(value), value.shape, value.dtype, value.device, content(value)
     if isinstance(value, _CODE):
         return id(value)
     if isinstance(value, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from upscale_opt.errors import TraceError
 from upscale_opt.tracing.building import Builder, NotInFX
 from upscale_opt.tracing.capture import Capture, KeepsState, StoresResults, capture
 from upscale_opt.tracing.heads import HeadsRefused
+from upscale_opt.tracing.numbering import Numbers
 from upscale_opt.tracing.program import Program
-from upscale_opt.tracing.unchanged import same_random_state, unchanged
+from upscale_opt.tracing.unchanged import CONTAINERS, same_random_state, unchanged
+from upscale_opt.tracing.validating import Trial, validate
 
 _DATA_DEPENDENT = ("control flow", "data-dependent", "DataDependent", "DynamicOutputShape")
 """Words in torch's refusals of code that depends on data."""
@@ -30,7 +33,7 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> P
     stored: list[str] = []
     for kind in kinds:
         try:
-            with unchanged(model):
+            with unchanged(model) if stored else nullcontext():
                 _forget(model, stored)
                 program = run_as(model, args, kwargs, kind)
                 _check_updates(model, program, stored)
@@ -53,7 +56,11 @@ def _forget(model: nn.Module, names: list[str]) -> None:
     """Delete attributes that are written by the model's code: what reads them first must fail."""
     for name in names:
         prefix, _, key = name.rpartition(".")
-        vars(model.get_submodule(prefix)).pop(key, None)  # but never a buffer
+        attributes = vars(model.get_submodule(prefix))  # but never a buffer
+        if isinstance(attributes.get(key), CONTAINERS):
+            attributes[key].clear()
+        else:
+            attributes.pop(key, None)
 
 
 def _check_updates(model: nn.Module, program: Program, stored: list[str]) -> None:
@@ -89,14 +96,28 @@ def run_as(
             torch.no_grad(),
             unchanged(model),
         ):
-            captured = capture(model, args, kwargs, kind)
             try:
-                return Builder(model, captured).build(args, kwargs)
+                return _build(model, args, kwargs, kind, understands_heads=True)
             except HeadsRefused:
-                captured = capture(model, args, kwargs, kind)
-                builder = Builder(model, captured, understands_heads=False)
-                return builder.build(args, kwargs)
+                return _build(model, args, kwargs, kind, understands_heads=False)
     except NotInFX as error:
         if kind == "export":
             raise TraceError(str(error)) from None
         raise
+
+
+def _build(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    kind: Capture,
+    *,
+    understands_heads: bool,
+) -> Program:
+    """Capture the model, build its graph, and see whether the program does what the model does."""
+    captured = capture(model, args, kwargs, kind)
+    numbers = Numbers({})
+    builder = Builder(model, captured, understands_heads, numbers)
+    program = builder.build(args, kwargs)
+    validate(Trial(model, args, dict(kwargs)), captured, builder.result(), numbers)
+    return program

@@ -1,9 +1,14 @@
-"""Run a user's model and leave no trace: in its attributes, its tensors, and the random state."""
+"""Run a user's model and leave no trace: in attributes, caches, tensors, and the random state."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import operator
+import sys
+from collections import deque
+from collections.abc import Iterator, Set
 from contextlib import ExitStack, contextmanager
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -80,27 +85,75 @@ def unchanged(model: nn.Module) -> Iterator[Snapshot]:
         snapshot.restore()
 
 
-class Snapshot:
-    """The contents of every dict, list and set that a model's attributes hold.
+CONTAINERS = (dict, list, set, deque)
+"""What holds attributes' values, and may be written in place."""
 
-    Tensors, and objects of other classes, are kept by reference.
+_DEEP = 6
+"""Containers within containers, and objects within objects, are followed so far."""
+
+
+class Snapshot:
+    """The contents of every container that a model's attributes hold, and its code.
+
+    That is dicts, lists, sets and deques; in attributes, in attributes of other objects, in
+    closures and hooks, and in the namespaces of the modules that define its classes. Tensors, and
+    objects of other classes, are kept by reference. Caches of functions there are emptied if they
+    have grown.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._saved: list[tuple[Any, Any]] = []
+        self._saved: list[tuple[str, Any, Any]] = []
         self._seen: set[int] = set()
-        for module in model.modules():
-            self._save(module.__dict__)
+        self._caches: dict[int, tuple[Any, int]] = {}
+        for prefix, module in model.named_modules():
+            self._save(module.__dict__, f"{prefix}." if prefix else "")
+        for namespace in _namespaces(model):
+            for name, value in list(namespace.items()):
+                if isinstance(value, CONTAINERS) and not name.startswith("__"):
+                    self._save(value, f"{name}.", _DEEP)
+                elif isinstance(value, functools._lru_cache_wrapper):
+                    self._save_held(value, name, _DEEP)
 
-    def _save(self, container: Any) -> None:
+    def _save(self, container: Any, name: str, depth: int = 0) -> None:
         if id(container) in self._seen:
             return
         self._seen.add(id(container))
-        self._saved.append((container, container.copy()))
-        for value in _values(container):
-            if isinstance(value, (dict, list, set)):
-                self._save(value)
+        items = dict(container) if isinstance(container, dict) else list(container)
+        self._saved.append((name, container, items))
+        if depth < _DEEP:
+            for key, value in items.items() if isinstance(items, dict) else enumerate(items):
+                if type(value) not in _ATOMS:
+                    self._save_held(value, f"{name}{key}", depth + 1)
+
+    def _save_held(self, value: Any, name: str, depth: int) -> None:
+        """Save the containers that are reached from an attribute's value."""
+        if isinstance(value, CONTAINERS):
+            self._save(value, f"{name}.", depth)
+        elif isinstance(value, tuple):
+            for item in value:
+                if type(item) not in _ATOMS:
+                    self._save_held(item, name, depth)
+        elif isinstance(value, (torch.Tensor, nn.Module, type, ModuleType)):
+            return  # modules have their turn
+        elif isinstance(value, functools._lru_cache_wrapper):
+            self._caches[id(value)] = value, value.cache_info().currsize
+        elif isinstance(value, functools.partial):
+            self._save_held((value.func, value.args, value.keywords), name, depth)
+        elif isinstance(value, MethodType):
+            self._save_held(value.__self__, name, depth)
+        elif isinstance(value, FunctionType):
+            for cell in value.__closure__ or ():
+                try:
+                    held = cell.cell_contents
+                except ValueError:  # nothing was put there yet
+                    continue
+                if depth < _DEEP and type(held) not in _ATOMS:
+                    self._save_held(held, name, depth + 1)
+        elif _is_theirs(type(value).__module__):
+            own = getattr(value, "__dict__", None)
+            if isinstance(own, dict) and depth < _DEEP:
+                self._save(own, f"{name}.", depth)
 
     def holding_proxies(self) -> list[str]:
         """The attributes in which the model's code has stored something symbolic."""
@@ -116,34 +169,128 @@ class Snapshot:
             for key, value in (*vars(module).items(), *module._buffers.items()):
                 if key == "_buffers":
                     continue
-                held = value if isinstance(value, (dict, list, set)) else [value]
+                held = value if isinstance(value, CONTAINERS) else [value]
                 yield f"{prefix}.{key}".lstrip("."), held
 
-    def changed(self) -> list[str]:
+    def changed(self, *, tensors: bool = True) -> list[str]:
         """The attributes whose values the model's code has replaced, or added to.
 
         What was ``None`` or absent before does not count: that is how caches are filled.
+
+        Args:
+            tensors: count tensors that are others now.
         """
         found: list[str] = []
-        for container, saved in self._saved:
+        for name, container, saved in self._saved:
             if isinstance(container, dict):
                 found += [
-                    str(key)
+                    f"{name}{key}"
                     for key, value in saved.items()
-                    if value is not None and not _same(container.get(key), value)
+                    if value is not None
+                    and (tensors or not isinstance(value, torch.Tensor))
+                    and not _same(container.get(key), value)
                 ]
+            elif isinstance(container, set):
+                found += [name.rstrip(".")] if container != set(saved) else []
             elif len(container) != len(saved) or not all(map(_same, container, saved)):
-                found.append(f"a {type(container).__name__}")
+                found.append(name.rstrip("."))
         return found
 
-    def restore(self) -> None:
-        """Put everything back."""
-        for container, saved in self._saved:
-            container.clear()
-            if isinstance(container, list):
-                container.extend(saved)
+    def touched(self, besides: Set[str] = frozenset()) -> list[str]:
+        """The attributes that are not what they were, those that have been added among them.
+
+        Args:
+            besides: names that do not count.
+        """
+        found: list[str] = []
+        for name, container, saved in self._saved:
+            if _untouched(container, saved):
+                continue
+            if isinstance(container, dict):
+                found += [
+                    f"{name}{key}"
+                    for key in {**saved, **container}
+                    if key not in saved or key not in container or container[key] is not saved[key]
+                ]
             else:
-                container.update(saved)
+                found.append(name.rstrip("."))
+        return [name for name in found if name not in besides]
+
+    def restore(self) -> None:
+        """Put everything back that is not as it was."""
+        for _, container, saved in self._saved:
+            if not _untouched(container, saved):
+                _refill(container, saved)
+        for cache, size in self._caches.values():
+            if cache.cache_info().currsize != size:
+                cache.cache_clear()
+
+
+def _untouched(container: Any, saved: Any) -> bool:
+    if len(container) != len(saved):
+        return False
+    if isinstance(container, dict):
+        if container.keys() != saved.keys():
+            return False
+        return all(map(operator.is_, container.values(), saved.values()))
+    return all(map(operator.is_, container, saved))
+
+
+def _refill(container: Any, saved: Any) -> None:
+    try:
+        container.clear()
+        container.update(saved) if isinstance(container, (dict, set)) else container.extend(saved)
+    except Exception:  # of a class of its own, which does not let itself be written so
+        if isinstance(container, dict):
+            dict.clear(container)
+            dict.update(container, saved)
+
+
+def _namespaces(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """Where the code of a model keeps what outlasts a call: its modules, and its classes."""
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    named: dict[str, None] = {}
+    for cls in classes:
+        if _is_theirs(cls.__module__):
+            named.setdefault(cls.__module__)
+            yield dict(vars(cls))
+    for name in list(named):
+        for value in list(vars(sys.modules.get(name, sys)).values() if name in sys.modules else ()):
+            own = value.__name__ if isinstance(value, ModuleType) else None
+            if isinstance(value, (FunctionType, functools._lru_cache_wrapper)):
+                own = value.__module__
+            if own is not None and _is_theirs(own):
+                named.setdefault(own)
+    for name in named:
+        if name in sys.modules:
+            yield vars(sys.modules[name])
+
+
+@functools.cache
+def _is_theirs(module: str) -> bool:
+    """Whether a module is none of Python's, PyTorch's and ours."""
+    top = module.partition(".")[0]
+    return top not in sys.stdlib_module_names and top not in _KNOWN
+
+
+_KNOWN = {
+    *("torch", "torchvision", "torchgen", "functorch", "numpy", "sympy", "upscale_opt"),
+    *("pytest", "_pytest", "pydantic"),
+}
+
+_ATOMS = {
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    torch.dtype,
+    torch.device,
+    nn.Parameter,
+}
+"""What holds nothing."""
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -1,0 +1,87 @@
+"""Guards: what a capture assumed of a model's inputs, and so what the pruned model checks."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from upscale_opt.runtime.required_inputs import DEFAULT, Wanted, require_inputs
+
+
+@dataclass(frozen=True)
+class Check:
+    """What inputs must be; see :func:`upscale_opt.runtime.required_inputs.require_inputs`.
+
+    Attributes:
+        inputs: the inputs; in a model that is traced again, perhaps activations.
+        names: what to call them.
+        wanted: sizes, kinds or values.
+        tracer: what made the capture that assumes this.
+    """
+
+    inputs: tuple[fx.Node, ...]
+    names: tuple[str, ...]
+    wanted: tuple[Wanted, ...]
+    tracer: str = "torch.export"
+
+    def __str__(self) -> str:
+        pairs = zip(self.names, self.wanted, strict=True)
+        return f"{self.tracer} assumes " + ", ".join(f"{name}: {want!r}" for name, want in pairs)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether code can spell a value, and one can tell whether another is the same."""
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+        return all(map(is_plain, value))
+    return value is None or type(value) in (bool, int, float, complex, str)
+
+
+def default_of(value: Any) -> Any:
+    """What stands for the default ``value`` in the signature of a pruned model."""
+    return value if is_plain(value) else DEFAULT
+
+
+def wanted_of(value: Any) -> Wanted:
+    """What an argument must be that was ``value`` when a model was traced with proxies.
+
+    Tensors must have as many axes, as axes are written by their numbers.
+    """
+    if isinstance(value, torch.Tensor):
+        return (None,) * value.ndim
+    if isinstance(value, Mapping):
+        return {str(key): wanted_of(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [wanted_of(item) for item in value]
+    return value
+
+
+def checks_within(graph: fx.Graph) -> list[Check]:
+    """Take what pruned models require of inputs out of a program."""
+    checks: list[Check] = []
+    for node in list(graph.nodes):
+        if node.target is require_inputs:
+            values, *named = node.args[:3]
+            entries = [e for e in zip(values, *named, strict=True) if isinstance(e[0], fx.Node)]
+            if entries:
+                inputs, names, wanted = zip(*entries, strict=True)
+                checks.append(Check(inputs, names, wanted, *node.args[3:]))
+            graph.erase_node(node)
+    return checks
+
+
+def only_scales(node: fx.Node) -> bool:
+    """Whether a number is nothing but a factor or a divisor, so that any other will do as well."""
+    factors = (operator.mul, operator.imul, torch.mul)
+    divisors = (operator.truediv, operator.itruediv, torch.div, torch.true_divide)
+    for user in node.users:
+        divides = user.target in divisors and user.args[1:] == (node,) and not user.kwargs
+        multiplies = user.target in factors and len(user.args) == 2 and not user.kwargs
+        other = [value for value in user.args if value is not node]
+        if not (divides or multiplies) or len(other) != 1 or not isinstance(other[0], fx.Node):
+            return False
+    return True

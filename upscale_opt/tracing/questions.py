@@ -1,0 +1,34 @@
+"""What a model's code asks of PyTorch's state, which a trace would answer once and for all."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def answering(answer: bool) -> Iterator[list[str]]:
+    """Answer the model's code, where it asks whether gradients are wanted.
+
+    PyTorch's own code gets the true answer.
+
+    Yields:
+        The questions that have been asked.
+    """
+    asked: list[str] = []
+    original = torch.is_grad_enabled
+
+    def is_grad_enabled() -> bool:
+        if sys._getframe(1).f_globals.get("__name__", "").split(".")[0] == "torch":
+            return original()
+        asked.append("torch.is_grad_enabled")
+        return answer
+
+    torch.is_grad_enabled = is_grad_enabled
+    try:
+        yield asked
+    finally:
+        torch.is_grad_enabled = original

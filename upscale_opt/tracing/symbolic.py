@@ -1,0 +1,413 @@
+"""Capture a model by :mod:`torch.fx`: run its code on proxies, which record all that is done."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from upscale_opt.errors import TraceError
+from upscale_opt.runtime.required_inputs import DEFAULT
+from upscale_opt.tracing.guards import default_of, only_scales, wanted_of
+from upscale_opt.tracing.rules import find_rule
+from upscale_opt.tracing.taking_apart import multihead, shifted_windows
+
+_STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
+"""Leaves by class name: their behaviour depends on the training mode at run time."""
+
+
+class _Text(str):
+    """What is computed, as text: to be shown, but not to decide anything."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        raise TraceError("looks up in a dict or set what is computed")
+
+    def __eq__(self, other: object) -> bool:
+        raise TraceError("compares what is computed as text")
+
+
+class _Questions:
+    """What Python code may ask of a value, and a proxy cannot answer."""
+
+    def __hash__(self) -> int:
+        raise TraceError("looks up in a dict or set what is computed")
+
+    def __str__(self: Any) -> str:
+        self.tracer.wrote = True
+        return _Text(repr(self))  # for messages
+
+    def __format__(self, spec: str) -> str:
+        return str(self)
+
+    def __copy__(self: Any) -> Any:
+        return self.tracer.create_proxy("call_function", torch.ops.aten.alias.default, (self,), {})
+
+    def __getattr__(self: Any, name: str) -> fx.proxy.Attribute:
+        return _Attribute(self, name)
+
+
+class _Proxy(_Questions, fx.Proxy):
+    """Records ``x += y`` as what it is; FX alone would record ``x = x + y``."""
+
+    __hash__ = _Questions.__hash__
+
+
+class _Attribute(_Questions, fx.proxy.Attribute):
+    """``x.shape``, say, or a method that is about to be called."""
+
+    __hash__ = _Questions.__hash__
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: fx.Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+]:
+    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+
+
+class Tracer(fx.Tracer):
+    """Keeps as leaves: torch's modules, hooked ones, those with rules or that ask for the mode.
+
+    Attributes:
+        given: for every argument of the model what it was given, by the node that stands for it.
+        wanted: what it must be.
+    """
+
+    proxy_buffer_attributes = True  # else code that updates a buffer would run on the real one
+
+    def __init__(
+        self,
+        called: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        takes_apart: bool = True,
+    ) -> None:
+        super().__init__()
+        self.takes_apart = takes_apart
+        self.wrote = False
+        """Whether the code made text of what is computed, which may decide what it does."""
+        self.apart = False
+        """Whether a call was written as several."""
+        self.autocast = _autocast()
+        """Whether autocast is on outside of the model, on the CPU and on GPUs."""
+        self.optional: list[fx.Node] = []
+        """The calls that are not needed if nothing uses their results."""
+        self.given: dict[fx.Node, Any] = {}
+        self._wanted: dict[fx.Node, Any] = {}
+        self._numbers: list[tuple[fx.Node, list[Any] | dict[str, Any], Any]] = []
+        self._called = called
+        self._signature = inspect.signature(called)
+        self._bound = self._signature.bind(*args, **kwargs)
+
+    @property
+    def wanted(self) -> dict[fx.Node, Any]:
+        """What every argument must be, numbers that are but factors aside."""
+        for node, place, key in self._numbers:
+            if only_scales(node):
+                place[key] = ...
+        return self._wanted
+
+    # Arguments.
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """Tensors and numbers are proxies; everything else is as it was given, and guarded.
+
+        FX alone has a proxy for each argument, and so cannot ask how long a list is.
+        """
+        positional: list[Any] = []
+        named: dict[str, Any] = {}
+        for name, parameter in self._signature.parameters.items():
+            value = self._enter(name, parameter)
+            if parameter.kind is parameter.VAR_KEYWORD:
+                named.update(value)
+            elif parameter.kind is parameter.VAR_POSITIONAL:
+                positional.extend(value)
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                named[name] = value
+            else:
+                positional.append(value)
+
+        def call(*_: Any) -> Any:
+            return self._called(*positional, **named)
+
+        return call, [self.root]
+
+    def _enter(self, name: str, parameter: inspect.Parameter) -> Any:
+        many = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
+        default = parameter.default
+        # What follows a parameter with a default must have one, too.
+        lacks = default is parameter.empty and (many or parameter.kind != parameter.KEYWORD_ONLY)
+        spelled = DEFAULT if default is parameter.empty else default_of(default)
+        node = self.create_node("placeholder", many + name, () if lacks else (spelled,), {})
+        if name in self._bound.arguments:
+            value = self._bound.arguments[name]
+            self._wanted[node] = wanted_of(value)
+        elif many:
+            value = () if many == "*" else {}
+            self._wanted[node] = wanted_of(value)
+        else:
+            value = default
+            self._wanted[node] = wanted_of(spelled)
+            self.given[node] = spelled
+            return value
+        self.given[node] = value
+        return self._proxied(self.proxy(node), value, self._wanted, node)
+
+    def _proxied(self, proxy: Any, value: Any, place: Any, key: Any) -> Any:
+        """Proxies for what ``value`` holds; ``place[key]`` is what is wanted of it."""
+        if isinstance(value, torch.Tensor):
+            return proxy
+        if type(value) in (int, float, complex):
+            self._numbers.append((proxy.node, place, key))
+            return proxy
+        if isinstance(value, Mapping):
+            items = {
+                name: self._proxied(proxy[name], item, place[key], name)
+                for name, item in value.items()
+            }
+            return items if type(value) is dict else type(value)(items)  # type: ignore[call-arg]
+        if isinstance(value, (tuple, list)):
+            listed = [
+                self._proxied(proxy[number], item, place[key], number)
+                for number, item in enumerate(value)
+            ]
+            if hasattr(value, "_fields"):
+                return type(value)(*listed)
+            return type(value)(listed)
+        return value
+
+    # Calls.
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """FX alone would leave out that some calls are to run in another precision."""
+        if _autocast() != self.autocast:
+            raise TraceError("the model switches autocast on or off while it runs")
+        return super().create_node(*args, **kwargs)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """One of ours."""
+        return _Proxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """FX alone would make a plain dict of an ordered one, or of any other."""
+        if type(a) is OrderedDict:
+            pairs = [(key, value) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (super().create_arg(pairs),), {})
+        return super().create_arg(a)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a call of the module is recorded as one."""
+        if m is self.root:
+            return False
+        patched = any("forward" in vars(module) for module in m.modules())
+        if hooked(m):
+            if patched:
+                raise TraceError(
+                    f"{module_qualified_name!r} has hooks, and a forward of its own instead of its "
+                    "class's"
+                )
+            return True
+        if patched and not isinstance(m, torch.jit.ScriptModule):
+            return False  # a copy would run the code, and with it the weights, of the original
+        return (
+            super().is_leaf_module(m, module_qualified_name)
+            or find_rule(None, m) is not None
+            or isinstance(m, torch.jit.ScriptModule)
+            or type(m).__name__ in _STOCHASTIC
+        )
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Attention is written as several calls."""
+        apart = None if hooked(m) or not self.takes_apart else multihead(m, args, kwargs)
+        if apart is None:
+            return super().call_module(m, forward, args, kwargs)
+        self.apart = True
+        before = len(self.graph.nodes)
+        result = apart()
+        if isinstance(result[1], fx.Proxy):  # the weights, which may not be used
+            self.optional.extend(list(self.graph.nodes)[before:])
+        return result
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
+    ) -> Any:
+        """And so is that of Swin."""
+        if kind == "call_function" and self.takes_apart:
+            apart = shifted_windows(target, args, kwargs, self._shape_of)
+            if apart is not None:
+                self.apart = True
+                return apart()
+        return super().create_proxy(kind, target, args, kwargs, *more, **named)
+
+    def _shape_of(self, value: Any) -> torch.Size | None:
+        """The shape of a parameter of the model."""
+        if not isinstance(value, fx.Proxy) or value.node.op != "get_attr":
+            return None
+        tensor = dict(self.root.named_parameters()).get(str(value.node.target))
+        return None if tensor is None else tensor.shape
+
+    def tidy(self) -> None:
+        """Forget the calls whose results nothing uses, as far as it was us who made them."""
+        for node in reversed(self.optional):
+            if not node.users:
+                self.graph.erase_node(node)
+        unpacked = set(self.given)
+        for node in self.graph.nodes:
+            if node.target is operator.getitem and node.args[0] in unpacked:
+                unpacked.add(node)
+        for node in reversed(self.graph.nodes):
+            if node in unpacked and node.op != "placeholder" and not node.users:
+                self.graph.erase_node(node)
+
+
+@contextmanager
+def modes_asked() -> Iterator[list[nn.Module]]:
+    """The modules whose mode, train or eval, is asked for."""
+    asked: list[nn.Module] = []
+
+    def get(module: nn.Module) -> bool:
+        asked.append(module)
+        return bool(vars(module)["training"])
+
+    def set_to(module: nn.Module, mode: bool) -> None:
+        vars(module)["training"] = mode
+
+    nn.Module.training = property(get, set_to)  # type: ignore[assignment]
+    try:
+        yield asked
+    finally:
+        del nn.Module.training
+
+
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees what is computed while proxies run through a model: constants of the program.
+
+    Such must not depend on parameters, which may change, nor on chance, and nothing may be written.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._own = {
+            tensor.untyped_storage()._cdata: name
+            for name, tensor in (*model.named_parameters(), *model.named_buffers())
+            if tensor.layout == torch.strided and not is_lazy(tensor)
+        }
+        self._made: dict[int, Any] = {}
+        self.reason: str | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, unless it must not be run once and for all."""
+        kwargs = kwargs or {}
+        used = [t for t in _tensors((args, kwargs)) if t.layout == torch.strided]
+        names = [self._own.get(t.untyped_storage()._cdata) for t in used]
+        name = next((name for name in names if name is not None), None)
+        if name is not None and func not in _HARMLESS:
+            self._refuse(f"computes with {name!r} where torch.fx does not see it")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self._refuse("draws random numbers whose number is fixed")
+        if func._schema.is_mutable:
+            made = [t for t in used if t.untyped_storage()._cdata not in self._made]
+            if made and func not in _HARMLESS:
+                self._refuse("writes into a tensor that it did not make")
+        result = func(*args, **kwargs)
+        for tensor in _tensors(result):
+            if tensor.layout == torch.strided:
+                storage = tensor.untyped_storage()
+                self._made[storage._cdata] = storage
+        return result
+
+    def _refuse(self, what: str) -> None:
+        self.reason = self.reason or f"the model {what}"
+        raise TraceError(self.reason)
+
+
+_HARMLESS = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from _tensors(item)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
+
+
+def called_of(model: nn.Module) -> Callable[..., Any]:
+    """What a call of ``model`` runs: its ``forward``, or its own ``__call__``.
+
+    Raises:
+        TraceError: if that cannot be told from its hooks, which are carried over.
+    """
+    if type(model).__call__ is nn.Module.__call__ or isinstance(model, fx.GraphModule):
+        forward: Callable[..., Any] = model.forward
+        return forward
+    if hooked(model):
+        raise TraceError("the model has hooks, and a __call__ of its own")
+    return functools.partial(type(model).__call__, model)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether calling the module runs code besides its ``forward``."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def holds_others(module: nn.Module) -> str | None:
+    """An attribute whose code refers to modules or tensors, which a copy would share."""
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if isinstance(value, functools.partial):
+                value = value.func
+            cells = (value.__closure__ or ()) if isinstance(value, FunctionType) else ()
+            for cell in cells:
+                try:
+                    held = cell.cell_contents
+                except ValueError:  # nothing was put there yet
+                    continue
+                if isinstance(getattr(held, "__self__", held), (nn.Module, torch.Tensor)):
+                    return name
+    return None
+
+
+def _autocast() -> tuple[bool, bool]:
+    return torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
