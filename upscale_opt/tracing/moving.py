@@ -25,6 +25,8 @@ from upscale_opt.tracing.values import (
     varying_axes,
 )
 
+_ROLLS = {"roll", torch.roll, torch.ops.aten.roll.default}
+
 SPREADS = "spreads the channels over several axes"
 """Why a rearrangement is opaque, unless a later one brings the channels together again."""
 
@@ -120,10 +122,15 @@ def _moved(
     repeats = len(taken) // size
     whole = np.array_equal(taken, np.repeat(np.arange(size), max(repeats, 1)))
     if single and whole and not move.indirect:
-        _check_resizable(site, source, output, repeats)
-        return ir.ChannelWise(
-            name=name, inputs=(source.name,), outputs=(output.name,), keeps_zero=True
-        )
+        try:
+            _check_resizable(site, source, output, repeats)
+        except NotUnderstood:
+            if repeats != 1 or site.node.target not in _ROLLS:
+                raise
+        else:
+            return ir.ChannelWise(
+                name=name, inputs=(source.name,), outputs=(output.name,), keeps_zero=True
+            )
     try:
         _check_selection(move, output, index, taken)
     except NotUnderstood:
@@ -172,10 +179,18 @@ def _is_one_channel(label: torch.Tensor, source: Traced) -> bool:
 def _check_resizable(site: CallSite, source: Traced, output: Traced, repeats: int) -> None:
     """Check on labels that the call, sizes adapted, works with another number of channels."""
     assert source.axis is not None
-    assert output.axis is not None
     size = source.shape[source.axis]
     # With a single channel it would not show which axis is theirs.
-    fewer = (size + 1) // 2 if size != 2 else 3
+    _check_resized(site, source, output, repeats, (size + 1) // 2 if size != 2 else 3)
+    if any(call.name in ("roll", "index", "index_select") for call in site.calls):
+        _check_resized(site, source, output, repeats, size + 1)  # which it is no multiple of
+
+
+def _check_resized(
+    site: CallSite, source: Traced, output: Traced, repeats: int, fewer: int
+) -> None:
+    assert source.axis is not None
+    assert output.axis is not None
     narrow = tuple(fewer if a == source.axis else s for a, s in enumerate(source.shape))
     label = places(narrow, source.axis)
     expected = np.repeat(np.arange(fewer, dtype=np.int64), repeats)
