@@ -19,7 +19,7 @@ from upscale_opt.errors import TraceError
 from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.capture import Captured, quiet
 from upscale_opt.tracing.channels import Array, Channels, units
-from upscale_opt.tracing.classify import classify
+from upscale_opt.tracing.classify import classify, opaque
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.examples import describe
 from upscale_opt.tracing.fakes import Fakes, Parameter, memory
@@ -35,7 +35,11 @@ from upscale_opt.tracing.sizes import Sizes
 from upscale_opt.tracing.values import HeadCall, Traced
 from upscale_opt.tracing.varying import (
     Overlay,
+    counts,
+    is_foreign,
     others,
+    resized_fake,
+    same_calls,
     same_channels,
     same_operations,
     weakest,
@@ -58,6 +62,8 @@ _ON_MEMORY = frozenset(
     }
 )
 """Calls that look at memory rather than at values, and memory is not what it was in an export."""
+
+_COUNTS = "does not do the same to any number of channels"
 
 _EFFECT = "modifies a parameter or buffer"
 
@@ -110,6 +116,7 @@ class Builder:
         self._fresh: set[fx.Node] = set()
         self._ruled: dict[fx.Node, Rule] = {}
         self._heads: dict[fx.Node, HeadCall] = {}
+        self._inputs: dict[str, torch.Tensor] = {}
         self.guarded: dict[fx.Node, Any] = {}
         self.unsettled = False
 
@@ -150,6 +157,29 @@ class Builder:
         ]
         return pytree.tree_map_only((Traced, Parameter), lambda leaf: leaf.fake, found[0])
 
+    def broadcast(self) -> dict[int, set[int]]:
+        """The axes of inputs whose sizes say how they are broadcast, by the tensors' ``id``.
+
+        Along channels, what is of size one at first, and for all channels alike, is to stay so.
+        """
+        if len(self._inputs) < 2:
+            return {}
+        above: dict[str, set[str]] = {name: {name} for name in self._inputs}
+        combined: set[str] = set()
+        for op in self._draft.operations:
+            found = {n for name in (*op.inputs, *op.whole) for n in above.get(name, ())}
+            for name in op.outputs:
+                above.setdefault(name, found)
+            if isinstance(op, (ir.Elementwise, ir.ChannelWise)) and (op.whole or op.inputs[1:]):
+                combined |= found
+        rank = max(x.ndim for x in self._inputs.values())
+        fixed: dict[int, set[int]] = {}
+        for name in combined:
+            x = self._inputs[name]
+            axes = {a for a, size in enumerate(x.shape) if size == 1 and (a or x.ndim < rank)}
+            fixed[id(x)] = axes | {a for a in (self._draft.tensors[name].axis,) if a is not None}
+        return fixed
+
     # Inputs and outputs.
 
     def _input(self, node: fx.Node, value: Any) -> Any:
@@ -170,6 +200,7 @@ class Builder:
                 self._numbers.name(fake, ("input", id(tensor)))
             traced = self._draft.new(name, fake)
             traced.why_fixed = "network input"
+            self._inputs[name] = tensor
             self._draft.enter(ir.Input(name=name, outputs=(name,)))
             return traced
 
@@ -239,6 +270,8 @@ class Builder:
         first = self._draft.channels.count
         found = classify(site, self._draft.channels, retry, rule, self._understands_heads)
         if rule is None and site.outputs:
+            if is_foreign(site.node, site.module) and not self._is_open(found, site, held):
+                found = [opaque(site, self._draft.channels, _COUNTS)]
             found = self._for_any_number(found, site, held, before, first)
             self._look_out(found, site)
         self._add(found, site, constants)
@@ -263,8 +296,7 @@ class Builder:
             first: the first id of a channel that it may have made.
         """
         numbers = [n for n in site.node.all_input_nodes if n in self._sizes.varying]
-        opaque = any(isinstance(op, ir.Opaque) for op in found)
-        if not numbers or opaque:
+        if not numbers or any(isinstance(op, ir.Opaque) for op in found):
             return found
         if takes_sizes(site.node):  # one of them alone cannot be another
             self.unsettled = True
@@ -296,27 +328,50 @@ class Builder:
         numbers: Mapping[fx.Node, Any],
     ) -> tuple[list[ir.Operation], list[Traced]] | None:
         """What a call amounts to with other numbers; ``None`` if it does not run with them."""
-        node = site.node
         clones = {
             id(x): replace(x, axis=axis, ids=None if ids is None else ids.copy())
             for x, axis, ids in before
         }
         for clone, (x, _, _) in zip(clones.values(), before, strict=True):
             clone.shape = x.shape
+        overlay = Overlay(self._draft.channels, first)
+        other = self._again(site, clones, {}, numbers)
+        if other is None:
+            return None
+        return self._classified(other, held, overlay), other.outputs
+
+    def _classified(
+        self, site: CallSite, held: list[Parameter], channels: Channels
+    ) -> list[ir.Operation]:
+        retry = None
+        if held:
+            constants = {x.name: _constant(site.node, x, channels) for x in held}
+            retry = partial(_with_constants, site, constants)
+        return classify(site, channels, retry, None, self._understands_heads)
+
+    def _again(
+        self,
+        site: CallSite,
+        inputs: Mapping[int, Traced],
+        parameters: Mapping[str, Parameter],
+        numbers: Mapping[fx.Node, Any],
+    ) -> CallSite | None:
+        """The same call on other tensors and numbers; ``None`` if it does not run on them."""
+        node = site.node
 
         def value(source: fx.Node) -> Any:
             if source in numbers:
                 return numbers[source]
-            return pytree.tree_map_only(
-                Traced, lambda x: clones.get(id(x), x), self._values[source]
-            )
+            tree = self._values[source]
+            tree = pytree.tree_map_only(Traced, lambda x: inputs.get(id(x), x), tree)
+            return pytree.tree_map_only(Parameter, lambda x: parameters.get(x.name, x), tree)
 
         arguments = fx.node.map_arg((node.args, dict(node.kwargs)), value)
         faked = pytree.tree_map_only((Traced, Parameter), lambda leaf: leaf.fake, arguments)
         try:
             with quiet(), self.fakes.mode, Recorder() as recorder:
                 result = self.fakes.execute(node, *faked)
-        except Exception:  # whatever such numbers lead to
+        except Exception:  # whatever such arguments lead to
             return None
         made = tensors_in(result)
         if len(made) <= max(site.numbers):
@@ -325,21 +380,72 @@ class Builder:
             Traced(x.name, made[number])
             for x, number in zip(site.outputs, site.numbers, strict=True)
         ]
-        other = replace(
+        return replace(
             site,
             arguments=arguments,
-            inputs=list(clones.values()),
+            inputs=list(inputs.values()),
             outputs=outputs,
             calls=recorder.calls,
             between=[],
             heads=[],
         )
-        overlay = Overlay(self._draft.channels, first)
-        retry = None
-        if held:
-            constants = {x.name: _constant(node, x, overlay) for x in held}
-            retry = partial(_with_constants, other, constants)
-        return classify(other, overlay, retry, None, self._understands_heads), outputs
+
+    def _is_open(
+        self, found: list[ir.Operation], site: CallSite, held: list[Parameter]
+    ) -> bool:
+        """Whether a call that is not looked into amounts to ``found`` for any number of channels.
+
+        What it asks of sizes is not seen.
+        """
+        if all(isinstance(op, (ir.Opaque, ir.Select, ir.Concat)) for op in found):
+            return True
+        if site.own or any(isinstance(op, (ir.Layer, ir.Attention)) for op in found):
+            return False
+        own = [x for x in site.inputs if x.ids is not None]
+        sizes = {len(x.ids) for x in own if x.ids is not None}
+        axes = {use.name: use.axis for op in found for use in getattr(op, "parameters", ())}
+        if len(sizes) != 1 or len(found) != 1 or {x.name for x in held} != axes.keys():
+            return False
+        if any(call.name == "squeeze" and len(call.args) == 1 for call in site.calls):
+            return False
+        return all(self._is_same(found, site, held, axes, size) for size in counts(*sizes))
+
+    def _is_same(
+        self,
+        found: list[ir.Operation],
+        site: CallSite,
+        held: list[Parameter],
+        axes: Mapping[str, int],
+        size: int,
+    ) -> bool:
+        """Whether a call with ``size`` channels amounts to ``found``."""
+        overlay = Overlay(self._draft.channels, self._draft.channels.count)
+        ids: dict[bytes, Array] = {}
+        clones: dict[int, Traced] = {}
+        known = dict(site.parameters)
+        for x in site.inputs:
+            clones[id(x)] = replace(x)
+            if x.axis is not None and x.ids is not None:
+                key = self._draft.channels.resolve(x.ids).tobytes()
+                if key not in ids:
+                    ids[key] = overlay.fresh(size)
+                fake = resized_fake(x.fake, x.axis, size)
+                clones[id(x)] = replace(x, fake=fake, ids=ids[key])
+        parameters = {}
+        for parameter in held:
+            fake = resized_fake(parameter.fake, axes[parameter.name], size)
+            parameters[parameter.name] = replace(parameter, fake=fake)
+            shape = tuple(fake.shape)
+            known[id(fake)] = replace(known[id(parameter.fake)], shape=shape, original=shape)
+        other = self._again(site, clones, parameters, {})
+        if other is None or not same_calls(site.calls, other.calls):
+            return False
+        if size == 1:  # with which it would not show which axis is theirs
+            return True
+        operations = self._classified(
+            replace(other, parameters=known), list(parameters.values()), overlay
+        )
+        return operations == found and other.outputs[0].axis == site.outputs[0].axis
 
     def _look_out(self, found: list[ir.Operation], site: CallSite) -> None:
         """Note whether a call may do something else at other sizes, though no number says so."""

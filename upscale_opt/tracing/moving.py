@@ -82,6 +82,8 @@ class _Move:
 
 def _rearrangement(site: CallSite, through: Traced) -> list[ir.Operation]:
     source = through
+    if _detaches(site) and through.spread is not None:
+        raise NotUnderstood(_DETACHES)
     if through.axis is None and through.spread is not None:
         source = through.spread.source
     if source.axis is None or source.ids is None:
@@ -99,6 +101,8 @@ def _rearrangement(site: CallSite, through: Traced) -> list[ir.Operation]:
         if axis is None and _is_one_channel(label, source):
             axis = source.axis
         if axis is None:
+            if _detaches(site):
+                raise NotUnderstood(_DETACHES)
             if not source.is_constant and size > 1 and len(varying_axes(label)) > 1:
                 return _spreading(move)
             raise NotUnderstood(SPREADS)
@@ -131,6 +135,9 @@ def _moved(
             return ir.ChannelWise(
                 name=name, inputs=(source.name,), outputs=(output.name,), keeps_zero=True
             )
+    if _detaches(site):
+        output.axis, output.ids = None, None
+        raise NotUnderstood(_DETACHES)
     try:
         _check_selection(move, output, index, taken)
     except NotUnderstood:
@@ -143,6 +150,14 @@ def _moved(
         outputs=(output.name,),
         positions=tuple(taken.tolist()),
     )
+
+
+_DETACHES = "keeps gradients from where the channels come from"
+
+
+def _detaches(site: CallSite) -> bool:
+    """Whether gradients end here, which must not get lost with the call."""
+    return any(call.name == "detach" for call in site.calls)
 
 
 def _spreading(move: _Move) -> list[ir.Operation]:

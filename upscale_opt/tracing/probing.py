@@ -47,6 +47,7 @@ def built(
             builder = Builder(model, captured, understands_heads, numbers, weak=probe.weak)
             program = builder.build(args, kwargs)
         _fix(captured, fixed)
+    _fix(captured, builder.broadcast())
     for node, value in builder.guarded.items():
         wanted = list(value) if isinstance(value, tuple) else value
         captured.checks.append(Check((node,), (text(node),), (wanted,), _tracer(captured)))
@@ -134,12 +135,14 @@ class _Probe:
     def _sizes(self) -> Iterator[dict[int, tuple[int, ...]]]:
         """Other sizes of images or sequences, the likely ones first."""
         tried: list[dict[int, tuple[int, ...]]] = []
+        # An axis of size one is for broadcasting, unless there are no others.
+        least = 2 if any(x.shape[a] > 1 for x in self._inputs for a in _free(x, True)) else 1
         for last in (True, False):  # whether channels come before the other axes
             for more in (1, 2):
                 found = {}
                 for x in self._inputs:
                     shape = tuple(
-                        s + max(1, s // more) if a in _free(x, last) and s > 1 else s
+                        s + max(1, s // more) if a in _free(x, last) and s >= least else s
                         for a, s in enumerate(x.shape)
                     )
                     if shape != tuple(x.shape):

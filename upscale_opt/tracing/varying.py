@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
+from types import BuiltinFunctionType, BuiltinMethodType, FunctionType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.utils import _pytree as pytree
 
 from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.channels import Array, Channels
-from upscale_opt.tracing.record import Call
+from upscale_opt.tracing.record import MOVEMENT, Call
 from upscale_opt.tracing.values import Traced
 
 
@@ -140,11 +142,45 @@ def _neutral(use: ir.PerChannel) -> ir.PerChannel:
 
 
 def counts(count: int) -> list[int]:
-    """Other numbers of channels to try a call with."""
-    return sorted({1, max(1, count - 1), (count + 1) // 2, count + 1, 2 * count} - {count})
+    """Other numbers of channels to try a call with, the last one of which is one."""
+    found = {2, max(2, count - 1), max(2, (count + 1) // 2), count + 1, 2 * count} - {count, 1}
+    return [*sorted(found), *([1] if count > 1 else [])]
 
 
-def widened(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+def resized_fake(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
     """A tensor without data like ``tensor``, of another size along ``axis``."""
-    shape = [size if a == axis else int(s) for a, s in enumerate(tensor.shape)]
-    return tensor.new_empty(shape)
+    return tensor.new_empty([size if a == axis else int(s) for a, s in enumerate(tensor.shape)])
+
+
+def is_foreign(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a call runs code that is neither PyTorch's nor ours."""
+    if module is not None:
+        return not _is_known(type(module).__module__)
+    if node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload):
+        return False
+    target: Any = node.target
+    if isinstance(target, (BuiltinFunctionType, BuiltinMethodType)):
+        return False
+    kind = target if isinstance(target, (FunctionType, type)) else type(target)
+    return not _is_known(kind.__module__ or "torch")
+
+
+def _is_known(name: str) -> bool:
+    return name.split(".")[0] in ("torch", "upscale_opt", "builtins", "operator", "_operator", "math")
+
+
+def same_calls(one: Sequence[Call], other: Sequence[Call]) -> bool:
+    """Whether the same operations are executed with the same numbers, sizes aside."""
+    if [call.func for call in one] != [call.func for call in other]:
+        return False
+    return all(
+        call.name in MOVEMENT
+        or call.name.startswith(("new_", "native_", "rand", "zeros", "ones", "empty"))
+        or _numbers(call) == _numbers(twin)
+        for call, twin in zip(one, other, strict=True)
+    )
+
+
+def _numbers(call: Call) -> list[Any]:
+    leaves = pytree.tree_leaves((call.args, call.kwargs))
+    return [leaf for leaf in leaves if not isinstance(leaf, torch.Tensor)]
