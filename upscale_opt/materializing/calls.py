@@ -17,8 +17,9 @@ from upscale_opt.materializing.concats import emit_concat
 from upscale_opt.materializing.reads import read_operand, select
 from upscale_opt.materializing.state import State
 from upscale_opt.materializing.sums import emit_sum, lacks_channels
+from upscale_opt.runtime.squeezing import squeeze_others
 from upscale_opt.tracing.claims import Resize, Sizes
-from upscale_opt.tracing.resize import resized, takes_sizes
+from upscale_opt.tracing.resize import listed_size, resized, takes_sizes
 
 
 def emit(state: State, node: fx.Node) -> Any:
@@ -69,29 +70,31 @@ def _is_alive(state: State, op: ir.Operation) -> bool:
     )
 
 
-def _channel_count(state: State, node: fx.Node) -> int | None:
-    """The original channel count, for calls that ask a tensor for the size of that axis."""
-    values, tensors = state.program.values, state.graph.tensors
-    value = values.get(node)
-    if not isinstance(value, int) or isinstance(value, bool) or not node.args:
+def _channel_count(state: State, node: fx.Node) -> Any:
+    """The original size, for calls that ask a tensor for the size of its channel axis.
+
+    Where channels have several features, how many these are may depend on the inputs' sizes.
+    """
+    name, axis = state.program.sizes.get(node, ("", 0))
+    tensor = state.graph.tensors.get(name)
+    if tensor is None or tensor.axis != axis:
         return None
-    source = node.args[0]
-    if node.target is operator.getitem and isinstance(source, fx.Node) and source.args:
-        asked, index = source.args[0], node.args[1]
-    elif (node.op == "call_method" and node.target == "size") or (
-        isinstance(node.target, torch._ops.OpOverload)
-        and node.target._schema.name == "aten::sym_size"
-    ):
-        asked, index = source, node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-    else:
-        return None
-    name = values.get(asked) if isinstance(asked, fx.Node) else None
-    if not isinstance(name, str) or name not in tensors:
-        return None
-    tensor = tensors[name]
-    if tensor.axis is None or not isinstance(index, int):
-        return None
-    return value if index % len(tensor.shape) == tensor.axis else None
+    original: int = state.program.values[node]
+    kept = len(state.solution.tensors.get(name, ()))
+    if tensor.features == 1 or not kept:
+        return original
+    source: Any = node.args[0]
+    container = _argument(state, source)
+    if container is None or (isinstance(container, tuple) and not container):
+        return original
+    size = _emit_call(state, node, None)
+    return rescaled(state, size, len(tensor.channels), kept)
+
+
+def rescaled(state: State, number: fx.Node, factor: int, divisor: int) -> fx.Node:
+    """``number``, of which ``divisor`` is a divisor, times ``factor / divisor``."""
+    product = state.new.call_function(operator.mul, (number, factor))
+    return state.new.call_function(operator.floordiv, (product, divisor))
 
 
 def _argument(
@@ -149,8 +152,12 @@ def _emit_call(state: State, node: fx.Node, op: ir.Operation | None) -> fx.Node:
     if op is not None and len(op.outputs) == 1 and op.outputs[0] in state.solution.tensors:
         tensor = state.graph.tensors[op.outputs[0]]
         assert tensor.axis is not None
-        size = len(state.solution.tensors[op.outputs[0]]) * tensor.features
+        kept = len(state.solution.tensors[op.outputs[0]])
+        size: Any = kept * tensor.features
         args = _listed(state, node, args)
+        listed = listed_size(node, (args, kwargs), tensor.axis)
+        if tensor.features > 1 and isinstance(listed, fx.Node):  # which follows the inputs' sizes
+            size = rescaled(state, listed, kept, len(tensor.channels))
         args, kwargs = resized(node, (args, kwargs), tensor.axis, size)
         groups = _groups(state, op)
         if node in state.program.ruled:
@@ -159,6 +166,12 @@ def _emit_call(state: State, node: fx.Node, op: ir.Operation | None) -> fx.Node:
             if node.op == "call_module":
                 state.groups.setdefault(str(node.target), groups)
             args, kwargs = _regrouped(node, args, kwargs, groups)
+        if _squeezes_all(node) and isinstance(op, ir.ChannelWise):
+            source = state.graph.tensors[op.inputs[0]]
+            rank = len(tensor.shape)
+            call = state.new.call_function(squeeze_others, (args[0], source.axis, rank))
+            state.computed.add(call)
+            return call
     target, kwargs = _for_any_strides(node, args, kwargs)
     call = state.new.create_node(node.op, target, args, kwargs, name=node.name)
     state.computed.add(call)
@@ -202,6 +215,12 @@ def _listed(state: State, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ..
         return args
     listed = [state.new.call_function(operator.getitem, (args[1], i)) for i in range(len(sizes))]
     return args[0], tuple(listed), *args[2:]
+
+
+def _squeezes_all(node: fx.Node) -> bool:
+    """Whether a call removes all axes of size one, whichever these are."""
+    named = node.op == "call_method" and node.target == "squeeze"
+    return (named or node.target is torch.squeeze) and len(node.args) == 1 and not node.kwargs
 
 
 def _groups(state: State, op: ir.Operation) -> int | None:

@@ -9,6 +9,7 @@ from upscale_opt.ir.solution import Read
 from upscale_opt.materializing.arenas import read_arena
 from upscale_opt.materializing.state import State
 from upscale_opt.runtime.modules import Gather
+from upscale_opt.runtime.required_inputs import require_inputs
 
 
 def select(state: State, value: fx.Node, read: Read) -> fx.Node:
@@ -20,6 +21,7 @@ def select(state: State, value: fx.Node, read: Read) -> fx.Node:
         return read_arena(state, read.tensor, read)
     if read.channels == layout:
         return value
+    require_features(state, value, read.tensor)
     place = {entry: i for i, entry in enumerate(layout)}
     indices = [place[entry] for entry in read.channels]
     if read.plan != "gather":
@@ -44,3 +46,18 @@ def read_operand(state: State, node: fx.Node, name: str, op: str, operand: int) 
     value: fx.Node = state.node_of(node, name)
     read = state.selects.get((op, operand))
     return value if read is None else select(state, value, read)
+
+
+def require_features(state: State, value: fx.Node, name: str) -> None:
+    """Have it checked that the tensor ``name`` has as many features as in the example.
+
+    How many there are may depend on the inputs' sizes, and what takes or places some channels
+    counts them.
+    """
+    tensor = state.graph.tensors[name]
+    if tensor.features > 1 and value not in state.counted:
+        state.counted.add(value)
+        size = len(state.solution.tensors[name]) * tensor.features
+        sizes = tuple(size if a == tensor.axis else None for a in range(len(tensor.shape)))
+        tracer = f"torch.{state.graph.capture}"
+        state.new.call_function(require_inputs, ((value,), (name,), (sizes,), tracer))

@@ -24,6 +24,7 @@ from upscale_opt.materializing.stages import stages_of
 from upscale_opt.materializing.state import State
 from upscale_opt.runtime.gather import compact
 from upscale_opt.runtime.modules import OURS
+from upscale_opt.runtime.required_inputs import require_inputs
 from upscale_opt.tracing.program import Program
 
 
@@ -114,10 +115,19 @@ def _compact_views(state: State, solution: Solution) -> None:
 
 def _drop_unused(state: State) -> None:
     """Leave out the calls that nothing needs, and the modules of ours that no call is left of."""
-    effects = {state.env[node] for node in state.program.effects if node in state.env}
+    program = state.program
+    numbers = {
+        node
+        for check in program.captured.checks
+        for node in check.inputs
+        if not isinstance(program.values.get(node), str)
+    }
+    effects = {state.env[node] for node in program.effects | numbers if node in state.env}
     state.new.eliminate_dead_code(
         is_impure_node=lambda n: (
-            n.op in ("placeholder", "output") or n in effects or n.target is torch._assert
+            n.op in ("placeholder", "output")
+            or n in effects
+            or n.target in (torch._assert, require_inputs)
         )
     )
     used = {str(node.target) for node in state.new.nodes if node.op == "call_module"}

@@ -54,6 +54,7 @@ class State:
         root: the modules of ours that it calls.
         env: for calls of the captured program, what stands for them in the pruned one.
         computed: the calls of the pruned program that are those of the captured one.
+        counted: what stands for tensors whose sizes along their channel axis are checked.
         selected: what calls other than concatenations and sums read, by operation and operand.
         joined: tensors by name, that calls on heads hand to one another.
         buffers: arenas, by each of the concatenations in them.
@@ -78,6 +79,7 @@ class State:
         self.root = nn.Module()
         self.env: dict[fx.Node, Any] = {}
         self.computed: set[fx.Node] = set()
+        self.counted: set[fx.Node] = set()
         self.selected: dict[tuple[str, int], fx.Node] = {}
         self.joined: dict[str, fx.Node] = {}
         self.buffers: dict[str, Buffer] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from upscale_opt.ir import graph as ir
-from upscale_opt.materializing.reads import read_operand
+from upscale_opt.materializing.reads import read_operand, require_features
 from upscale_opt.materializing.state import State
 from upscale_opt.runtime.modules import PlacedSum, Placement
 
@@ -34,11 +34,14 @@ def emit_sum(state: State, node: fx.Node, op: ir.Elementwise) -> fx.Node:
     for operand, name in enumerate(op.inputs):
         if _is_left_out(state, op, operand):
             continue
-        values.append(read_operand(state, node, name, op.name, operand))
+        value = read_operand(state, node, name, op.name, operand)
+        values.append(value)
         place = state.places.get((op.name, operand))
         if place is None or place.channels == layout:
             placements.append(None)
             continue
+        if (op.name, operand) not in state.selects:
+            require_features(state, value, name)
         at = [place_of[entry] for entry in place.channels]
         f = result.features
         if place.plan == "view":

@@ -15,7 +15,7 @@ Wanted = Any
 
 A tuple is a tensor of these sizes: ``None`` is any, and a name is one that other axes of that name
 have, too. A dtype is a tensor of that kind. A list is a sequence of as many such, a dict a mapping
-with these keys. ``...`` is anything, and everything else is the value itself.
+with these keys. ``...`` is any number, and everything else is the value itself.
 """
 
 DEFAULT = "<the default>"
@@ -53,6 +53,8 @@ def _require(
     x: Any, name: str, want: Wanted, known: dict[str, tuple[Any, str]], tracer: str
 ) -> None:
     if want is ...:
+        if isinstance(x, torch.Tensor) and x.ndim:
+            raise _refusal(f"input {name!r} is a tensor", "a number", "with this value", tracer)
         return
     if isinstance(want, list):
         _require_sequence(x, name, want, known, tracer)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,20 +17,33 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
 from upscale_opt.ir import graph as ir
-from upscale_opt.tracing.capture import Captured
-from upscale_opt.tracing.classify import classify
+from upscale_opt.tracing.capture import Captured, quiet
+from upscale_opt.tracing.channels import Array, Channels, units
+from upscale_opt.tracing.classify import classify, opaque
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.examples import describe
 from upscale_opt.tracing.fakes import Fakes, Parameter, memory
-from upscale_opt.tracing.moving import SPREADS
+from upscale_opt.tracing.moving import SPREADS, only_moves
 from upscale_opt.tracing.numbering import Numbers
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.queries import asked, picked
 from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
+from upscale_opt.tracing.resize import takes_sizes
 from upscale_opt.tracing.rules import Rule, find_rule
 from upscale_opt.tracing.site import CallSite
 from upscale_opt.tracing.sizes import Sizes
 from upscale_opt.tracing.values import HeadCall, Traced
+from upscale_opt.tracing.varying import (
+    Overlay,
+    counts,
+    is_foreign,
+    others,
+    resized_fake,
+    same_calls,
+    same_channels,
+    same_operations,
+    weakest,
+)
 
 
 class NotInFX(Exception):  # noqa: N818 - caught in tracing: try the other tracer
@@ -49,11 +63,27 @@ _ON_MEMORY = frozenset(
 )
 """Calls that look at memory rather than at values, and memory is not what it was in an export."""
 
+_COUNTS = "does not do the same to any number of channels"
+
 _EFFECT = "modifies a parameter or buffer"
 
 
 class Builder:
-    """Builds the channel graph of one captured model."""
+    """Builds the channel graph of one captured model.
+
+    Args:
+        model: the model.
+        captured: its calls.
+        understands_heads: whether attention is looked for.
+        numbers: gets the number of everything that is computed.
+        shapes: other shapes for inputs, by ``id``.
+        weak: operations of which nothing is to be supposed that zeros do.
+
+    Attributes:
+        fakes: the tensors without data that it is run on.
+        guarded: numbers on which more depends than zeros, and what they were.
+        unsettled: whether the graph may be another one at other sizes.
+    """
 
     def __init__(
         self,
@@ -61,10 +91,14 @@ class Builder:
         captured: Captured,
         understands_heads: bool = True,
         numbers: Numbers | None = None,
+        shapes: Mapping[int, Sequence[int]] = MappingProxyType({}),
+        weak: Collection[str] = (),
     ) -> None:
         self._captured = captured
         self._numbers = numbers
         self._understands_heads = understands_heads
+        self._shapes = shapes
+        self._weak = weak
         self.fakes = Fakes(model, captured)
         if numbers is not None:
             numbers.name_own(self.fakes.real.values(), captured.constants)
@@ -82,6 +116,9 @@ class Builder:
         self._fresh: set[fx.Node] = set()
         self._ruled: dict[fx.Node, Rule] = {}
         self._heads: dict[fx.Node, HeadCall] = {}
+        self._inputs: dict[str, torch.Tensor] = {}
+        self.guarded: dict[fx.Node, Any] = {}
+        self.unsettled = False
 
     def build(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
         """Run the model on fake inputs.
@@ -108,6 +145,7 @@ class Builder:
             ruled=self._ruled,
             heads=self._heads,
             fixed_sizes=self._sizes.fixed,
+            sizes=self._sizes.axes,
         )
 
     def result(self) -> Any:
@@ -118,6 +156,29 @@ class Builder:
             if node.op == "output"
         ]
         return pytree.tree_map_only((Traced, Parameter), lambda leaf: leaf.fake, found[0])
+
+    def broadcast(self) -> dict[int, set[int]]:
+        """The axes of inputs whose sizes say how they are broadcast, by the tensors' ``id``.
+
+        Along channels, what is of size one at first, and for all channels alike, is to stay so.
+        """
+        if len(self._inputs) < 2:
+            return {}
+        above: dict[str, set[str]] = {name: {name} for name in self._inputs}
+        combined: set[str] = set()
+        for op in self._draft.operations:
+            found = {n for name in (*op.inputs, *op.whole) for n in above.get(name, ())}
+            for name in op.outputs:
+                above.setdefault(name, found)
+            if isinstance(op, (ir.Elementwise, ir.ChannelWise)) and (op.whole or op.inputs[1:]):
+                combined |= found
+        rank = max(x.ndim for x in self._inputs.values())
+        fixed: dict[int, set[int]] = {}
+        for name in combined:
+            x = self._inputs[name]
+            axes = {a for a, size in enumerate(x.shape) if size == 1 and (a or x.ndim < rank)}
+            fixed[id(x)] = axes | {a for a in (self._draft.tensors[name].axis,) if a is not None}
+        return fixed
 
     # Inputs and outputs.
 
@@ -132,10 +193,14 @@ class Builder:
                 )
             name = node.name if single else f"{node.name}.{next(numbers)}"
             fake = self.fakes.mode.from_tensor(tensor)
+            if id(tensor) in self._shapes:
+                with self.fakes.mode:
+                    fake = fake.new_empty(tuple(self._shapes[id(tensor)]))
             if self._numbers is not None:
                 self._numbers.name(fake, ("input", id(tensor)))
             traced = self._draft.new(name, fake)
             traced.why_fixed = "network input"
+            self._inputs[name] = tensor
             self._draft.enter(ir.Input(name=name, outputs=(name,)))
             return traced
 
@@ -172,9 +237,9 @@ class Builder:
         arguments = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self._values[n])
         leaves = pytree.tree_leaves(arguments)
         if _is_arithmetic(node, arguments[0], leaves):
-            self._sizes.hand_on(node)
             with _failing(node):
                 self._values[node] = self.fakes.execute(node, *arguments)
+            self._sizes.hand_on(node, self._values[node])
             return
         faked = pytree.tree_map_only((Traced, Parameter), lambda leaf: leaf.fake, arguments)
         with _failing(node), self.fakes.mode, Recorder() as recorder:
@@ -187,7 +252,7 @@ class Builder:
         inputs = _distinct(leaves)
         if not tensors_in(result):
             self._values[node] = result
-            self._sizes.ask(node, inputs)
+            self._sizes.ask(node, inputs, result)
             return
         if _is_fresh(recorder.calls, tensors_in(faked), tensors_in(result)):
             self._fresh.add(node)
@@ -196,13 +261,207 @@ class Builder:
 
     def _understand(self, site: CallSite, held: list[Parameter]) -> None:
         """Add what a call amounts to; ``held`` are the parameters among its arguments."""
-        constants = {parameter.name: self._constant(site.node, parameter) for parameter in held}
+        constants = {x.name: _constant(site.node, x, self._draft.channels) for x in held}
         retry = partial(_with_constants, site, constants) if held else None
         rule = find_rule(site.node.target, site.module)
         if rule is not None:
             self._ruled[site.node] = rule
+        before = [(x, x.axis, x.ids) for x in site.inputs]
+        first = self._draft.channels.count
         found = classify(site, self._draft.channels, retry, rule, self._understands_heads)
+        if rule is None and site.outputs:
+            if is_foreign(site.node, site.module) and not self._is_open(found, site, held):
+                found = [opaque(site, self._draft.channels, _COUNTS)]
+            found = self._for_any_number(found, site, held, before, first)
+            self._look_out(found, site)
         self._add(found, site, constants)
+
+    def _for_any_number(
+        self,
+        found: list[ir.Operation],
+        site: CallSite,
+        held: list[Parameter],
+        before: list[tuple[Traced, int | None, Array | None]],
+        first: int,
+    ) -> list[ir.Operation]:
+        """What a call amounts to whatever the numbers are that it is given.
+
+        Numbers of which more depends than zeros are to be what they were; see ``guarded``.
+
+        Args:
+            found: what it amounts to with those of the example.
+            site: the call.
+            held: the parameters among its arguments.
+            before: the tensors that it reads, and what was known of them before it.
+            first: the first id of a channel that it may have made.
+        """
+        numbers = [n for n in site.node.all_input_nodes if n in self._sizes.varying]
+        if not numbers or any(isinstance(op, ir.Opaque) for op in found):
+            return found
+        if takes_sizes(site.node):  # one of them alone cannot be another
+            self.unsettled = True
+            return found
+        moves = only_moves(site)
+        for number in numbers:
+            settled = False
+            for other in others(self._values[number], site.calls, moves=moves):
+                tried = self._tried(site, held, before, first, {number: other})
+                if tried is None:
+                    continue
+                settled = True
+                operations, outputs = tried
+                if not same_channels(site.outputs, outputs) or not same_operations(
+                    found, operations
+                ):
+                    self.guarded[number] = self._values[number]
+                    break
+                found = [weakest(a, b) for a, b in zip(found, operations, strict=True)]
+            self.unsettled |= not settled
+        return found
+
+    def _tried(
+        self,
+        site: CallSite,
+        held: list[Parameter],
+        before: list[tuple[Traced, int | None, Array | None]],
+        first: int,
+        numbers: Mapping[fx.Node, Any],
+    ) -> tuple[list[ir.Operation], list[Traced]] | None:
+        """What a call amounts to with other numbers; ``None`` if it does not run with them."""
+        clones = {
+            id(x): replace(x, axis=axis, ids=None if ids is None else ids.copy())
+            for x, axis, ids in before
+        }
+        for clone, (x, _, _) in zip(clones.values(), before, strict=True):
+            clone.shape = x.shape
+        overlay = Overlay(self._draft.channels, first)
+        other = self._again(site, clones, {}, numbers)
+        if other is None:
+            return None
+        return self._classified(other, held, overlay), other.outputs
+
+    def _classified(
+        self, site: CallSite, held: list[Parameter], channels: Channels
+    ) -> list[ir.Operation]:
+        retry = None
+        if held:
+            constants = {x.name: _constant(site.node, x, channels) for x in held}
+            retry = partial(_with_constants, site, constants)
+        return classify(site, channels, retry, None, self._understands_heads)
+
+    def _again(
+        self,
+        site: CallSite,
+        inputs: Mapping[int, Traced],
+        parameters: Mapping[str, Parameter],
+        numbers: Mapping[fx.Node, Any],
+    ) -> CallSite | None:
+        """The same call on other tensors and numbers; ``None`` if it does not run on them."""
+        node = site.node
+
+        def value(source: fx.Node) -> Any:
+            if source in numbers:
+                return numbers[source]
+            tree = self._values[source]
+            tree = pytree.tree_map_only(Traced, lambda x: inputs.get(id(x), x), tree)
+            return pytree.tree_map_only(Parameter, lambda x: parameters.get(x.name, x), tree)
+
+        arguments = fx.node.map_arg((node.args, dict(node.kwargs)), value)
+        faked = pytree.tree_map_only((Traced, Parameter), lambda leaf: leaf.fake, arguments)
+        try:
+            with quiet(), self.fakes.mode, Recorder() as recorder:
+                result = self.fakes.execute(node, *faked)
+        except Exception:  # whatever such arguments lead to
+            return None
+        made = tensors_in(result)
+        if len(made) <= max(site.numbers):
+            return None
+        outputs = [
+            Traced(x.name, made[number])
+            for x, number in zip(site.outputs, site.numbers, strict=True)
+        ]
+        return replace(
+            site,
+            arguments=arguments,
+            inputs=list(inputs.values()),
+            outputs=outputs,
+            calls=recorder.calls,
+            between=[],
+            heads=[],
+        )
+
+    def _is_open(
+        self, found: list[ir.Operation], site: CallSite, held: list[Parameter]
+    ) -> bool:
+        """Whether a call that is not looked into amounts to ``found`` for any number of channels.
+
+        What it asks of sizes is not seen.
+        """
+        if all(isinstance(op, (ir.Opaque, ir.Select, ir.Concat)) for op in found):
+            return True
+        if site.own or any(isinstance(op, (ir.Layer, ir.Attention)) for op in found):
+            return False
+        own = [x for x in site.inputs if x.ids is not None]
+        sizes = {len(x.ids) for x in own if x.ids is not None}
+        axes = {use.name: use.axis for op in found for use in getattr(op, "parameters", ())}
+        if len(sizes) != 1 or len(found) != 1 or {x.name for x in held} != axes.keys():
+            return False
+        if any(call.name == "squeeze" and len(call.args) == 1 for call in site.calls):
+            return False
+        return all(self._is_same(found, site, held, axes, size) for size in counts(*sizes))
+
+    def _is_same(
+        self,
+        found: list[ir.Operation],
+        site: CallSite,
+        held: list[Parameter],
+        axes: Mapping[str, int],
+        size: int,
+    ) -> bool:
+        """Whether a call with ``size`` channels amounts to ``found``."""
+        overlay = Overlay(self._draft.channels, self._draft.channels.count)
+        ids: dict[bytes, Array] = {}
+        clones: dict[int, Traced] = {}
+        known = dict(site.parameters)
+        for x in site.inputs:
+            clones[id(x)] = replace(x)
+            if x.axis is not None and x.ids is not None:
+                key = self._draft.channels.resolve(x.ids).tobytes()
+                if key not in ids:
+                    ids[key] = overlay.fresh(size)
+                fake = resized_fake(x.fake, x.axis, size)
+                clones[id(x)] = replace(x, fake=fake, ids=ids[key])
+        parameters = {}
+        for parameter in held:
+            fake = resized_fake(parameter.fake, axes[parameter.name], size)
+            parameters[parameter.name] = replace(parameter, fake=fake)
+            shape = tuple(fake.shape)
+            known[id(fake)] = replace(known[id(parameter.fake)], shape=shape, original=shape)
+        other = self._again(site, clones, parameters, {})
+        if other is None or not same_calls(site.calls, other.calls):
+            return False
+        if size == 1:  # with which it would not show which axis is theirs
+            return True
+        operations = self._classified(
+            replace(other, parameters=known), list(parameters.values()), overlay
+        )
+        return operations == found and other.outputs[0].axis == site.outputs[0].axis
+
+    def _look_out(self, found: list[ir.Operation], site: CallSite) -> None:
+        """Note whether a call may do something else at other sizes, though no number says so."""
+        if all(isinstance(op, ir.Opaque) and op.reason != SPREADS for op in found):
+            return
+        if takes_sizes(site.node):
+            self.unsettled = True
+        for x in site.outputs:
+            if x.ids is not None and only_moves(site) and units(x.ids)[1] > 1:
+                self.unsettled = True
+        for op in found:
+            if isinstance(op, ir.Elementwise) and op.additive:
+                shape, axis = site.outputs[0].shape, site.outputs[0].axis
+                self.unsettled |= any(
+                    size == 1 for a, size in enumerate(shape) if a not in (0, axis)
+                )
 
     def _site(
         self,
@@ -245,15 +504,6 @@ class Builder:
             own=self.fakes.of_module(node),
         )
 
-    def _constant(self, node: fx.Node, parameter: Parameter) -> Traced:
-        """A tensor that holds ``parameter``, for a call that treats it like an activation."""
-        traced = Traced(f"{node.name}.{parameter.name}", parameter.fake, is_constant=True)
-        long = [axis for axis, size in enumerate(traced.shape) if size > 1]
-        if len(long) == 1:
-            traced.axis = long[0]
-            traced.ids = self._draft.channels.fresh(traced.shape[long[0]])
-        return traced
-
     def _follow_changes(
         self, node: fx.Node, calls: list[Call], results: list[torch.Tensor]
     ) -> None:
@@ -285,7 +535,9 @@ class Builder:
     ) -> None:
         """Enter the operations of a call into the graph, behind the constants that they read."""
         node = site.node
-        operations = [self._sizes.added(operation, node) for operation in operations]
+        guarded = any(source in self.guarded for source in node.all_input_nodes)
+        operations = [self._sizes.added(operation, node, guarded) for operation in operations]
+        operations = [weakest(op, None) if op.name in self._weak else op for op in operations]
         self._operations[node] = [operation.name for operation in operations]
         self._draft.tensors.update({tensor.name: tensor for tensor in site.between})
         if site.heads:
@@ -377,3 +629,13 @@ def _with_constants(site: CallSite, constants: dict[str, Traced]) -> CallSite:
 
     arguments = pytree.tree_map_only(Parameter, swap, site.arguments)
     return replace(site, arguments=arguments, inputs=_distinct(pytree.tree_leaves(arguments)))
+
+
+def _constant(node: fx.Node, parameter: Parameter, channels: Channels) -> Traced:
+    """A tensor that holds ``parameter``, for a call that treats it like an activation."""
+    traced = Traced(f"{node.name}.{parameter.name}", parameter.fake, is_constant=True)
+    long = [axis for axis, size in enumerate(traced.shape) if size > 1]
+    if len(long) == 1:
+        traced.axis = long[0]
+        traced.ids = channels.fresh(traced.shape[long[0]])
+    return traced

@@ -200,7 +200,7 @@ def _differs_by_mode(
 def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Captured:
     """By :mod:`torch.export`: for any batch size if possible, and else for this one."""
     dynamic = _dynamic(model, args, kwargs)
-    with _quiet(), unchanged(model):
+    with quiet(), unchanged(model):
         without_hooks(model)
         snapshot = Snapshot(model)
         try:
@@ -334,7 +334,7 @@ def without_hooks(model: nn.Module) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what torch prints and logs while it fails: the reason is in the exception, too."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)

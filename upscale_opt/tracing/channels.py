@@ -24,6 +24,11 @@ class Channels:
         self._same = UnionFind()
         self._fixed: list[tuple[Array, str]] = []
 
+    @property
+    def count(self) -> int:
+        """How many ids there are."""
+        return self._count
+
     def fresh(self, count: int) -> Array:
         """``count`` new ids."""
         first, self._count = self._count, self._count + count

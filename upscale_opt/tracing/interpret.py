@@ -44,8 +44,16 @@ _LIKE = frozenset(
         "zeros_like",
         "ones_like",
         "new_zeros",
+        "new_ones",
+        "new_full",
+        "full_like",
     }
 )
+_UNMOVED = MOVEMENT - {
+    *("flip", "roll", "index", "index_select", "repeat", "tile", "cat", "stack"),
+    *("channel_shuffle", "native_channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
+}
+"""Movements that leave elements in their sequence, if all remain and one axis is long."""
 _SPATIAL = ("pool1d", "pool2d", "pool3d", "upsample_", "reflection_pad", "replication_pad")
 _REDUCTIONS = frozenset({"mean", "sum", "amax", "amin", "linalg_vector_norm", "var", "std"})
 _NORMS = frozenset({"native_layer_norm", "native_group_norm", "_fused_rms_norm"})
@@ -93,9 +101,11 @@ def _step(notes: Notes, call: Call) -> None:
     if any(tensor is not call.args[0] for tensor in call.changed):
         raise NotUnderstood(f"aten.{name} writes into an argument")
     known = [notes.value(t) for t in tensors]
-    if name in _LIKE or all(v.noise for v in known):
+    if name in _LIKE or (all(v.noise for v in known) and _scatters(call)):
         for result in tensors_in(call.result):
             notes.write(result, Abstract(tuple(result.shape), noise=True, zero=None))
+    elif all(v.noise for v in known):
+        raise NotUnderstood(f"aten.{name} tells channels apart")
     elif all(v.parameter is not None for v in known):
         _parameter(notes, call, known)
     elif all(v.mixed or v.noise for v in known):
@@ -105,6 +115,14 @@ def _step(notes: Notes, call: Call) -> None:
             notes.write(result, Abstract(shape, mixed=True, zero=None))
     else:
         _on_channels(notes, call, known)
+
+
+def _scatters(call: Call) -> bool:
+    """Whether noise remains noise: no element is told from the others by its place."""
+    tags = call.func.tags
+    random = torch.Tag.nondeterministic_seeded in tags
+    pointwise = torch.Tag.pointwise in tags or call.name in _ALSO_POINTWISE
+    return random or pointwise or call.name in _UNMOVED
 
 
 def _on_channels(notes: Notes, call: Call, known: list[Abstract]) -> None:
@@ -140,7 +158,7 @@ def _parameter(notes: Notes, call: Call, known: list[Abstract]) -> None:
         return
     value = known[0]
     result = call.result
-    if call.name not in MOVEMENT or len(known) != 1 or not isinstance(result, torch.Tensor):
+    if call.name not in _UNMOVED or len(known) != 1 or not isinstance(result, torch.Tensor):
         raise NotUnderstood(f"aten.{call.name} computes with parameters")
     shape = tuple(result.shape)
     if call.name == "t" and len(shape) == 2:

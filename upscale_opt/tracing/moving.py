@@ -25,6 +25,8 @@ from upscale_opt.tracing.values import (
     varying_axes,
 )
 
+_ROLLS = {"roll", torch.roll, torch.ops.aten.roll.default}
+
 SPREADS = "spreads the channels over several axes"
 """The reason why a rearrangement is opaque, unless a later one joins the channels again."""
 
@@ -80,6 +82,8 @@ class _Move:
 
 def _rearrangement(site: CallSite, through: Traced) -> list[ir.Operation]:
     source = through
+    if _detaches(site) and through.spread is not None:
+        raise NotUnderstood(_DETACHES)
     if through.axis is None and through.spread is not None:
         source = through.spread.source
     if source.axis is None or source.ids is None:
@@ -97,6 +101,8 @@ def _rearrangement(site: CallSite, through: Traced) -> list[ir.Operation]:
         if axis is None and _is_one_channel(label, source):
             axis = source.axis
         if axis is None:
+            if _detaches(site):
+                raise NotUnderstood(_DETACHES)
             if not source.is_constant and size > 1 and len(varying_axes(label)) > 1:
                 return _spreading(move)
             raise NotUnderstood(SPREADS)
@@ -120,10 +126,18 @@ def _moved(
     repeats = len(taken) // size
     whole = np.array_equal(taken, np.repeat(np.arange(size), max(repeats, 1)))
     if single and whole and not move.indirect:
-        _check_resizable(site, source, output, repeats)
-        return ir.ChannelWise(
-            name=name, inputs=(source.name,), outputs=(output.name,), keeps_zero=True
-        )
+        try:
+            _check_resizable(site, source, output, repeats)
+        except NotUnderstood:
+            if repeats != 1 or site.node.target not in _ROLLS:
+                raise
+        else:
+            return ir.ChannelWise(
+                name=name, inputs=(source.name,), outputs=(output.name,), keeps_zero=True
+            )
+    if _detaches(site):
+        output.axis, output.ids = None, None
+        raise NotUnderstood(_DETACHES)
     try:
         _check_selection(move, output, index, taken)
     except NotUnderstood:
@@ -136,6 +150,14 @@ def _moved(
         outputs=(output.name,),
         positions=tuple(taken.tolist()),
     )
+
+
+_DETACHES = "keeps gradients from where the channels come from"
+
+
+def _detaches(site: CallSite) -> bool:
+    """Whether gradients end here, which must not get lost with the call."""
+    return any(call.name == "detach" for call in site.calls)
 
 
 def _spreading(move: _Move) -> list[ir.Operation]:
@@ -172,10 +194,18 @@ def _is_one_channel(label: torch.Tensor, source: Traced) -> bool:
 def _check_resizable(site: CallSite, source: Traced, output: Traced, repeats: int) -> None:
     """Check on labels that the call, sizes adapted, works with another number of channels."""
     assert source.axis is not None
-    assert output.axis is not None
     size = source.shape[source.axis]
     # With a single channel it would not show which axis is theirs.
-    fewer = (size + 1) // 2 if size != 2 else 3
+    _check_resized(site, source, output, repeats, (size + 1) // 2 if size != 2 else 3)
+    if any(call.name in ("roll", "index", "index_select") for call in site.calls):
+        _check_resized(site, source, output, repeats, size + 1)  # which it is no multiple of
+
+
+def _check_resized(
+    site: CallSite, source: Traced, output: Traced, repeats: int, fewer: int
+) -> None:
+    assert source.axis is not None
+    assert output.axis is not None
     narrow = tuple(fewer if a == source.axis else s for a, s in enumerate(source.shape))
     label = places(narrow, source.axis)
     expected = np.repeat(np.arange(fewer, dtype=np.int64), repeats)

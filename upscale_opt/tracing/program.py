@@ -29,8 +29,9 @@ class Program:
         fresh: the calls that compute into memory of their own.
         ruled: the calls for which the user gave a rule.
         heads: how to write the calls again that work on attention heads.
-        fixed_sizes: the calls that ask how many heads there are, or channels in a head; the answer
-            is that of the original.
+        fixed_sizes: the calls that ask for numbers which are those of the original: sizes of
+            parameters, how many heads there are, or channels in a head.
+        sizes: which size of which tensor a number is, by tensor and axis.
     """
 
     captured: Captured
@@ -44,3 +45,4 @@ class Program:
     ruled: dict[fx.Node, Rule]
     heads: dict[fx.Node, HeadCall]
     fixed_sizes: set[fx.Node]
+    sizes: dict[fx.Node, tuple[str, int]]

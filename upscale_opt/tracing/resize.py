@@ -25,7 +25,7 @@ def takes_sizes(node: fx.Node) -> bool:
 
 
 def resized(
-    node: fx.Node, arguments: tuple[tuple[Any, ...], dict[str, Any]], axis: int, size: int
+    node: fx.Node, arguments: tuple[tuple[Any, ...], dict[str, Any]], axis: int, size: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The call's arguments with ``size`` as the size of its result along ``axis``.
 
@@ -52,7 +52,21 @@ def resized(
     return arguments
 
 
-def _with(sizes: list[Any], axis: int, size: int) -> list[Any]:
+def listed_size(
+    node: fx.Node, arguments: tuple[tuple[Any, ...], dict[str, Any]], axis: int
+) -> Any:
+    """The size that a call lists for its result along ``axis``; ``None`` if it lists none."""
+    args, kwargs = arguments
+    if not takes_sizes(node):
+        return None
+    if len(args) > 1:
+        listed = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
+    else:
+        listed = kwargs.get("shape", kwargs.get("size"))
+    return listed[axis] if isinstance(listed, (tuple, list)) and axis < len(listed) else None
+
+
+def _with(sizes: list[Any], axis: int, size: Any) -> list[Any]:
     if axis < len(sizes) and not (isinstance(sizes[axis], int) and sizes[axis] == -1):
         sizes[axis] = size
     return sizes

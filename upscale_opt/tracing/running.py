@@ -10,10 +10,10 @@ import torch
 from torch import fx, nn
 
 from upscale_opt.errors import TraceError
-from upscale_opt.tracing.building import Builder, NotInFX
+from upscale_opt.tracing.building import NotInFX
 from upscale_opt.tracing.capture import Capture, KeepsState, StoresResults, capture
 from upscale_opt.tracing.heads import HeadsRefused
-from upscale_opt.tracing.numbering import Numbers
+from upscale_opt.tracing.probing import built
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.unchanged import CONTAINERS, same_random_state, unchanged
 from upscale_opt.tracing.validating import Trial, validate
@@ -116,8 +116,8 @@ def _build(
 ) -> Program:
     """Capture the model, build its graph, and see whether the program does what the model does."""
     captured = capture(model, args, kwargs, kind)
-    numbers = Numbers({})
-    builder = Builder(model, captured, understands_heads, numbers)
-    program = builder.build(args, kwargs)
-    validate(Trial(model, args, dict(kwargs)), captured, builder.result(), numbers)
+    program, result, numbers = built(
+        model, captured, args, kwargs, understands_heads=understands_heads
+    )
+    validate(Trial(model, args, dict(kwargs)), captured, result, numbers)
     return program

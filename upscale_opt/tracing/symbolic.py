@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
@@ -223,6 +224,8 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """FX alone would make a plain dict of an ordered one, or of any other."""
+        if isinstance(a, np.generic):
+            return a.item()  # code could not spell it
         if type(a) is OrderedDict:
             pairs = [(key, value) for key, value in a.items()]
             return self.create_node("call_function", OrderedDict, (super().create_arg(pairs),), {})
