@@ -135,7 +135,7 @@ def again(b: Builder) -> None:
     """Add a second call of a layer, norm or block, on another tensor if one fits."""
     found = []
     for step in b.steps:
-        module = b.layers.get(step.layer)
+        module = b.layers.get(step.layer) if step.op == "layer" else None
         if module is None or not any(True for _ in module.parameters()):
             continue
         old = b.values[step.operands[0]]
@@ -170,7 +170,7 @@ def tied(b: Builder) -> None:
     kinds = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.BatchNorm2d)
     found: list[tuple[Value, _Tieable]] = []
     for step in b.steps:
-        module = b.layers.get(step.layer)
+        module = b.layers.get(step.layer) if step.op == "layer" else None
         if isinstance(module, kinds) and module.weight is not None:
             old = b.values[step.operands[0]]
             found += [(v, module) for v in b.values if _fits(module, v, old)]

@@ -14,6 +14,7 @@ return [v5]
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,15 +62,22 @@ class RandomNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Run the program."""
+        return self.run(x)
+
+    def results(self, step: Step, operands: list[Tensor], given: Any = None) -> list[Tensor]:
+        """Run one step; ``given`` is for networks that take more than an image."""
+        if step.layer in self.layers:
+            return [self.layers[step.layer](*operands)]
+        if step.layer:
+            return STEPS[step.op](*operands, self.scales[step.layer])
+        return STEPS[step.op](*operands, *step.numbers)
+
+    def run(self, x: Tensor, given: Any = None) -> Tensor | tuple[Tensor, ...]:
+        """Run all steps."""
         tensors = [x]
         for step in self.program.steps:
             operands = [tensors[index] for index in step.operands]
-            if step.layer in self.layers:
-                tensors.append(self.layers[step.layer](*operands))
-            elif step.layer:
-                tensors += STEPS[step.op](*operands, self.scales[step.layer])
-            else:
-                tensors += STEPS[step.op](*operands, *step.numbers)
+            tensors += self.results(step, operands, given)
         if self.program.as_tuple:
             return tuple(tensors[index] for index in self.program.outputs)
         return tensors[self.program.outputs[0]]
@@ -88,7 +96,7 @@ class RandomNetwork(nn.Module):
         for step in self.program.steps:
             names = ", ".join(f"v{count + i} {shape}" for i, shape in enumerate(step.shapes))
             what = step.op
-            if step.layer in self.layers:
+            if step.op == "layer":
                 what = " ".join(repr(self.layers[step.layer]).split())
             if step.layer:
                 what = f"{step.layer}: {what}"

@@ -9,6 +9,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,6 +24,8 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import upscale_opt as uo
+from upscale_opt.models.generated.hazard_steps import HAZARDS
+from upscale_opt.models.generated.hazards import hazardous_network
 from upscale_opt.models.generated.masks import WeightMasks, apply_weight_masks
 from upscale_opt.models.generated.networks import RandomNetwork, random_network
 
@@ -109,6 +114,82 @@ def test_random_networks_are_lossless() -> None:
     lossless()
     assert compared >= 300
     assert copying >= 20  # or the networks are too easy
+
+
+# Hazards: sizes, arguments, gates, helpers; and later calls.
+
+DRAWS = 300
+
+
+@cache
+def hazards() -> list[Any]:
+    """What came of the first networks of hazards."""
+    module = benchmark("lossless")
+    return [module.try_case(f"hazard/{seed}") for seed in range(DRAWS)]
+
+
+@pytest.mark.xfail(strict=False, reason="issue 18: random networks of hazards")
+def test_random_hazards_are_right_or_refused() -> None:
+    wrong = {result.case: result.error for result in hazards() if result.error}
+    assert not wrong, f"{len(wrong)} of {DRAWS}: {wrong}"
+
+
+def test_few_honest_networks_are_refused() -> None:
+    refused = {result.case: result.refused for result in hazards() if result.refused}
+    assert len(refused) <= 0.1 * DRAWS, refused
+
+
+def test_every_hazard_is_drawn() -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(400):
+        rng = random.Random(seed)
+        network = hazardous_network(rng, max_ops=rng.randint(3, 14))
+        counts.update({step.op for step in network.steps})
+    assert [name for name in HAZARDS if counts[name] < 3] == []
+
+
+def test_hazards_run_and_are_called_otherwise() -> None:
+    ran: Counter[str] = Counter()
+    for seed in range(40):
+        rng = random.Random(seed)
+        network = hazardous_network(rng, max_ops=rng.randint(3, 14))
+        assert deviation(call(network, network.calls()), call(network, network.calls())) == 0
+        for later in network.other_calls(rng):
+            with suppress(RuntimeError, IndexError, ValueError):
+                call(network, later.arguments)
+                ran[later.what.split("=")[0]] += 1
+    assert ran["a larger batch"] == ran["nothing but the image"] == 40
+    assert ran["all sizes"] > 30
+    assert ran["one image"] > 10
+    assert ran["flag"] > 2
+    assert ran["scale"] > 2
+    assert ran["k"] > 2
+    assert ran["a gate of N1HW"] > 2
+
+
+def test_command_finds_hazards(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = benchmark("lossless")
+    real = uo.prune
+
+    def wrong(model: nn.Module, inputs: Any, **options: Any) -> Any:
+        if len(list(model.parameters())) % 2:
+            raise uo.TraceError(f"no model of {len(list(model.parameters()))} parameters")
+        pruned = real(model, inputs, **options)
+        with torch.no_grad():
+            for parameter in pruned.model.parameters():
+                parameter.mul_(1.001)
+        return pruned
+
+    monkeypatch.setattr(uo, "prune", wrong)
+    assert module.main(["--networks", "8", "--hazards"]) == 1
+    output = " ".join(capsys.readouterr().out.split())
+    assert "refused as a whole, all of them honest" in output
+    assert "x TraceError: no model of # parameters" in output
+    case = re.findall(r"--case (hazard/\d+)", output)[0]
+    assert module.main(["--case", case]) == 1
+    assert "Lossy: at" in capsys.readouterr().out
 
 
 # The command.
