@@ -192,7 +192,7 @@ class Builder:
                     f"input {node.name!r} is a {tensor.layout} tensor; give a dense one"
                 )
             name = node.name if single else f"{node.name}.{next(numbers)}"
-            fake = self.fakes.mode.from_tensor(tensor)
+            fake: torch.Tensor = self.fakes.mode.from_tensor(tensor)
             if id(tensor) in self._shapes:
                 with self.fakes.mode:
                     fake = fake.new_empty(tuple(self._shapes[id(tensor)]))

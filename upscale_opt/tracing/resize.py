@@ -59,6 +59,7 @@ def listed_size(
     args, kwargs = arguments
     if not takes_sizes(node):
         return None
+    listed: Any
     if len(args) > 1:
         listed = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
     else:
