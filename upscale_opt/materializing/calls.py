@@ -218,7 +218,7 @@ def _listed(state: State, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ..
 
 
 def _squeezes_all(node: fx.Node) -> bool:
-    """Whether a call removes all axes of size one, whichever these are."""
+    """Tell whether a call removes all axes of size one, whichever these are."""
     named = node.op == "call_method" and node.target == "squeeze"
     return (named or node.target is torch.squeeze) and len(node.args) == 1 and not node.kwargs
 

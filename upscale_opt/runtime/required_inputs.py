@@ -11,7 +11,7 @@ from torch import fx
 from upscale_opt.errors import ArgumentError
 
 Wanted = Any
-"""What an input must be.
+"""The demands on an input.
 
 A tuple is a tensor of these sizes: ``None`` is any, and a name is one that other axes of that name
 have, too. A dtype is a tensor of that kind. A list is a sequence of as many such, a dict a mapping
@@ -129,7 +129,7 @@ def kind(dtype: torch.dtype) -> str:
 
 
 def _equal(x: Any, want: Any) -> bool:
-    """Whether a value is the wanted one: ``1`` is not ``True``, but it is ``1.0``."""
+    """Tell whether a value is the wanted one: ``1`` is not ``True``, but it is ``1.0``."""
     if isinstance(x, torch.Tensor) or isinstance(x, bool) is not isinstance(want, bool):
         return False
     return bool(x == want)

@@ -149,7 +149,7 @@ class Builder:
         )
 
     def result(self) -> Any:
-        """What the program returns, in fake tensors."""
+        """The results of the program, in fake tensors."""
         found = [
             fx.node.map_arg(node.args[0], lambda n: self._values[n])
             for node in self._captured.graph.nodes
@@ -284,7 +284,7 @@ class Builder:
         before: list[tuple[Traced, int | None, Array | None]],
         first: int,
     ) -> list[ir.Operation]:
-        """What a call amounts to whatever the numbers are that it is given.
+        """Find what a call amounts to, whatever the numbers are that it is given.
 
         Numbers of which more depends than zeros are to be what they were; see ``guarded``.
 
@@ -327,7 +327,7 @@ class Builder:
         first: int,
         numbers: Mapping[fx.Node, Any],
     ) -> tuple[list[ir.Operation], list[Traced]] | None:
-        """What a call amounts to with other numbers; ``None`` if it does not run with them."""
+        """Find what a call amounts to with other numbers; ``None`` if it does not run."""
         clones = {
             id(x): replace(x, axis=axis, ids=None if ids is None else ids.copy())
             for x, axis, ids in before
@@ -393,7 +393,7 @@ class Builder:
     def _is_open(
         self, found: list[ir.Operation], site: CallSite, held: list[Parameter]
     ) -> bool:
-        """Whether a call that is not looked into amounts to ``found`` for any number of channels.
+        """Tell whether a call that is not looked into amounts to ``found`` for any number of channels.
 
         What it asks of sizes is not seen.
         """
@@ -418,7 +418,7 @@ class Builder:
         axes: Mapping[str, int],
         size: int,
     ) -> bool:
-        """Whether a call with ``size`` channels amounts to ``found``."""
+        """Tell whether a call with ``size`` channels amounts to ``found``."""
         overlay = Overlay(self._draft.channels, self._draft.channels.count)
         ids: dict[bytes, Array] = {}
         clones: dict[int, Traced] = {}

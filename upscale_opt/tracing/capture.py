@@ -183,7 +183,7 @@ def by_fx(
 def _differs_by_mode(
     model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], graph: fx.Graph
 ) -> bool:
-    """Whether torch.fx captures another program in the other mode."""
+    """Tell whether torch.fx captures another program in the other mode."""
     tracer = Tracer(called_of(model), args, kwargs)
     with unchanged(model), kept_as_calls(), composed_attention():
         for module in model.modules():

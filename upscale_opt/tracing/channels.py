@@ -26,7 +26,7 @@ class Channels:
 
     @property
     def count(self) -> int:
-        """How many ids there are."""
+        """The number of ids."""
         return self._count
 
     def fresh(self, count: int) -> Array:

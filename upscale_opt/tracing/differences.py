@@ -1,4 +1,4 @@
-"""Where two results differ: tensors, containers, objects and plain values."""
+"""Differences of two results: tensors, containers, objects and plain values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ALLOWED = {torch.float64: 1e-7, torch.float32: 1e-3, torch.complex64: 1e-3}
 
 
 def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors are equal up to rounding."""
+    """Tell whether two tensors are equal up to rounding."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if not (a.is_floating_point() or a.is_complex()):
@@ -35,7 +35,7 @@ def differing(
     same: Callable[[torch.Tensor, torch.Tensor], bool],
     place: str = "the result",
 ) -> str | None:
-    """Where two results differ; ``None`` if they do not.
+    """Find where two results differ; ``None`` if they do not.
 
     Args:
         want: tensors in any containers, named tuples, dataclasses and objects.

@@ -41,7 +41,7 @@ def placed(captured: Captured, call: Any) -> dict[fx.Node, Any] | None:
 
 
 def execute(captured: Captured, given: Mapping[fx.Node, Any]) -> Any:
-    """What a captured program returns."""
+    """Run a captured program, and return what it does."""
     values: dict[fx.Node, Any] = dict(given)
     uses = {node: len(node.users) for node in captured.graph.nodes}
     for node in captured.graph.nodes:

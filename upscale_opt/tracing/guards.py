@@ -15,7 +15,7 @@ from upscale_opt.runtime.required_inputs import DEFAULT, Wanted, require_inputs
 
 @dataclass(frozen=True)
 class Check:
-    """What inputs must be; see :func:`upscale_opt.runtime.required_inputs.require_inputs`.
+    """The demands on inputs; see :func:`upscale_opt.runtime.required_inputs.require_inputs`.
 
     Attributes:
         inputs: the inputs; in a model that is traced again, perhaps activations.
@@ -35,19 +35,19 @@ class Check:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether code can spell a value, and one can tell whether another is the same."""
+    """Tell whether code can spell a value, and one can tell whether another is the same."""
     if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
         return all(map(is_plain, value))
     return value is None or type(value) in (bool, int, float, complex, str)
 
 
 def default_of(value: Any) -> Any:
-    """What stands for the default ``value`` in the signature of a pruned model."""
+    """The stand-in for the default ``value`` in the signature of a pruned model."""
     return value if is_plain(value) else DEFAULT
 
 
 def wanted_of(value: Any) -> Wanted:
-    """What an argument must be that was ``value`` when a model was traced with proxies.
+    """The demands on an argument that was ``value`` when a model was traced with proxies.
 
     Tensors must have as many axes, as axes are written by their numbers.
     """
@@ -75,7 +75,7 @@ def checks_within(graph: fx.Graph) -> list[Check]:
 
 
 def only_scales(node: fx.Node) -> bool:
-    """Whether a number is nothing but a factor or a divisor, so that any other will do as well."""
+    """Tell whether a number is nothing but a factor or a divisor, so that any other will do as well."""
     factors = (operator.mul, operator.imul, torch.mul)
     divisors = (operator.truediv, operator.itruediv, torch.div, torch.true_divide)
     for user in node.users:

@@ -118,7 +118,7 @@ def _step(notes: Notes, call: Call) -> None:
 
 
 def _scatters(call: Call) -> bool:
-    """Whether noise remains noise: no element is told from the others by its place."""
+    """Tell whether noise remains noise: no element is told from the others by its place."""
     tags = call.func.tags
     random = torch.Tag.nondeterministic_seeded in tags
     pointwise = torch.Tag.pointwise in tags or call.name in _ALSO_POINTWISE

@@ -156,7 +156,7 @@ _DETACHES = "keeps gradients from where the channels come from"
 
 
 def _detaches(site: CallSite) -> bool:
-    """Whether gradients end here, which must not get lost with the call."""
+    """Tell whether gradients end here, which must not get lost with the call."""
     return any(call.name == "detach" for call in site.calls)
 
 

@@ -67,7 +67,7 @@ class Numbers:
         return other
 
     def state(self) -> dict[Any, int]:
-        """What has become of the named values that were changed."""
+        """The present numbers of the named values that were changed."""
         now = {key: (self._numbers[id(t)], first) for key, (t, first) in self._named.items()}
         return {key: number for key, (number, first) in now.items() if number != first}
 

@@ -97,7 +97,7 @@ class _Probe:
         return self._axes([batch] if batch and self._agrees(batch) is False else [])
 
     def _agrees(self, shapes: Shapes) -> bool | None:
-        """Whether the graph is the same; ``None`` if the program does not run at these sizes."""
+        """Tell whether the graph is the same; ``None`` if the program does not run at these sizes."""
         builder = Builder(self._model, self._captured, self._understands_heads, shapes=shapes)
         try:
             with quiet():

@@ -1,4 +1,4 @@
-"""What a model's code asks of PyTorch's state, which a trace would answer once and for all."""
+"""Questions of a model's code about PyTorch's state, which a trace would answer for good."""
 
 from __future__ import annotations
 

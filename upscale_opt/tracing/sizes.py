@@ -121,11 +121,11 @@ class Sizes:
             self.varying.discard(node)
 
     def _varies(self, tensor: Traced, axis: int) -> bool:
-        """Whether a size may be another in another call: all but numbers of channels."""
+        """Tell whether a size may be another in another call: all but numbers of channels."""
         return axis != tensor.axis or tensor.ids is None or units(tensor.ids)[1] > 1
 
     def _is_single(self, node: fx.Node, inputs: list[Traced]) -> bool:
-        """Whether a call that asks for sizes uses the channel axis', if it does, by itself."""
+        """Tell whether a call that asks for sizes uses the channel axis', if it does, by itself."""
         if len(node.args) > 1 and asked(node) != "shape":
             return True
         if node not in self._tuples:
@@ -160,7 +160,7 @@ class Sizes:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether ``value`` is a number, or consists of numbers."""
+    """Tell whether ``value`` is a number, or consists of numbers."""
     if isinstance(value, (tuple, list)):
         return all(map(_is_number, value))
     return isinstance(value, (int, float)) and not isinstance(value, (bool, torch.SymInt))

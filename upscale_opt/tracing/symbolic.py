@@ -28,7 +28,7 @@ _STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
 
 
 class _Text(str):
-    """What is computed, as text: to be shown, but not to decide anything."""
+    """A computed value as text: to be shown, but not to decide anything."""
 
     __slots__ = ()
 
@@ -40,7 +40,7 @@ class _Text(str):
 
 
 class _Questions:
-    """What Python code may ask of a value, and a proxy cannot answer."""
+    """Questions of Python code about a value that a proxy cannot answer."""
 
     def __hash__(self) -> int:
         raise TraceError("looks up in a dict or set what is computed")
@@ -117,11 +117,11 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.takes_apart = takes_apart
         self.wrote = False
-        """Whether the code made text of what is computed, which may decide what it does."""
+        """True if the code made text of what is computed, which may decide what it does."""
         self.apart = False
-        """Whether a call was written as several."""
+        """True if a call was written as several."""
         self.autocast = _autocast()
-        """Whether autocast is on outside of the model, on the CPU and on GPUs."""
+        """The state of autocast outside of the model, on the CPU and on GPUs."""
         self.optional: list[fx.Node] = []
         """The calls that are not needed if nothing uses their results."""
         self.given: dict[fx.Node, Any] = {}
@@ -133,7 +133,7 @@ class Tracer(fx.Tracer):
 
     @property
     def wanted(self) -> dict[fx.Node, Any]:
-        """What every argument must be, numbers that are but factors aside."""
+        """The demands on every argument, numbers that are but factors aside."""
         for node, place, key in self._numbers:
             if only_scales(node):
                 place[key] = ...
@@ -232,7 +232,7 @@ class Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a call of the module is recorded as one."""
+        """Tell whether a call of the module is recorded as one."""
         if m is self.root:
             return False
         patched = any("forward" in vars(module) for module in m.modules())
@@ -377,7 +377,7 @@ def _tensors(tree: Any) -> Iterator[torch.Tensor]:
 
 
 def called_of(model: nn.Module) -> Callable[..., Any]:
-    """What a call of ``model`` runs: its ``forward``, or its own ``__call__``.
+    """Find what a call of ``model`` runs: its ``forward``, or its own ``__call__``.
 
     Raises:
         TraceError: if that cannot be told from its hooks, which are carried over.
@@ -391,7 +391,7 @@ def called_of(model: nn.Module) -> Callable[..., Any]:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Whether calling the module runs code besides its ``forward``."""
+    """Tell whether calling the module runs code besides its ``forward``."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 

@@ -86,7 +86,7 @@ def unchanged(model: nn.Module) -> Iterator[Snapshot]:
 
 
 CONTAINERS = (dict, list, set, deque)
-"""What holds attributes' values, and may be written in place."""
+"""Containers of attributes' values that may be written in place."""
 
 _DEEP = 6
 """Containers within containers, and objects within objects, are followed so far."""
@@ -247,7 +247,7 @@ def _refill(container: Any, saved: Any) -> None:
 
 
 def _namespaces(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """Where the code of a model keeps what outlasts a call: its modules, and its classes."""
+    """The places where a model's code keeps what outlasts a call: modules and classes."""
     classes = {cls for module in model.modules() for cls in type(module).__mro__}
     named: dict[str, None] = {}
     for cls in classes:
@@ -268,7 +268,7 @@ def _namespaces(model: nn.Module) -> Iterator[dict[str, Any]]:
 
 @functools.cache
 def _is_theirs(module: str) -> bool:
-    """Whether a module is none of Python's, PyTorch's and ours."""
+    """Tell whether a module is none of Python's, PyTorch's and ours."""
     top = module.partition(".")[0]
     return top not in sys.stdlib_module_names and top not in _KNOWN
 
@@ -290,7 +290,7 @@ _ATOMS = {
     torch.device,
     nn.Parameter,
 }
-"""What holds nothing."""
+"""Values that hold nothing."""
 
 
 def _same(value: Any, other: Any) -> bool:

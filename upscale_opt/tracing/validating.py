@@ -70,13 +70,13 @@ def _try_other_sizes(trial: Trial, captured: Captured, numbers: Numbers) -> None
 
 @dataclasses.dataclass
 class Outcome:
-    """What a call of a model gave, with its values numbered."""
+    """The results of a call of a model, with its values numbered."""
 
     result: Any
     numbers: Numbers
 
     def difference(self, other: Any, numbers: Numbers) -> str | None:
-        """How the result of another run differs, which has ``numbers``."""
+        """Find how the result of another run differs, which has ``numbers``."""
 
         def same(a: torch.Tensor, b: torch.Tensor) -> bool:
             return self.numbers.of(a) == numbers.of(b) and a.dtype == b.dtype
@@ -103,7 +103,7 @@ class Trial:
         self._copies: dict[int, torch.Tensor] = {}
 
     def numbered(self, beside: Numbers) -> Outcome | None:
-        """What a call gives; ``None`` if the model cannot be run on fake tensors.
+        """The results of a call; ``None`` if the model cannot be run on fake tensors.
 
         Raises:
             KeepsState: if the next call gives something else, or changes the model again.
@@ -134,12 +134,12 @@ class Trial:
         return first
 
     def agrees(self, captured: Captured, found: Outcome) -> bool:
-        """Whether the program, on such tensors, gives what the model gave."""
+        """Tell whether the program, on such tensors, gives what the model gave."""
         again = self._program_numbered(captured, found.numbers)
         return again is not None and found.difference(*again) is None
 
     def _program_numbered(self, captured: Captured, beside: Numbers) -> tuple[Any, Numbers] | None:
-        """What the program gives, and the numbers of that; attention is not taken apart here.
+        """The program's results, and their numbers; attention is not taken apart here.
 
         PyTorch has other operations on other devices, so the numbers of a program on fake tensors
         of the CPU may be others.
@@ -277,7 +277,7 @@ def _compare_once(trial: Trial, captured: Captured, call: Any, reset: Callable[[
 
 
 def _called(trial: Trial, call: Any, reset: Callable[[], Any], *, warm: bool) -> tuple[Any, Any]:
-    """What the model returns, and what it has written."""
+    """The results of the model, and what it has written."""
     torch.manual_seed(1)
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, call)
     with unchanged(trial.model) as snapshot, answering(True):

@@ -53,7 +53,7 @@ class Overlay(Channels):
 
 
 def others(value: Any, calls: Sequence[Call], *, moves: bool) -> Iterator[Any]:
-    """What a number may be in another call of the model.
+    """The values that a number may have in another call of the model.
 
     Args:
         value: what it is in this one.
@@ -98,7 +98,7 @@ _SIGNS = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", 
 
 
 def same_channels(one: Sequence[Traced], other: Sequence[Traced]) -> bool:
-    """Whether tensors have the same channels along the same axes."""
+    """Tell whether tensors have the same channels along the same axes."""
     return len(one) == len(other) and all(
         a.axis == b.axis
         and (a.spread is None) is (b.spread is None)
@@ -111,7 +111,7 @@ def same_channels(one: Sequence[Traced], other: Sequence[Traced]) -> bool:
 
 
 def same_operations(one: Sequence[ir.Operation], other: Sequence[ir.Operation]) -> bool:
-    """Whether two calls amount to the same, whatever becomes of zeros."""
+    """Tell whether two calls amount to the same, whatever becomes of zeros."""
     return [weakest(op, None) for op in one] == [weakest(op, None) for op in other]
 
 
@@ -153,7 +153,7 @@ def resized_fake(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
 
 
 def is_foreign(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a call runs code that is neither PyTorch's nor ours."""
+    """Tell whether a call runs code that is neither PyTorch's nor ours."""
     if module is not None:
         return not _is_known(type(module).__module__)
     if node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload):
@@ -173,7 +173,7 @@ _KNOWN = ("torch", "upscale_opt", "builtins", "operator", "_operator", "math")
 
 
 def same_calls(one: Sequence[Call], other: Sequence[Call]) -> bool:
-    """Whether the same operations are executed with the same numbers, sizes aside."""
+    """Tell whether the same operations are executed with the same numbers, sizes aside."""
     if [call.func for call in one] != [call.func for call in other]:
         return False
     return all(
