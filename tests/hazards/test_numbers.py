@@ -336,6 +336,7 @@ def _trailing(m: Any, x: Any, y: Any) -> Any:
     return y.flatten(2).view(y.shape[0], -1, *y.shape[2:])
 
 
+NUMPYS_HALF: Any = np.float32(0.5)
 CRASHING: dict[str, Builder] = {
     "monai's squeeze and excitation": around(_monai, sizes=True),
     "the leading sizes": around(_leading, sizes=True),
@@ -344,7 +345,7 @@ CRASHING: dict[str, Builder] = {
         lambda m, x, y: torch.zeros(list(y.shape), dtype=y.dtype) + y, sizes=True
     ),
     "numpy's root": around(lambda m, x, y: y / np.sqrt(8), sizes=True),
-    "numpy's number": around(lambda m, x, y: y * np.float32(0.5) + np.int64(1), sizes=True),
+    "numpy's number": around(lambda m, x, y: y * NUMPYS_HALF + np.int64(1), sizes=True),
     "numpy's number in a function": around(
         lambda m, x, y: functional.leaky_relu(y, np.float64(0.3)), sizes=True
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 SLOW = {
     "cli/": "commands, some in processes of their own",
     "experiments/": "whole sweeps, clusters, training",
+    "hazards/": "hundreds of small networks, many captured by torch.export",
     "materializing/test_arenas.py": "real networks",
     "materializing/test_compiled.py": "compiles",
     "materializing/test_networks.py": "real networks",
