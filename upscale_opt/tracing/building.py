@@ -390,10 +390,8 @@ class Builder:
             heads=[],
         )
 
-    def _is_open(
-        self, found: list[ir.Operation], site: CallSite, held: list[Parameter]
-    ) -> bool:
-        """Tell whether a call that is not looked into amounts to ``found`` for any number of channels.
+    def _is_open(self, found: list[ir.Operation], site: CallSite, held: list[Parameter]) -> bool:
+        """Tell whether an unseen call amounts to ``found`` for any number of channels.
 
         What it asks of sizes is not seen.
         """

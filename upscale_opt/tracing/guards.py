@@ -75,7 +75,7 @@ def checks_within(graph: fx.Graph) -> list[Check]:
 
 
 def only_scales(node: fx.Node) -> bool:
-    """Tell whether a number is nothing but a factor or a divisor, so that any other will do as well."""
+    """Tell whether a number is but a factor or a divisor, so that any other will do."""
     factors = (operator.mul, operator.imul, torch.mul)
     divisors = (operator.truediv, operator.itruediv, torch.div, torch.true_divide)
     for user in node.users:

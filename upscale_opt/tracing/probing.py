@@ -97,7 +97,7 @@ class _Probe:
         return self._axes([batch] if batch and self._agrees(batch) is False else [])
 
     def _agrees(self, shapes: Shapes) -> bool | None:
-        """Tell whether the graph is the same; ``None`` if the program does not run at these sizes."""
+        """Compare the graphs; ``None`` if the program does not run at these sizes."""
         builder = Builder(self._model, self._captured, self._understands_heads, shapes=shapes)
         try:
             with quiet():
@@ -181,8 +181,7 @@ def _fix(captured: Captured, fixed: Mapping[int, set[int]]) -> None:
         if isinstance(value, torch.Tensor) and isinstance(wanted, tuple):
             axes = fixed.get(id(value), set())
             return tuple(
-                int(value.shape[axis]) if axis in axes else want
-                for axis, want in enumerate(wanted)
+                int(value.shape[axis]) if axis in axes else want for axis, want in enumerate(wanted)
             )
         if isinstance(wanted, dict):
             return {key: walk(value[key], want) for key, want in wanted.items()}

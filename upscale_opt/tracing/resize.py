@@ -52,9 +52,7 @@ def resized(
     return arguments
 
 
-def listed_size(
-    node: fx.Node, arguments: tuple[tuple[Any, ...], dict[str, Any]], axis: int
-) -> Any:
+def listed_size(node: fx.Node, arguments: tuple[tuple[Any, ...], dict[str, Any]], axis: int) -> Any:
     """The size that a call lists for its result along ``axis``; ``None`` if it lists none."""
     args, kwargs = arguments
     if not takes_sizes(node):

@@ -98,7 +98,7 @@ class Apart:
         return cls(pair.place, error, sliced, scale == 0)
 
     def beyond(self, most: float, noise: Apart | None) -> bool:
-        """Tell whether a slice deviates by more than ``most``, and than the noise there explains."""
+        """Tell whether a slice deviates by more than ``most`` and the noise there."""
         for axis, errors in enumerate(self.sliced):
             limit = torch.full_like(errors, most)
             if noise is not None:
