@@ -212,9 +212,14 @@ class Trial:
         found = first.difference(second, known)
         if found is not None and asked:
             raise Differs(f"the model computes something else if {asked[0]}() is False")
-        changed = warm.changed(tensors=False)
+        changed = _besides_hooks(warm.changed(tensors=False))
         if found is not None or changed:
             raise _state((*changed, *left)[0])
+
+
+def _besides_hooks(names: list[str]) -> list[str]:
+    """Those that are not within hooks, which are carried over and go on counting, say."""
+    return [name for name in names if "_hooks." not in name]
 
 
 def _state(name: str) -> KeepsState:
@@ -303,7 +308,7 @@ def _compare_warm(trial: Trial, call: Any, first: Any, left: list[str]) -> None:
     warm = Snapshot(trial.model)
     with answering(True):
         second = trial.model(*args, **kwargs)
-    changed = warm.changed(tensors=False)
+    changed = _besides_hooks(warm.changed(tensors=False))
     if changed or (not trial.model.training and differing(first, second, close) is not None):
         raise _state((*changed, *left)[0])
 
@@ -314,16 +319,22 @@ def _quiet_buffers(model: nn.Module) -> Iterator[Callable[[], Any]]:
 
     Parameters are not put back, as code that writes them is rare, and they are large.
     """
-    saved = [(t, t.detach().clone()) for t in model.buffers()]  # norms bump no versions
+    saved = [  # norms bump no versions
+        (module, name, tensor, tensor.detach().clone())
+        for module in model.modules()
+        for name, tensor in module._buffers.items()
+        if tensor is not None
+    ]
     parameters = [p for p in model.parameters() if not p.is_inference()]
     versions = [p._version for p in parameters]
 
     def reset() -> Any:
         written: list[torch.Tensor | None] = []
-        for tensor, before in saved:
-            same = torch.equal(tensor, before)
-            written.append(None if same else tensor.detach().clone())
-            if not same:
+        for module, name, tensor, before in saved:
+            now = module._buffers.get(name)
+            now = tensor if now is None else now  # which may be another tensor, assigned
+            written.append(None if torch.equal(now, before) else now.detach().clone())
+            if not torch.equal(tensor, before):
                 with torch.no_grad():
                     tensor.copy_(before)
         return written, [p._version != v for p, v in zip(parameters, versions, strict=True)]
