@@ -14,7 +14,7 @@ from upscale_opt.ir.base import Document
 from upscale_opt.ir.solution import Solution
 from upscale_opt.materializing.marks import MARK, mark_of
 from upscale_opt.materializing.origin import Origin, Stage
-from upscale_opt.runtime.indices import another_pruning
+from upscale_opt.runtime.indices import Indexed, another_pruning
 
 _HOOKS = (
     "_forward_hooks",
@@ -188,6 +188,8 @@ def _adopt(old: nn.Module, new: nn.Module, named: frozenset[str], path: str = ""
             if module is None or not _is_named(path + name, named):
                 new._modules[name] = module
         elif module is not None and module is not successor:
+            if type(successor) is nn.Module and isinstance(module, Indexed):
+                continue  # traced through: what is left is a place for its indices
             if type(successor) is nn.Module and not _is_torchs(module):
                 _adopt(module, successor, named, f"{path}{name}.")  # a place for others
                 for table in _TREE:
