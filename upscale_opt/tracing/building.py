@@ -192,7 +192,7 @@ class Builder:
                     f"input {node.name!r} is a {tensor.layout} tensor; give a dense one"
                 )
             name = node.name if single else f"{node.name}.{next(numbers)}"
-            fake = self.fakes.mode.from_tensor(tensor)
+            fake: torch.Tensor = self.fakes.mode.from_tensor(tensor)
             if id(tensor) in self._shapes:
                 with self.fakes.mode:
                     fake = fake.new_empty(tuple(self._shapes[id(tensor)]))
@@ -390,9 +390,7 @@ class Builder:
             heads=[],
         )
 
-    def _is_open(
-        self, found: list[ir.Operation], site: CallSite, held: list[Parameter]
-    ) -> bool:
+    def _is_open(self, found: list[ir.Operation], site: CallSite, held: list[Parameter]) -> bool:
         """Whether a call that is not looked into amounts to ``found`` for any number of channels.
 
         What it asks of sizes is not seen.

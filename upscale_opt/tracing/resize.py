@@ -52,13 +52,12 @@ def resized(
     return arguments
 
 
-def listed_size(
-    node: fx.Node, arguments: tuple[tuple[Any, ...], dict[str, Any]], axis: int
-) -> Any:
+def listed_size(node: fx.Node, arguments: tuple[tuple[Any, ...], dict[str, Any]], axis: int) -> Any:
     """The size that a call lists for its result along ``axis``; ``None`` if it lists none."""
     args, kwargs = arguments
     if not takes_sizes(node):
         return None
+    listed: Any
     if len(args) > 1:
         listed = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
     else:

@@ -43,7 +43,7 @@ class Overlay(Channels):
         return np.array([self._own.find(i) for i in self._through(ids).tolist()], dtype=np.int64)
 
     def _through(self, ids: Array) -> Array:
-        found = ids.copy()
+        found: Array = ids.copy()
         known = ids < self._known
         found[known] = self._below.resolve(ids[known])
         return found
@@ -166,7 +166,14 @@ def is_foreign(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _is_known(name: str) -> bool:
-    return name.split(".")[0] in ("torch", "upscale_opt", "builtins", "operator", "_operator", "math")
+    return name.split(".")[0] in (
+        "torch",
+        "upscale_opt",
+        "builtins",
+        "operator",
+        "_operator",
+        "math",
+    )
 
 
 def same_calls(one: Sequence[Call], other: Sequence[Call]) -> bool:
