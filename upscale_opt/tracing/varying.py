@@ -166,10 +166,14 @@ def is_foreign(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _is_known(name: str) -> bool:
-    return name.split(".")[0] in _KNOWN
-
-
-_KNOWN = ("torch", "upscale_opt", "builtins", "operator", "_operator", "math")
+    return name.split(".")[0] in (
+        "torch",
+        "upscale_opt",
+        "builtins",
+        "operator",
+        "_operator",
+        "math",
+    )
 
 
 def same_calls(one: Sequence[Call], other: Sequence[Call]) -> bool:
