@@ -391,7 +391,7 @@ class Builder:
         )
 
     def _is_open(self, found: list[ir.Operation], site: CallSite, held: list[Parameter]) -> bool:
-        """Tell whether a call that is not looked into amounts to ``found`` for any number of channels.
+        """Tell whether an unseen call amounts to ``found`` for any number of channels.
 
         What it asks of sizes is not seen.
         """
