@@ -9,11 +9,14 @@ from contextlib import contextmanager
 import torch
 
 
+_TRUSTED = ("torch", "upscale_opt")
+
+
 @contextmanager
 def answering(answer: bool) -> Iterator[list[str]]:
     """Answer the model's code, where it asks whether gradients are wanted.
 
-    PyTorch's own code gets the true answer.
+    PyTorch's own code gets the true answer, and so does ours, which computes the same either way.
 
     Yields:
         The questions that have been asked.
@@ -22,7 +25,7 @@ def answering(answer: bool) -> Iterator[list[str]]:
     original = torch.is_grad_enabled
 
     def is_grad_enabled() -> bool:
-        if sys._getframe(1).f_globals.get("__name__", "").split(".")[0] == "torch":
+        if sys._getframe(1).f_globals.get("__name__", "").split(".")[0] in _TRUSTED:
             return original()
         asked.append("torch.is_grad_enabled")
         return answer
