@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 import io
 import logging
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -78,9 +80,18 @@ def capture(
             f"an argument of the model is called {min(taken)!r}, as what its program is written "
             "with; call it something else"
         )
+    before = _numbers_drawn()
     captured = by_fx(model, args, kwargs) if kind == "fx" else _by_export(model, args, kwargs)
+    if before != _numbers_drawn():
+        raise TraceError("the model draws random numbers from Python or NumPy, not from PyTorch")
     captured.leaves = pytree.tree_leaves((args, dict(kwargs)))
     return captured
+
+
+def _numbers_drawn() -> Any:
+    """The states of the random numbers of Python and NumPy."""
+    arrays: Any = np.random.get_state()
+    return random.getstate(), arrays[1].tolist(), arrays[2]
 
 
 _TAKEN = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"}

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import torch
 
-
 _TRUSTED = ("torch", "upscale_opt")
 
 

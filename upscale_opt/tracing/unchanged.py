@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
+import random
 import sys
 from collections import deque
 from collections.abc import Iterator, Set
@@ -11,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
@@ -52,6 +54,8 @@ def evaluate(model: nn.Module) -> None:
 def same_random_state(*things: Any) -> Iterator[None]:
     """Restore the random state afterwards: on the CPU, and on the GPUs of models and tensors.
 
+    And those of Python and NumPy.
+
     Args:
         things: models, tensors, devices, and collections of such.
     """
@@ -60,8 +64,13 @@ def same_random_state(*things: Any) -> Iterator[None]:
     for leaf in leaves:
         tensors = (*leaf.parameters(), *leaf.buffers()) if isinstance(leaf, nn.Module) else (leaf,)
         devices.update(t.device for t in tensors if isinstance(t, Tensor) and t.is_cuda)
-    with torch.random.fork_rng(sorted(devices, key=str)):
-        yield
+    python, arrays = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(sorted(devices, key=str)):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
 
 
 @contextmanager
@@ -106,10 +115,12 @@ class Snapshot:
         self._saved: list[tuple[str, Any, Any]] = []
         self._seen: set[int] = set()
         self._caches: dict[int, tuple[Any, int]] = {}
+        self._owned: list[tuple[type | ModuleType, dict[str, Any]]] = []
         for prefix, module in model.named_modules():
             self._save(module.__dict__, f"{prefix}." if prefix else "")
-        for namespace in _namespaces(model):
-            for name, value in list(namespace.items()):
+        for owner in _owners(model):
+            self._owned.append((owner, dict(vars(owner))))
+            for name, value in list(vars(owner).items()):
                 if isinstance(value, CONTAINERS) and not name.startswith("__"):
                     self._save(value, f"{name}.", _DEEP)
                 elif isinstance(value, functools._lru_cache_wrapper):
@@ -150,7 +161,7 @@ class Snapshot:
                     continue
                 if depth < _DEEP and type(held) not in _ATOMS:
                     self._save_held(held, name, depth + 1)
-        elif _is_theirs(type(value).__module__):
+        elif _is_theirs(type(value).__module__) or type(value).__module__ in _HOLDERS:
             own = getattr(value, "__dict__", None)
             if isinstance(own, dict) and depth < _DEEP:
                 self._save(own, f"{name}.", depth)
@@ -180,7 +191,12 @@ class Snapshot:
         Args:
             tensors: count tensors that are others now.
         """
-        found: list[str] = []
+        found = [
+            f"{owner.__name__}.{key}"
+            for owner, saved in self._owned
+            for key, value in saved.items()
+            if isinstance(value, _PLAIN) and not _same(vars(owner).get(key), value)
+        ]
         for name, container, saved in self._saved:
             if isinstance(container, dict):
                 found += [
@@ -202,7 +218,11 @@ class Snapshot:
         Args:
             besides: names that do not count.
         """
-        found: list[str] = []
+        found = [
+            f"{owner.__name__}.{key}"
+            for owner, saved in self._owned
+            for key in _moved(owner, saved)
+        ]
         for name, container, saved in self._saved:
             if _untouched(container, saved):
                 continue
@@ -221,9 +241,31 @@ class Snapshot:
         for _, container, saved in self._saved:
             if not _untouched(container, saved):
                 _refill(container, saved)
+        for owner, own in self._owned:
+            for key in _moved(owner, own):
+                if key in own:
+                    setattr(owner, key, own[key])
+                else:
+                    delattr(owner, key)
         for cache, size in self._caches.values():
             if cache.cache_info().currsize != size:
                 cache.cache_clear()
+
+
+def _moved(owner: type | ModuleType, saved: dict[str, Any]) -> list[str]:
+    """The names that a class or module has gained or lost; those of its functions not.
+
+    Those are patched by tracers, which put them back.
+    """
+    now = vars(owner)
+    if len(now) == len(saved) and all(map(operator.is_, now.values(), saved.values())):
+        return []
+    keys = [k for k in {**saved, **now} if k not in saved or k not in now or now[k] is not saved[k]]
+    return [
+        k
+        for k in keys
+        if not k.startswith("__") and not callable(now.get(k)) and not callable(saved.get(k))
+    ]
 
 
 def _untouched(container: Any, saved: Any) -> bool:
@@ -246,24 +288,22 @@ def _refill(container: Any, saved: Any) -> None:
             dict.update(container, saved)
 
 
-def _namespaces(model: nn.Module) -> Iterator[dict[str, Any]]:
-    """The places where a model's code keeps what outlasts a call: modules and classes."""
-    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+def _owners(model: nn.Module) -> Iterator[type | ModuleType]:
+    """The places where a model's code may keep what outlasts a call: classes, and modules."""
     named: dict[str, None] = {}
-    for cls in classes:
+    for cls in {cls for module in model.modules() for cls in type(module).__mro__}:
         if _is_theirs(cls.__module__):
             named.setdefault(cls.__module__)
-            yield dict(vars(cls))
+            yield cls
     for name in list(named):
-        for value in list(vars(sys.modules.get(name, sys)).values() if name in sys.modules else ()):
+        values = list(vars(sys.modules[name]).values()) if name in sys.modules else []
+        for value in values:
             own = value.__name__ if isinstance(value, ModuleType) else None
             if isinstance(value, (FunctionType, functools._lru_cache_wrapper)):
                 own = value.__module__
             if own is not None and _is_theirs(own):
                 named.setdefault(own)
-    for name in named:
-        if name in sys.modules:
-            yield vars(sys.modules[name])
+    yield from (sys.modules[name] for name in named if name in sys.modules)
 
 
 @functools.cache
@@ -277,6 +317,9 @@ _KNOWN = {
     *("torch", "torchvision", "torchgen", "functorch", "numpy", "sympy", "upscale_opt"),
     *("pytest", "_pytest", "pydantic"),
 }
+
+_HOLDERS = {"argparse", "collections", "types", "weakref"}
+"""Modules of Python's that have classes of objects to keep things in."""
 
 _ATOMS = {
     type(None),

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -245,7 +247,7 @@ def _compare(trial: Trial, captured: Captured) -> None:
         captured.notes.append("not compared with the model, which has no data")
         return
     with same_random_state(model, leaves), _quiet_buffers(model) as reset:
-        torch.manual_seed(0)
+        _seed(0)
         example = trial.args, trial.kwargs
         ran = False
         for sizes, filled in itertools.product((False, True), (True, False)):
@@ -265,7 +267,7 @@ def _compare_once(trial: Trial, captured: Captured, call: Any, reset: Callable[[
         raise
     except Exception:  # on such inputs; the program need not run, either
         return False
-    torch.manual_seed(1)
+    _seed(1)
     try:
         outcome = execute(captured, given), reset()
     except Exception as error:
@@ -276,14 +278,19 @@ def _compare_once(trial: Trial, captured: Captured, call: Any, reset: Callable[[
     if found is None:
         return True
     if differing(wanted, _called(trial, call, reset, warm=False), close) is not None:
-        captured.notes.append("not compared with the model, which does not do the same twice")
-        return True
+        raise Differs("the model does not compute the same twice, from the same random state")
     raise Differs(f"the program differs from the model in {found}")
+
+
+def _seed(number: int) -> None:
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number)
 
 
 def _called(trial: Trial, call: Any, reset: Callable[[], Any], *, warm: bool) -> tuple[Any, Any]:
     """The results of the model, and what it has written."""
-    torch.manual_seed(1)
+    _seed(1)
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, call)
     with unchanged(trial.model) as snapshot, answering(True):
         without_hooks(trial.model)
@@ -303,7 +310,7 @@ def _compare_warm(trial: Trial, call: Any, first: Any, left: list[str]) -> None:
     Raises:
         KeepsState: if that gives something else.
     """
-    torch.manual_seed(1)
+    _seed(1)
     args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, call)
     warm = Snapshot(trial.model)
     with answering(True):
