@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import Output, Refuses, call, one_line_error
+from hazards_not_yet import NOT_YET
 from sample_networks import Documents, ManyReaders, documents_of
 from saved_network import Net, build, call_
 from tiers import is_slow
@@ -24,9 +25,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what ``make quick`` leaves out."""
+    """Mark what ``make quick`` leaves out, and the hazards that are not mended yet."""
     here = Path(__file__).parent
     for item in items:
+        for mark in item.iter_markers("hazard"):
+            kind, variant = mark.args
+            if variant in NOT_YET.get(kind, ()):
+                item.add_marker(pytest.mark.xfail(strict=False, reason=f"issue 18: kind {kind}"))
         if is_slow(item.path.relative_to(here).as_posix()):
             item.add_marker(pytest.mark.slow)
 
