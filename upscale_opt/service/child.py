@@ -72,6 +72,7 @@ class _Child:
         masks = Masks.model_validate(problem["masks"])
         options = SolveOptions(**problem["options"])
         solution = solve(graph, masks, options=options, time_limit=seconds, progress=self._progress)
+        self._solving = False  # there is an answer; to interrupt its writing would lose it
         body = solution.model_dump_json(exclude_defaults=True).encode()
         header = {
             "state": "done",

@@ -86,15 +86,18 @@ class _Probe:
     def run(self) -> dict[int, set[int]]:
         """The axes of inputs whose sizes are to stay, by the tensors' ``id``."""
         batch = self._with_batch({})
+        unknown = []
         for sizes in self._sizes():
             agrees = self._agrees(self._with_batch(sizes))
             if agrees is None:
+                unknown.append(sizes)
                 continue
             fixed = [] if agrees else [s for s in (batch, sizes) if s and not self._agrees(s)]
             if not agrees and not fixed:
                 fixed = [batch, sizes]
             return self._axes(fixed)
-        return self._axes([batch] if batch and self._agrees(batch) is False else [])
+        # It runs at none of them, and so nothing is known of any others at which it may run.
+        return self._axes([*unknown, *([batch] if batch and self._agrees(batch) is False else [])])
 
     def _agrees(self, shapes: Shapes) -> bool | None:
         """Compare the graphs; ``None`` if the program does not run at these sizes."""
