@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -186,3 +187,42 @@ def test_a_deviation_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch)
         prune_submodules(model, inputs)
     assert size(model) == before
     assert type(model.backbone) is Features
+
+
+def _weight(inner: nn.Module) -> Tensor:
+    return inner.get_submodule("0").get_parameter("weight").abs().sum()
+
+
+def _channels(inner: nn.Module) -> int:
+    found = inner.get_submodule("0").out_channels
+    assert isinstance(found, int)
+    return found
+
+
+def _size_of(inner: nn.Module) -> int:
+    return size(inner)
+
+
+@pytest.mark.parametrize("read", [_weight, _channels, _size_of])
+def test_what_the_model_reads_inside_is_found(read: Callable[[nn.Module], Any]) -> None:
+    """The submodule by itself is right, and the whole is not."""
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+            self.head = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.inner(x))
+            return y * read(self.inner)
+
+    torch.manual_seed(0)
+    model = Reader().eval()
+    with torch.no_grad():
+        model.inner[2].get_parameter("weight")[:, 4:] = 0
+    x = torch.randn(2, 3, 8, 8)
+    before = size(model)
+    with pytest.raises(VerificationError, match="reads inside of the pruned submodules"):
+        prune_submodules(model, x, ["inner"])
+    assert size(model) == before

@@ -118,9 +118,11 @@ def prune_submodules(
 
     It is verified on what the model gives its submodules in one run on ``inputs``: every call of a
     pruned submodule is answered by the masked one and by its export, and both answers are compared.
-    The rest of the model is not touched, so nothing else can differ. (What a detector makes of
-    these answers in the end is compared, too, but only reported: it sorts and cuts off, so that
-    the last bit of a score can exchange two boxes.)
+    The rest of the model is not touched, so nothing else can differ, unless it looks into a
+    submodule (at its weights, say): with the same answers, the whole model has to return the same
+    with the exports as with the masked submodules. (How far what a detector makes of these answers
+    in the end is from before is only reported: it sorts and cuts off, so that the last bit of a
+    score can exchange two boxes.)
 
     Args:
         model: the model; detectors in eval mode. It keeps its class, attributes and hooks.
@@ -149,7 +151,8 @@ def prune_submodules(
         TraceError: if a named submodule does not exist, is not called, shares parameters with
             the rest of the model, or cannot be traced; or, without names, if there is none that
             can.
-        VerificationError: if a submodule deviates; then the model stays as it was.
+        VerificationError: if a submodule deviates, or the whole model looks into one and deviates
+            for that; then the model stays as it was.
         UpscaleError: the error of any other step that failed.
     """
     require_model(model, "prune")

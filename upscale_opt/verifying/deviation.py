@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import VerificationError
-from upscale_opt.tracing.examples import dtype_name
+from upscale_opt.verifying.rounding import MORE
+from upscale_opt.verifying.walking import Pair, pairs_of
 
 EXACT = 1e-10
 """The relative deviation allowed in float64: rounding, and nothing else."""
@@ -32,8 +34,8 @@ def deviation(want: Any, got: Any) -> float:
     """The largest deviation of a number, relative to the largest magnitude in its tensor.
 
     Args:
-        want: the masked model's output: tensors and numbers in nested tuples, lists and dicts.
-            Other plain values have to be equal.
+        want: the masked model's output: tensors and numbers, in whatever holds them. Other values
+            have to be equal.
         got: the pruned model's.
 
     Returns:
@@ -42,41 +44,75 @@ def deviation(want: Any, got: Any) -> float:
     Raises:
         VerificationError: if they differ in structure, shape or dtype, or ``want`` is not finite.
     """
-    wanted, structure = pytree.tree_flatten(want)
-    actual, other = pytree.tree_flatten(got)
-    if structure != other:
-        raise VerificationError(
-            f"the pruned model returns {other} where the masked one returns {structure}"
-        )
-    pairs = enumerate(zip(wanted, actual, strict=True))
-    errors = [_apart(index, *pair) for index, pair in pairs]
-    return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)
+    return largest(Apart.of(pair) for pair in pairs_of(want, got))
 
 
-def _apart(index: int, want: Any, got: Any) -> float:
-    if type(want) is float and type(got) is float:
-        want, got = torch.tensor(want, dtype=torch.float64), torch.tensor(got, dtype=torch.float64)
-    if not isinstance(want, torch.Tensor) or not isinstance(got, torch.Tensor):
-        plain = want is None or isinstance(want, (bool, int, float, str))
-        if type(want) is not type(got) or (plain and want != got):
-            raise VerificationError(f"output {index} is {got!r} instead of {want!r}")
-        return 0.0
-    if want.dtype != got.dtype:
-        raise VerificationError(
-            f"output {index} is {dtype_name(got.dtype)} instead of {dtype_name(want.dtype)}"
+def largest(pairs: Iterable[Apart]) -> float:
+    """The largest of some deviations; NaN if one is."""
+    found = [pair.error for pair in pairs]
+    return math.nan if any(map(math.isnan, found)) else max(found, default=0.0)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How far two tensors are apart.
+
+    Attributes:
+        place: where in the outputs they are.
+        error: the largest difference, relative to the largest magnitude wanted.
+        sliced: the largest difference in each slice along each axis, relative to the largest
+            magnitude wanted there; what is small may lie beside what is huge.
+        zero: nothing but zeros is wanted.
+    """
+
+    place: str
+    error: float
+    sliced: tuple[torch.Tensor, ...]
+    zero: bool
+
+    @classmethod
+    def of(cls, pair: Pair) -> Apart:
+        """Compare two tensors of one shape.
+
+        Raises:
+            VerificationError: if the first one is not finite.
+        """
+        want, got = pair.want, pair.got
+        if not bool(want.isfinite().all()):
+            raise VerificationError(
+                f"{pair.place} of the masked model is not finite, so there is nothing to compare "
+                "with; give other inputs"
+            )
+        if not want.numel():
+            return cls(pair.place, 0.0, (), True)
+        size, far = want.abs(), (want - got).abs()
+        scale, difference = float(size.max()), float(far.max())
+        error = difference / scale if scale > 0 else difference
+        if not difference and not pair.same:  # whole numbers, larger than float64 tells apart
+            error = 1.0
+        sliced = tuple(
+            _by_slice(far, axis) / _scales(_by_slice(size, axis), scale)
+            for axis in range(want.ndim)
+            if want.shape[axis] > 1
         )
-    if want.shape != got.shape:
-        raise VerificationError(
-            f"output {index} has the shape {tuple(got.shape)} instead of {tuple(want.shape)}"
-        )
-    wide = torch.complex128 if want.is_complex() else torch.float64
-    want, got = want.detach().to(wide), got.detach().to(wide)
-    if not bool(want.isfinite().all()):
-        raise VerificationError(
-            f"output {index} of the masked model is not finite, so there is nothing to compare "
-            "with; give other inputs"
-        )
-    if not want.numel():
-        return 0.0
-    scale, difference = float(want.abs().max()), float((want - got).abs().max())
-    return difference / scale if scale > 0 else difference
+        return cls(pair.place, error, sliced, scale == 0)
+
+    def beyond(self, most: float, noise: Apart | None) -> bool:
+        """Whether a slice deviates by more than ``most``, and than the noise there explains."""
+        for axis, errors in enumerate(self.sliced):
+            limit = torch.full_like(errors, most)
+            if noise is not None:
+                limit = torch.maximum(limit, MORE * noise.sliced[axis])
+            if not bool((errors <= limit).all()):
+                return True
+        return False
+
+
+def _by_slice(values: torch.Tensor, axis: int) -> torch.Tensor:
+    others = [other for other in range(values.ndim) if other != axis]
+    return values.amax(others) if others else values
+
+
+def _scales(sizes: torch.Tensor, scale: float) -> torch.Tensor:
+    """What deviations in slices are relative to: of zeros, the whole tensor's scale."""
+    return torch.where(sizes > 0, sizes, torch.full_like(sizes, scale if scale > 0 else 1.0))

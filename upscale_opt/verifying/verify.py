@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from upscale_opt.errors import VerificationError
+from upscale_opt.errors import ArgumentError, VerificationError
 from upscale_opt.materializing.used import kind_of
-from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors
-from upscale_opt.verifying.deviation import allowed, deviation
-from upscale_opt.verifying.outputs import outputs_of
+from upscale_opt.tracing.examples import Inputs, as_call, dtype_name
+from upscale_opt.verifying.both import Both, DoesNotRunError, Outcome
+from upscale_opt.verifying.other_inputs import another_batch, at_random, of_other_sizes, shapes
 
 
 @dataclass(frozen=True)
@@ -28,103 +25,152 @@ class VerificationReport:
             float64 (because they make tensors of a fixed dtype).
         own_error: at the model's own precision.
         dtype: that precision.
+        also: on what else they were compared, and found equal: other batches, other sizes.
+        notes: what limits the comparison, such as lower precision inside of the model.
     """
 
     float64_error: float
     own_error: float
     dtype: str
+    also: tuple[str, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = field(default=(), repr=False)
+
+    def __str__(self) -> str:
+        lines = [repr(self), *(f"also on {what}" for what in self.also), *self.notes]
+        return "\n".join(lines)
 
 
-def verify(model: nn.Module, pruned: nn.Module, inputs: Inputs) -> VerificationReport:
+def verify(
+    model: nn.Module, pruned: nn.Module, inputs: Inputs, *, elsewhere: bool = True
+) -> VerificationReport:
     """Compare the models' outputs on ``inputs``, in evaluation mode, on copies.
+
+    Everything that they return is compared (:func:`upscale_opt.verifying.walking.pairs_of`), and
+    the buffers that the call changes. Where nothing could show on ``inputs``, such as zeros, random
+    ones are tried besides.
 
     Args:
         model: the masked model.
         pruned: its export.
         inputs: as for :func:`upscale_opt.trace`; real data or noise, of any batch size.
+        elsewhere: compare on another batch and on inputs of another size, too, if the masked model
+            takes such. Where the export refuses them by name, the report's notes say so.
 
     Raises:
         VerificationError: if an output deviates by more than 1e-10 in float64 (or by more than
-            rounding explains at the model's own precision), has another shape, or is not finite;
-            or if a model does not run on ``inputs``.
+            rounding explains: at the model's own precision, or at that in which it computes
+            inside), has another shape, or is not finite; if there is nothing to compare; or if a
+            model does not run on ``inputs``.
     """
     for module in (model, pruned):
         if not isinstance(module, nn.Module):
             given = f"an object of class {type(module).__name__}"
             raise VerificationError(f"expected a model, but got {given}")
+    as_call(inputs)  # what is none of the accepted forms is refused as that
     own = kind_of(model)[0]
-    try:
-        rough = _deviation(model, pruned, inputs, own)
-    except _DoesNotRunError as failure:
-        raise VerificationError(str(failure)) from failure.__cause__
-    errors = {own: rough}
+    both = Both(model, pruned)
+    exact = None
     if own != torch.float64:
-        with suppress(_DoesNotRunError):
-            errors = {torch.float64: _deviation(model, pruned, inputs, torch.float64), own: rough}
-    for dtype, error in errors.items():
-        if not error <= allowed(dtype):
-            raise VerificationError(
-                f"the pruned model deviates by {error:.2e} in {dtype_name(dtype)}, where "
-                f"{allowed(dtype):.0e} is allowed; please report the model and its masks"
-            )
-    solution = getattr(pruned, "solution", None)
-    if solution is not None and solution.capture == "export":
-        _check_other_batch(model, pruned, inputs, own)
-    return VerificationReport(errors.get(torch.float64, math.nan), rough, dtype_name(own))
+        with suppress(DoesNotRunError):
+            exact = both.compare(inputs, torch.float64)
+    try:
+        rough = both.compare(inputs, own)
+    except DoesNotRunError as failure:
+        raise VerificationError(str(failure)) from failure.__cause__
+    best = rough if exact is None else exact
+    dtype = own if exact is None else torch.float64
+    notes = _Notes()
+    if best.lower is not None:
+        notes.add(f"the model {best.lower}: equal up to rounding there, {best.error:.0e}")
+    _at_random(both, inputs, dtype, best, notes)
+    if elsewhere:
+        _elsewhere(both, inputs, dtype, notes)
+    exactly = rough.error if own == torch.float64 else math.nan if exact is None else exact.error
+    return VerificationReport(
+        exactly, rough.error, dtype_name(own), tuple(notes.also), tuple(notes.notes)
+    )
 
 
-def _check_other_batch(
-    model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch.dtype
+@dataclass
+class _Notes:
+    also: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, note: str) -> None:
+        self.notes.append(note)
+
+
+def _at_random(
+    both: Both, inputs: Inputs, dtype: torch.dtype, found: Outcome, notes: _Notes
 ) -> None:
-    """Check twice the batch: torch.export may have captured its size as a number unnoticed.
+    """Compare on random inputs, if on those given nothing could show.
 
     Raises:
-        VerificationError: if the models differ on twice as large a batch.
+        VerificationError: if there is nothing to compare, or the models differ.
     """
-    args, kwargs = as_call(inputs)
-    sizes = [len(t) for t in pytree.tree_leaves((args, kwargs)) if _has_axes(t)]
-
-    def twice(tensor: torch.Tensor) -> torch.Tensor:
-        same = _has_axes(tensor) and len(tensor) == sizes[0]
-        return torch.cat([tensor, tensor]) if same else tensor
-
-    larger = (*map_tensors(args, twice),) if not kwargs else map_tensors(kwargs, twice)
-    try:
-        error = _deviation(model, pruned, larger, dtype)
-    except _DoesNotRunError:  # one of them, if not both, takes no such batch
-        return
-    except VerificationError:
-        error = math.inf
-    if not error <= allowed(dtype):
+    if not found.numbers:
         raise VerificationError(
-            "the pruned model is right for batches of this size alone: torch.export captured the "
-            "batch size as a number; use x.shape[0] instead of len(x) and the like"
+            "there is nothing to compare: the masked model returns no tensors with elements in "
+            "them, nor floating-point numbers, on these inputs; give a batch that is not empty, or "
+            "a model that returns what it computes"
         )
+    if not found.zero and not shapes(inputs).constant:
+        return
+    for given in at_random(inputs):
+        try:
+            other = both.compare(given, dtype)
+        except DoesNotRunError:
+            continue
+        except VerificationError as error:
+            if "not finite" in str(error):
+                continue
+            raise VerificationError(f"on random inputs, {error}") from None
+        notes.also.append("random inputs, as on those given little could show")
+        if other.zero:
+            notes.add("the masked model returns nothing but zeros, on random inputs, too")
+        return
+    if found.zero:
+        raise VerificationError(
+            "there is nothing to compare: the masked model returns nothing but zeros on these "
+            "inputs, and does not run on random ones; give other inputs"
+        )
+    notes.add("the inputs are constant, on which little can show, and random ones are not taken")
 
 
-def _has_axes(leaf: object) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.ndim > 0
+def _elsewhere(both: Both, inputs: Inputs, dtype: torch.dtype, notes: _Notes) -> None:
+    """Compare on another batch, and on other sizes.
+
+    Raises:
+        VerificationError: if the models differ there.
+    """
+    batch = another_batch(inputs)
+    if batch is not None:
+        _try(both, [batch], dtype, "another batch", notes)
+    _try(both, of_other_sizes(inputs), dtype, "other sizes", notes)
 
 
-def _deviation(model: nn.Module, pruned: nn.Module, inputs: Inputs, dtype: torch.dtype) -> float:
-    want = _outputs("masked", model, inputs, dtype)
-    return deviation(want, _outputs("pruned", pruned, inputs, dtype))
-
-
-class _DoesNotRunError(Exception):
-    """A model fails on the inputs."""
-
-
-def _outputs(which: str, model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> Any:
-    as_call(inputs)  # what is none of the accepted forms is refused as that
-    runner = copy.deepcopy(model).to(dtype).eval()
-    try:
-        return outputs_of(runner, inputs, dtype)
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise _DoesNotRunError(
-            f"the {which} model does not run on these inputs in {dtype_name(dtype)}: "
-            f"{type(error).__name__}: {reason}"
-        ) from error
+def _try(
+    both: Both, candidates: list[Inputs], dtype: torch.dtype, what: str, notes: _Notes
+) -> None:
+    """Compare on the first of some inputs on which the masked model runs."""
+    for given in candidates:
+        try:
+            both.compare(given, dtype)
+        except DoesNotRunError as failure:
+            if failure.masked:
+                continue
+            how = "refuses" if isinstance(failure.__cause__, ArgumentError) else "fails on"
+            notes.add(f"the pruned model {how} {what}, {shapes(given)}: {failure.reason}")
+            return
+        except VerificationError as error:
+            if "not finite" in str(error) and "masked" in str(error):
+                continue
+            raise VerificationError(
+                f"the pruned model is right for the given inputs, and wrong on {what}, "
+                f"{shapes(given)}: what depends on sizes was captured as a number (use x.shape[0] "
+                f"instead of len(x) and the like); {error}"
+            ) from None
+        notes.also.append(f"{what}, {shapes(given)}")
+        return
+    if candidates:
+        notes.add(f"not compared on {what}: the masked model takes none that were tried")
