@@ -6,11 +6,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from upscale_opt.ir.base import Document
 from upscale_opt.ir.solution import Solution
+from upscale_opt.materializing.marks import MARK, mark_of
 from upscale_opt.materializing.origin import Origin, Stage
+from upscale_opt.runtime.indices import another_pruning
 
 _HOOKS = (
     "_forward_hooks",
@@ -46,6 +49,37 @@ class PrunedModule(fx.GraphModule):
         self.training = source.training
         for table in _HOOKS:
             getattr(self, table).update(getattr(source, table))
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        mark = mark_of(self._solutions())
+        if mark is not None:
+            destination[prefix + MARK] = torch.tensor(mark, dtype=torch.uint8)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        given = state_dict.pop(prefix + MARK, None)
+        known = isinstance(given, torch.Tensor) and not given.is_meta
+        if known and given.flatten().tolist() != mark_of(self._solutions()):
+            error_msgs.append(another_pruning(prefix + MARK))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _solutions(self) -> list[Solution]:
+        """Of all prunings, the first one first."""
+        last = () if self.solution is None else (self.solution,)
+        return [*(stage.solution for stage in self.earlier), *last]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
         copied = super().__deepcopy__(memo)

@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from upscale_opt.runtime.gather import gather
+from upscale_opt.runtime.indices import Indexed
 
 Token = torch.Tensor | tuple[torch.Tensor, ...]
 """A stand-in for an arena: its buffer, or all that was to be written so far."""
@@ -87,7 +88,7 @@ class ArenaWrite(nn.Module):
         return f"{written} of {self.size} along dim {self.dim}"
 
 
-class ArenaRead(nn.Module):
+class ArenaRead(Indexed):
     """Reads channels of an arena: a view, if they lie side by side in the buffer.
 
     Args:
@@ -122,8 +123,8 @@ class ArenaRead(nn.Module):
         if len(self.parts) > _MANY_PARTS:
             starts = dict(zip(self.used, accumulate(sizes[p] for p in self.used), strict=True))
             joined = [starts[piece] - sizes[piece] + place for piece, place in sources]
-        self._add_indices("indices", [] if self.view else places, device)
-        self._add_indices("joined", joined, device)
+        self.add_indices("indices", [] if self.view else places, device)
+        self.add_indices("joined", joined, device)
 
     def forward(self, arena: Token) -> torch.Tensor:
         """The channels, as a view, a copy, or a concatenation."""
@@ -132,10 +133,6 @@ class ArenaRead(nn.Module):
         if self.view:
             return arena.narrow(self.dim, self.start, self.length)
         return gather(arena, self.dim, self.indices)
-
-    def _add_indices(self, name: str, indices: Sequence[int], device: torch.device) -> None:
-        tensor = torch.tensor(indices, dtype=torch.int64, device=device)
-        self.register_buffer(name, tensor, persistent=False)
 
     def _joined(self, pieces: Sequence[torch.Tensor]) -> torch.Tensor:
         """The channels collected from the tensors themselves."""

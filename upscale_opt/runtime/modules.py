@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from upscale_opt.runtime.arena import ArenaRead, ArenaWrite, Run, may_write
 from upscale_opt.runtime.gather import gather
+from upscale_opt.runtime.indices import Indexed
 
 Placement = tuple[int, int] | list[int] | None
 """The place of a summand: everywhere (``None``), at (start, length), or at listed indices."""
@@ -20,7 +21,7 @@ _FEW_RUNS = 4
 """Channels scattered over no more runs than these are placed run by run, which is faster."""
 
 
-class Gather(nn.Module):
+class Gather(Indexed):
     """Copies the elements ``indices`` along axis ``dim``."""
 
     indices: torch.Tensor
@@ -28,7 +29,7 @@ class Gather(nn.Module):
     def __init__(self, indices: Sequence[int], dim: int, device: torch.device) -> None:
         super().__init__()
         self.dim = dim
-        self.register_buffer("indices", torch.tensor(indices, device=device), persistent=False)
+        self.add_indices("indices", indices, device)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``x`` with only those elements along the axis, in that order."""
@@ -45,7 +46,7 @@ class Gather(nn.Module):
         return f"{len(self.indices)} along dim {self.dim}"
 
 
-class PlacedSum(nn.Module):
+class PlacedSum(Indexed):
     """Sums tensors of which some cover only a part of the result's channels.
 
     Where no autograd records the summands, the partial ones are added in place: to a copy of the
@@ -74,9 +75,8 @@ class PlacedSum(nn.Module):
         self.whole = [runs == [(0, 0, size)] for runs in self.runs]
         self.pieces, self.segments = _segments(self.runs, size)
         for number, placement in enumerate(placements):
-            if not self.runs[number]:
-                indices = torch.tensor(placement, device=device)
-                self.register_buffer(f"indices_{number}", indices, persistent=False)
+            if not self.runs[number] and placement is not None:
+                self.add_indices(f"indices_{number}", placement, device)
 
     def forward(self, *summands: torch.Tensor) -> torch.Tensor:
         """The sum, with zeros where a summand has no channels."""

@@ -1,14 +1,22 @@
-"""Settings of modules, besides their tensors: class and plain attributes, to be compared."""
+"""Settings of modules, besides parameters and buffers: class and attributes, to be compared."""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import hashlib
+import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from upscale_opt.ir.base import Record
 from upscale_opt.runtime.modules import OURS
+from upscale_opt.tracing.examples import dtype_name
 
 
 class Settings(Record):
@@ -16,7 +24,8 @@ class Settings(Record):
 
     Attributes:
         kind: the class.
-        values: their plain attributes, as ``repr`` writes them.
+        values: their attributes as text: plain ones as ``repr`` writes them, functions and classes
+            by name, tensors by a hash of their values.
         modules: their names.
     """
 
@@ -73,14 +82,95 @@ _SIZES = {
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, str]:
-    return {
-        name: repr(value)
-        for name, value in vars(module).items()
-        if not name.startswith("_") and name not in {"training", *_SIZES} and _is_plain(value)
-    }
+    found: dict[str, str] = {}
+    for name, value in vars(module).items():
+        if name.startswith("_") or name in {"training", *_SIZES}:
+            continue
+        text = _text(value, 0)
+        if text is not None:
+            found[name] = text
+        code = getattr(value, "__code__", None)
+        if isinstance(value, FunctionType) and "<" in value.__qualname__ and code is not None:
+            # Names do not tell lambdas apart; their code differs from one Python to the next.
+            version = ".".join(map(str, sys.version_info[:2]))
+            digest = hashlib.sha256(code.co_code).hexdigest()[:16]
+            found[f"{name} (code, Python {version})"] = digest
+    return found
 
 
-def _is_plain(value: Any) -> bool:
+_DEEPEST = 5
+
+
+def _text(value: Any, depth: int) -> str | None:
+    """A value that makes a difference as text; ``None`` if it is of no known kind."""
+    if value is None or type(value) in _PLAIN:
+        return repr(value)
+    if depth > _DEEPEST:
+        return None
+    if isinstance(value, torch.Tensor):
+        return _tensor_text(value)
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    if type(value).__module__ == "numpy" and getattr(value, "dtype", None) is not None:
+        return _tensor_text(torch.as_tensor(value)) if value.dtype.kind in "fciub" else None
+    if isinstance(value, partial):
+        parts = value.func, value.args, value.keywords
+        return _joined("partial(", [_text(part, depth + 1) for part in parts], ")")
+    if isinstance(value, (type, FunctionType, BuiltinFunctionType)):
+        return _function_text(value, depth)
+    if isinstance(value, MethodType) and not isinstance(value.__self__, nn.Module):
+        return f"{type(value.__self__).__qualname__}.{value.__name__}"
     if isinstance(value, (tuple, list)):
-        return all(_is_plain(item) for item in value)
-    return value is None or type(value) in (bool, int, float, str)
+        return _sequence_text(value, depth)
+    if isinstance(value, (set, frozenset)):
+        texts = [_text(item, depth + 1) for item in value]
+        return _joined("{", sorted(text or "" for text in texts), "}") if all(texts) else None
+    if isinstance(value, dict):
+        texts = [_text(item, depth + 1) for pair in value.items() for item in pair]
+        return _joined("{", texts, "}")
+    if dataclasses.is_dataclass(value):
+        held = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+        text = _text(held, depth + 1)
+        return None if text is None else type(value).__qualname__ + text
+    return None
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, slice, torch.dtype, torch.Size)
+
+
+def _joined(before: str, texts: Iterable[str | None], after: str) -> str | None:
+    known = list(texts)
+    given = [text for text in known if text is not None]
+    return before + ", ".join(given) + after if len(given) == len(known) else None
+
+
+def _sequence_text(value: tuple[Any, ...] | list[Any], depth: int) -> str | None:
+    """As ``repr`` writes it, if all in it is plain, as it has been in files from the first."""
+    texts = [_text(item, depth + 1) for item in value]
+    if not isinstance(value, tuple):
+        return _joined("[", texts, "]")
+    comma = "," if len(texts) == 1 else ""
+    return _joined("(", texts, f"{comma})")
+
+
+def _tensor_text(tensor: torch.Tensor) -> str | None:
+    """The shape, dtype and a hash of the values; nothing of a tensor that has none."""
+    if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+        return None
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    digest = hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    return f"tensor {dtype_name(tensor.dtype)} {tuple(tensor.shape)} {digest}"
+
+
+def _function_text(value: Any, depth: int) -> str:
+    """The qualified name; of a function with a closure, or with defaults, what is in these, too."""
+    name = f"{getattr(value, '__module__', '')}.{value.__qualname__}"
+    if not isinstance(value, FunctionType):
+        return name
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    inside = [_text(held, depth + 1) for held in (*cells, *(value.__defaults__ or ()))]
+    constants = () if "<" not in value.__qualname__ else value.__code__.co_consts
+    inside += [_text(one, depth + 1) for one in constants]
+    held = [text for text in inside if text is not None]
+    names = list(value.__code__.co_names) if constants else []
+    return f"{name}({', '.join([*names, *held])})" if names or held else name
