@@ -151,7 +151,7 @@ def constrain(graph: ChannelGraph, masks: Masks) -> Masks:
         size = slices_of(graph, parameter, axis)
         gone = dropped[parameter, axis]
         kept.setdefault(parameter, {})[axis] = tuple(i for i in range(size) if i not in gone)
-    return Masks(kept=kept)
+    return Masks(kept=kept, graph_fingerprint=graph.masks_fingerprint)
 
 
 def _gone(graph: ChannelGraph, masks: Masks, found: tuple[Group, ...]) -> list[set[int]]:

@@ -90,6 +90,7 @@ def run(
         from upscale_opt.masking.zeros import apply_masks, masks_of
         from upscale_opt.materializing.materialize import materialize
         from upscale_opt.measuring.costs import count_costs
+        from upscale_opt.pruning.notes import notes_of
         from upscale_opt.saving.save import save
         from upscale_opt.tracing import trace
         from upscale_opt.verifying.verify import verify
@@ -161,6 +162,8 @@ def run(
         f"deviation: {report.float64_error:.1e} in float64, {report.own_error:.1e} in "
         f"{report.dtype}, relative to the largest output.",
     )
+    for note in (*notes_of(network, pruned, graph, masks, solution), *report.notes):
+        say(console, f"Note: {note}")
     say(console, f"Written to {folder}: {', '.join(_FILES)}")
     for file in deployed:
         sizes = ", ".join(map(str, file.batches))

@@ -72,7 +72,9 @@ def choose(segments: Sequence[Segment], amount: float, is_global: bool) -> list[
 def merge(masks: Iterable[Masks]) -> Masks:
     """Masks that drop whatever one of ``masks`` drops."""
     kept: dict[str, dict[int, set[int]]] = {}
+    graphs: set[str | None] = set()
     for one in masks:
+        graphs.add(one.graph_fingerprint)
         for name, by_axis in one.kept.items():
             known = kept.setdefault(name, {})
             for axis, indices in by_axis.items():
@@ -81,5 +83,6 @@ def merge(masks: Iterable[Masks]) -> Masks:
         kept={
             name: {axis: tuple(sorted(indices)) for axis, indices in by_axis.items()}
             for name, by_axis in kept.items()
-        }
+        },
+        graph_fingerprint=graphs.pop() if len(graphs) == 1 else None,
     )

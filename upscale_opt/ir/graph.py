@@ -326,6 +326,13 @@ class ChannelGraph(Document):
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
 
     @cached_property
+    def masks_fingerprint(self) -> str:
+        """A hash of all that masks refer to: equal for inputs of any size, and any tracer."""
+        axes = maskable_axes(self)
+        named = [[name, self.parameters[name], axes[name]] for name in sorted(axes)]
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
+
+    @cached_property
     def space_of(self) -> dict[int, int]:
         """The number of every channel's space."""
         return {c: number for number, space in enumerate(self.spaces) for c in space.channels}

@@ -17,12 +17,16 @@ class Masks(Document):
         kept: for each parameter name, for each axis, the indices of slices that are not (all)
             zero, ascending. Along the short axis of a grouped convolution's weight (see
             :class:`~upscale_opt.ir.graph.Layer`) indices count channels, group after group.
+        graph_fingerprint: of the parameters and axes of the graph that they were made for
+            (:attr:`~upscale_opt.ir.graph.ChannelGraph.masks_fingerprint`); they fit no other.
+            ``None`` for any that has what they name.
     """
 
     what: ClassVar[str] = "masks"
     article: ClassVar[str] = ""
 
     kept: dict[str, dict[int, Ids]]
+    graph_fingerprint: str | None = None
 
     def __repr__(self) -> str:
         lists = [kept for by_axis in self.kept.values() for kept in by_axis.values()]
@@ -45,7 +49,14 @@ class Masks(Document):
         """
         ChannelGraph.require(graph)
         axes = maskable_axes(graph)
+        another = self.graph_fingerprint not in (None, graph.masks_fingerprint)
         for name, by_axis in self.kept.items():
+            if another:
+                raise MaskError(
+                    f"these masks are of another graph: {self._differs(graph)}; make masks for "
+                    "this one (upscale_opt.masks_of, choose_masks), or trace the model that they "
+                    "were made for"
+                )
             if name not in graph.parameters:
                 raise MaskError(
                     f"masks name the parameter {name!r}, which the graph does not have; "
@@ -65,3 +76,14 @@ class Masks(Document):
                     )
                 if len(set(kept)) != len(kept):
                     raise MaskError(f"masks list an index twice on axis {axis} of {name!r}")
+
+    def _differs(self, graph: ChannelGraph) -> str:
+        """How another graph shows."""
+        axes = maskable_axes(graph)
+        for name, by_axis in self.kept.items():
+            if name not in axes:
+                return f"they name the parameter {name!r}, which this graph does not have"
+            if by_axis.keys() != set(axes[name]):
+                return f"{name!r} has the channel axes {axes[name]} here"
+        lacking = next((name for name in axes if name not in self.kept), None)
+        return "its parameters have other shapes" if lacking is None else f"it has {lacking!r}, too"

@@ -149,7 +149,7 @@ class Segment(Shown):
             kept.setdefault(share.weight, {})[share.axis] = tuple(
                 i for i in range(size) if i not in gone
             )
-        return Masks(kept=kept)
+        return Masks(kept=kept, graph_fingerprint=self.graph.masks_fingerprint)
 
 
 def _tensor(model: nn.Module, name: str) -> Tensor:

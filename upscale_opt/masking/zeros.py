@@ -41,7 +41,7 @@ def masks_of(model: nn.Module, graph: ChannelGraph) -> Masks:
     for name, axes in maskable_axes(graph).items():
         groups = graph.grouped.get(name, 1)
         kept[name] = {axis: nonzero_slices(tensors[name].detach(), axis, groups) for axis in axes}
-    return Masks(kept=kept)
+    return Masks(kept=kept, graph_fingerprint=graph.masks_fingerprint)
 
 
 def state_of(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:

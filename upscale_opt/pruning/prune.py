@@ -17,6 +17,7 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Layers, Method, Side
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
+from upscale_opt.pruning.notes import notes_of
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.options import SolveFields, SolveOptions
@@ -37,6 +38,8 @@ class Pruned:
         masks: what the masked model's zeros say; with constraints, those on which layers agree.
         solution: orders, plans and proof.
         report: how far the two models are apart; ``None`` if not verified.
+        notes: what would else have to be found: little or nothing was removed, and why; what is
+            fixed now; what limits the comparison. They are in ``str``, too.
     """
 
     model: nn.Module
@@ -45,6 +48,10 @@ class Pruned:
     masks: Masks
     solution: Solution
     report: VerificationReport | None
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join([repr(self), *(f"note: {note}" for note in self.notes)])
 
     def __repr__(self) -> str:
         before, after = (
@@ -137,4 +144,6 @@ def prune(
     if check:
         tell(Progress("verify"))
         report = verify(masked, pruned, inputs)
-    return Pruned(pruned, masked, graph, found, solution, report)
+    notes = notes_of(masked, pruned, graph, found, solution)
+    notes += () if report is None else report.notes
+    return Pruned(pruned, masked, graph, found, solution, report, notes)
