@@ -20,7 +20,7 @@ Run = Callable[[nn.Module], Any]
 def noise_of(
     model: nn.Module, want: Any, run: Run, dtype: torch.dtype, every: bool = False
 ) -> tuple[dict[str, Apart], Lower | None]:
-    """How far rounding at random moves the outputs of a model.
+    """Measure how far rounding at random moves the outputs of a model.
 
     Args:
         model: the masked model.

@@ -157,7 +157,7 @@ def _as_tensor(value: Any, other: Any) -> Any:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """What an object holds in attributes, in slots too."""
+    """The attributes of an object, those in slots too."""
     if isinstance(value, torch.Tensor) or callable(value):
         return {}
     found = {}
@@ -179,7 +179,7 @@ def _dict(value: Any) -> dict[str, Any]:
 
 
 def _is_sequence(value: Any) -> bool:
-    """Whether it is another collection of things by number, such as a deque."""
+    """Tell whether it is another collection of things by number, such as a deque."""
     plain = isinstance(value, (str, bytes, bytearray, range, torch.Size))
     return not plain and hasattr(value, "__len__") and hasattr(value, "__iter__")
 
