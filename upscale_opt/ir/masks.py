@@ -78,7 +78,7 @@ class Masks(Document):
                     raise MaskError(f"masks list an index twice on axis {axis} of {name!r}")
 
     def _differs(self, graph: ChannelGraph) -> str:
-        """The signs of another graph."""
+        """Say how another graph shows."""
         axes = maskable_axes(graph)
         for name, by_axis in self.kept.items():
             if name not in axes:

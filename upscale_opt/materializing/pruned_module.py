@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.base import Document
 from upscale_opt.ir.solution import Solution
 from upscale_opt.materializing.marks import MARK, mark_of
@@ -92,6 +95,21 @@ class PrunedModule(fx.GraphModule):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse to set what the program of a model pruned in place has as a constant.
+
+        Raises:
+            MaterializeError: if the original's ``forward`` reads it.
+        """
+        original, old = _original_class(type(self)), self.__dict__.get(name)
+        plain = original is not None and name in self.__dict__ and type(old) in _CONSTANTS
+        if plain and name != "training" and old != value and name in _read_by_forward(original):
+            raise MaterializeError(
+                f"setting {name!r} would change nothing: pruning in place fixed it as {old!r}; set "
+                "it before pruning"
+            )
+        super().__setattr__(name, value)
+
     def _solutions(self) -> list[Solution]:
         """Of all prunings, the first one first."""
         last = () if self.solution is None else (self.solution,)
@@ -158,7 +176,8 @@ def replace(model: nn.Module, pruned: PrunedModule) -> None:
     original = _original_class(type(model)) if isinstance(model, PrunedModule) else type(model)
     new = _kind(original)(pruned, pruned.graph)
     _rename(new, type(model).__name__)
-    _adopt(model, new, pruned.named)
+    changed = frozenset(name for one in pruned._solutions() for name in one.parameters)
+    _adopt(model, new, pruned.named, changed)
     body = new.__dict__
     tree = {name for table in _TREE for name in body[table]}
     plain = nn.Module().__dict__.keys() - set(_TREE)
@@ -173,13 +192,16 @@ def replace(model: nn.Module, pruned: PrunedModule) -> None:
     object.__setattr__(model, "__dict__", body)
 
 
-def _adopt(old: nn.Module, new: nn.Module, named: frozenset[str], path: str = "") -> None:
+def _adopt(
+    old: nn.Module, new: nn.Module, named: frozenset[str], changed: frozenset[str], path: str = ""
+) -> None:
     """Put the modules of ``old`` where ``new`` has their successors, and those of no concern.
 
     Args:
         old: a module of the original that has others.
         new: its successor.
         named: the modules and tensors that the original's program names.
+        changed: the parameters of which channels were removed or moved.
         path: the module's name, with a dot behind.
     """
     for name, module in old._modules.items():
@@ -191,9 +213,12 @@ def _adopt(old: nn.Module, new: nn.Module, named: frozenset[str], path: str = ""
             if type(successor) is nn.Module and isinstance(module, Indexed):
                 continue  # traced through: what is left is a place for its indices
             if type(successor) is nn.Module and not _is_torchs(module):
-                _adopt(module, successor, named, f"{path}{name}.")  # a place for others
+                inside = f"{path}{name}."
+                _adopt(module, successor, named, changed, inside)  # a place for others
                 for table in _TREE:
                     module.__dict__[table] = successor.__dict__[table]
+                if any(parameter.startswith(inside) for parameter in changed):
+                    _refuse_calls(module, path + name)
             elif type(successor) is type(module):
                 object.__setattr__(module, "__dict__", successor.__dict__)
             else:
@@ -205,6 +230,47 @@ def _adopt(old: nn.Module, new: nn.Module, named: frozenset[str], path: str = ""
                 new.__dict__[table][name] = tensor
                 if name in old._non_persistent_buffers_set:
                     new._non_persistent_buffers_set.add(name)
+
+
+class _Refusal:
+    """A hook of a module of whose code nothing holds any more: channels of its layers moved."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """Refuse the call.
+
+        Raises:
+            MaterializeError: always.
+        """
+        raise MaterializeError(
+            f"{self.name!r} was pruned in place as a part of the whole model, which alone knows "
+            "where its channels are: call the whole model, or prune a copy (upscale_opt.prune) and "
+            "keep the original for its parts"
+        )
+
+
+def _refuse_calls(module: nn.Module, name: str) -> None:
+    if not any(isinstance(hook, _Refusal) for hook in module._forward_pre_hooks.values()):
+        module.register_forward_pre_hook(_Refusal(name))
+
+
+_CONSTANTS = (bool, int, float, complex, str, tuple, type(None))
+
+
+@cache
+def _read_by_forward(kind: type[nn.Module] | None) -> frozenset[str]:
+    """The names that the code of ``forward`` reads, and that of the methods it names."""
+    found: set[str] = set()
+    left = ["forward"]
+    while left:
+        method = inspect.unwrap(getattr(kind, left.pop(), None) or len)
+        code = getattr(method, "__code__", None)
+        names = set() if code is None else {*code.co_names} - found
+        found |= names
+        left += names
+    return frozenset(found)
 
 
 def _is_named(path: str, named: frozenset[str]) -> bool:

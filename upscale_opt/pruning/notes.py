@@ -21,7 +21,7 @@ _CONSTANT = {"bias", "constant"}
 def notes_of(
     masked: nn.Module, pruned: nn.Module, graph: ChannelGraph, masks: Masks, solution: Solution
 ) -> tuple[str, ...]:
-    """All there is to say about a pruning.
+    """Say all there is to say about a pruning.
 
     Args:
         masked: the masked model.

@@ -74,7 +74,7 @@ def _replay(
 def _whole(
     model: nn.Module, pruned: nn.Module, same: Any, inputs: Inputs, dtype: torch.dtype
 ) -> Any:
-    """Run the whole model with its exports in place.
+    """Return what the whole model returns with its exports in place.
 
     Args:
         model: the model.

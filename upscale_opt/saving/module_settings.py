@@ -1,4 +1,4 @@
-"""Modules besides their parameters and buffers: class and attributes, to be compared."""
+"""Settings of modules, besides parameters and buffers: class and attributes, to be compared."""
 
 from __future__ import annotations
 

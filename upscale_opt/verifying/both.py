@@ -158,7 +158,7 @@ class Both:
         return _Ran(outputs, {n: before.get(n, b) for n, b in buffers.items()}, buffers)
 
     def _why(self, inputs: Inputs, dtype: torch.dtype) -> str:
-        """The explanation of a deviation, or where to report it."""
+        """Say what explains a deviation, or where to report it."""
         origin = getattr(self.pruned, "origin", None)
         training = [name for name, module in self.model.named_modules() if module.training]
         if training or (origin is not None and (origin.modes.training or origin.modes.others)):
@@ -192,7 +192,7 @@ def _on(inputs: Inputs, dtype: torch.dtype) -> Run:
 
 @dataclass(frozen=True)
 class _Ran:
-    """The results of a model, and its buffers before and after."""
+    """The outputs of a model, and its buffers before and after."""
 
     outputs: Any
     before: dict[str, torch.Tensor]

@@ -55,7 +55,7 @@ def largest(pairs: Iterable[Apart]) -> float:
 
 @dataclass(frozen=True)
 class Apart:
-    """Measure how far two tensors are apart.
+    """The distance of two tensors.
 
     Attributes:
         place: where in the outputs they are.
@@ -98,7 +98,7 @@ class Apart:
         return cls(pair.place, error, sliced, scale == 0)
 
     def beyond(self, most: float, noise: Apart | None) -> bool:
-        """Tell whether a slice deviates by more than ``most`` and the noise there."""
+        """Tell whether a slice deviates by more than ``most`` and the noise there explain."""
         for axis, errors in enumerate(self.sliced):
             limit = torch.full_like(errors, most)
             if noise is not None:
@@ -114,5 +114,5 @@ def _by_slice(values: torch.Tensor, axis: int) -> torch.Tensor:
 
 
 def _scales(sizes: torch.Tensor, scale: float) -> torch.Tensor:
-    """The scales of deviations in slices: of zeros, the whole tensor's."""
+    """The scales of slices, to which deviations are relative: of zeros, the tensor's."""
     return torch.where(sizes > 0, sizes, torch.full_like(sizes, scale if scale > 0 else 1.0))

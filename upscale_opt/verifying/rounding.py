@@ -20,7 +20,7 @@ MORE = 100.0
 
 @dataclass
 class Lower:
-    """Find where a model computes in lower precision than it was cast to.
+    """The places where a model computes in lower precision than it was cast to.
 
     Attributes:
         dtype: the lowest precision; ``None`` if there is no lower one.

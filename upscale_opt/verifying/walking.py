@@ -157,7 +157,7 @@ def _as_tensor(value: Any, other: Any) -> Any:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """The things that an object holds in attributes, in slots too."""
+    """The attributes of an object, those in slots too."""
     if isinstance(value, torch.Tensor) or callable(value):
         return {}
     found = {}
