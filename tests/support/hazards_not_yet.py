@@ -303,9 +303,7 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "an object",
         "an option",
     ),
-    "another graph": (
-        "masks",
-    ),
+    "another graph": ("masks",),
     "arguments not given": (
         "a default mask made",
         "a flag",
