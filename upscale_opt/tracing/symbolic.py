@@ -96,6 +96,9 @@ for _name in [
     setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
 
 
+_MANY = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
+
+
 class Tracer(fx.Tracer):
     """Keeps as leaves: torch's modules, hooked ones, those with rules or that ask for the mode.
 
@@ -150,8 +153,10 @@ class Tracer(fx.Tracer):
         """
         positional: list[Any] = []
         named: dict[str, Any] = {}
-        for name, parameter in self._signature.parameters.items():
-            value = self._enter(name, parameter)
+        parameters = self._signature.parameters
+        nodes = {name: self._place(name, parameter) for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
+            value = self._enter(name, nodes[name], parameter)
             if parameter.kind is parameter.VAR_KEYWORD:
                 named.update(value)
             elif parameter.kind is parameter.VAR_POSITIONAL:
@@ -166,25 +171,26 @@ class Tracer(fx.Tracer):
 
         return call, [self.root]
 
-    def _enter(self, name: str, parameter: inspect.Parameter) -> Any:
-        many = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
-        default = parameter.default
+    def _place(self, name: str, parameter: inspect.Parameter) -> fx.Node:
+        """The node that stands for an argument; its default is what code can spell of it."""
+        lacks = parameter.default is parameter.empty
         # What follows a parameter with a default must have one, too.
-        lacks = default is parameter.empty and (many or parameter.kind != parameter.KEYWORD_ONLY)
-        spelled = DEFAULT if default is parameter.empty else default_of(default)
-        node = self.create_node("placeholder", many + name, () if lacks else (spelled,), {})
-        if name in self._bound.arguments:
-            value = self._bound.arguments[name]
-            self._wanted[node] = wanted_of(value)
-        elif many:
-            value = () if many == "*" else {}
-            self._wanted[node] = wanted_of(value)
+        spelled = DEFAULT if lacks else default_of(parameter.default)
+        lacks &= parameter.kind is not parameter.KEYWORD_ONLY
+        many = _MANY.get(parameter.kind.name, "")
+        return self.create_node("placeholder", many + name, () if lacks else (spelled,), {})
+
+    def _enter(self, name: str, node: fx.Node, parameter: inspect.Parameter) -> Any:
+        """What the model is called with."""
+        many = _MANY.get(parameter.kind.name)
+        left_out = name not in self._bound.arguments and many is None
+        if left_out:
+            value = node.args[0]
         else:
-            value = default
-            self._wanted[node] = wanted_of(spelled)
-            self.given[node] = spelled
-            return value
-        self.given[node] = value
+            value = self._bound.arguments.get(name, () if many == "*" else {})
+        self.given[node], self._wanted[node] = value, wanted_of(value)
+        if left_out:
+            return parameter.default
         return self._proxied(self.proxy(node), value, self._wanted, node)
 
     def _proxied(self, proxy: Any, value: Any, place: Any, key: Any) -> Any:
