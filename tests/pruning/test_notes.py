@@ -38,8 +38,8 @@ def test_constants_that_stay(seed: int) -> None:
     """Filters dropped in front of a norm with a shift, as torch.nn.utils.prune leaves them."""
     model, layers = shifted(seed)
     for layer in layers:
-        torch_prune.ln_structured(layer, "weight", 0.5, 2, dim=0)
-        torch_prune.remove(layer, "weight")
+        torch_prune.ln_structured(layer, "weight", 0.5, 2, dim=0)  # type: ignore[no-untyped-call]
+        torch_prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
     result = uo.prune(model, X)
     assert any(note.startswith("nothing was removed") for note in result.notes)
     assert any("to drop the constants as well" in note for note in result.notes)
@@ -68,7 +68,7 @@ def test_scales_that_are_zero_throughout() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             x = self.stem(x)
-            return x + self.last(self.inner(x))
+            return x + self.last(self.inner(x))  # type: ignore[no-any-return]
 
     notes = uo.prune(Residual().eval(), X, amount=0.5).notes
     assert any("last.weight" in note and "zero_init_last" in note for note in notes)

@@ -62,11 +62,11 @@ def test_parts_are_refused(kind: str) -> None:
         assert torch.equal(one(X), want)
         for call in (one.features, one.backbone):
             with pytest.raises(uo.MaterializeError, match=r"'backbone.*pruned in place"):
-                call(X)
+                call(X)  # type: ignore[operator]
     uo.PruningManager(model).compute([X]).prune()  # once more, with the hooks there
     assert torch.allclose(model(X), want, atol=1e-5)
     with pytest.raises(uo.MaterializeError, match="call the whole model"):
-        model.features(X)
+        model.features(X)  # type: ignore[operator]
 
 
 def test_constants_are_refused() -> None:
@@ -74,8 +74,8 @@ def test_constants_are_refused() -> None:
     want = model(X)
     for one in (model, copy.deepcopy(model)):
         with pytest.raises(uo.MaterializeError, match=r"'temp' would change nothing.*0\.5"):
-            one.temp = 5.0
-        one.temp = 0.5
-        one.unused = 2
+            one.temp = 5.0  # type: ignore[assignment]
+        one.temp = 0.5  # type: ignore[assignment]
+        one.unused = 2  # type: ignore[assignment]
         one.train().eval()
         assert torch.equal(one(X), want)

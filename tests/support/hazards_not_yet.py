@@ -13,9 +13,7 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "shape unpacked",
         "size of a statistic",
     ),
-    "D": (
-        "a patched dropout: groups",
-    ),
+    "D": ("a patched dropout: groups",),
     "E": (
         "larger of sizes",
         "length of the batch",
@@ -24,26 +22,18 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "a dtype",
         "a slice object",
     ),
-    "G": (
-        "plus, float",
-    ),
-    "K": (
-        "a buffer in place",
-    ),
+    "G": ("plus, float",),
+    "K": ("a buffer in place",),
     "Q": (
         "an attribute",
         "another method",
     ),
-    "R": (
-        "to_empty",
-    ),
+    "R": ("to_empty",),
     "S": (
         "detached chunks",
         "without gradients",
     ),
-    "X": (
-        "an object",
-    ),
+    "X": ("an object",),
     "arguments not given": (
         "called input and device",
         "called like modules",

@@ -114,7 +114,7 @@ def test_what_was_given_must_be_given_so() -> None:
         ({"flag": False}, "'flag' is False, but .* for True"),
     ]:
         with pytest.raises(uo.UpscaleError, match=word):
-            model(**{**later, **change})
+            model(**{**later, **change})  # type: ignore[dict-item]
     with pytest.raises(uo.UpscaleError, match="'mask' is None"):
         model(images())
 
@@ -151,7 +151,7 @@ def test_guards_survive_all_that_models_go_through(tmp_path: Path) -> None:
     torch.save(done.model, buffer)
     buffer.seek(0)
     in_place = copy.deepcopy(done.masked)
-    replace(in_place, copy.deepcopy(done.model))
+    replace(in_place, copy.deepcopy(done.model))  # type: ignore[arg-type]
     again = uo.prune(done.model, images(), amount=0.3)
     models = {
         "copied": copy.deepcopy(done.model),
@@ -251,6 +251,6 @@ def test_wrapped_and_quantised_models_are_named() -> None:
         uo.trace(spread, torch.randn(2, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quantised = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, torch.qint8)
+        quantised = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, torch.qint8)  # type: ignore[no-untyped-call]
     with pytest.raises(uo.TraceError, match=r"module '0' is quantised.*before quantising"):
         uo.trace(quantised, torch.randn(2, 8))

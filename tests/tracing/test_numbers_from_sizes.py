@@ -115,8 +115,8 @@ def _of_parameters(rng: random.Random) -> Body:
     )
     return rng.choice(
         [
-            lambda net, x: net.head(net.norm(net.a(x)) / ask(net)),
-            lambda net, x: net.head(net.a(x) - ask(net)),
+            lambda net, x: net.head(net.norm(net.a(x)) / ask(net)),  # type: ignore[no-untyped-call]
+            lambda net, x: net.head(net.a(x) - ask(net)),  # type: ignore[no-untyped-call]
             lambda net, x: net.head(
                 net.a(x).view(-1, net.first.weight.shape[0], x.shape[2], x.shape[3])
             ),
@@ -171,7 +171,7 @@ def _merged(y: Tensor) -> Tensor:
 
 @torch.fx.wrap
 def _scaled(x: Tensor) -> Tensor:
-    return x * x.shape[1] ** -0.5
+    return x * x.shape[1] ** -0.5  # type: ignore[no-any-return]
 
 
 @torch.fx.wrap

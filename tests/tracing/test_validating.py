@@ -223,12 +223,12 @@ def test_features_left_by_hooks(warm: bool) -> None:
 
 def _patched(model: Around) -> None:
     old = model.enter.forward
-    model.enter.forward = lambda x: 2 * old(x)  # type: ignore[method-assign]
+    model.enter.forward = lambda x: 2 * old(x)  # type: ignore[assignment, method-assign]
 
 
 def _low_rank(model: Around) -> None:
     more, old = nn.Conv2d(3, model.enter.out_channels, 1), model.enter.forward
-    model.enter.forward = lambda x: old(x) + more(x)  # type: ignore[method-assign]
+    model.enter.forward = lambda x: old(x) + more(x)  # type: ignore[assignment, method-assign]
 
 
 def _at_the_root(model: Around) -> None:
@@ -390,8 +390,8 @@ def test_everything_is_put_back() -> None:
     with unchanged(model) as snapshot:
         assert snapshot.touched() == []
         model.queue.append(3)  # type: ignore[union-attr, operator]
-        model.space.held.clear()  # type: ignore[union-attr]
-        model.table["a"].add(3)  # type: ignore[index, union-attr]
+        model.space.held.clear()  # type: ignore[operator, union-attr]
+        model.table["a"].add(3)  # type: ignore[index]
         model.new = 1  # type: ignore[assignment]
         assert sorted(snapshot.touched()) == ["new", "queue", "space.held", "table.a"]
     assert list(model.queue) == [1, 2]  # type: ignore[arg-type]

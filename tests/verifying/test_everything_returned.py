@@ -300,4 +300,4 @@ def test_buffers_after_the_call() -> None:
     model = Counting(1.0).eval()
     result = uo.prune(model, x, amount=0.5)
     assert result.report is not None
-    assert not bool(model.total.any())  # type: ignore[operator, union-attr]
+    assert not bool(model.total.any())  # type: ignore[operator]

@@ -104,7 +104,7 @@ def test_randomness_and_modes_are_named() -> None:
 
     one, other = Noisy().eval(), Noisy().eval()
     with torch.no_grad():
-        other.layer.bias += 1
+        other.layer.bias += 1  # type: ignore[misc]
     x = torch.randn(2, 16)
     with pytest.raises(uo.VerificationError, match="draws random numbers"):
         uo.verify(one, other, x)

@@ -102,8 +102,8 @@ class PrunedModule(fx.GraphModule):
             MaterializeError: if the original's ``forward`` reads it.
         """
         original, old = _original_class(type(self)), self.__dict__.get(name)
-        plain = original is not None and name in self.__dict__ and type(old) in _CONSTANTS
-        if plain and name != "training" and old != value and name in _read_by_forward(original):
+        fixed = name in self.__dict__ and name != "training" and type(old) in _CONSTANTS
+        if fixed and old != value and original and name in _read_by_forward(original):
             raise MaterializeError(
                 f"setting {name!r} would change nothing: pruning in place fixed it as {old!r}; set "
                 "it before pruning"
