@@ -103,7 +103,8 @@ class PrunedModule(fx.GraphModule):
         """
         original, old = _original_class(type(self)), self.__dict__.get(name)
         fixed = name in self.__dict__ and name != "training" and type(old) in _CONSTANTS
-        if fixed and old != value and original and name in _read_by_forward(original):
+        kind: Any = original  # which mypy takes for nothing hashable
+        if fixed and old != value and original and name in _read_by_forward(kind):
             raise MaterializeError(
                 f"setting {name!r} would change nothing: pruning in place fixed it as {old!r}; set "
                 "it before pruning"
