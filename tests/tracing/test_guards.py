@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import upscale_opt as uo
-from upscale_opt.materializing.pruned_module import replace
+from upscale_opt.materializing.pruned_module import PrunedModule, replace
 
 SHIFT = torch.tensor(2.0)
 
@@ -104,15 +104,21 @@ def test_what_was_left_out_must_be_left_out(given: dict[str, Any], word: str, se
 
 
 def test_what_was_given_must_be_given_so() -> None:
-    inputs = {"x": images(), "mask": torch.rand(2, 1, 8, 8), "flag": True, "scale": 2.0}
+    inputs: dict[str, Any] = {
+        "x": images(),
+        "mask": torch.rand(2, 1, 8, 8),
+        "flag": True,
+        "scale": 2.0,
+    }
     masked, model = pruned(Optional(0), inputs)
     later = {**inputs, "mask": torch.rand(2, 1, 8, 8), "scale": 0.0}
     torch.testing.assert_close(model(**later), masked(**later))  # a factor may be any number
-    for change, word in [
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"mask": None}, "'mask' is None, but .* for a tensor"),
         ({"mask": torch.rand(8, 8)}, "'mask' has 2 axes"),
         ({"flag": False}, "'flag' is False, but .* for True"),
-    ]:
+    ]
+    for change, word in changes:
         with pytest.raises(uo.UpscaleError, match=word):
             model(**{**later, **change})  # type: ignore[dict-item]
     with pytest.raises(uo.UpscaleError, match="'mask' is None"):
@@ -150,8 +156,9 @@ def test_guards_survive_all_that_models_go_through(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(done.model, buffer)
     buffer.seek(0)
-    in_place = copy.deepcopy(done.masked)
-    replace(in_place, copy.deepcopy(done.model))  # type: ignore[arg-type]
+    in_place, export = copy.deepcopy(done.masked), copy.deepcopy(done.model)
+    assert isinstance(export, PrunedModule)
+    replace(in_place, export)
     again = uo.prune(done.model, images(), amount=0.3)
     models = {
         "copied": copy.deepcopy(done.model),
@@ -251,6 +258,7 @@ def test_wrapped_and_quantised_models_are_named() -> None:
         uo.trace(spread, torch.randn(2, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        quantised = torch.ao.quantization.quantize_dynamic(plain, {nn.Linear}, torch.qint8)  # type: ignore[no-untyped-call]
+        quantise: Any = torch.ao.quantization.quantize_dynamic
+        quantised = quantise(plain, {nn.Linear}, torch.qint8)
     with pytest.raises(uo.TraceError, match=r"module '0' is quantised.*before quantising"):
         uo.trace(quantised, torch.randn(2, 8))

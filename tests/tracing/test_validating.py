@@ -223,12 +223,12 @@ def test_features_left_by_hooks(warm: bool) -> None:
 
 def _patched(model: Around) -> None:
     old = model.enter.forward
-    model.enter.forward = lambda x: 2 * old(x)  # type: ignore[assignment, method-assign]
+    model.enter.forward = lambda x: 2 * old(x)  # type: ignore[method-assign, assignment]
 
 
 def _low_rank(model: Around) -> None:
     more, old = nn.Conv2d(3, model.enter.out_channels, 1), model.enter.forward
-    model.enter.forward = lambda x: old(x) + more(x)  # type: ignore[assignment, method-assign]
+    model.enter.forward = lambda x: old(x) + more(x)  # type: ignore[method-assign, assignment]
 
 
 def _at_the_root(model: Around) -> None:
@@ -383,20 +383,23 @@ def test_differences_are_named() -> None:
 
 
 def test_everything_is_put_back() -> None:
+    held: dict[str, Any] = {
+        "queue": collections.deque([1, 2]),
+        "space": types.SimpleNamespace(held=[1]),
+        "table": {"a": {1, 2}},
+    }
     model = Around(lambda m, x, y: y, 0)
-    vars(model).update(
-        queue=collections.deque([1, 2]), space=types.SimpleNamespace(held=[1]), table={"a": {1, 2}}
-    )
+    vars(model).update(held)
     with unchanged(model) as snapshot:
         assert snapshot.touched() == []
-        model.queue.append(3)  # type: ignore[union-attr, operator]
-        model.space.held.clear()  # type: ignore[operator, union-attr]
-        model.table["a"].add(3)  # type: ignore[index]
-        model.new = 1  # type: ignore[assignment]
+        held["queue"].append(3)
+        held["space"].held.clear()
+        held["table"]["a"].add(3)
+        vars(model)["new"] = 1
         assert sorted(snapshot.touched()) == ["new", "queue", "space.held", "table.a"]
-    assert list(model.queue) == [1, 2]  # type: ignore[arg-type]
-    assert model.space.held == [1]  # type: ignore[union-attr]
-    assert model.table == {"a": {1, 2}}
+    assert list(held["queue"]) == [1, 2]
+    assert held["space"].held == [1]
+    assert held["table"] == {"a": {1, 2}}
     assert not hasattr(model, "new")
 
 
