@@ -96,6 +96,9 @@ def write(worst: dict[tuple[str, str], str], path: Path) -> None:
             kinds.setdefault(kind, []).append(variant)
     lines = [_HEADER]
     for kind in sorted(kinds):
+        if len(kinds[kind]) == 1:  # as the formatter writes it
+            lines.append(f'    "{kind}": ("{kinds[kind][0]}",),\n')
+            continue
         lines.append(f'    "{kind}": (\n')
         lines += [f'        "{variant}",\n' for variant in sorted(kinds[kind])]
         lines.append("    ),\n")
