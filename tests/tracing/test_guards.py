@@ -120,7 +120,7 @@ def test_what_was_given_must_be_given_so() -> None:
     ]
     for change, word in changes:
         with pytest.raises(uo.UpscaleError, match=word):
-            model(**{**later, **change})  # type: ignore[dict-item]
+            model(**{**later, **change})
     with pytest.raises(uo.UpscaleError, match="'mask' is None"):
         model(images())
 
