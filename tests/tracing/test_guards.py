@@ -92,7 +92,7 @@ ONE = torch.ones(1, 1, 1, 1)
         ({"how": torch.sigmoid}, "'how' is a"),
         ({"extra": ONE}, "'named' is a dict with 'extra'"),
     ],
-    ids=str,
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else str(value),
 )
 def test_what_was_left_out_must_be_left_out(given: dict[str, Any], word: str, seed: int) -> None:
     masked, model = pruned(Optional(seed), images())
