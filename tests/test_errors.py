@@ -102,7 +102,7 @@ def test_what_is_read_is_no_argument(tmp_path: Path) -> None:
 def test_masks_for_another_graph(resnet18_documents: Documents) -> None:
     graph = uo.trace(net(), X)
     message = complaint(uo.MaskError, lambda: uo.solve(graph, resnet18_documents.masks))
-    assert "another model" in message
+    assert "another graph" in message
     assert "'conv1.weight'" in message
 
 

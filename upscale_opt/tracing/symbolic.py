@@ -181,7 +181,7 @@ class Tracer(fx.Tracer):
         return self.create_node("placeholder", many + name, () if lacks else (spelled,), {})
 
     def _enter(self, name: str, node: fx.Node, parameter: inspect.Parameter) -> Any:
-        """What the model is called with."""
+        """The arguments of a call of the model."""
         many = _MANY.get(parameter.kind.name)
         left_out = name not in self._bound.arguments and many is None
         if left_out:
