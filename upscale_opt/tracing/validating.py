@@ -221,7 +221,8 @@ class Trial:
 
 def _besides_hooks(names: list[str]) -> list[str]:
     """Those that are not within hooks, which are carried over and go on counting, say."""
-    return [name for name in names if "_hooks." not in name]
+    tables = {"_forward_hooks", "_forward_pre_hooks"}
+    return [name for name in names if tables.isdisjoint(name.split("."))]
 
 
 def _state(name: str) -> KeepsState:
