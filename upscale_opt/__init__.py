@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from upscale_opt.errors import (
     ArgumentError,
+    BudgetError,
     DeployError,
     MaskError,
     MaterializeError,
@@ -30,6 +31,7 @@ from upscale_opt.errors import (
     UpscaleError,
     VerificationError,
 )
+from upscale_opt.ir.budget import Budget
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
@@ -88,6 +90,8 @@ _ROOMS = ("errors", "importance", "measuring", "models", "report", "rules", "sol
 
 __all__ = [
     "ArgumentError",
+    "Budget",
+    "BudgetError",
     "ChannelGraph",
     "CostModel",
     "DeployError",

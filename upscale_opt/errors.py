@@ -41,6 +41,10 @@ class SolverError(ArgumentError):
     """An unknown solver or objective, or options that make no sense."""
 
 
+class BudgetError(ArgumentError):
+    """A budget that makes no sense, contradicts itself, or cannot be met by any masks."""
+
+
 class MaterializeError(ArgumentError):
     """A solution that does not belong to the model, or would lose something of it."""
 
