@@ -30,11 +30,11 @@ from upscale_opt.experiments.bench.records import (
 )
 from upscale_opt.experiments.bench.sweeping import record_of
 from upscale_opt.experiments.bench.tables import tables
-from upscale_opt.experiments.bench.timing import interleaved
 from upscale_opt.experiments.bench.variants import Subject, copied_channels
 from upscale_opt.experiments.processes import Ended
 from upscale_opt.experiments.records import Store
 from upscale_opt.materializing.gathered import gathered
+from upscale_opt.measuring.in_turn import interleaved
 
 SMALL = "topology/residual_stage"
 OURS = ("unpruned", "gather", "constrained", "copies", "floor")

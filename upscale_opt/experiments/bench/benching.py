@@ -28,18 +28,18 @@ from upscale_opt.experiments.bench.records import (
     Settings,
     Time,
 )
-from upscale_opt.experiments.bench.timing import (
+from upscale_opt.experiments.bench.variants import Built, Subject, problem_of
+from upscale_opt.experiments.processes import Tell
+from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.measuring.bytes_moved import moved_bytes
+from upscale_opt.measuring.costs import count_costs
+from upscale_opt.measuring.in_turn import (
     Call,
     captured,
     clock,
     interleaved,
     threads,
 )
-from upscale_opt.experiments.bench.variants import Built, Subject, problem_of
-from upscale_opt.experiments.processes import Tell
-from upscale_opt.ir.cost_model import CostModel
-from upscale_opt.measuring.bytes_moved import moved_bytes
-from upscale_opt.measuring.costs import count_costs
 from upscale_opt.tracing.examples import Inputs, as_call, map_tensors
 
 _FORMS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}

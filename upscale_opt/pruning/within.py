@@ -1,0 +1,150 @@
+"""Masks within a budget: losses, the choice, and refitted weights, for :func:`prune`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from upscale_opt.errors import BudgetError
+from upscale_opt.importance.criterion import Criterion
+from upscale_opt.ir.budget import Budget
+from upscale_opt.ir.choice import Choice
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.losses import Losses
+from upscale_opt.masking.zeros import masked_copy
+from upscale_opt.reconstruction.losses import losses_of
+from upscale_opt.reconstruction.refitting import RefitReport, refit
+from upscale_opt.solver.options import SolveOptions
+from upscale_opt.solver.progress import Listener, Progress
+from upscale_opt.solver.selection.choosing import choose
+
+
+@dataclass(frozen=True)
+class Within:
+    """A masked model within a budget.
+
+    Attributes:
+        masked: the masked model, refitted if there were data.
+        losses: what every set of channels would have cost.
+        choice: the masks chosen, with their bound.
+        refitting: what refitting did; ``None`` without data.
+    """
+
+    masked: nn.Module
+    losses: Losses
+    choice: Choice
+    refitting: RefitReport | None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks of a budgeted pruning.
+
+    Attributes:
+        budget: what may remain.
+        data: calibration batches; ``None`` if there are none.
+        losses: known losses, which spare measuring them.
+        criterion: scores channels where there are no data.
+        refits: set the remaining weights anew.
+    """
+
+    budget: Budget
+    data: list[Any] | None = None
+    losses: Losses | None = None
+    criterion: Criterion | None = None
+    refits: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        budget: Budget,
+        data: Iterable[Any] | None,
+        losses: Losses | None,
+        criterion: Criterion | None,
+        refits: bool | None,
+    ) -> Wish:
+        """Check what was asked.
+
+        Raises:
+            BudgetError: if there is no budget, or data lack where they are asked for.
+        """
+        if not isinstance(budget, Budget):
+            raise BudgetError(
+                f"a budget is a Budget, such as Budget(macs=0.5), not {type(budget).__name__}"
+            )
+        if refits and data is None:
+            raise BudgetError("refitting needs data: give batches of inputs, without labels")
+        if criterion is not None and (data is not None or losses is not None):
+            raise BudgetError(
+                "losses come from data (or from losses), not from a criterion: give one of them"
+            )
+        batches = None if data is None else listed(data)
+        return cls(budget, batches, losses, criterion, data is not None if refits is None else refits)
+
+
+def listed(data: Iterable[Any]) -> list[Any]:
+    """The batches; a single tensor or dict is one.
+
+    Raises:
+        BudgetError: if there are none, or it is no collection.
+    """
+    if hasattr(data, "shape") or isinstance(data, dict):
+        return [data]
+    try:
+        batches = list(data)
+    except TypeError:
+        raise BudgetError(
+            f"data are batches of inputs, not an object of class {type(data).__name__}"
+        ) from None
+    if not batches:
+        raise BudgetError("data hold no batch; give a few dozen inputs")
+    return batches
+
+
+def masked_within(
+    model: nn.Module,
+    graph: ChannelGraph,
+    wish: Wish,
+    options: SolveOptions,
+    *,
+    solver: str = "joint",
+    tell: Listener,
+) -> Within:
+    """Measure losses, choose masks, and refit what is left.
+
+    Args:
+        model: the model. It is not changed.
+        graph: its graph.
+        wish: what was asked.
+        options: the time limit, seed and workers are for the choice, too.
+        solver: of the choice.
+        tell: told of every step.
+
+    Raises:
+        BudgetError: if the budget cannot be met.
+        TraceError: if the data do not fit the model.
+    """
+    losses = wish.losses
+    if losses is None:
+        tell(Progress("losses"))
+        losses = losses_of(model, graph, wish.data, criterion=wish.criterion)
+    tell(Progress("choose"))
+    choice = choose(
+        graph,
+        losses,
+        wish.budget,
+        solver=solver,
+        time_limit=options.time_limit,
+        seed=options.seed,
+        workers=options.workers,
+        progress=tell,
+    )
+    if not wish.refits:
+        return Within(masked_copy(model, graph, choice.masks), losses, choice, None)
+    tell(Progress("refit"))
+    assert wish.data is not None
+    masked, report = refit(model, choice.masks, wish.data, graph=graph)
+    return Within(masked, losses, choice, report)
