@@ -20,6 +20,7 @@ from upscale_opt.cli.explain import explain
 from upscale_opt.cli.models import models
 from upscale_opt.cli.options import spread
 from upscale_opt.cli.pareto import pareto
+from upscale_opt.cli.prune import prune
 from upscale_opt.cli.removed import removed
 from upscale_opt.cli.report import report
 from upscale_opt.cli.run import run
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 for _command in (
     calibrate,
+    prune,
     run,
     trace,
     solve,

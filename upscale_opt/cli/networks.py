@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from upscale_opt.cli.own_model import OwnModel, load_weights
 from upscale_opt.errors import UpscaleError
 from upscale_opt.models import catalogue
 from upscale_opt.tracing.examples import map_tensors
@@ -24,6 +25,28 @@ def build(name: str, *, seed: int, batch: int, device: torch.device) -> tuple[nn
     inputs = catalogue.example_inputs(name, batch)
     catalogue.randomize(model, seed, inputs)
     return model.to(device), map_tensors(inputs, lambda tensor: tensor.to(device))
+
+
+def build_any(
+    name: str, own: OwnModel, *, seed: int, batch: int, device: torch.device
+) -> tuple[nn.Module, Any]:
+    """As :func:`build`, but ``"package.module:factory"`` is a model of one's own.
+
+    Raises:
+        UpscaleError: if there is no such network, or what is given for it is wrong.
+    """
+    if ":" not in name:
+        if own.arguments or own.shapes or own.inputs:
+            raise UpscaleError(
+                f"--model-args, --input and --inputs are for models of your own "
+                f"(package.module:factory); {name!r} has none of them"
+            )
+        network, inputs = build(name, seed=seed, batch=batch, device=device)
+        if own.weights is not None:
+            load_weights(network, own.weights)
+        return network, inputs
+    network, inputs = own.build(seed)
+    return network.to(device), map_tensors(inputs, lambda tensor: tensor.to(device))
 
 
 def find_device(name: str) -> torch.device:

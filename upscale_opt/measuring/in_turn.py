@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import gc
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
+
+from upscale_opt.shown import Shown
+from upscale_opt.tracing.examples import Inputs, as_call, require_model
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
@@ -140,3 +147,58 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@dataclass(frozen=True, repr=False)
+class Times(Shown):
+    """The times of several models, run in turn.
+
+    Attributes:
+        milliseconds: the median of every model's, by name.
+        rounds: how often each was run.
+        threads: that PyTorch computed with.
+        device: where.
+    """
+
+    milliseconds: Mapping[str, float]
+    rounds: int
+    threads: int
+    device: str
+
+    def share(self, name: str, base: str = "unpruned") -> float:
+        """The time of a model in terms of another's."""
+        return self.milliseconds[name] / self.milliseconds[base]
+
+    def __str__(self) -> str:
+        (first, base), *rest = self.milliseconds.items()
+        parts = [f"{first} {base:.2f} ms"]
+        parts += [f"{name} {own:.2f} ms ({100 * own / base:.0f} %)" for name, own in rest]
+        return f"{', '.join(parts)} ({self.device}, {self.threads} threads)"
+
+
+def beside(models: Mapping[str, nn.Module], inputs: Inputs, *, seconds: float = 5.0) -> Times:
+    """Time several models on the same inputs, in turn, in one process.
+
+    Args:
+        models: by name; all on the inputs' device and in evaluation mode.
+        inputs: as for :func:`upscale_opt.trace`.
+        seconds: the time for all of it, about.
+
+    Raises:
+        TraceError: if one is no model, or ``inputs`` are none of the accepted forms.
+    """
+    args, kwargs = as_call(inputs)
+    device = torch.device("cpu")
+    clocks = {}
+    for name, model in models.items():
+        require_model(model, "measure")
+        parameter = next(model.parameters(), None)
+        device = device if parameter is None else parameter.device
+        clocks[name] = clock(partial(model, *args, **kwargs), device)
+    found = interleaved(clocks, rounds=None, seconds=seconds)
+    return Times(
+        {name: 1e3 * statistics.median(own) for name, own in found.items()},
+        len(next(iter(found.values()), [])),
+        torch.get_num_threads(),
+        device.type,
+    )

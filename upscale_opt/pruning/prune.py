@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 from typing_extensions import Unpack
 
-from upscale_opt.errors import MaskError
+from upscale_opt.errors import BudgetError, MaskError
 from upscale_opt.importance import Criterion
 from upscale_opt.importance.choosing import choose_masks
+from upscale_opt.ir.budget import Budget
+from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.losses import Losses
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Layers, Method, Side
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
+from upscale_opt.measuring.in_turn import Times, beside
 from upscale_opt.pruning.notes import notes_of
+from upscale_opt.pruning.within import Wish, Within, masked_within
+from upscale_opt.reconstruction.refitting import RefitReport
+from upscale_opt.reconstruction.refitting import refit as refitted
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.options import SolveFields, SolveOptions
@@ -40,6 +50,11 @@ class Pruned:
         report: how far the two models are apart; ``None`` if not verified.
         notes: what would else have to be found: little or nothing was removed, and why; what is
             fixed now; what limits the comparison. They are in ``str``, too.
+        choice: with a budget: the masks chosen, what they cost by layer, and how far they may be
+            from the best.
+        losses: with a budget: what they were chosen by.
+        refitting: what refitting did; ``None`` if nothing was refitted.
+        times: with ``measure``: how long the model and its exports take.
     """
 
     model: nn.Module
@@ -49,6 +64,10 @@ class Pruned:
     solution: Solution
     report: VerificationReport | None
     notes: tuple[str, ...] = ()
+    choice: Choice | None = None
+    losses: Losses | None = None
+    refitting: RefitReport | None = None
+    times: Times | None = None
 
     def __str__(self) -> str:
         return "\n".join([repr(self), *(f"note: {note}" for note in self.notes)])
@@ -70,12 +89,17 @@ def prune(
     inputs: Inputs,
     *,
     amount: float | None = None,
+    budget: Budget | None = None,
+    data: Iterable[Any] | None = None,
+    refit: bool | None = None,
+    measure: bool = False,
     side: Side = "input",
     layers: Layers = "all",
     criterion: Criterion | None = None,
     method: Method = "unconstrained",
     is_global: bool = False,
     masks: Masks | None = None,
+    losses: Losses | None = None,
     check: bool = True,
     options: SolveOptions | None = None,
     progress: Listener | None = None,
@@ -83,41 +107,68 @@ def prune(
 ) -> Pruned:
     """Mask, trace, solve, materialise and verify. ``model`` itself is not changed.
 
+    Masks come from ``amount``, from ``budget``, from ``masks``, or are the zeros that the weights
+    have. With a budget they are chosen by what the remaining weights cannot make good
+    (:mod:`upscale_opt.reconstruction`), and the remaining weights are refitted to ``data``.
+
     Args:
         model: the model.
         inputs: example inputs, as for :func:`upscale_opt.trace`.
-        amount: drop this share of the channels. If neither this nor ``masks`` is given, the zeros
-            that the weights have are the masks.
+        amount: drop this share of the channels.
+        budget: what may remain: ``Budget(macs=0.5)``, ``Budget(latency=0.6, round_to=8)``.
+        data: batches of inputs, without labels; a few dozen to a few hundred inputs. With a budget
+            or masks.
+        refit: set the remaining weights anew, by least squares on ``data``; by default if there
+            are data.
+        measure: put the export on the clock, beside the unpruned model and, with a budget, beside
+            the best export whose layers agree on their channels; the faster of the two is returned
+            where that one keeps the budget, too.
         side: with ``amount``: drop input channels, output channels, or both.
         layers: with ``amount``: prune all layers, or convolutions only.
-        criterion: with ``amount``: which channels are important: a name such as ``"l1"``, one of
-            :mod:`upscale_opt.importance`, or a function; the L2 norm by default.
+        criterion: with ``amount``, or a budget without data: which channels are important: a name
+            such as ``"l1"``, one of :mod:`upscale_opt.importance`, or a function; the L2 norm by
+            default.
         method: ``"unconstrained"``: every layer decides for itself; ``"constrained"``: layers that
             share a channel drop it together (:func:`upscale_opt.constrain`), so that nothing is
             copied.
         is_global: with ``amount``: rank the channels of all layers together.
-        masks: explicit masks, instead of ``amount``.
+        masks: explicit masks.
+        losses: with a budget: losses that are known already (``result.losses`` of another budget).
         check: verify the result on ``inputs``.
         options: how to solve.
-        progress: told of every step as it begins (``"trace"``, ``"mask"``, ``"solve"``,
-            ``"materialize"``, ``"verify"``), and of every improvement of the solver.
+        progress: told of every step as it begins (``"trace"``, ``"losses"``, ``"choose"``,
+            ``"refit"``, ``"mask"``, ``"solve"``, ``"materialize"``, ``"verify"``, ``"measure"``),
+            and of every improvement of the solvers.
         **fields: of :class:`~upscale_opt.solver.options.SolveOptions`, in place of those of
             ``options``.
 
     Raises:
-        UpscaleError: the error of the step that failed; a MaskError if both ``amount`` and
-            ``masks`` are given, or a criterion without ``amount``.
+        UpscaleError: the error of the step that failed; a MaskError if two of ``amount``,
+            ``budget`` and ``masks`` are given, or a criterion without what it is for; a BudgetError
+            if the budget cannot be met, or there are no data where they are asked for.
     """
-    if amount is not None and masks is not None:
-        raise MaskError("give amount or masks, not both")
-    if amount is None and (criterion is not None or is_global):
+    if sum(one is not None for one in (amount, budget, masks)) > 1:
+        raise MaskError("give one of amount, budget and masks: each says what to drop")
+    if amount is None and ((budget is None and criterion is not None) or is_global):
         raise MaskError("a criterion chooses channels: give the amount to drop, such as amount=0.5")
+    if budget is None and losses is not None:
+        raise BudgetError("losses are for a budget: give one, such as budget=Budget(macs=0.5)")
+    if amount is not None and (data is not None or refit):
+        chosen = "choose_masks(model, graph, amount)"
+        raise BudgetError(f"data refit what a budget or masks leave: give masks={chosen}")
+    asked = Wish.of(budget, data, losses, criterion, refit)
     options = SolveOptions.of(options, **fields)
     tell: Listener = progress or (lambda event: None)
     own_zeros = amount is None and masks is None and method == "unconstrained"
     masked = model if own_zeros else copy.deepcopy(model)
     tell(Progress("trace"))
     graph = trace(masked, inputs)
+    chain = _Chain(model, inputs, graph, options, tell, check)
+    if budget is not None:
+        solver = "joint" if method == "unconstrained" else "constrained"
+        result = chain.within(masked_within(model, graph, asked, options, solver=solver, tell=tell))
+        return chain.faster(result, asked) if measure else result
+    refitting = None
     tell(Progress("mask"))
     if amount is not None:
         masks = choose_masks(
@@ -136,14 +187,124 @@ def prune(
     if method == "constrained":
         found = constrain(graph, found)
         apply_masks(masked, graph, found)
-    tell(Progress("solve"))
-    solution = solve(graph, found, options=options, progress=progress)
-    tell(Progress("materialize"))
-    pruned = materialize(masked, solution)
-    report = None
-    if check:
-        tell(Progress("verify"))
-        report = verify(masked, pruned, inputs)
-    notes = notes_of(masked, pruned, graph, found, solution)
-    notes += () if report is None else report.notes
-    return Pruned(pruned, masked, graph, found, solution, report, notes)
+    if asked.refits:
+        tell(Progress("refit"))
+        masked, refitting = refitted(model, found, asked.data or (), graph=graph)
+        found = masks_of(masked, graph)
+    result = replace(chain.export(masked, found), refitting=refitting)
+    return chain.timed(result) if measure else result
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The steps behind the masks.
+
+    Attributes:
+        model: the model, unpruned.
+        inputs: the example inputs.
+        graph: its graph.
+        options: how to solve.
+        tell: told of every step.
+        check: verify.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    graph: ChannelGraph
+    options: SolveOptions
+    tell: Listener
+    check: bool
+
+    def export(self, masked: nn.Module, masks: Masks) -> Pruned:
+        """Solve, materialise and verify."""
+        self.tell(Progress("solve"))
+        solution = solve(self.graph, masks, options=self.options, progress=self.tell)
+        self.tell(Progress("materialize"))
+        pruned = materialize(masked, solution)
+        report = None
+        if self.check:
+            self.tell(Progress("verify"))
+            report = verify(masked, pruned, self.inputs)
+        notes = notes_of(masked, pruned, self.graph, masks, solution)
+        notes += () if report is None else report.notes
+        return Pruned(pruned, masked, self.graph, masks, solution, report, notes)
+
+    def within(self, found: Within) -> Pruned:
+        """Export a choice."""
+        result = self.export(found.masked, masks_of(found.masked, self.graph))
+        return replace(result, choice=found.choice, losses=found.losses, refitting=found.refitting)
+
+    def timed(self, result: Pruned) -> Pruned:
+        """With times beside the unpruned model's."""
+        self.tell(Progress("measure"))
+        models = {"unpruned": self.model, "pruned": result.model}
+        return replace(result, times=beside(models, self.inputs))
+
+    def faster(self, result: Pruned, asked: Wish) -> Pruned:
+        """The export on the clock, within the budget there; or the constrained one, if better.
+
+        Where the clock says that a latency budget is not kept, the choice is made again for less,
+        by as much as the cost model was wrong.
+        """
+        assert result.choice is not None
+        known = replace(asked, losses=result.losses)
+        result = self._on_the_clock(result, known, result.choice.solver)
+        assert result.choice is not None
+        if result.choice.solver == "constrained":
+            return result
+        other = self._on_the_clock(self._chosen(known, "constrained"), known, "constrained")
+        self.tell(Progress("measure"))
+        models = {"unpruned": self.model, "pruned": result.model, "constrained": other.model}
+        times = beside(models, self.inputs)
+        assert other.choice is not None
+        quicker = times.share("constrained", "pruned") < 1 - _NOISE
+        late = not _kept(times, "pruned", asked.budget) and _kept(
+            times, "constrained", asked.budget
+        )
+        better = quicker and other.choice.loss <= result.choice.loss
+        taken, name = (other, "constrained") if late or better else (result, "pruned")
+        note = f"measured: {times}; this is the one called {name!r}"
+        return replace(taken, times=times, notes=(*taken.notes, note))
+
+    def _chosen(self, wish: Wish, solver: str) -> Pruned:
+        return self.within(
+            masked_within(self.model, self.graph, wish, self.options, solver=solver, tell=self.tell)
+        )
+
+    def _on_the_clock(self, result: Pruned, wish: Wish, solver: str) -> Pruned:
+        """The result, timed; for a latency budget, one that keeps it when timed."""
+        budget = wish.budget
+        result = self.timed(result)
+        for _ in range(_AGAIN):
+            assert result.times is not None
+            if _kept(result.times, "pruned", budget):
+                break
+            wrong = _allowed(result.times, budget) / result.times.milliseconds["pruned"]
+            scaled = {
+                name: getattr(wish.budget, name) * wrong
+                for name in ("latency", "milliseconds")
+                if getattr(wish.budget, name) is not None
+            }
+            wish = replace(wish, budget=wish.budget.model_copy(update=scaled))
+            result = self.timed(self._chosen(wish, solver))
+        return result
+
+
+def _allowed(times: Times, budget: Budget) -> float:
+    """The milliseconds that a budget allows, by the clock; infinite if it limits no time."""
+    limits = [] if budget.milliseconds is None else [budget.milliseconds]
+    if budget.latency is not None:
+        limits.append(budget.latency * times.milliseconds["unpruned"])
+    return min(limits, default=math.inf)
+
+
+def _kept(times: Times, name: str, budget: Budget) -> bool:
+    """The budget is kept by the clock, as far as that can be told."""
+    return times.milliseconds[name] <= _allowed(times, budget) * (1 + _NOISE)
+
+
+_AGAIN = 3
+"""Tries to keep a latency budget by the clock."""
+
+_NOISE = 0.05
+"""The share by which a measured time may be above the budget: clocks err by as much."""

@@ -44,14 +44,14 @@ class Wish:
     """What a user asks of a budgeted pruning.
 
     Attributes:
-        budget: what may remain.
+        budget: what may remain; ``None`` if masks say what goes.
         data: calibration batches; ``None`` if there are none.
         losses: known losses, which spare measuring them.
         criterion: scores channels where there are no data.
         refits: set the remaining weights anew.
     """
 
-    budget: Budget
+    budget: Budget | None
     data: list[Any] | None = None
     losses: Losses | None = None
     criterion: Criterion | None = None
@@ -60,7 +60,7 @@ class Wish:
     @classmethod
     def of(
         cls,
-        budget: Budget,
+        budget: Budget | None,
         data: Iterable[Any] | None,
         losses: Losses | None,
         criterion: Criterion | None,
@@ -71,18 +71,20 @@ class Wish:
         Raises:
             BudgetError: if there is no budget, or data lack where they are asked for.
         """
-        if not isinstance(budget, Budget):
+        if budget is not None and not isinstance(budget, Budget):
             raise BudgetError(
                 f"a budget is a Budget, such as Budget(macs=0.5), not {type(budget).__name__}"
             )
         if refits and data is None:
             raise BudgetError("refitting needs data: give batches of inputs, without labels")
-        if criterion is not None and (data is not None or losses is not None):
+        if budget and criterion is not None and (data is not None or losses is not None):
             raise BudgetError(
                 "losses come from data (or from losses), not from a criterion: give one of them"
             )
         batches = None if data is None else listed(data)
-        return cls(budget, batches, losses, criterion, data is not None if refits is None else refits)
+        return cls(
+            budget, batches, losses, criterion, data is not None if refits is None else refits
+        )
 
 
 def listed(data: Iterable[Any]) -> list[Any]:
@@ -127,6 +129,7 @@ def masked_within(
         BudgetError: if the budget cannot be met.
         TraceError: if the data do not fit the model.
     """
+    assert wish.budget is not None
     losses = wish.losses
     if losses is None:
         tell(Progress("losses"))
