@@ -154,9 +154,9 @@ def _as_inputs(tensors: dict[str, Tensor], inputs: Any, path: Path) -> Any:
     if isinstance(inputs, dict) and set(tensors) == set(inputs):
         return tensors
     numbers = [str(number) for number in range(len(tensors))]
-    if isinstance(inputs, (tuple, list)) and sorted(tensors) == sorted(numbers):
-        if len(inputs) == len(numbers):
-            return tuple(tensors[number] for number in numbers)
+    positional = isinstance(inputs, (tuple, list)) and len(inputs) == len(numbers)
+    if positional and set(tensors) == set(numbers):
+        return tuple(tensors[number] for number in numbers)
     raise UpscaleError(
         f"{path} holds {', '.join(tensors)}, which is not what the model takes; name tensors as "
         "its keyword arguments, or 0, 1, … in the order of its positional ones"

@@ -10,7 +10,7 @@ from upscale_opt.importance.criterion import Criterion
 from upscale_opt.importance.scoring import score_segments
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.masking.ranking import least, least_by_group
+from upscale_opt.masking.ranking import least, least_by_group, rounded
 from upscale_opt.masking.segments import Layers, Method, Segment, Side, find_segments
 
 
@@ -24,6 +24,7 @@ def choose_masks(
     method: Method = "unconstrained",
     is_global: bool = False,
     layers: Layers = "all",
+    round_to: int = 1,
 ) -> Masks:
     """Masks that drop the least important channels.
 
@@ -42,6 +43,8 @@ def choose_masks(
         is_global: rank the channels of all layers together, rather than each layer's by
             themselves.
         layers: prune all layers, or convolutions only.
+        round_to: every layer (of grouped ones every group) keeps a multiple of it, where it has as
+            many: as many as otherwise, rounded up.
 
     Raises:
         MaskError: if an option is not one of those, graph and model do not fit together, or the
@@ -49,16 +52,30 @@ def choose_masks(
     """
     segments = find_segments(model, graph, side, method, layers)
     score_segments(segments, criterion)
-    chosen = choose(segments, amount, is_global)
+    chosen = choose(segments, amount, is_global, round_to)
     return merge(segment.masks(rows) for segment, rows in zip(segments, chosen, strict=True))
 
 
-def choose(segments: Sequence[Segment], amount: float, is_global: bool) -> list[list[int]]:
+def choose(
+    segments: Sequence[Segment], amount: float, is_global: bool, round_to: int = 1
+) -> list[list[int]]:
     """For each segment, the channels to drop, by their place in it; none where there are no scores.
 
     Raises:
-        MaskError: if ``amount`` is out of range, or a score is not a number.
+        MaskError: if ``amount`` or ``round_to`` is out of range, or a score is not a number.
     """
+    if not isinstance(round_to, int) or round_to < 1:
+        raise MaskError(f"round_to must be a whole number from 1 on, not {round_to!r}")
+    found = _chosen(segments, amount, is_global)
+    if round_to == 1:
+        return found
+    return [
+        rows if segment.scores is None else rounded(segment.scores, rows, segment.groups, round_to)
+        for segment, rows in zip(segments, found, strict=True)
+    ]
+
+
+def _chosen(segments: Sequence[Segment], amount: float, is_global: bool) -> list[list[int]]:
     scores = [segment.scores for segment in segments]
     if is_global:
         rows = iter(least([one for one in scores if one is not None], amount))

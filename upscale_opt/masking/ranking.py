@@ -54,3 +54,30 @@ def least_by_group(scores: Tensor, amount: float, groups: int = 1) -> list[int]:
     width = len(scores) // groups
     found = [least([part], amount)[0] for part in scores.reshape(groups, width)]
     return [group * width + place for group, places in enumerate(found) for place in places]
+
+
+def rounded(scores: Tensor, rows: Sequence[int], groups: int, round_to: int) -> list[int]:
+    """The channels to drop such that every group keeps a multiple of ``round_to``.
+
+    Kept are as many as with ``rows``, rounded up; rounded down where a group has not so many; and
+    all where it has fewer than ``round_to``. Which ones, the scores say.
+
+        >>> rounded(torch.arange(20.0), range(10), 1, 8)
+        [0, 1, 2, 3]
+
+    Args:
+        scores: of shape (channels,).
+        rows: the places of the channels to drop otherwise.
+        groups: how many equal runs the channels fall into.
+        round_to: at least 1.
+    """
+    width = len(scores) // groups
+    kept = width - len(rows) // groups
+    target = -(-kept // round_to) * round_to
+    if target > width:
+        target = width // round_to * round_to or width
+    found = []
+    for group, part in enumerate(scores.reshape(groups, width)):
+        order = torch.argsort(part.detach().double().cpu(), stable=True)
+        found += sorted(group * width + place for place in order[: width - target].tolist())
+    return found

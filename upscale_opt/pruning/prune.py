@@ -98,6 +98,7 @@ def prune(
     criterion: Criterion | None = None,
     method: Method = "unconstrained",
     is_global: bool = False,
+    round_to: int = 1,
     masks: Masks | None = None,
     losses: Losses | None = None,
     check: bool = True,
@@ -132,6 +133,8 @@ def prune(
             share a channel drop it together (:func:`upscale_opt.constrain`), so that nothing is
             copied.
         is_global: with ``amount``: rank the channels of all layers together.
+        round_to: with ``amount``: every layer keeps a multiple of so many channels (a budget has its
+            own).
         masks: explicit masks.
         losses: with a budget: losses that are known already (``result.losses`` of another budget).
         check: verify the result on ``inputs``.
@@ -180,6 +183,7 @@ def prune(
             method=method,
             is_global=is_global,
             layers=layers,
+            round_to=round_to,
         )
     if masks is not None:
         apply_masks(masked, graph, masks)
