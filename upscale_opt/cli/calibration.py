@@ -142,7 +142,7 @@ def _tensors(path: Path, inputs: Any, samples: int) -> list[Any]:
     whole = _as_inputs(tensors, inputs, path)
     count = min(counts.pop(), samples)
     return [
-        map_tensors(whole, lambda t, at=at: t[at : min(at + _BATCH, count)])  # type: ignore[misc]
+        map_tensors(whole, lambda t, at=at: t[at : min(at + _BATCH, count)])
         for at in range(0, count, _BATCH)
     ]
 

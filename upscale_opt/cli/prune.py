@@ -9,17 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from upscale_opt.cli.options import SolveOptions, check_file, cost_model_of, solving
+from upscale_opt.cli.options import check_file, cost_model_of, solving
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.run import Export
 from upscale_opt.cli.tables import costs_table, layers_table, opaque_lines, output, say
 from upscale_opt.ir.budget import Budget
+from upscale_opt.solver.options import SolveOptions
 
 _FILES = ("graph.json", "losses.json", "choice.json", "solution.json", "pruned.safetensors")
-
-
-def _limit(text: str) -> Any:
-    return Annotated[float | None, typer.Option(metavar="SHARE", help=text)]
 
 
 @solving("seed", "time_limit", "workers")
@@ -31,9 +28,18 @@ def prune(
             help="A network that `upscale-opt models` lists, or package.module:factory.",
         ),
     ],
-    macs: _limit("The share of the multiply-adds that may remain, in (0, 1].") = None,
-    parameters: _limit("The share of the parameters.") = None,
-    latency: _limit("The share of the time.") = None,
+    macs: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="The share of the multiply-adds that may remain, in (0, 1]."
+        ),
+    ] = None,
+    parameters: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="The share of the parameters.")
+    ] = None,
+    latency: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="The share of the time.")
+    ] = None,
     milliseconds: Annotated[float | None, typer.Option(help="The time itself.")] = None,
     data: Annotated[
         str | None,

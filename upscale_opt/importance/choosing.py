@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from upscale_opt.errors import MaskError
 from upscale_opt.importance.criterion import Criterion
 from upscale_opt.importance.scoring import score_segments
 from upscale_opt.ir.graph import ChannelGraph

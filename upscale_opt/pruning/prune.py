@@ -133,8 +133,8 @@ def prune(
             share a channel drop it together (:func:`upscale_opt.constrain`), so that nothing is
             copied.
         is_global: with ``amount``: rank the channels of all layers together.
-        round_to: with ``amount``: every layer keeps a multiple of so many channels (a budget has its
-            own).
+        round_to: with ``amount``: every layer keeps a multiple of so many channels. A budget has
+            its own.
         masks: explicit masks.
         losses: with a budget: losses that are known already (``result.losses`` of another budget).
         check: verify the result on ``inputs``.
@@ -251,6 +251,7 @@ class _Chain:
         by as much as the cost model was wrong.
         """
         assert result.choice is not None
+        assert asked.budget is not None
         known = replace(asked, losses=result.losses)
         result = self._on_the_clock(result, known, result.choice.solver)
         assert result.choice is not None
@@ -277,7 +278,9 @@ class _Chain:
 
     def _on_the_clock(self, result: Pruned, wish: Wish, solver: str) -> Pruned:
         """The result, timed; for a latency budget, one that keeps it when timed."""
-        budget = wish.budget
+        budget = inner = wish.budget
+        assert budget is not None
+        assert inner is not None
         result = self.timed(result)
         for _ in range(_AGAIN):
             assert result.times is not None
@@ -285,11 +288,12 @@ class _Chain:
                 break
             wrong = _allowed(result.times, budget) / result.times.milliseconds["pruned"]
             scaled = {
-                name: getattr(wish.budget, name) * wrong
+                name: getattr(inner, name) * wrong
                 for name in ("latency", "milliseconds")
-                if getattr(wish.budget, name) is not None
+                if getattr(inner, name) is not None
             }
-            wish = replace(wish, budget=wish.budget.model_copy(update=scaled))
+            inner = inner.model_copy(update=scaled)
+            wish = replace(wish, budget=inner)
             result = self.timed(self._chosen(wish, solver))
         return result
 
