@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.graph import ChannelGraph, Opaque
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.comparing import ComparisonRow
@@ -41,6 +42,24 @@ def costs_table(before: Costs, after: Costs) -> Table:
     ):
         share = f"{100 * new / old:.1f} %" if old else "-"
         table.add_row(name, f"{old:,}", f"{new:,}", share)
+    return table
+
+
+def layers_table(choice: Choice) -> Table:
+    """One row per layer that could choose its channels: what it read and wrote, and reads now."""
+    table = new_table("layer", "reads", "of", "writes", "of", "loss")
+    for layer in choice.layers:
+        name = layer.parameter.rpartition(".")[0] or layer.operation
+        writes = (f"{layer.written:,}", f"{layer.written_before:,}")
+        table.add_row(
+            name,
+            f"{layer.kept:,}",
+            f"{layer.before:,}",
+            *(writes if layer.written_before else ("-", "-")),
+            f"{layer.loss:.4g}",
+        )
+    table.add_section()
+    table.add_row("all", "", "", "", "", f"{choice.loss:.4g}")
     return table
 
 
