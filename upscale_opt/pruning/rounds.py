@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from torch import nn
 
 from upscale_opt.errors import BudgetError
@@ -38,7 +39,7 @@ class _State(Record):
     budget: Budget
     rounds: int
     done: int = 0
-    left: dict[str, float] = {}
+    left: dict[str, float] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True)
