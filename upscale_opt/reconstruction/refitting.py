@@ -309,9 +309,7 @@ class _Fitting:
                 self.after[bias].add_(added)
         self.layers.append(Refitted(name, fit.ridge, fit.before, fit.after))
 
-    def _kept(
-        self, name: str, work: _LayerWork, prior: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
+    def _kept(self, name: str, work: _LayerWork, prior: Tensor) -> tuple[Tensor | None, Tensor]:
         """The columns of each group that are kept, and the outputs that are."""
         graph, site = self.program.graph, self.sites.get(name)
         groups, columns, outputs = prior.shape
