@@ -24,6 +24,7 @@ FLOORS = (
     ("tracing",),
     ("masking",),
     ("importance",),
+    ("reconstruction",),
     ("materializing",),
     ("saving", "verifying"),
     ("measuring",),
