@@ -60,9 +60,10 @@ class OwnModel:
         Raises:
             UpscaleError: naming what cannot be found, called or loaded.
         """
+        factory = found(self.factory)  # importing it may draw random numbers
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = called(found(self.factory), self.factory, arguments_of(self.arguments))
+            model = called(factory, self.factory, arguments_of(self.arguments))
             inputs = self._inputs(batch)
         if self.weights is not None:
             load_weights(model, self.weights)

@@ -294,7 +294,11 @@ class _Chain:
             }
             inner = inner.model_copy(update=scaled)
             wish = replace(wish, budget=inner)
-            result = self.timed(self._chosen(wish, solver))
+            try:
+                chosen = self._chosen(wish, solver)
+            except BudgetError:  # it is late, and cannot be less so
+                break
+            result = self.timed(chosen)
         return result
 
 

@@ -1,0 +1,272 @@
+"""``prune`` to a budget: masks chosen, weights refitted, the export lossless, times measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import upscale_opt as uo
+from upscale_opt.measuring.costs import count_costs
+from upscale_opt.measuring.in_turn import Times, beside
+from upscale_opt.models.small_networks import build_small
+from upscale_opt.pruning import prune as pruning
+from upscale_opt.pruning.rounds import prune_in_rounds
+
+
+class Tiny(nn.Module):
+    """A stream with two blocks and three readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 12, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(12, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 12, 1)
+            )
+            for _ in range(2)
+        )
+        self.fc = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        for block in self.blocks:
+            x = torch.relu(x + block(x))
+        out: Tensor = self.fc(x.mean((2, 3)))
+        return out
+
+
+@cache
+def network(name: str = "tiny") -> nn.Module:
+    if name != "tiny":
+        return build_small(name, image=8, seed=1)
+    torch.manual_seed(1)
+    return Tiny().eval()
+
+
+def batches(count: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(16, 1, 8, 8, generator=generator) for _ in range(count)]
+
+
+def shrunk(name: str = "tiny", **more: Any) -> uo.Pruned:
+    given: dict[str, Any] = {"budget": uo.Budget(macs=0.3), "data": batches(), "time_limit": 1}
+    return uo.prune(network(name), batches()[0][:2], **{**given, **more})
+
+
+@pytest.mark.parametrize("name", ["tiny", "densenet", "mobilenet"])
+def test_the_budget_is_met_and_the_export_lossless(name: str) -> None:
+    result = shrunk(name)
+    assert result.report is not None
+    assert result.report.float64_error < 1e-10
+    single = batches()[0][:2]
+    before = count_costs(network(name), single).multiply_adds
+    after = count_costs(result.model, single).multiply_adds
+    assert after <= 0.3 * before
+    assert after > 0.25 * before
+    assert result.choice is not None
+    assert result.refitting is not None
+    for parameter, by_axis in result.choice.masks.kept.items():
+        for axis, kept in by_axis.items():
+            assert set(result.masks.kept[parameter][axis]) <= set(kept)
+
+
+def test_refitted_outputs_are_nearer_to_the_originals() -> None:
+    fresh = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        want = network()(fresh)
+        far = [
+            float((shrunk(refit=refit).model(fresh) - want).square().mean())
+            for refit in (False, True)
+        ]
+    assert far[1] < far[0]
+
+
+def test_without_data_weights_decide_and_nothing_is_refitted() -> None:
+    result = shrunk(data=None)
+    assert result.refitting is None
+    assert result.losses is not None
+    assert result.losses.samples == 0
+    scored = shrunk(data=None, criterion="l1")
+    assert scored.choice is not None
+
+
+def test_known_losses_are_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = shrunk()
+    monkeypatch.setattr("upscale_opt.pruning.within.losses_of", None)
+    again = shrunk(losses=first.losses, budget=uo.Budget(macs=0.5))
+    assert again.choice is not None
+    assert first.choice is not None
+    assert again.choice.loss <= first.choice.loss
+
+
+def test_constrained_masks_agree() -> None:
+    result = shrunk(method="constrained")
+    assert result.solution.objective_value == 0
+
+
+def test_masks_may_be_refitted_too() -> None:
+    graph = uo.trace(network(), batches()[0])
+    masks = uo.choose_masks(network(), graph, 0.5)
+    result = uo.prune(network(), batches()[0], masks=masks, data=batches())
+    assert result.refitting is not None
+    assert result.choice is None
+
+
+def test_steps_are_told_in_order() -> None:
+    told: list[str] = []
+    shrunk(progress=lambda event: told.append(event.step))
+    steps = list(dict.fromkeys(told))
+    assert steps == ["trace", "losses", "choose", "refit", "solve", "materialize", "verify"]
+
+
+def test_times_stand_beside_the_unpruned_models() -> None:
+    result = shrunk(measure=True)
+    assert result.times is not None
+    assert set(result.times.milliseconds) == {"unpruned", "pruned", "constrained"}
+    assert any("measured" in note for note in result.notes)
+    assert set(beside({"a": network()}, batches()[0], seconds=0.1).milliseconds) == {"a"}
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "name"),
+    [((10.0, 11.0, 3.0), "constrained"), ((10.0, 4.0, 3.0), "pruned"), ((10.0, 11.0, 12.0), "pruned")],
+    ids=["late", "kept", "both late"],
+)
+def test_the_clock_decides_where_the_budget_is_of_time(
+    monkeypatch: pytest.MonkeyPatch, milliseconds: tuple[float, float, float], name: str
+) -> None:
+    """The budget is 9.7 milliseconds: 11 are too late, by more than clocks err."""
+    unpruned, ours, constrained = milliseconds
+
+    def clock(models: dict[str, nn.Module], inputs: Any) -> Times:
+        times = {"unpruned": unpruned, "pruned": ours, "constrained": constrained}
+        return Times({one: times[one] for one in models}, 10, 1, "cpu")
+
+    monkeypatch.setattr(pruning, "beside", clock)
+    result = shrunk(budget=uo.Budget(latency=0.97), measure=True, time_limit=1)
+    assert result.choice is not None
+    assert f"this is the one called {name!r}" in result.notes[-1]
+    assert (result.choice.solver == "constrained") == (name == "constrained")
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "two": ({"amount": 0.5}, "one of amount, budget and masks"),
+    "no budget": ({"budget": 0.5}, "Budget(macs=0.5)"),
+    "no data": ({"data": None, "refit": True}, "needs data"),
+    "empty": ({"data": []}, "no batch"),
+    "no batches": ({"data": 3}, "batches of inputs"),
+    "both": ({"criterion": "l1"}, "not from a criterion"),
+    "not finite": ({"data": [torch.full((2, 1, 8, 8), float("nan"))]}, "NaN"),
+    "other shape": ({"data": [torch.zeros(2, 3, 8, 8)]}, ""),
+    "impossible": ({"budget": uo.Budget(macs=1e-6)}, "least that can be had"),
+    "unknown layer": ({"budget": uo.Budget(macs=0.5, keep="blokcs.0.*")}, "blokcs.0.*"),
+    "contradiction": (
+        {"budget": uo.Budget(macs=0.5, keep="fc", shares={"fc": (0.1, 0.5)})},
+        "contradict",
+    ),
+    "losses alone": ({"budget": None, "losses": "unused"}, "losses are for a budget"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_makes_no_sense_is_one_clear_error(name: str) -> None:
+    given, said = BAD[name]
+    with pytest.raises(uo.UpscaleError) as caught:
+        shrunk(**given)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "needs a limit"),
+        ({"macs": 0}, "more than 0"),
+        ({"macs": 1.5}, "at most 1"),
+        ({"latency": float("nan")}, "nan"),
+        ({"milliseconds": -1}, "-1"),
+        ({"macs": 0.5, "round_to": 0}, "round_to"),
+        ({"macs": 0.5, "shares": {"a": (0.6, 0.2)}}, "'a'"),
+        ({"macs": 0.5, "cost_model": "cpu"}, "prices latency"),
+        ({"macs": 0.5, "macz": 1}, "macz"),
+    ],
+    ids=range(9),
+)
+def test_budgets_that_make_no_sense(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(uo.BudgetError) as caught:
+        uo.Budget(**fields)
+    assert said in str(caught.value)
+
+
+def test_rounds_count_from_the_first_model(tmp_path: Path) -> None:
+    tuned: list[int] = []
+
+    def tune(model: nn.Module) -> None:
+        model.train()
+        tuned.append(sum(parameter.numel() for parameter in model.parameters()))
+
+    single = batches()[0][:2]
+    asked: dict[str, Any] = {
+        "budget": uo.Budget(macs=0.25),
+        "rounds": 2,
+        "data": batches(),
+        "folder": tmp_path,
+        "time_limit": 1,
+    }
+    done = prune_in_rounds(network(), single, tune=tune, **asked)
+    assert len(tuned) == 2
+    assert tuned[1] < tuned[0]
+    assert not done.model.training
+    first = count_costs(network(), single).multiply_adds
+    last = count_costs(done.model, single).multiply_adds
+    assert 0.2 * first < last <= 0.25 * first
+    assert done.left["macs"] == pytest.approx(last / first, rel=1e-6)
+
+    def never(model: nn.Module) -> None:
+        raise AssertionError
+
+    again = prune_in_rounds(network(), single, tune=never, **asked)
+    with torch.no_grad():
+        assert torch.equal(again.model(single), done.model(single))
+    with pytest.raises(uo.BudgetError, match="another budget"):
+        prune_in_rounds(network(), single, **{**asked, "budget": uo.Budget(macs=0.3)})
+
+
+def test_an_interrupted_round_is_done_again(tmp_path: Path) -> None:
+    single, calls = batches()[0][:2], []
+
+    def tune(model: nn.Module) -> None:
+        calls.append(model)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    asked: dict[str, Any] = {
+        "budget": uo.Budget(macs=0.25),
+        "rounds": 2,
+        "data": batches(),
+        "folder": tmp_path,
+        "time_limit": 1,
+    }
+    with pytest.raises(KeyboardInterrupt):
+        prune_in_rounds(network(), single, tune=tune, **asked)
+    assert (tmp_path / "round-1.safetensors").exists()
+    assert not (tmp_path / "round-2.safetensors").exists()
+    done = prune_in_rounds(network(), single, tune=tune, **asked)
+    assert len(calls) == 3
+    assert done.left["macs"] <= 0.25
+
+
+def refuses(action: Callable[[], Any]) -> None:
+    with pytest.raises(uo.BudgetError):
+        action()
+
+
+def test_rounds_that_make_no_sense() -> None:
+    single = batches()[0][:2]
+    refuses(lambda: prune_in_rounds(network(), single, budget=uo.Budget(macs=0.5), rounds=0))
+    refuses(lambda: prune_in_rounds(network(), single, budget=uo.Budget(milliseconds=1), rounds=2))
