@@ -71,7 +71,7 @@ def rows_of(seen: Seen, start: int = 0, stop: int | None = None) -> Iterator[tup
 
 
 def unfolded(x: Tensor, settings: Convolving) -> Tensor:
-    """What a convolution's windows see, of shape (groups, positions, columns)."""
+    """The inputs that a convolution's windows see, of shape (groups, positions, columns)."""
     spatial = x.shape[2:]
     kernel, dilation = settings.kernel, settings.dilation
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
