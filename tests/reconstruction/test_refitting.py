@@ -22,7 +22,8 @@ def lively(name: str) -> nn.Module:
     network = build_small(name, image=8).double()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None and module.running_var is not None
+            assert module.running_mean is not None
+            assert module.running_var is not None
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
             module.running_mean.normal_(std=0.2)
@@ -46,10 +47,11 @@ def test_refitting_never_raises_errors_and_masks_stay(name: str, method: str) ->
     masked = copy.deepcopy(network)
     uo.apply_masks(masked, graph, masks)
     refitted, report = uo.refit(network, masks, [x[:32], x[32:]], graph=graph)
-    assert report.layers and report.samples == 64
+    assert report.layers
+    assert report.samples == 64
     for layer in report.layers:
         assert layer.after <= layer.before
-    assert sum(l.after for l in report.layers) < 0.8 * sum(l.before for l in report.layers)
+    assert sum(one.after for one in report.layers) < 0.8 * sum(one.before for one in report.layers)
     assert uo.masks_of(refitted, graph) == uo.masks_of(masked, graph)
     for key, tensor in network.state_dict().items():
         assert torch.equal(tensor, before[key]), key
@@ -118,7 +120,8 @@ def test_depthwise_filters_and_biases_are_fitted() -> None:
     filters = report.layers[1]
     assert filters.after < filters.before
     depthwise = refitted.get_parameter("4.weight")
-    assert not depthwise[3].any() and not refitted.get_parameter("4.bias")[3]
+    assert not depthwise[3].any()
+    assert not refitted.get_parameter("4.bias")[3]
     assert not torch.equal(depthwise, network.get_parameter("4.weight"))
 
 
@@ -142,7 +145,8 @@ def test_attention_and_hidden_widths_are_fitted() -> None:
 def test_nothing_changes_where_nothing_is_masked() -> None:
     network, x = lively("resnet"), images(16)
     refitted, report = uo.refit(network, uo.Masks(kept={}), [x])
-    assert not report.layers and not report.norms
+    assert not report.layers
+    assert not report.norms
     for key, tensor in refitted.state_dict().items():
         assert torch.equal(tensor, network.state_dict()[key])
 
@@ -204,7 +208,7 @@ def test_a_fit_is_never_worse_than_what_was() -> None:
             one.add(x, x @ weights + 3 * torch.randn(1, rows, 3, dtype=torch.float64))
             sums.append(one)
         for bias in (False, True):
-            fit = fitted(*sums, prior, bias=bias, centred=False)
+            fit = fitted(sums[0], sums[1], prior, bias=bias, centred=False)
             assert fit.after <= fit.before
             error = float(sums[1].error(fit.weights, fit.constant).sum())
             assert error <= float(sums[1].error(prior).sum()) * (1 + 1e-12)

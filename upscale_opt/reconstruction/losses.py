@@ -348,7 +348,8 @@ def _narrow(weights: Tensor) -> Tensor:
     """Weights of no more outputs than columns, with the same products of rows."""
     if weights.shape[2] <= weights.shape[1]:
         return weights.contiguous()
-    return torch.linalg.qr(weights.transpose(1, 2), mode="r").R.transpose(1, 2).contiguous()
+    factor: Tensor = torch.linalg.qr(weights.transpose(1, 2), mode="r").R
+    return factor.transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True)
