@@ -4,6 +4,7 @@ from upscale_opt.solver.api import instance_of, solve
 from upscale_opt.solver.checking.audit import AuditReport, check
 from upscale_opt.solver.checking.explaining import Explanation, explain
 from upscale_opt.solver.checking.removal import Removal, removal
+from upscale_opt.solver.choosing import ChoiceComparison, ChoiceRow, choose, compare_choices
 from upscale_opt.solver.comparing import Comparison, ComparisonRow, compare, compare_instance
 from upscale_opt.solver.network.coupling import Group, Member, constrain, groups
 from upscale_opt.solver.options import SolveOptions
@@ -11,6 +12,8 @@ from upscale_opt.solver.progress import Progress
 
 __all__ = [
     "AuditReport",
+    "ChoiceComparison",
+    "ChoiceRow",
     "Comparison",
     "ComparisonRow",
     "Explanation",
@@ -20,7 +23,9 @@ __all__ = [
     "Removal",
     "SolveOptions",
     "check",
+    "choose",
     "compare",
+    "compare_choices",
     "compare_instance",
     "constrain",
     "explain",

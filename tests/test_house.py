@@ -17,6 +17,7 @@ FLOORS = (
     ("solver.problem",),
     ("solver.algorithms", "solver.network", "solver.brute_force"),
     ("solver.checking",),
+    ("solver.selection",),
     ("solver",),
     ("models.instances", "models"),
     ("models.generated", "models.topologies"),

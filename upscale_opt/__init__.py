@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from upscale_opt.materializing.materialize import materialize
     from upscale_opt.pruning.prune import Pruned, prune
     from upscale_opt.pruning.submodules import prune_submodules
+    from upscale_opt.reconstruction.refitting import refit
     from upscale_opt.saving.load import load
     from upscale_opt.saving.save import save
     from upscale_opt.tracing import trace
@@ -78,6 +79,7 @@ _WITH_TORCH = {
     "materialize": "materializing.materialize",
     "prune": "pruning.prune",
     "prune_submodules": "pruning.submodules",
+    "refit": "reconstruction.refitting",
     "rule": "tracing.rules",
     "save": "saving.save",
     "trace": "tracing",
@@ -120,6 +122,7 @@ __all__ = [
     "materialize",
     "prune",
     "prune_submodules",
+    "refit",
     "rule",
     "save",
     "solve",

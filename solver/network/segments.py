@@ -127,6 +127,33 @@ def find_segments(
             floors[name] = floors.get(name, Ids()) | ids
 
 
+@dataclass(frozen=True)
+class Joints:
+    """The shape of segments, apart from what they store.
+
+    Attributes:
+        segment: for each structured tensor, a tensor that stands for its segment.
+        hoisted: the operations that run on what their readers select.
+        selects: the edges at which channels are selected.
+    """
+
+    segment: dict[str, str]
+    hoisted: frozenset[str]
+    selects: frozenset[Edge]
+
+
+def find_joints(graph: ChannelGraph, masks: Masks) -> Joints:
+    """The segments of the selection ``"tensor"``.
+
+    Args:
+        graph: the channel graph.
+        masks: masks that fit it (:meth:`Masks.check`).
+    """
+    finder = _Finder(graph, channel_sets(graph, masks), "tensor")
+    finder.find()
+    return Joints(finder.segment, frozenset(finder.hoisted), frozenset(finder.selects))
+
+
 _WHATEVER = Ids()
 """Selected by a slice that is not hoisted: it takes what its result stores, once that is known."""
 
@@ -146,14 +173,15 @@ class _Finder:
         self.linked = linked_tensors(graph)
         self.hoisted: set[str] = set()
         self.selects: dict[Edge, Ids] = {}
+        self.segment: dict[str, str] = {}
         self.fixed = {c for space in graph.spaces if space.fixed for c in space.channels}
 
     def find(self) -> Segments:
         for op in reversed(self.graph.operations):
             if op.name in self.sets.live:
                 self._visit(op)
-        segment = self._join()
-        stored = self._stored(segment)
+        self.segment = self._join()
+        stored = self._stored(self.segment)
         places = set() if self.selection == "segment" else self._leave_out_zeros(stored)
         for (name, operand), ids in self.selects.items():
             if ids == _WHATEVER:

@@ -111,8 +111,13 @@ class Windows:
         for op in self.graph.operations:
             if isinstance(op, Layer) and op.name in self.sets.live and op.inputs:
                 read = self.segments.selects.get((op.name, 0), Ids())
-                total += len(read) * self.of_layer(op) // op.groups
+                count = self._entries(op.inputs[0], read)
+                total += count * self.of_layer(op) // op.groups
         return total
+
+    def _entries(self, tensor: str, ids: Ids) -> int:
+        """The number of entries of the tensor's channel sequence that are among ``ids``."""
+        return sum(map(ids.__contains__, self.graph.tensors[tensor].channels))
 
     def of_layer(self, layer: Layer) -> int:
         """The multiply-adds of a layer with one channel of its input."""
@@ -123,7 +128,8 @@ class Windows:
         transposed = layer.in_axis == 0 and len(shape) > 2
         held = read if transposed else written
         positions = math.prod(held.shape) // (len(held.channels) * held.features)
-        rows = len(self.segments.stored.get(layer.outputs[0], ())) * written.features
+        stored = self.segments.stored.get(layer.outputs[0], Ids())
+        rows = self._entries(layer.outputs[0], stored) * written.features
         return kernel * positions * rows * read.features
 
 

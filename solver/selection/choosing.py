@@ -1,0 +1,126 @@
+"""``choose``: masks for a graph within a budget, as a document."""
+
+from __future__ import annotations
+
+import time
+
+from upscale_opt.errors import BudgetError
+from upscale_opt.ir.budget import Budget
+from upscale_opt.ir.choice import Choice, ChoiceTimes, LayerChoice, ResourceUse
+from upscale_opt.ir.graph import ChannelGraph, Layer
+from upscale_opt.ir.losses import Losses
+from upscale_opt.solver.selection.moves import Hurry, least
+from upscale_opt.solver.selection.pickers import dropped_by, single_pickers, space_pickers
+from upscale_opt.solver.selection.registry import selector
+from upscale_opt.solver.selection.setting import Dropped, Setting
+from upscale_opt.solver.selection.tasks import Found, Task, Told
+from upscale_opt.solver.selection.widths import Widths
+
+
+def choose_masks_within(
+    graph: ChannelGraph,
+    losses: Losses,
+    budget: Budget,
+    *,
+    solver: str = "joint",
+    time_limit: float = 60.0,
+    seed: int = 0,
+    workers: int = 1,
+    told: Told | None = None,
+) -> Choice:
+    """The choice, see :func:`upscale_opt.solver.choose`."""
+    start = time.perf_counter()
+    search = selector(solver)
+    setting = Setting(graph, losses, budget)
+    task = Task(setting, Hurry(time_limit * 0.8), seed, workers, told)
+    whole: Dropped = tuple(frozenset() for _ in setting.places)
+    if setting.fits(whole):
+        task.offer(whole)
+    if task.best is None or task.best.loss > 0:
+        search(task)
+    if task.best is None:
+        raise BudgetError(_impossible(task))
+    searched = time.perf_counter()
+    lower = column = 0.0
+    bounded = time.perf_counter()
+    times = ChoiceTimes(search=searched - start, bound=bounded - searched)
+    return _document(task, task.best, solver, lower, column, times)
+
+
+def _impossible(task: Task) -> str:
+    """Say how little can be had."""
+    setting = task.setting
+    hurry = Hurry(10.0)
+    least_used: list[float] | None = None
+    for pickers in (single_pickers(setting), space_pickers(setting)):
+        if pickers:
+            state = least(Widths(setting, pickers), hurry)
+            used = task.used(dropped_by(setting, pickers, state.picks)).tolist()
+            least_used = used if least_used is None else [*map(min, used, least_used)]
+    parts = []
+    for at, limit in enumerate(setting.limits):
+        if least_used is None:
+            parts.append(f"all of {limit.resource}")
+        else:
+            share = least_used[at] / limit.before
+            asked = limit.most / limit.before
+            parts.append(f"{share:.2%} of the {_NOUNS[limit.resource]} (asked for: {asked:.2%})")
+    return (
+        "no masks meet this budget: the least that can be had is about "
+        + ", ".join(parts)
+        + "; allow more, or leave fewer layers alone"
+    )
+
+
+_NOUNS = {"macs": "multiply-adds", "parameters": "parameters", "latency": "latency"}
+
+
+def _document(
+    task: Task, found: Found, solver: str, lower: float, column: float, times: ChoiceTimes
+) -> Choice:
+    setting = task.setting
+    account = setting.account(found.dropped)
+    layers = []
+    operations = {op.name: op for op in setting.graph.operations}
+    for place, book, slices in zip(setting.places, setting.books, found.dropped, strict=True):
+        reader = place.reader
+        op = operations[reader.operation]
+        written = written_before = 0
+        if isinstance(op, Layer):
+            written = account.written.get(op.outputs[0], 0)
+            written_before = setting.before.written.get(op.outputs[0], 0)
+        chain, dropped = book.column(slices)
+        layers.append(
+            LayerChoice(
+                operation=reader.operation,
+                parameter=reader.parameter,
+                kept=place.width(len(slices) // reader.unit),
+                before=place.width(0),
+                written=written,
+                written_before=written_before,
+                loss=book.loss(slices)[0],
+                chain=chain,
+                dropped=dropped,
+            )
+        )
+    column = min(column, found.loss)
+    resources = tuple(
+        ResourceUse(
+            resource=limit.resource, used=float(used), limit=limit.most, before=limit.before
+        )
+        for limit, used in zip(setting.limits, found.used, strict=True)
+    )
+    return Choice(
+        graph_fingerprint=setting.graph.masks_fingerprint,
+        budget=setting.budget,
+        solver=solver,
+        seed=task.seed,
+        status="optimal" if found.loss <= column * (1 + 1e-6) else "feasible",
+        loss=found.loss,
+        lower_bound=min(lower, column),
+        column_bound=column,
+        resources=resources,
+        layers=tuple(layers),
+        masks=setting.masks(found.dropped),
+        times=times,
+    )

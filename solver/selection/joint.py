@@ -1,0 +1,151 @@
+"""The program for masks, budget and widths together: descents, then CP-SAT around their answer.
+
+Every reader picks a column. Descents at a price for the resources give a first answer (and prices);
+the constrained answer and uniform shares are tried as well, so that the program is never worse than
+they are by its own measure; then random restarts and the exact program improve on it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+
+from upscale_opt.solver.selection.moves import (
+    Hurry,
+    at_share,
+    descend,
+    greedy,
+    improve,
+    lagrangian,
+    uniform,
+    within,
+)
+from upscale_opt.solver.selection.pickers import Picker, Picks, single_pickers, space_pickers
+from upscale_opt.solver.selection.program import Program
+from upscale_opt.solver.selection.setting import Floats
+from upscale_opt.solver.selection.tasks import Task, fit, thinned
+from upscale_opt.solver.selection.widths import State, Widths
+
+_COARSE = 24
+_ROUNDS = 60
+_SMALL = 1200
+"""Columns up to which the exact program is given everything."""
+
+
+def choose_jointly(task: Task) -> None:
+    """Offer the best choices that can be found to ``task``."""
+    setting = task.setting
+    total = task.hurry.left
+    coupled = space_pickers(setting)
+    if coupled:
+        fit(task, coupled, uniform)
+        share = Hurry(total * 0.15)
+        fit(task, coupled, lambda widths, most: lagrangian(widths, most, share))
+    aligned = setting.budget.round_to > 1
+    pickers = single_pickers(setting, aligned=aligned)
+    fit(task, pickers, uniform)
+    fit(task, pickers, lambda widths, most: _search(task, widths, most))
+    if any(limit.resource == "latency" for limit in setting.limits):
+        views = single_pickers(setting, aligned=True, only_aligned=True)
+        share = Hurry(total * 0.15)
+        fit(task, views, lambda widths, most: lagrangian(widths, most, share))
+
+
+def _search(task: Task, widths: Widths, most: Floats) -> State | None:
+    """Picks within limits: coarse descents, then fine ones, then restarts."""
+    budget = task.hurry.left
+    start = _coarse(task, widths, most)
+    if start is None:
+        return lagrangian(widths, most, Hurry(budget * 0.4))
+    state = State(widths, start)
+    improve(state, most, Hurry(budget * 0.1))
+    share = Hurry(budget * 0.25)
+    finer = lagrangian(widths, most, share, [state.picks], _price(state, most))
+    if finer is not None and finer.loss < state.loss:
+        state = finer
+    columns = sum(len(f.losses) for p in widths.pickers for f in p.families)
+    state = _restarts(task, state, most, Hurry(budget * (0.1 if columns <= _SMALL else 0.35)))
+    if columns <= _SMALL:
+        program = Program(widths, most, task.setting.budget.round_to)
+        program.hint(state.picks)
+        answer = program.solve(
+            task.hurry.left * 0.5, seed=task.seed, workers=task.workers, told=None
+        )
+        if answer.picks is not None:
+            better = State(widths, answer.picks)
+            if better.loss < state.loss and within(better.used, most):
+                state = better
+    return state
+
+
+def _coarse(task: Task, widths: Widths, most: Floats) -> Picks | None:
+    """Picks of few levels each."""
+    pickers, levels = thinned(widths.pickers, None, _COARSE)
+    coarse = Widths(task.setting, pickers, widths.joints)
+    starts = [
+        state.picks
+        for state in (
+            greedy(coarse, most, Hurry(task.hurry.left * 0.1)),
+            uniform(coarse, most),
+        )
+        if state is not None
+    ]
+    found = lagrangian(coarse, most, Hurry(task.hurry.left * 0.3), starts)
+    if found is None:
+        return None
+    return [(f, levels[p][f][level]) for p, (f, level) in enumerate(found.picks)]
+
+
+def _restarts(task: Task, state: State, most: Floats, hurry: Hurry) -> State:
+    """Disturb some picks, descend at the price of the limits, and keep what is better."""
+    rng = random.Random(task.seed)
+    widths, best = state.widths, State(state.widths, state.picks)
+    price = _price(best, most)
+    count = len(widths.pickers)
+    for _ in range(_ROUNDS):
+        if hurry.over:
+            break
+        tried = State(widths, best.picks)
+        for picker in rng.sample(range(count), max(1, min(count, 2 + count // 8))):
+            family = rng.randrange(len(widths.pickers[picker].families))
+            share = rng.random()
+            origin = widths.pickers[picker].families[family].origin
+            tried.pick(picker, *at_share(widths, picker, share, origin))
+        factor = 1.0
+        for _ in range(6):
+            descend(tried, price * factor, hurry)
+            if within(tried.used, most):
+                break
+            factor *= 1.15
+        if not within(tried.used, most):
+            continue
+        improve(tried, most, hurry)
+        if tried.loss < best.loss * (1 - 1e-9):
+            best = State(widths, tried.picks)
+            price = _price(best, most)
+    return best
+
+
+def _price(state: State, most: Floats) -> Floats:
+    """The loss per unit at which the picks are about as they are: what the last steps paid."""
+    widths = state.widths
+    rates: list[Floats] = []
+    used = state.used
+    for picker in range(len(state.picks)):
+        family, level = state.picks[picker]
+        losses = widths.pickers[picker].families[family].losses
+        row = state.alternatives(picker)[family]
+        for other in (level - 1, level + 1):
+            if 0 <= other < len(losses):
+                saved = float(((used - row[:, other]) / most).sum())
+                lost = float(losses[other] - losses[level])
+                if saved * lost > 0:
+                    rates.append(np.array(lost / saved))
+    return float(np.median(rates)) / most if rates else np.zeros(len(most))
+
+
+def columns_of(pickers: Sequence[Picker]) -> int:
+    """The number of columns."""
+    return sum(len(family.losses) for picker in pickers for family in picker.families)

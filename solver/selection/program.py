@@ -1,0 +1,321 @@
+"""The program over given columns, for CP-SAT: one column a picker, live widths as unions.
+
+Nested sets make unions cheap. A channel is asked for by a picker if the level picked is below the
+channel's rank; so channels that have the same ranks with all pickers are one *atom*, live if any
+picker's level is below its rank there. Costs are products of two widths.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from ortools.sat.python import cp_model
+
+from upscale_opt.solver.algorithms.interruptible import solve_interruptibly
+from upscale_opt.solver.selection.pickers import Picks
+from upscale_opt.solver.selection.setting import Floats
+from upscale_opt.solver.selection.widths import Node, State, Widths
+
+Told = Callable[[float, float], None]
+"""Told the best loss and the bound."""
+
+_LOSS_SCALE = 1e9
+_TIME_SCALE = 1e12
+_Literal = tuple[int, int, int]
+"""A picker, a family, and a level: that it takes this level or one that keeps more."""
+
+
+@dataclass(frozen=True)
+class Programmed:
+    """The answer.
+
+    Attributes:
+        picks: the best found; ``None`` if none.
+        bound: no picks lose less, in this shape of segments.
+        optimal: these do not.
+        interrupted: it was stopped.
+    """
+
+    picks: Picks | None
+    bound: float
+    optimal: bool
+    impossible: bool = False
+    interrupted: bool = False
+
+
+class Program:
+    """The program.
+
+    Args:
+        widths: what picks take.
+        most: of shape (resources,): the limits.
+        round_to: stored widths shall be multiples of it where they may.
+    """
+
+    def __init__(self, widths: Widths, most: Floats, round_to: int = 1) -> None:
+        self._widths = widths
+        self._round_to = round_to
+        self._model = cp_model.CpModel()
+        self._literals: list[list[list[cp_model.IntVar]]] = []
+        self._atoms: dict[tuple[_Literal, ...], cp_model.IntVar] = {}
+        self._atom_of: list[tuple[tuple[_Literal, ...], cp_model.IntVar]] = []
+        self._sizes: dict[int, tuple[cp_model.LinearExprT, int, int]] = {}
+        self._variables: dict[int, cp_model.IntVar] = {}
+        self._wide: list[tuple[int, cp_model.IntVar]] = []
+        self._products: list[tuple[int, int, cp_model.IntVar]] = []
+        self._parts: list[tuple[_Literal, int, cp_model.IntVar]] = []
+        self._pick_literals()
+        for number, node in enumerate(widths.nodes):
+            if node.stored and round_to > 1 and not node.fixed.all():
+                self._round(number, node)
+        self._limit(most)
+        self._minimise()
+
+    def _pick_literals(self) -> None:
+        model = self._model
+        for p, picker in enumerate(self._widths.pickers):
+            families: list[list[cp_model.IntVar]] = []
+            for f, family in enumerate(picker.families):
+                levels = len(family.losses)
+                own = [model.new_bool_var(f"g{p}_{f}_{level}") for level in range(levels)]
+                for one, other in pairwise(own):
+                    model.add_implication(one, other)
+                families.append(own)
+            model.add_exactly_one(own[-1] for own in families)
+            self._literals.append(families)
+
+    def _of(self, literal: _Literal) -> cp_model.IntVar:
+        p, f, level = literal
+        return self._literals[p][f][level]
+
+    # Widths.
+
+    def _signatures(self, node: Node) -> list[Counter[tuple[_Literal, ...]]]:
+        """For every group, how many entries are asked for alike."""
+        counts: list[Counter[tuple[_Literal, ...]]] = [Counter() for _ in range(node.groups)]
+        rows: list[tuple[int, int, list[int]]] = []
+        for p, ranks in node.ranks.items():
+            for f, rank in enumerate(ranks):
+                rows.append((p, f, rank.tolist()))
+        labels, fixed = node.labels.tolist(), node.fixed.tolist()
+        for entry in range(len(fixed)):
+            if fixed[entry]:
+                counts[labels[entry]][_ALWAYS] += 1
+                continue
+            signature = tuple((p, f, rank[entry] - 1) for p, f, rank in rows if rank[entry] > 0)
+            if signature:
+                counts[labels[entry]][signature] += 1
+        return counts
+
+    def _live(self, signature: tuple[_Literal, ...]) -> cp_model.LinearExprT:
+        if signature == _ALWAYS:
+            return 1
+        pickers = {literal[0] for literal in signature}
+        if len(pickers) == 1:  # it takes one family only
+            return cp_model.LinearExpr.sum([self._of(literal) for literal in signature])
+        found = self._atoms.get(signature)
+        if found is None:
+            found = self._atoms[signature] = self._model.new_bool_var(f"y{len(self._atoms)}")
+            for literal in signature:
+                self._model.add_implication(self._of(literal), found)
+            for p in pickers:
+                own = [self._of(literal) for literal in signature if literal[0] == p]
+                if len(own) > 1:
+                    self._model.add(cp_model.LinearExpr.sum(own) <= found)
+            if self._round_to > 1:
+                every = [self._of(literal) for literal in signature]
+                self._model.add_bool_or([*every, found.negated()])
+        return found
+
+    def _size(self, number: int) -> tuple[cp_model.LinearExprT, int, int]:
+        """The width of a node (or of one of its groups), with the least and the most it may be."""
+        if number in self._sizes:
+            return self._sizes[number]
+        node = self._widths.nodes[number]
+        sums = []
+        for counts in self._signatures(node):
+            terms = [(self._live(signature), count) for signature, count in counts.items()]
+            constant = sum(count for live, count in terms if isinstance(live, int))
+            parts = [(live, count) for live, count in terms if not isinstance(live, int)]
+            expression = constant + cp_model.LinearExpr.weighted_sum(
+                [live for live, _ in parts], [count for _, count in parts]
+            )
+            sums.append((expression, constant, sum(counts.values())))
+        if len(sums) == 1:
+            self._sizes[number] = sums[0]
+        else:
+            low, high = max(s[1] for s in sums), max(s[2] for s in sums)
+            widest = self._model.new_int_var(low, high, f"m{number}")
+            self._model.add_max_equality(widest, [s[0] for s in sums])
+            self._sizes[number] = widest, low, high
+        return self._sizes[number]
+
+    def _variable(self, number: int) -> cp_model.IntVar:
+        if number not in self._variables:
+            size, low, high = self._size(number)
+            variable = self._model.new_int_var(low, high, f"w{number}")
+            self._model.add(variable == size)
+            self._variables[number] = variable
+            self._wide.append((number, variable))
+        return self._variables[number]
+
+    def _round(self, number: int, node: Node) -> None:
+        """Make a width a multiple, where it may be one."""
+        size, low, high = self._size(number)
+        step = self._round_to
+        if high >= step and -(-low // step) * step <= high:
+            runs = self._model.new_int_var(-(-low // step), high // step, f"r{number}")
+            self._model.add(size == step * runs)
+
+    # Limits.
+
+    def _limit(self, most: Floats) -> None:
+        widths = self._widths
+        expressions: list[tuple[cp_model.LinearExprT, int]] = []
+        for left, right in zip(widths.left.tolist(), widths.right.tolist(), strict=True):
+            factor = widths.nodes[left].groups * widths.nodes[right].groups
+            if left == 0:
+                expressions.append((self._size(right)[0], factor))
+                continue
+            expressions.append((self._product(left, right), factor))
+        for row, limit in enumerate(widths.setting.limits):
+            exact = limit.resource != "latency"
+            groups = [rate.groups for own in widths.setting.rates.of.values() for rate in own]
+            scale = float(math.lcm(*groups)) if exact else _TIME_SCALE / limit.before
+            room = math.floor((most[row] - widths.constant[row]) * scale + (0.5 if exact else 0))
+            whole = [
+                (expression, round(c * factor * scale))
+                for (expression, factor), c in zip(
+                    expressions, widths.coefficients[row].tolist(), strict=True
+                )
+            ]
+            self._model.add(
+                cp_model.LinearExpr.weighted_sum(
+                    [expression for expression, c in whole if c], [c for _, c in whole if c]
+                )
+                <= room
+            )
+
+    def _product(self, left: int, right: int) -> cp_model.LinearExprT:
+        """At least the product of two widths; limits see to it that it is no more."""
+        if len(self._widths.nodes[left].ranks) != 1 or self._widths.nodes[left].groups > 1:
+            left, right = right, left
+        if len(self._widths.nodes[left].ranks) != 1 or self._widths.nodes[left].groups > 1:
+            one, other = self._variable(left), self._variable(right)
+            highest = self._size(left)[2] * self._size(right)[2]
+            product = self._model.new_int_var(0, highest, f"p{left}_{right}")
+            self._model.add_multiplication_equality(product, [one, other])
+            self._products.append((left, right, product))
+            return product
+        (counts,) = self._signatures(self._widths.nodes[left])
+        other = self._variable(right)
+        _, low, high = self._size(right)
+        parts: list[tuple[cp_model.LinearExprT, int]] = []
+        sums: Counter[_Literal] = Counter()
+        for signature, count in counts.items():
+            if signature == _ALWAYS:
+                parts.append((other, count))
+                continue
+            for literal in signature:
+                sums[literal] += count
+        for literal, count in sums.items():
+            z = self._model.new_int_var(0, high, f"z{left}_{right}")
+            on = self._of(literal)
+            self._model.add(z >= other - high * (1 - on))
+            self._model.add(z >= low * on)
+            parts.append((z, count))
+            self._parts.append((literal, right, z))
+        return cp_model.LinearExpr.weighted_sum([e for e, _ in parts], [c for _, c in parts])
+
+    def _minimise(self) -> None:
+        picker_worst = [
+            max(float(family.losses[-1]) for family in picker.families)
+            for picker in self._widths.pickers
+        ]
+        self._unit = max(max(picker_worst, default=0.0), 1e-300) / _LOSS_SCALE
+        variables: list[cp_model.IntVar] = []
+        factors: list[int] = []
+        for p, picker in enumerate(self._widths.pickers):
+            for f, family in enumerate(picker.families):
+                losses = np.round(family.losses / self._unit).astype(np.int64).tolist()
+                own = self._literals[p][f]
+                for level, literal in enumerate(own):
+                    after = losses[level + 1] if level + 1 < len(own) else 0
+                    variables.append(literal)
+                    factors.append(losses[level] - after)
+        self._model.minimize(cp_model.LinearExpr.weighted_sum(variables, factors))
+
+    # Solving.
+
+    def hint(self, picks: Picks) -> None:
+        """Start from these picks."""
+        self._model.clear_hints()  # type: ignore[no-untyped-call]
+        values: dict[_Literal, int] = {}
+        for p, (family, level) in enumerate(picks):
+            for f, own in enumerate(self._literals[p]):
+                for at, variable in enumerate(own):
+                    values[p, f, at] = int(f == family and at >= level)
+                    self._model.add_hint(variable, values[p, f, at])
+        for signature, atom in self._atoms.items():
+            self._model.add_hint(atom, int(any(values[literal] for literal in signature)))
+        state = State(self._widths, picks)
+        for number, variable in self._wide:
+            groups = self._widths.nodes[number].groups
+            self._model.add_hint(variable, int(state.sizes[number]) // groups)
+        for literal, right, z in self._parts:
+            groups = self._widths.nodes[right].groups
+            self._model.add_hint(z, values[literal] * int(state.sizes[right]) // groups)
+        for left, right, product in self._products:
+            sizes = [int(state.sizes[n]) // self._widths.nodes[n].groups for n in (left, right)]
+            self._model.add_hint(product, sizes[0] * sizes[1])
+
+    def solve(
+        self,
+        seconds: float,
+        *,
+        seed: int = 0,
+        workers: int = 1,
+        told: Told | None = None,
+        gap: float = 1e-7,
+    ) -> Programmed:
+        """Solve within so many seconds."""
+        solver = cp_model.CpSolver()
+        solver.parameters.max_time_in_seconds = max(seconds, 0.01)
+        solver.parameters.random_seed = seed
+        solver.parameters.num_workers = workers
+        solver.parameters.relative_gap_limit = gap
+        solver.parameters.linearization_level = 2
+        status, interrupted = solve_interruptibly(solver, self._model, _Teller(told, self._unit))
+        if status == cp_model.INFEASIBLE:
+            return Programmed(None, math.inf, optimal=False, impossible=True)
+        bound = solver.best_objective_bound * self._unit
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return Programmed(None, max(bound, 0.0), optimal=False)
+        picks: Picks = []
+        for families in self._literals:
+            for f, own in enumerate(families):
+                if solver.value(own[-1]):
+                    picks.append((f, next(i for i, lit in enumerate(own) if solver.value(lit))))
+        optimal = status == cp_model.OPTIMAL
+        return Programmed(picks, max(bound, 0.0), optimal, interrupted=interrupted)
+
+
+_ALWAYS: tuple[_Literal, ...] = ((-1, -1, -1),)
+
+
+class _Teller(cp_model.CpSolverSolutionCallback):
+    def __init__(self, told: Told | None, unit: float) -> None:
+        super().__init__()
+        self._told = told
+        self._unit = unit
+
+    def on_solution_callback(self) -> None:
+        """Pass the news on."""
+        if self._told is not None:
+            bound = max(self.best_objective_bound, 0) * self._unit
+            self._told(self.objective_value * self._unit, bound)

@@ -1,0 +1,193 @@
+"""A question while it is worked on: time, seeds, and the exact count behind every answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.solver.algorithms.registry import solve_instance
+from upscale_opt.solver.network.posing import pose
+from upscale_opt.solver.selection.moves import Hurry
+from upscale_opt.solver.selection.pickers import Picker, Picks, dropped_by
+from upscale_opt.solver.selection.setting import Dropped, Floats, Setting
+from upscale_opt.solver.selection.widths import State, Widths
+
+Told = Callable[[float, float], None]
+"""Told the best loss and the bound, whenever one of them improves."""
+
+_GATHER_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """A choice within the budget.
+
+    Attributes:
+        dropped: of every reader.
+        loss: the sum.
+        used: of shape (resources,): gathers included.
+    """
+
+    dropped: Dropped
+    loss: float
+    used: Floats
+
+
+@dataclass
+class Task:
+    """What solvers are given.
+
+    Attributes:
+        setting: the question.
+        hurry: when to be done.
+        seed: for random moves.
+        workers: threads.
+        told: of progress.
+        bound: the best lower bound so far.
+        best: the best choice so far.
+    """
+
+    setting: Setting
+    hurry: Hurry
+    seed: int = 0
+    workers: int = 1
+    told: Told | None = None
+    bound: float = 0.0
+    best: Found | None = None
+    _gathers: dict[Dropped, float] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """The graph."""
+        return self.setting.graph
+
+    @property
+    def most(self) -> Floats:
+        """Of shape (resources,): the limits."""
+        return np.array([limit.most for limit in self.setting.limits], dtype=np.float64)
+
+    def used(self, dropped: Dropped) -> Floats:
+        """Of shape (resources,): what a choice takes, gathers included."""
+        account = self.setting.account(dropped)
+        used = [
+            account.of(limit.resource)
+            + (self.gathers(dropped) if limit.resource == "latency" else 0.0)
+            for limit in self.setting.limits
+        ]
+        return np.array(used, dtype=np.float64)
+
+    def gathers(self, dropped: Dropped) -> float:
+        """The nanoseconds of gathers and windows under good orders."""
+        if dropped not in self._gathers:
+            problem = pose(
+                self.graph,
+                self.setting.masks(dropped),
+                "latency",
+                cost_model=self.setting.cost_model,
+            )
+            seconds = min(_GATHER_SECONDS, max(self.hurry.left / 8, 0.2))
+            outcome = solve_instance(
+                problem.formulation.instance, "local-search", time_limit=seconds, seed=self.seed
+            )
+            self._gathers[dropped] = float(outcome.objective)
+        return self._gathers[dropped]
+
+    def offer(self, dropped: Dropped) -> Found | None:
+        """Count a choice; it is kept if it is the best within the budget. ``None`` if it is not."""
+        used = self.used(dropped)
+        if not bool((used <= self.most).all()):
+            return None
+        found = Found(dropped, self.setting.loss(dropped), used)
+        if self.best is None or found.loss < self.best.loss:
+            self.best = found
+            self.tell()
+        return found
+
+    def tell(self) -> None:
+        """Pass on where things stand."""
+        if self.told is not None and self.best is not None:
+            self.told(self.best.loss, self.bound)
+
+
+Search = Callable[[Widths, Floats], State | None]
+"""Find picks within limits."""
+
+
+def fit(task: Task, pickers: Sequence[Picker], search: Search, rounds: int = 5) -> State | None:
+    """Search with limits such that the exact count (gathers included) meets the budget's.
+
+    Args:
+        task: the question.
+        pickers: the decisions.
+        search: called with limits for the widths in general position.
+        rounds: how often at most.
+
+    Returns:
+        The best picks that meet the budget.
+    """
+    setting = task.setting
+    widths = Widths(setting, pickers)
+    inner = task.most
+    best: tuple[float, State] | None = None
+    for _ in range(rounds):
+        state = search(widths, inner)
+        if state is None:
+            break
+        dropped = dropped_by(setting, pickers, state.picks)
+        used = task.used(dropped)
+        found = task.offer(dropped)
+        if found is not None and (best is None or found.loss < best[0]):
+            best = found.loss, state
+        offset = used - state.used
+        wanted = task.most - offset
+        if found is not None:
+            if bool((wanted <= inner * (1 + _NEAR)).all()) or task.hurry.over:
+                break
+            inner = np.maximum(inner, wanted)
+        else:
+            inner = np.minimum(inner, wanted) * (1 - _NEAR)
+            if (inner <= 0).any():
+                break
+    return best[1] if best else None
+
+
+_NEAR = 1e-3
+
+
+def thinned(
+    pickers: Sequence[Picker], picks: Picks | None, count: int
+) -> tuple[list[Picker], list[list[list[int]]]]:
+    """Pickers with at most so many levels a family, more of them near the present picks.
+
+    Returns:
+        The pickers, and for each of their families the numbers of the levels that are left.
+    """
+    thin: list[Picker] = []
+    left: list[list[list[int]]] = []
+    for at, picker in enumerate(pickers):
+        families, kept = [], []
+        for number, family in enumerate(picker.families):
+            near = None
+            if picks is not None and picks[at][0] == number:
+                near = picks[at][1]
+            levels = _levels(len(family.losses), near, count)
+            families.append(family.at(levels))
+            kept.append(levels)
+        thin.append(Picker(picker.name, tuple(families), picker.partial))
+        left.append(kept)
+    return thin, left
+
+
+def _levels(size: int, near: int | None, count: int) -> list[int]:
+    if size <= count:
+        return list(range(size))
+    spread = set(np.linspace(0, size - 1, count if near is None else count // 2).round().tolist())
+    chosen = {int(level) for level in spread}
+    step = 1
+    while near is not None and len(chosen) < count and step < size:
+        chosen |= {max(near - step, 0), min(near + step, size - 1), near}
+        step += max(step // 3, 1)
+    return sorted(chosen)

@@ -1,0 +1,515 @@
+"""Widths of a network under any picks: who reads what, and what must be stored for it.
+
+The shape of segments (where channels are selected) is that of masks in general position: wherever
+sets happen to be equal, the layout may do better. What it really takes, ``accounts.py`` counts.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from upscale_opt.ir.graph import Attention, Layer
+from upscale_opt.solver.network.segments import Joints, find_joints
+from upscale_opt.solver.selection.pickers import Family, Ints, Picker, Picks, dropped_by
+from upscale_opt.solver.selection.rates import WRITTEN, Side
+from upscale_opt.solver.selection.setting import Bools, Floats, Setting
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Who needs channels: readers, and such as are needed by all means.
+
+    Attributes:
+        readers: their numbers.
+        always: channels.
+        everything: all channels are needed.
+    """
+
+    readers: frozenset[int] = frozenset()
+    always: frozenset[int] = frozenset()
+    everything: bool = False
+
+    def __or__(self, other: Demand) -> Demand:
+        return Demand(
+            self.readers | other.readers,
+            self.always | other.always,
+            self.everything or other.everything,
+        )
+
+
+_ALL = Demand(everything=True)
+
+
+class Node:
+    """A width: the entries of a tensor that are stored, or read.
+
+    Attributes:
+        channels: of every entry.
+        fixed: of shape (entries,): it is there by all means.
+        labels: of shape (entries,): its group; groups are made equally long.
+        groups: how many.
+        ranks: for every picker and family: for every entry the number of levels at which the picker
+            asks for it.
+        stored: it is the width of a tensor in memory.
+    """
+
+    def __init__(self, channels: Ints, fixed: Bools, groups: int) -> None:
+        self.channels = channels
+        self.fixed = fixed
+        self.groups = groups
+        size = len(channels)
+        self.labels = np.arange(size) * groups // max(size, 1)
+        self.ranks: dict[int, list[Ints]] = {}
+        self.stored = False
+
+
+class Widths:
+    """Widths and resources as functions of picks.
+
+    Args:
+        setting: the question.
+        pickers: the decisions.
+        joints: the shape of segments; by default that of random picks.
+
+    Attributes:
+        nodes: all widths; the first is the constant 1.
+        left, right: of shape (terms,): nodes, whose products are paid for.
+        coefficients: of shape (resources, terms), for the limits of the setting.
+        constant: of shape (resources,).
+    """
+
+    def __init__(
+        self, setting: Setting, pickers: Sequence[Picker], joints: Joints | None = None
+    ) -> None:
+        self.setting = setting
+        self.pickers = pickers
+        self.joints = joints or joints_of(setting, pickers)
+        self._graph = setting.graph
+        self._place_of = {
+            (p.reader.parameter, p.reader.axis): i for i, p in enumerate(setting.places)
+        }
+        self._pairs = {p.reader.operation: i for i, p in enumerate(setting.places) if not p.reads}
+        self._operations = {op.name: op for op in self._graph.operations}
+        self._demands: dict[str, Demand] = defaultdict(Demand)
+        self._spread()
+        self._families = self._tabulate()
+        self._known: dict[tuple[object, ...], int] = {}
+        one = Node(np.zeros(1, dtype=np.int64), np.ones(1, dtype=bool), 1)
+        self.nodes: list[Node] = [one]
+        self._terms()
+        self.nodes_of: list[list[int]] = [[] for _ in pickers]
+        for number, node in enumerate(self.nodes):
+            for picker in node.ranks:
+                self.nodes_of[picker].append(number)
+        self.terms_of = [
+            np.flatnonzero(np.isin(self.left, own) | np.isin(self.right, own))
+            for own in self.nodes_of
+        ]
+        self.flat = _Flat(self)
+
+    # Who needs what.
+
+    def _reader_demand(self, op: Layer) -> Demand:
+        reader = self._place_of.get((op.weight, op.in_axis))
+        return _ALL if reader is None else self._of_reader(reader)
+
+    def _of_reader(self, reader: int) -> Demand:
+        place = self.setting.places[reader]
+        choosable = set(place.reader.slices)
+        stuck = (
+            (place.channels[s] for s in range(place.size) if s not in choosable)
+            if place.reads
+            else ()
+        )
+        return Demand(frozenset({reader}), frozenset(stuck))
+
+    def _selection(self, edge: tuple[str, int]) -> Demand:
+        """What is selected at an edge."""
+        op = self._operations[edge[0]]
+        if isinstance(op, Layer):
+            return self._reader_demand(op)
+        if isinstance(op, Attention):
+            if op.inputs[edge[1]] in op.queries[edge[1] : edge[1] + 1]:
+                pair = self._pairs.get(op.name)
+                return _ALL if pair is None else self._of_reader(pair)
+            return self._demands.get(self.joints.segment.get(op.outputs[0], ""), _ALL)
+        if op.name in self.joints.hoisted:
+            for reader in self._readers[op.outputs[0]]:
+                if reader in self.joints.selects or self._is_hoisted_join(reader):
+                    return self._selection(reader)
+        return self._demands.get(self.joints.segment.get(op.outputs[0], ""), _ALL)
+
+    def _is_hoisted_join(self, edge: tuple[str, int]) -> bool:
+        return edge[0] in self.joints.hoisted
+
+    def _spread(self) -> None:
+        """Find out for every segment what its tensors must store."""
+        graph = self._graph
+        self._readers: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for op in graph.operations:
+            for operand, name in enumerate(op.inputs):
+                self._readers[name].append((op.name, operand))
+        for _ in range(len(graph.operations)):
+            before = dict(self._demands)
+            for op in reversed(graph.operations):
+                self._ask(op.name)
+            if before == self._demands:
+                break
+
+    def _ask(self, name: str) -> None:
+        op, segment = self._operations[name], self.joints.segment
+        asked: list[tuple[str, Demand]] = [(source, _ALL) for source in op.whole]
+        if op.kind in ("input", "opaque", "symmetric") or (
+            isinstance(op, Attention) and not op.values
+        ):
+            asked += [(result, _ALL) for result in op.outputs]
+        for operand, source in enumerate(op.inputs):
+            edge = (op.name, operand)
+            if op.kind in ("opaque", "output", "symmetric"):
+                asked.append((source, _ALL))
+            elif edge in self.joints.selects and op.kind != "select":
+                asked.append((source, self._selection(edge)))
+            elif op.outputs and segment.get(source) != segment.get(op.outputs[0]):
+                if isinstance(op, Layer):
+                    asked.append((source, self._reader_demand(op)))
+                elif op.outputs[0] in segment:
+                    asked.append((source, self._selection(edge)))
+                else:
+                    asked.append((source, _ALL))
+        for source, demand in asked:
+            root = segment.get(source)
+            if root is not None:
+                if demand.everything:
+                    tensor = self._graph.tensors[source]
+                    demand = Demand(always=frozenset(tensor.channels))
+                self._demands[root] = self._demands[root] | demand
+
+    # What picks ask for.
+
+    def _tabulate(self) -> dict[int, dict[int, list[dict[int, int]]]]:
+        """For every reader and its pickers, by family: at how many levels each channel is kept."""
+        found: dict[int, dict[int, list[dict[int, int]]]] = defaultdict(dict)
+        for number, picker in enumerate(self.pickers):
+            readers = {part.reader for family in picker.families for part in family.parts}
+            for reader in readers:
+                found[reader][number] = [
+                    self._kept_until(reader, family, picker.partial) for family in picker.families
+                ]
+        return found
+
+    def _kept_until(self, reader: int, family: Family, partial: bool) -> dict[int, int]:
+        place = self.setting.places[reader]
+        levels = len(family.losses)
+        part_at = next(at for at, part in enumerate(family.parts) if part.reader == reader)
+        steps, cuts = family.parts[part_at].steps, family.cuts[:, part_at]
+        until: dict[int, int] = {}
+        counts = np.searchsorted(cuts, np.arange(len(steps)), side="right")
+        for at, step in enumerate(steps):
+            for slice in step:
+                channel = place.channels[slice]
+                until[channel] = max(until.get(channel, 0), int(counts[at]))
+        gone = {slice for step in steps for slice in step}
+        for slice in place.reader.slices:  # those that this family never drops
+            if slice not in gone and not partial:
+                until[place.channels[slice]] = levels
+        return until
+
+    # Widths.
+
+    def node(self, tensor: str, demand: Demand, groups: int = 1, *, stored: bool = False) -> int:
+        """The number of the node for what ``demand`` needs of a tensor."""
+        structure = self._graph.tensors[tensor]
+        if not structure.channels or structure.axis is None:
+            return 0
+        key = (demand, structure.channels, groups)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = len(self.nodes)
+            self.nodes.append(self._make(structure.channels, demand, groups))
+        self.nodes[found].stored |= stored
+        return found
+
+    def _make(self, channels: tuple[int, ...], demand: Demand, groups: int) -> Node:
+        ids = np.array(channels, dtype=np.int64)
+        fixed = np.array([demand.everything or c in demand.always for c in channels], dtype=bool)
+        for reader in demand.readers:
+            if reader not in self._families:  # no picker decides for it: it keeps all it reads
+                fixed |= np.isin(ids, list(self.setting.places[reader].channels))
+                continue
+            place = self.setting.places[reader]
+            covered: set[int] = set()
+            for families in self._families[reader].values():
+                covered.update(*families)
+            left = {place.channels[s] for s in place.reader.slices} - covered
+            if left:
+                fixed |= np.isin(ids, list(left))
+        node = Node(ids, fixed, groups)
+        if fixed.all():
+            return node
+        own = set(channels)
+        for reader in sorted(demand.readers):
+            for picker, families in self._families.get(reader, {}).items():
+                if own.isdisjoint(families[0]):
+                    continue
+                ranks = [
+                    np.fromiter((until.get(c, 0) for c in channels), np.int64, len(channels))
+                    for until in families
+                ]
+                if picker in node.ranks:
+                    pairs = zip(node.ranks[picker], ranks, strict=True)
+                    ranks = [np.maximum(one, other) for one, other in pairs]
+                node.ranks[picker] = ranks
+        return node
+
+    def _terms(self) -> None:
+        resources = [limit.resource for limit in self.setting.limits]
+        sums: dict[tuple[int, int], Floats] = defaultdict(lambda: np.zeros(len(resources)))
+        self.groups_of: dict[tuple[int, int], int] = {}
+        for op in self._graph.operations:
+            for rate in self.setting.rates.of[op.name]:
+                amounts = {
+                    "macs": float(rate.macs if isinstance(op, Layer) else 0),
+                    "parameters": float(rate.parameters),
+                    "latency": rate.nanoseconds,
+                }
+                coefficient = np.array([amounts[name] for name in resources]) / rate.groups
+                if coefficient.any():
+                    low, high = sorted(self._side(op.name, side) for side in rate.sides)
+                    sums[low, high] += coefficient
+        constant = [pair for pair in sums if all(self.nodes[n].fixed.all() for n in pair)]
+        self.constant = np.zeros(len(resources))
+        for pair in constant:
+            sizes = [len(self.nodes[n].channels) for n in pair]
+            self.constant += sums.pop(pair) * sizes[0] * sizes[1]
+        pairs = sorted(sums)
+        self.left = np.array([p[0] for p in pairs], dtype=np.int64)
+        self.right = np.array([p[1] for p in pairs], dtype=np.int64)
+        shape = (len(resources), len(pairs))
+        self.coefficients = np.array([sums[p] for p in pairs]).reshape(shape[::-1]).T
+
+    def _side(self, name: str, side: Side) -> int:
+        op = self._operations[name]
+        if side is None:
+            return 0
+        if side == WRITTEN:
+            groups = op.groups if isinstance(op, Layer) else 1
+            if isinstance(op, Attention) and op.values:
+                groups = op.heads
+            return self._stored(op.outputs[0], groups, stored=isinstance(op, Layer))
+        source = op.inputs[side]
+        if (name, side) in self.joints.selects and op.kind != "select":
+            groups = op.groups if isinstance(op, Layer) else 1
+            if isinstance(op, Attention):
+                groups = op.heads
+            return self.node(source, self._selection((name, side)), groups)
+        return self._stored(source)
+
+    def _stored(self, tensor: str, groups: int = 1, *, stored: bool = False) -> int:
+        root = self.joints.segment.get(tensor)
+        if root is None:
+            return self.node(tensor, _ALL)
+        return self.node(tensor, self._demands[root], groups, stored=stored)
+
+    # Evaluation.
+
+    def start(self) -> Picks:
+        """Everything kept, as far as the constraints allow."""
+        return [
+            (min(range(len(p.families)), key=lambda f: self._top(p, f)), 0) for p in self.pickers
+        ]
+
+    @staticmethod
+    def _top(picker: Picker, number: int) -> float:
+        return float(picker.families[number].losses[0])
+
+    def loss(self, picks: Picks) -> float:
+        """The sum of the losses picked."""
+        return float(
+            sum(
+                p.families[f].losses[level]
+                for p, (f, level) in zip(self.pickers, picks, strict=True)
+            )
+        )
+
+
+def _readers_of(picker: Picker) -> set[int]:
+    return {part.reader for family in picker.families for part in family.parts}
+
+
+class State:
+    """Picks, with what they take; one picker's alternatives are priced all at once.
+
+    Args:
+        widths: the functions.
+        picks: where to start.
+    """
+
+    def __init__(self, widths: Widths, picks: Picks) -> None:
+        self.widths = widths
+        self.picks = list(picks)
+        flat = widths.flat
+        self._asks = np.zeros(len(flat.fixed), dtype=np.int32)
+        for picker, (family, level) in enumerate(picks):
+            own = flat.pickers[picker]
+            self._asks[own.entries] += own.ranks[family] > level
+        there = flat.fixed | (self._asks > 0)
+        self._slots = np.bincount(flat.slots[there], minlength=flat.count)
+        self.sizes = flat.sizes(self._slots)
+
+    @property
+    def used(self) -> Floats:
+        """Of shape (resources,): what the picks take."""
+        w = self.widths
+        used: Floats = w.constant + w.coefficients @ (self.sizes[w.left] * self.sizes[w.right])
+        return used
+
+    @property
+    def loss(self) -> float:
+        """Of the picks."""
+        return self.widths.loss(self.picks)
+
+    def pick(self, picker: int, family: int, level: int) -> None:
+        """Change one picker's pick."""
+        flat, (old, before) = self.widths.flat, self.picks[picker]
+        own = flat.pickers[picker]
+        self.picks[picker] = (family, level)
+        others = self._asks[own.entries] - (own.ranks[old] > before)
+        now = others + (own.ranks[family] > level)
+        change = (now > 0).astype(np.int64) - (self._asks[own.entries] > 0)
+        self._asks[own.entries] = now
+        self._slots = self._slots + np.bincount(
+            own.slots, weights=change, minlength=flat.count
+        ).astype(np.int64)
+        self.sizes = flat.sizes(self._slots)
+
+    def alternatives(self, picker: int) -> list[Floats]:
+        """For every family, of shape (resources, levels): what the network would take then."""
+        w, flat = self.widths, self.widths.flat
+        own, terms = flat.pickers[picker], w.terms_of[picker]
+        total = self.used
+        families = w.pickers[picker].families
+        if not len(terms):
+            return [np.repeat(total[:, None], len(f.losses), axis=1) for f in families]
+        coefficients = w.coefficients[:, terms]
+        rest = total - coefficients @ (self.sizes[w.left[terms]] * self.sizes[w.right[terms]])
+        old, before = self.picks[picker]
+        free = self._asks[own.entries] - (own.ranks[old] > before) <= 0
+        on_now = np.bincount(own.local, self._asks[own.entries] > 0, minlength=len(own.known))
+        base = self._slots[own.known] - on_now
+        base += np.bincount(own.local, ~free, minlength=len(own.known))
+        results = []
+        for number, family in enumerate(families):
+            levels = len(family.losses)
+            spread = own.local[free] * (levels + 1) + own.ranks[number][free]
+            table = np.bincount(spread, minlength=len(own.known) * (levels + 1))
+            table = table.reshape(len(own.known), levels + 1)
+            above = table.sum(axis=1, keepdims=True) - np.cumsum(table, axis=1)[:, :levels]
+            widths = base[:, None] + above
+            if own.grouped:
+                slots = np.repeat(self._slots[:, None], levels, axis=1)
+                slots[own.known] = widths
+                sizes = flat.sizes(slots)
+                left, right = sizes[w.left[terms]], sizes[w.right[terms]]
+            else:
+                left = _rows(self.sizes, own.place[w.left[terms]], w.left[terms], widths)
+                right = _rows(self.sizes, own.place[w.right[terms]], w.right[terms], widths)
+            results.append(rest[:, None] + coefficients @ (left * right))
+        return results
+
+
+def _rows(sizes: Floats, place: Ints, nodes: Ints, widths: Floats) -> Floats:
+    """The widths of some nodes at all levels, those that do not change included."""
+    rows = widths[np.maximum(place, 0)]
+    still = place < 0
+    rows[still] = sizes[nodes[still], None]
+    return rows
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What one picker decides.
+
+    Attributes:
+        entries: of all nodes, in one list, those that it may ask for.
+        ranks: by family, for each of them: the number of levels at which it does.
+        slots: for each of them, its slot.
+        known: the slots that occur.
+        local: for each of them, its slot's place among those.
+        place: for every node, its slot's place among those, or -1.
+        grouped: some of the nodes have several slots.
+    """
+
+    entries: Ints
+    ranks: list[Ints]
+    slots: Ints
+    known: Ints
+    local: Ints
+    place: Ints
+    grouped: bool
+
+
+class _Flat:
+    """The entries of all nodes in one list, and slots: nodes, or their groups."""
+
+    def __init__(self, widths: Widths) -> None:
+        nodes = widths.nodes
+        self.fixed = np.concatenate([node.fixed for node in nodes])
+        self._groups = np.array([node.groups for node in nodes])
+        self._first = np.concatenate([[0], np.cumsum(self._groups)[:-1]])
+        self.count = int(self._groups.sum())
+        self.slots = np.concatenate(
+            [first + node.labels for first, node in zip(self._first, nodes, strict=True)]
+        )
+        starts = np.concatenate([[0], np.cumsum([len(node.fixed) for node in nodes])])
+        self.pickers: list[_Own] = []
+        for number, picker in enumerate(widths.pickers):
+            entries: list[Ints] = []
+            ranks: list[list[Ints]] = [[] for _ in picker.families]
+            for at in widths.nodes_of[number]:
+                node = nodes[at]
+                own = node.ranks[number]
+                asked = ~node.fixed & np.any([rank > 0 for rank in own], axis=0)
+                entries.append(starts[at] + np.flatnonzero(asked))
+                for f, rank in enumerate(own):
+                    ranks[f].append(rank[asked])
+            nothing = np.zeros(0, dtype=np.int64)
+            joined = np.concatenate([nothing, *entries]).astype(np.int64)
+            slots = self.slots[joined]
+            known, local = np.unique(slots, return_inverse=True)
+            place = np.full(len(nodes), -1)
+            single = [at for at in widths.nodes_of[number] if nodes[at].groups == 1]
+            for at in single:
+                found = np.searchsorted(known, self._first[at])
+                if found < len(known) and known[found] == self._first[at]:
+                    place[at] = found
+            grouped = len(single) < len(widths.nodes_of[number])
+            parts = [np.concatenate([nothing, *own]).astype(np.int64) for own in ranks]
+            self.pickers.append(_Own(joined, parts, slots, known, local, place, grouped))
+
+    def sizes(self, slots: Ints) -> Floats:
+        """The widths of all nodes: of groups, the largest for all."""
+        widest = np.maximum.reduceat(slots, self._first, axis=0)
+        groups = self._groups if widest.ndim == 1 else self._groups[:, None]
+        return np.asarray(widest * groups, dtype=np.float64)
+
+
+def joints_of(
+    setting: Setting, pickers: Sequence[Picker], seeds: Iterable[int] = (0, 1, 2)
+) -> Joints:
+    """The shape of segments under picks in general position."""
+    found: list[Joints] = []
+    for seed in seeds:
+        rng = random.Random(seed)
+        picks = []
+        for picker in pickers:
+            family = rng.randrange(len(picker.families))
+            levels = len(picker.families[family].losses)
+            picks.append((family, rng.randrange(levels // 3, levels)))
+        masks = setting.masks(dropped_by(setting, pickers, picks))
+        found.append(find_joints(setting.graph, masks))
+    return min(found, key=lambda joints: len(joints.hoisted))

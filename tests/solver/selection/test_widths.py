@@ -1,0 +1,110 @@
+"""Widths and resources under picks, against the layout that the same masks get."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from network_strategies import SEEDS, networks
+from synthetic_losses import synthetic_losses
+
+import upscale_opt as uo
+from upscale_opt.ir.budget import Budget
+from upscale_opt.models import catalogue
+from upscale_opt.models.generated.networks import RandomNetwork
+from upscale_opt.solver.selection.pickers import (
+    Picker,
+    Picks,
+    dropped_by,
+    single_pickers,
+    space_pickers,
+)
+from upscale_opt.solver.selection.setting import Setting
+from upscale_opt.solver.selection.widths import State, Widths
+
+EVERYTHING = Budget(macs=0.5, parameters=0.5, latency=0.5)
+
+
+def random_picks(pickers: list[Picker], rng: random.Random) -> Picks:
+    """Any picks that do not drop nearly all of a reader."""
+    picks = []
+    for picker in pickers:
+        family = rng.randrange(len(picker.families))
+        levels = len(picker.families[family].losses)
+        picks.append((family, rng.randrange(max(levels * 3 // 4, 1))))
+    return picks
+
+
+@settings(max_examples=25, deadline=None)
+@given(networks(max_ops=10), SEEDS)
+def test_accounts_count_what_solve_counts(network: RandomNetwork, seed: int) -> None:
+    graph = uo.trace(network, network.example_inputs())
+    setting = Setting(graph, synthetic_losses(graph, seed), EVERYTHING)
+    pickers = single_pickers(setting)
+    picks = random_picks(pickers, random.Random(seed))
+    dropped = dropped_by(setting, pickers, picks)
+    assert setting.account(dropped).macs == uo.solve(graph, setting.masks(dropped)).macs
+
+
+@settings(max_examples=25, deadline=None)
+@given(networks(max_ops=10, kinds="basic"), SEEDS)
+def test_widths_never_promise_what_the_layout_does_not_keep(
+    network: RandomNetwork, seed: int
+) -> None:
+    """In general position they are exact; where sets are equal by chance it takes less."""
+    graph = uo.trace(network, network.example_inputs())
+    setting = Setting(graph, synthetic_losses(graph, seed), EVERYTHING)
+    pickers = single_pickers(setting)
+    picks = random_picks(pickers, random.Random(seed))
+    used = State(Widths(setting, pickers), picks).used
+    account = setting.account(dropped_by(setting, pickers, picks))
+    for limit, amount in zip(setting.limits, used, strict=True):
+        if limit.resource != "latency":
+            assert account.of(limit.resource) <= amount * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "topology/unet"])
+@pytest.mark.parametrize("make", [single_pickers, space_pickers])
+def test_widths_are_exact_on_real_networks(name: str, make: object) -> None:
+    graph = uo.trace(catalogue.build(name), catalogue.example_inputs(name))
+    setting = Setting(graph, synthetic_losses(graph), EVERYTHING)
+    pickers = make(setting)  # type: ignore[operator]
+    widths = Widths(setting, pickers)
+    rng = random.Random(0)
+    for _ in range(2):
+        picks = random_picks(pickers, rng)
+        account = setting.account(dropped_by(setting, pickers, picks))
+        wanted = [account.of(limit.resource) for limit in setting.limits]
+        assert State(widths, picks).used == pytest.approx(wanted)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SEEDS, st.sampled_from([single_pickers, space_pickers]))
+def test_alternatives_are_what_picking_them_gives(seed: int, make: object) -> None:
+    graph = _unet()
+    setting = Setting(graph, synthetic_losses(graph, seed), EVERYTHING)
+    pickers = make(setting)  # type: ignore[operator]
+    widths, rng = Widths(setting, pickers), random.Random(seed)
+    state = State(widths, random_picks(pickers, rng))
+    for _ in range(4):
+        picker = rng.randrange(len(pickers))
+        family = rng.randrange(len(pickers[picker].families))
+        level = rng.randrange(len(pickers[picker].families[family].losses))
+        wanted = state.alternatives(picker)[family][:, level]
+        state.pick(picker, family, level)
+        fresh = State(widths, state.picks)
+        assert np.allclose(state.used, wanted)
+        assert np.allclose(fresh.used, wanted)
+
+
+_KNOWN: list[uo.ChannelGraph] = []
+
+
+def _unet() -> uo.ChannelGraph:
+    if not _KNOWN:
+        name = "topology/unet"
+        _KNOWN.append(uo.trace(catalogue.build(name), catalogue.example_inputs(name)))
+    return _KNOWN[0]

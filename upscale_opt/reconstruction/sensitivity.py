@@ -1,0 +1,126 @@
+"""The network's sensitivity to what each layer writes, per output channel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from upscale_opt.ir.graph import Layer
+from upscale_opt.reconstruction.data import Given, samples_in
+from upscale_opt.reconstruction.stepping import Stepper
+from upscale_opt.tracing.program import Program
+from upscale_opt.tracing.record import tensors_in
+from upscale_opt.tracing.unchanged import undisturbed
+
+_SAMPLES = 8
+"""So many inputs go forward and back together."""
+
+
+def sensitivities(
+    model: nn.Module, program: Program, calls: Sequence[Given], seed: int = 0
+) -> dict[str, Tensor]:
+    """By weight, the mean squared gradient of the network's output by what the layer writes.
+
+    The output is projected at random, so that in the mean over projections the squared gradient is
+    the diagonal of the Gauss-Newton matrix (as Martens, Sutskever and Swersky, *Estimating the
+    Hessian by Back-propagating Curvature*, ICML 2012, estimate it), and divided by its standard
+    deviation over the batch. So, summed over positions, squared deviations times these are the
+    share of the output's variance that they cost, to second order.
+
+    Args:
+        model: the model, which is as before afterwards.
+        program: it captured.
+        calls: the calibration batches.
+        seed: of the projections.
+
+    Returns:
+        For the weights that the output depends on, float64 tensors of shape (outputs,).
+    """
+    written: dict[fx.Node, tuple[str, int, int]] = {}  # weight, axis, features of the layer's node
+    layers = {op.name: op for op in program.graph.operations if isinstance(op, Layer)}
+    for node, names in program.operations.items():
+        own = [layers[name] for name in names if name in layers]
+        if len(own) == 1 and program.values.get(node) == own[0].outputs[0]:
+            axis = program.graph.tensors[own[0].outputs[0]].axis
+            if axis is not None:
+                written[node] = own[0].weight, axis, 1
+    totals: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    stepper = Stepper(program.captured, model)
+    with undisturbed(model), torch.enable_grad():
+        for number, given in enumerate(_parts(calls)):
+            inputs, roots = _with_gradients(given, model)
+            generator = torch.Generator().manual_seed(seed + number)
+
+            def call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+                result = stepper.call(node, values)
+                if node in written and isinstance(result, Tensor) and result.requires_grad:
+                    weight, axis, _ = written[node]
+
+                    def add(gradient: Tensor) -> None:
+                        axes = [a for a in range(gradient.ndim) if a != axis]
+                        squares = gradient.double().square().sum(axes).cpu()
+                        totals[weight] = totals.get(weight, 0) + squares
+                        counts[weight] = counts.get(weight, 0) + gradient.numel() // len(squares)
+
+                    result.register_hook(add)
+                return result
+
+            outputs = stepper.run(inputs, call)
+            target = _projected(outputs, generator)
+            if target is not None and roots:
+                torch.autograd.grad(target, roots, allow_unused=True)
+    return {weight: total / counts[weight] for weight, total in totals.items()}
+
+
+def _parts(calls: Sequence[Given]) -> list[Given]:
+    """Batches of few inputs: gradients need all activations."""
+    found = []
+    for given in calls:
+        size = samples_in(given)
+        tensors = [value for value in given.values() if isinstance(value, Tensor)]
+        alike = len(tensors) == len(given) and all(t.ndim and len(t) == size for t in tensors)
+        if not alike or size <= _SAMPLES:
+            found.append(given)
+            continue
+        count = -(-size // _SAMPLES)
+        split = {node: torch.tensor_split(value, count) for node, value in given.items()}
+        found += [{node: parts[at] for node, parts in split.items()} for at in range(count)]
+    return found
+
+
+def _with_gradients(given: Given, model: nn.Module) -> tuple[Given, list[Tensor]]:
+    """The arguments such that gradients reach every layer, and what these are taken by."""
+    floats = [v for v in given.values() if isinstance(v, Tensor) and v.is_floating_point()]
+    if floats:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        leaves = {
+            node: value.detach().clone().requires_grad_()
+            for node, value in given.items()
+            if isinstance(value, Tensor) and value.is_floating_point()
+        }
+        # Leaves must not be written into, as programs may.
+        return {**given, **{n: v.clone() for n, v in leaves.items()}}, list(leaves.values())
+    roots = [parameter.requires_grad_() for parameter in model.parameters()]
+    return dict(given), roots
+
+
+def _projected(outputs: Any, generator: torch.Generator) -> Tensor | None:
+    """A random combination of all outputs, of unit variance per input."""
+    found: Tensor | None = None
+    for output in tensors_in(outputs):
+        if not (output.is_floating_point() and output.requires_grad):
+            continue
+        samples = len(output) if output.ndim else 1
+        flat = output.detach().double().reshape(samples, -1)
+        spread = flat.var(dim=0).sum() if samples > 1 else flat.square().sum()
+        if not bool(spread > 0) or not bool(spread.isfinite()):
+            spread = flat.square().sum().clamp(min=1e-30) / samples
+        direction = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+        term = (output * (direction.to(output.device) / spread.sqrt()).to(output.dtype)).sum()
+        found = term if found is None else found + term
+    return found
