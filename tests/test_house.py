@@ -25,6 +25,7 @@ FLOORS = (
     ("tracing",),
     ("masking",),
     ("importance",),
+    ("reconstruction",),
     ("materializing",),
     ("saving", "verifying"),
     ("pruning",),

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
+
+import numpy as np
 
 from upscale_opt.errors import BudgetError
 from upscale_opt.ir.budget import Budget
 from upscale_opt.ir.choice import Choice, ChoiceTimes, LayerChoice, ResourceUse
 from upscale_opt.ir.graph import ChannelGraph, Layer
 from upscale_opt.ir.losses import Losses
+from upscale_opt.solver.selection.bound import Bound
+from upscale_opt.solver.selection.joint import is_small, polish, price_at, settle
 from upscale_opt.solver.selection.moves import Hurry, least
-from upscale_opt.solver.selection.pickers import dropped_by, single_pickers, space_pickers
+from upscale_opt.solver.selection.pickers import (
+    Picker,
+    Picks,
+    dropped_by,
+    single_pickers,
+    space_pickers,
+)
 from upscale_opt.solver.selection.registry import selector
 from upscale_opt.solver.selection.setting import Dropped, Setting
 from upscale_opt.solver.selection.tasks import Found, Task, Told
-from upscale_opt.solver.selection.widths import Widths
+from upscale_opt.solver.selection.widths import State, Widths
 
 
 def choose_masks_within(
@@ -38,13 +50,58 @@ def choose_masks_within(
         task.offer(whole)
     if task.best is None or task.best.loss > 0:
         search(task)
+    if task.best is None and solver == "joint" and is_small(single_pickers(setting)):
+        settle(task, Hurry(time_limit * 0.2))
     if task.best is None:
         raise BudgetError(_impossible(task))
     searched = time.perf_counter()
-    lower = column = 0.0
+    lower, column = _bounds(task, Hurry(max(time_limit * 0.2, task.hurry.left)))
     bounded = time.perf_counter()
     times = ChoiceTimes(search=searched - start, bound=bounded - searched)
     return _document(task, task.best, solver, lower, column, times)
+
+
+def _bounds(task: Task, hurry: Hurry) -> tuple[float, float]:
+    """Bounds for all masks, and for all columns; an exact search of columns where they are few."""
+    assert task.best is not None
+    setting = task.setting
+    pickers = single_pickers(setting)
+    column = 0.0
+    if task.best.loss <= 0:
+        return 0.0, 0.0
+    if is_small(pickers):
+        polish(task, Hurry(hurry.left * 0.2))
+        column = settle(task, Hurry(hurry.left * 0.6))
+    best = task.best
+    near = _picks_near(setting, pickers, best)
+    price = price_at(State(Widths(setting, pickers), near), task.most)
+
+    def told(bound: float) -> None:
+        task.bound = max(task.bound, bound)
+        task.tell()
+
+    lower = 0.0
+    if any(place.reader.floors for place in setting.places):
+        lower = Bound(setting, best.dropped).find(Hurry(hurry.left * 0.4), best.loss, price, told)
+    if column < best.loss * (1 - 1e-6):
+        bound = Bound(setting, best.dropped, pickers)
+        column = max(column, bound.find(hurry, best.loss, price, told))
+    return lower, max(lower, column)
+
+
+def _picks_near(setting: Setting, pickers: Sequence[Picker], found: Found) -> Picks:
+    """Picks of about the sizes of a choice."""
+    picks: Picks = []
+    for picker in pickers:
+        best = (math.inf, 0, 0)
+        for number, family in enumerate(picker.families):
+            part = family.parts[0]
+            unit = setting.places[part.reader].reader.unit
+            away = np.abs(family.cuts[:, 0] - len(found.dropped[part.reader]) // unit)
+            level = int(away.argmin())
+            best = min(best, (float(away[level]) + float(family.losses[level]), number, level))
+        picks.append(best[1:])
+    return picks
 
 
 def _impossible(task: Task) -> str:

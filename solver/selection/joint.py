@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from upscale_opt.solver.selection.bound import finest_joints
 from upscale_opt.solver.selection.moves import (
     Hurry,
     at_share,
@@ -22,7 +23,13 @@ from upscale_opt.solver.selection.moves import (
     uniform,
     within,
 )
-from upscale_opt.solver.selection.pickers import Picker, Picks, single_pickers, space_pickers
+from upscale_opt.solver.selection.pickers import (
+    Picker,
+    Picks,
+    dropped_by,
+    single_pickers,
+    space_pickers,
+)
 from upscale_opt.solver.selection.program import Program
 from upscale_opt.solver.selection.setting import Floats
 from upscale_opt.solver.selection.tasks import Task, fit, thinned
@@ -30,8 +37,10 @@ from upscale_opt.solver.selection.widths import State, Widths
 
 _COARSE = 24
 _ROUNDS = 60
-_SMALL = 1200
-"""Columns up to which the exact program is given everything."""
+_SMALL = 1500
+_FEW = 8
+"""Columns and pickers up to which the exact program is given everything."""
+_TRIES = 400
 
 
 def choose_jointly(task: Task) -> None:
@@ -61,23 +70,13 @@ def _search(task: Task, widths: Widths, most: Floats) -> State | None:
         return lagrangian(widths, most, Hurry(budget * 0.4))
     state = State(widths, start)
     improve(state, most, Hurry(budget * 0.1))
+    if is_small(widths.pickers):  # they are searched exactly, later
+        return state
     share = Hurry(budget * 0.25)
-    finer = lagrangian(widths, most, share, [state.picks], _price(state, most))
+    finer = lagrangian(widths, most, share, [state.picks], price_at(state, most))
     if finer is not None and finer.loss < state.loss:
         state = finer
-    columns = sum(len(f.losses) for p in widths.pickers for f in p.families)
-    state = _restarts(task, state, most, Hurry(budget * (0.1 if columns <= _SMALL else 0.35)))
-    if columns <= _SMALL:
-        program = Program(widths, most, task.setting.budget.round_to)
-        program.hint(state.picks)
-        answer = program.solve(
-            task.hurry.left * 0.5, seed=task.seed, workers=task.workers, told=None
-        )
-        if answer.picks is not None:
-            better = State(widths, answer.picks)
-            if better.loss < state.loss and within(better.used, most):
-                state = better
-    return state
+    return _restarts(task, state, most, Hurry(budget * 0.35))
 
 
 def _coarse(task: Task, widths: Widths, most: Floats) -> Picks | None:
@@ -102,7 +101,7 @@ def _restarts(task: Task, state: State, most: Floats, hurry: Hurry) -> State:
     """Disturb some picks, descend at the price of the limits, and keep what is better."""
     rng = random.Random(task.seed)
     widths, best = state.widths, State(state.widths, state.picks)
-    price = _price(best, most)
+    price = price_at(best, most)
     count = len(widths.pickers)
     for _ in range(_ROUNDS):
         if hurry.over:
@@ -124,11 +123,11 @@ def _restarts(task: Task, state: State, most: Floats, hurry: Hurry) -> State:
         improve(tried, most, hurry)
         if tried.loss < best.loss * (1 - 1e-9):
             best = State(widths, tried.picks)
-            price = _price(best, most)
+            price = price_at(best, most)
     return best
 
 
-def _price(state: State, most: Floats) -> Floats:
+def price_at(state: State, most: Floats) -> Floats:
     """The loss per unit at which the picks are about as they are: what the last steps paid."""
     widths = state.widths
     rates: list[Floats] = []
@@ -146,6 +145,69 @@ def _price(state: State, most: Floats) -> Floats:
     return float(np.median(rates)) / most if rates else np.zeros(len(most))
 
 
-def columns_of(pickers: Sequence[Picker]) -> int:
-    """The number of columns."""
-    return sum(len(family.losses) for picker in pickers for family in picker.families)
+def is_small(pickers: Sequence[Picker]) -> bool:
+    """The exact program can be given everything."""
+    columns = sum(len(family.losses) for picker in pickers for family in picker.families)
+    return columns <= _SMALL and len(pickers) <= _FEW
+
+
+def polish(task: Task, hurry: Hurry) -> None:
+    """Try single changes of the best choice, each of them counted exactly, until none helps."""
+    setting = task.setting
+    pickers = single_pickers(setting)
+    changed = task.best is not None
+    while changed and task.best is not None:
+        changed = False
+        before = task.best
+        for picker in pickers:
+            now = sum(
+                setting.books[part.reader].loss(before.dropped[part.reader])[0]
+                for part in picker.families[0].parts
+            )
+            options = [
+                (float(family.losses[level]), f, level)
+                for f, family in enumerate(picker.families)
+                for level in range(len(family.losses))
+                if family.losses[level] < now * (1 - 1e-9)
+            ]
+            for _, f, level in sorted(options):
+                if hurry.over:
+                    return
+                dropped = list(before.dropped)
+                family = picker.families[f]
+                for part, cut in zip(family.parts, family.cuts[level], strict=True):
+                    gone = [s for step in part.steps[: int(cut)] for s in step]
+                    dropped[part.reader] = frozenset(gone)
+                if task.offer(tuple(dropped)) is not None:
+                    changed = True
+                    break
+            if changed:
+                break
+
+
+def settle(task: Task, hurry: Hurry) -> float:
+    """Search all columns exactly, best first, and offer the first choice that meets the budget.
+
+    Every tensor stores at least what it needs itself; with that alone the program is a relaxation.
+    Its answers are counted, and excluded while they take more.
+
+    Returns:
+        What no choice of columns loses less than.
+    """
+    setting = task.setting
+    pickers = single_pickers(setting)
+    widths = Widths(setting, pickers, finest_joints(setting))
+    program = Program(widths, task.most)
+    bound = 0.0
+    for _ in range(_TRIES):
+        answer = program.solve(hurry.left, seed=task.seed, workers=task.workers)
+        if answer.impossible:
+            return bound
+        bound = max(bound, answer.bound)
+        if answer.picks is not None:
+            task.offer(dropped_by(setting, pickers, answer.picks))
+        done = task.best is not None and task.best.loss <= bound * (1 + 1e-6)
+        if done or answer.picks is None or hurry.over:
+            break
+        program.forbid(answer.picks)
+    return bound

@@ -252,6 +252,16 @@ class Program:
 
     # Solving.
 
+    def forbid(self, picks: Picks) -> None:
+        """Exclude these picks."""
+        others: list[cp_model.LiteralT] = []
+        for p, (family, level) in enumerate(picks):
+            own = self._literals[p][family]
+            others.append(own[level].negated())
+            if level:
+                others.append(own[level - 1])
+        self._model.add_bool_or(others)
+
     def hint(self, picks: Picks) -> None:
         """Start from these picks."""
         self._model.clear_hints()  # type: ignore[no-untyped-call]

@@ -276,7 +276,7 @@ class Setting:
         return Masks(kept=kept, graph_fingerprint=self.graph.masks_fingerprint)
 
     def account(self, dropped: Dropped) -> Account:
-        """What a choice takes, copies apart."""
+        """The resources that a choice takes, copies apart."""
         return account(self.graph, self.masks(dropped), self.rates)
 
     def meets(self, account: Account) -> bool:
@@ -350,7 +350,7 @@ class Book:
         return ("", 0) if best is None else best[1:]
 
     def each(self, chain: int) -> dict[int, float]:
-        """What every slice adds to a chain's loss."""
+        """The share of every slice in a chain's losses."""
         if chain not in self._each:
             deltas = self.deltas[chain] / self._unit
             self._each[chain] = {s: float(deltas[at]) for s, at in self._step[chain].items()}

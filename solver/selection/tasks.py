@@ -38,7 +38,7 @@ class Found:
 
 @dataclass
 class Task:
-    """What solvers are given.
+    """A question, with the means to answer it.
 
     Attributes:
         setting: the question.

@@ -22,7 +22,7 @@ from upscale_opt.solver.selection.setting import Bools, Floats, Setting
 
 @dataclass(frozen=True)
 class Demand:
-    """Who needs channels: readers, and such as are needed by all means.
+    """A need for channels: of readers, and such as are needed by all means.
 
     Attributes:
         readers: their numbers.
@@ -56,6 +56,8 @@ class Node:
         ranks: for every picker and family: for every entry the number of levels at which the picker
             asks for it.
         stored: it is the width of a tensor in memory.
+        readers: those that may ask for entries.
+        tensors: whose entries these are.
     """
 
     def __init__(self, channels: Ints, fixed: Bools, groups: int) -> None:
@@ -66,6 +68,8 @@ class Node:
         self.labels = np.arange(size) * groups // max(size, 1)
         self.ranks: dict[int, list[Ints]] = {}
         self.stored = False
+        self.readers: frozenset[int] = frozenset()
+        self.tensors: list[str] = []
 
 
 class Widths:
@@ -97,7 +101,7 @@ class Widths:
         self._operations = {op.name: op for op in self._graph.operations}
         self._demands: dict[str, Demand] = defaultdict(Demand)
         self._spread()
-        self._families = self._tabulate()
+        self.families = self._tabulate()
         self._known: dict[tuple[object, ...], int] = {}
         one = Node(np.zeros(1, dtype=np.int64), np.ones(1, dtype=bool), 1)
         self.nodes: list[Node] = [one]
@@ -129,7 +133,7 @@ class Widths:
         return Demand(frozenset({reader}), frozenset(stuck))
 
     def _selection(self, edge: tuple[str, int]) -> Demand:
-        """What is selected at an edge."""
+        """The need for what is selected at an edge."""
         op = self._operations[edge[0]]
         if isinstance(op, Layer):
             return self._reader_demand(op)
@@ -232,28 +236,30 @@ class Widths:
             found = self._known[key] = len(self.nodes)
             self.nodes.append(self._make(structure.channels, demand, groups))
         self.nodes[found].stored |= stored
+        self.nodes[found].tensors.append(tensor)
         return found
 
     def _make(self, channels: tuple[int, ...], demand: Demand, groups: int) -> Node:
         ids = np.array(channels, dtype=np.int64)
         fixed = np.array([demand.everything or c in demand.always for c in channels], dtype=bool)
         for reader in demand.readers:
-            if reader not in self._families:  # no picker decides for it: it keeps all it reads
+            if reader not in self.families:  # no picker decides for it: it keeps all it reads
                 fixed |= np.isin(ids, list(self.setting.places[reader].channels))
                 continue
             place = self.setting.places[reader]
             covered: set[int] = set()
-            for families in self._families[reader].values():
+            for families in self.families[reader].values():
                 covered.update(*families)
             left = {place.channels[s] for s in place.reader.slices} - covered
             if left:
                 fixed |= np.isin(ids, list(left))
         node = Node(ids, fixed, groups)
+        node.readers = demand.readers
         if fixed.all():
             return node
         own = set(channels)
         for reader in sorted(demand.readers):
-            for picker, families in self._families.get(reader, {}).items():
+            for picker, families in self.families.get(reader, {}).items():
                 if own.isdisjoint(families[0]):
                     continue
                 ranks = [
@@ -314,6 +320,25 @@ class Widths:
         if root is None:
             return self.node(tensor, _ALL)
         return self.node(tensor, self._demands[root], groups, stored=stored)
+
+    def stored_node(self, op: Layer) -> int:
+        """The node of what a layer writes."""
+        return self._side(op.name, WRITTEN)
+
+    def launches(self) -> list[tuple[int, Floats]]:
+        """The costs of operations for being run at all, with the nodes of what they write."""
+        found = []
+        row = [limit.resource for limit in self.setting.limits]
+        for op in self._graph.operations:
+            paid = sum(
+                rate.nanoseconds
+                for rate in self.setting.rates.of[op.name]
+                if rate.sides == (None, None)
+            )
+            if paid and op.outputs and "latency" in row:
+                amounts = np.array([paid if name == "latency" else 0.0 for name in row])
+                found.append((self._side(op.name, WRITTEN), amounts))
+        return found
 
     # Evaluation.
 
@@ -432,7 +457,7 @@ def _rows(sizes: Floats, place: Ints, nodes: Ints, widths: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class _Own:
-    """What one picker decides.
+    """The entries that one picker decides on.
 
     Attributes:
         entries: of all nodes, in one list, those that it may ask for.

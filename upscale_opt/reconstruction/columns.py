@@ -28,10 +28,8 @@ def matrix(weight: Tensor, in_axis: int, groups: int = 1) -> Tensor:
     weight = weight.detach().double()
     taps = math.prod(weight.shape[2:])
     by_group = weight.reshape(groups, -1, weight.shape[1], taps)
-    if in_axis == 1:  # (groups, outputs, inputs, taps)
-        by_group = by_group.permute(0, 2, 3, 1)
-    else:  # (groups, inputs, outputs, taps)
-        by_group = by_group.permute(0, 1, 3, 2)
+    # (groups, outputs, inputs, taps), or (groups, inputs, outputs, taps)
+    by_group = by_group.permute(0, 2, 3, 1) if in_axis == 1 else by_group.permute(0, 1, 3, 2)
     return by_group.reshape(groups, -1, by_group.shape[-1])
 
 
@@ -73,7 +71,7 @@ def rows_of(seen: Seen, start: int = 0, stop: int | None = None) -> Iterator[tup
 
 
 def unfolded(x: Tensor, settings: Convolving) -> Tensor:
-    """What a convolution's windows see, of shape (groups, positions, columns)."""
+    """The inputs that a convolution's windows see, of shape (groups, positions, columns)."""
     spatial = x.shape[2:]
     kernel, dilation = settings.kernel, settings.dilation
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
 from upscale_opt.importance.batches import as_batches
@@ -77,10 +78,8 @@ def _call(program: Program, batch: Any, number: int) -> Given:
         floats = tensor.is_floating_point() or tensor.is_complex()
         if floats and not bool(tensor.isfinite().all()):
             raise TraceError(f"calibration batch {number} holds NaN or infinity")
-    try:
-        given = placed(program.captured, call)
-    except StopIteration:
-        given = None
+    alike = len(pytree.tree_leaves(call)) == len(program.captured.leaves)
+    given = placed(program.captured, call) if alike else None
     if given is None:
         raise TraceError(
             f"calibration batch {number} does not fit the inputs that the model was traced with; "

@@ -165,7 +165,7 @@ class Quadratic:
                 sets = _crossed(list(rows))
                 columns = self._columns(sets)
                 least = math.inf
-                for some in columns.split(max(1, 2**21 // columns.shape[1] ** 2)):
+                for some in torch.split(columns, max(1, 2**21 // columns.shape[1] ** 2)):
                     inner = inverse[some[:, :, None], some[:, None, :]]
                     costs = torch.cholesky_inverse(cholesky(inner))
                     costs = (costs * products[some[:, :, None], some[:, None, :]]).sum((1, 2))
@@ -258,7 +258,7 @@ class Elimination:
 
     def _clear(self) -> None:
         """Give up the places of what is gone."""
-        groups, parts, wide = self._units.shape
+        groups, parts, _ = self._units.shape
         stays = torch.nonzero(~self._gone.flatten(1))[:, 1].reshape(groups, -1)
         columns = (stays[:, :, None] * self._columns + torch.arange(self._columns)).flatten(1)
         self._inverse = torch.stack(
@@ -273,6 +273,7 @@ class Elimination:
 
 def cholesky(matrices: Tensor) -> Tensor:
     """Lower factors of positive semidefinite matrices; a little is added where that fails."""
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrices)
     jitter = 1e-12
     while bool(failed.any()):

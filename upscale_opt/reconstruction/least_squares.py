@@ -37,7 +37,8 @@ class Sums:
     def zeros(cls, groups: int, columns: int, outputs: int) -> Sums:
         """Sums of nothing."""
         shapes = ((columns, columns), (columns, outputs), (outputs,), (columns,), (outputs,))
-        return cls(*(torch.zeros(groups, *shape, dtype=torch.float64) for shape in shapes))
+        xx, xy, yy, x, y = (torch.zeros(groups, *shape, dtype=torch.float64) for shape in shapes)
+        return cls(xx, xy, yy, x, y)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Count positions: x of shape (groups, positions, columns), y likewise."""

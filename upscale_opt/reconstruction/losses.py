@@ -269,7 +269,9 @@ class _Measured:
             empty: the last is that of a layer which is left nothing.
         """
         total = self.total if self.total > 0 else 1.0
-        shares = (losses / total).clamp(min=0, max=1) if self.total > 0 else torch.zeros_like(losses)
+        shares = (
+            (losses / total).clamp(min=0, max=1) if self.total > 0 else torch.zeros_like(losses)
+        )
         scale = 1.0
         if self.weighting.startswith("sensitivity") and self.known:
             scale = self.total / self.samples
@@ -346,7 +348,8 @@ def _narrow(weights: Tensor) -> Tensor:
     """Weights of no more outputs than columns, with the same products of rows."""
     if weights.shape[2] <= weights.shape[1]:
         return weights.contiguous()
-    return torch.linalg.qr(weights.transpose(1, 2), mode="r").R.transpose(1, 2).contiguous()
+    factor: Tensor = torch.linalg.qr(weights.transpose(1, 2), mode="r").R
+    return factor.transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True)

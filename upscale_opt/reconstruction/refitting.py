@@ -31,6 +31,10 @@ _WIDEST = 8192
 """Layers with more columns than this are left as they are: their Gram matrices would not fit."""
 
 
+_Pair = tuple[dict[fx.Node, Any], dict[fx.Node, Any]]
+"""The values of one batch, in the original and in the copy."""
+
+
 @dataclass(frozen=True, repr=False)
 class Refitted(Shown):
     """One layer, refitted.
@@ -124,7 +128,7 @@ def refit(
             what is not finite.
         MaskError: if the masks do not fit.
     """
-    grid = GRID
+    grid: tuple[float, ...] = GRID
     if ridge != "auto":
         if not isinstance(ridge, (int, float)) or not ridge >= 0:
             raise TraceError(f"a ridge is 'auto' or a share from 0 on, not {ridge!r}")
@@ -199,7 +203,7 @@ class _Fitting:
 
     def run(self, calls: list[Given]) -> None:
         """Go through the program once, with all batches."""
-        values: list[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]] = []
+        values: list[_Pair] = []
         for given in calls:
             own, other = (
                 {n: v.clone() if isinstance(v, Tensor) else v for n, v in given.items()}
@@ -216,7 +220,7 @@ class _Fitting:
                     for old in done:
                         own.pop(old, None)
 
-    def _advance(self, node: fx.Node, values: list[tuple[dict[fx.Node, Any], ...]]) -> None:
+    def _advance(self, node: fx.Node, values: list[_Pair]) -> None:
         """Fit what the node works with, one after the other, and compute its results."""
         writes = node in self.program.mutations or node in self.program.effects
         fit_able = bool(self.program.operations.get(node)) and node.op != "get_attr"
@@ -317,9 +321,7 @@ class _Fitting:
                 self.after[bias].add_(added)
         self.layers.append(Refitted(name, fit.ridge, fit.before, fit.after))
 
-    def _kept(
-        self, name: str, work: _LayerWork, prior: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
+    def _kept(self, name: str, work: _LayerWork, prior: Tensor) -> tuple[Tensor | None, Tensor]:
         """The columns of each group that are kept, and the outputs that are."""
         graph, site = self.program.graph, self.sites.get(name)
         groups, columns, outputs = prior.shape
@@ -400,8 +402,7 @@ class _LayerWork(_Work):
             return
         target = before.y
         if after.bias is not None:  # which stays as it is while the weights are fitted
-            shape = [1, -1] + [1] * (target.ndim - 2)
-            target = target - after.bias.reshape(shape)
+            target = target - after.bias.reshape(1, -1, *[1] * (target.ndim - 2))
         count = len(after.x)
         cut = count - int(_HELD_OUT * count) if count >= 4 else count
         read = after.x if self.reads is None else after.x[:, self.reads.to(after.x.device)]
@@ -414,8 +415,8 @@ class _LayerWork(_Work):
                     setattr(self, place, sums)
                 sums.add(x, y)
         if self.held_out is None and self.seen is not None:
-            shape = self.seen.xy.shape
-            self.held_out = Sums.zeros(*shape)
+            groups, columns, outputs = self.seen.xy.shape
+            self.held_out = Sums.zeros(groups, columns, outputs)
 
 
 class _NormWork(_Work):

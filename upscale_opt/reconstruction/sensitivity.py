@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,14 +39,14 @@ def sensitivities(
     Returns:
         For the weights that the output depends on, float64 tensors of shape (outputs,).
     """
-    written: dict[fx.Node, tuple[str, int, int]] = {}  # weight, axis, features of the layer's node
+    written: dict[fx.Node, tuple[str, int]] = {}  # the layer's weight, and the axis it writes
     layers = {op.name: op for op in program.graph.operations if isinstance(op, Layer)}
     for node, names in program.operations.items():
         own = [layers[name] for name in names if name in layers]
         if len(own) == 1 and program.values.get(node) == own[0].outputs[0]:
             axis = program.graph.tensors[own[0].outputs[0]].axis
             if axis is not None:
-                written[node] = own[0].weight, axis, 1
+                written[node] = own[0].weight, axis
     totals: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
     stepper = Stepper(program.captured, model)
@@ -58,7 +58,7 @@ def sensitivities(
             def call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
                 result = stepper.call(node, values)
                 if node in written and isinstance(result, Tensor) and result.requires_grad:
-                    weight, axis, _ = written[node]
+                    weight, axis = written[node]
 
                     def add(gradient: Tensor) -> None:
                         axes = [a for a in range(gradient.ndim) if a != axis]
@@ -66,7 +66,8 @@ def sensitivities(
                         totals[weight] = totals.get(weight, 0) + squares
                         counts[weight] = counts.get(weight, 0) + gradient.numel() // len(squares)
 
-                    result.register_hook(add)
+                    listen: Callable[..., Any] = result.register_hook
+                    listen(add)
                 return result
 
             outputs = stepper.run(inputs, call)

@@ -52,9 +52,7 @@ def _components(parts: Sequence[Part]) -> list[list[Part]]:
 def _component(parts: Sequence[Part]) -> list[tuple[Site, Tensor]]:
     """The orders of layers that have channels in common."""
     single = [(s, q, w) for s, q, w in parts if s.groups == s.parts == 1]
-    ids = list(
-        dict.fromkeys(site.channels[e] for site, _, _ in single for e in site.free_entries)
-    )
+    ids = list(dict.fromkeys(site.channels[e] for site, _, _ in single for e in site.free_entries))
     number = {id: at for at, id in enumerate(ids)}
     readers = [
         (Elimination(q), w, torch.tensor([number[s.channels[e]] for e in s.free_entries]))

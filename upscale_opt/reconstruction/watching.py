@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -107,13 +106,18 @@ class Watcher(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if name is None:
             return
         kernel = tuple(weight.shape[2:])
-        every = len(kernel)
+
+        def each(given: Any) -> tuple[int, ...]:
+            return tuple(given) * (len(kernel) if len(given) == 1 else 1)
+
         settings = Convolving(
-            kernel,
-            *(tuple(s) * every if len(s) == 1 else tuple(s) for s in (stride, padding, dilation)),
-            bool(transposed),
-            tuple(extra) * every if len(extra) == 1 else tuple(extra),
-            int(groups),
+            kernel=kernel,
+            stride=each(stride),
+            padding=each(padding),
+            dilation=each(dilation),
+            transposed=bool(transposed),
+            output_padding=each(extra),
+            groups=int(groups),
         )
         self.seen.append(Seen(name, x, result, settings, bias))
 
@@ -145,5 +149,3 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     found.update(model.named_buffers(remove_duplicate=False))
     return found
-
-
