@@ -176,8 +176,9 @@ def test_the_default_install_does_what_the_readme_begins_with(
     """Nothing that extras bring can be imported."""
     program = """
 extras = (
-    "dask distributed efficientnet_lite_pytorch fastapi highspy huey joblib matplotlib mlxtend "
-    "onnx onnxruntime onnxscript prometheus_client redis scipy sklearn timm uvicorn"
+    "dask distributed easyocr_en_models efficientnet_lite_pytorch fastapi highspy huey joblib "
+    "matplotlib mlxtend onnx onnxruntime onnxscript prometheus_client redis scipy sklearn "
+    "timm uvicorn"
 )
 sys.modules.update(dict.fromkeys(extras.split()))  # None: not to be found
 from upscale_opt.cli import main

@@ -267,7 +267,13 @@ class _Fitting:
             in_axis = 0
         columns = matrix(weight, in_axis, groups).shape[1]
         intact = bool(torch.equal(weight, self.before[seen.name]))
-        return _LayerWork(seen.name, in_axis, groups, intact, wide=columns > _WIDEST)
+        work = _LayerWork(seen.name, in_axis, groups, intact, wide=columns > _WIDEST)
+        if groups == 1 and site is not None:
+            size = slices_of(self.program.graph, seen.name, site.in_axis)
+            kept = self.kept.kept_on(seen.name, site.in_axis, size)
+            if 0 < len(kept) < size == seen.x.shape[1]:
+                work.reads = torch.tensor(sorted(kept))
+        return work
 
     def _finish(self, work: _Work) -> None:
         if isinstance(work, _NormWork):
@@ -297,9 +303,11 @@ class _Fitting:
         if columns is None or not bool(alive.any()):
             return
         wide = columns[:, :, None].expand(-1, -1, prior.shape[2])
+        if work.reads is None:  # else there are sums of no others
+            sums = work.seen.part(columns), work.held_out.part(columns)
         fit = fitted(
-            work.seen.part(columns).rows_alive(alive),
-            work.held_out.part(columns).rows_alive(alive),
+            sums[0].rows_alive(alive),
+            sums[1].rows_alive(alive),
             prior.gather(1, wide),
             bias=bias is not None,
             centred=bias is None and layer.centred,
@@ -373,7 +381,13 @@ class _Work:
 
 
 class _LayerWork(_Work):
-    """The sums to refit a layer by."""
+    """The sums to refit a layer by.
+
+    Attributes:
+        reads: the channels that it reads, if sums are to be of these only.
+    """
+
+    reads: Tensor | None = None
 
     def __init__(self, name: str, in_axis: int, groups: int, intact: bool, wide: bool) -> None:
         self.name, self.in_axis, self.groups, self.wide = name, in_axis, groups, wide
@@ -391,7 +405,8 @@ class _LayerWork(_Work):
             target = target - after.bias.reshape(1, -1, *[1] * (target.ndim - 2))
         count = len(after.x)
         cut = count - int(_HELD_OUT * count) if count >= 4 else count
-        both = Seen(after.name, after.x, target, after.convolving)
+        read = after.x if self.reads is None else after.x[:, self.reads.to(after.x.device)]
+        both = Seen(after.name, read, target, after.convolving)
         for start, stop, place in ((0, cut, "seen"), (cut, count, "held_out")):
             for x, y in rows_of(both, start, stop):
                 sums = getattr(self, place)
