@@ -10,6 +10,7 @@ import pytest
 import torch
 from command_line import Output, Refuses, call, one_line_error
 from hazards_not_yet import NOT_YET
+from hypothesis import settings
 from sample_networks import Documents, ManyReaders, documents_of
 from saved_network import Net, build, call_
 from tiers import is_slow
@@ -19,20 +20,33 @@ import upscale_opt as uo
 
 torch.set_num_threads(1)  # tests run side by side
 
+settings.register_profile("untimed", deadline=None)  # other work may keep the machine busy
+settings.load_profile("untimed")
+
 # Shells let what they run in the background ignore Ctrl-C, and so would our tests and commands.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+HERE = Path(__file__).parent
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not even import the files that ``make quick`` leaves out."""
+    if config.option.markexpr != "not slow" or collection_path == HERE:
+        return None
+    name = collection_path.relative_to(HERE).as_posix()
+    return True if is_slow(f"{name}/" if collection_path.is_dir() else name) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what ``make quick`` leaves out, and the hazards that are not mended yet."""
-    here = Path(__file__).parent
     for item in items:
         for mark in item.iter_markers("hazard"):
             kind, variant = mark.args
             if variant in NOT_YET.get(kind, ()):
                 item.add_marker(pytest.mark.xfail(strict=False, reason=f"issue 18: kind {kind}"))
-        if is_slow(item.path.relative_to(here).as_posix()):
+        if is_slow(item.path.relative_to(HERE).as_posix(), item.name):
             item.add_marker(pytest.mark.slow)
 
 

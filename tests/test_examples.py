@@ -1,11 +1,13 @@
-"""The examples run as they stand, each in a Python of its own."""
+"""The examples run as they stand; what says that it needs no PyTorch, in a Python of its own."""
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -13,22 +15,23 @@ import upscale_opt as uo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
+Output = pytest.CaptureFixture[str]
 
-def run(name: str, *arguments: object) -> str:
+
+def run(name: str, capsys: Output) -> str:
     """What the example prints."""
-    command = [sys.executable, str(EXAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    with uo.rules.local_rules():
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    return capsys.readouterr().out
 
 
-def test_prune_torchvision() -> None:
-    printed = run("prune_torchvision.py")
+def test_prune_torchvision(capsys: Output) -> None:
+    printed = run("prune_torchvision.py", capsys)
     assert "copied channels: 256 (optimal)" in printed
 
 
-def test_own_model_own_masks() -> None:
-    printed = run("own_model_own_masks.py")
+def test_own_model_own_masks(capsys: Output) -> None:
+    printed = run("own_model_own_masks.py", capsys)
     assert "cp-sat: 0 copied channels (optimal)" in printed
     assert "identity: 10 copied channels" in printed
     assert printed.count("gather  ") == 2
@@ -42,21 +45,25 @@ def test_solve_without_torch(tmp_path: Path) -> None:
     graph = uo.trace(model, torch.zeros(1, 3, 4, 4))
     graph.save(tmp_path / "graph.json")
     uo.masks_of(model, graph).save(tmp_path / "masks.json")
-    printed = run("solve_without_torch.py", tmp_path / "graph.json", tmp_path / "masks.json")
+    files = (tmp_path / "graph.json", tmp_path / "masks.json")
+    command = [sys.executable, str(EXAMPLES / "solve_without_torch.py"), *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
     assert "optimal: 0 copied channels" in printed
     assert "PyTorch was not needed" in printed
 
 
-def test_switch_from_upscale() -> None:
-    lines = run("switch_from_upscale.py").splitlines()
+def test_switch_from_upscale(capsys: Output) -> None:
+    lines = run("switch_from_upscale.py", capsys).splitlines()
     assert len(lines) == 6
     assert all("output (1, 1000)" in line for line in lines)
     left = {line.split(":")[0]: int(line.split()[1].replace(",", "")) for line in lines}
     assert left["feature_maps"] < left["other_heuristic"] < left["own_masks"] < 11_689_512
 
 
-def test_teach_a_rule() -> None:
-    printed = run("teach_a_rule.py")
+def test_teach_a_rule(capsys: Output) -> None:
+    printed = run("teach_a_rule.py", capsys)
     assert "without a rule: 2,088 parameters; opaque: cummax: aten.cummax" in printed
     assert "a wrong rule: the rule for Companding, at call '_1': fails with 21 channels" in printed
     assert "with the rule: 1,624 parameters; opaque: nothing" in printed

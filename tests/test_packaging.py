@@ -139,41 +139,10 @@ print("all imported")
     assert run_alone(installed, program, installed) == "all imported\n"
 
 
-def test_what_is_installed_prunes(installed: Path, tmp_path: Path) -> None:
-    """Tracing, solving, materialising and verifying; and solving once more from the files."""
-    program = """
-import torch, upscale_opt as uo
-from torch import nn
-
-assert pathlib.Path(uo.__file__).is_relative_to(sys.argv[1]), uo.__file__
-torch.manual_seed(0)
-layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)]
-model, inputs = nn.Sequential(*layers).eval(), torch.randn(2, 3, 12, 12)
-with torch.no_grad():
-    for layer in layers[2::2]:
-        layer.weight[:, ::2] = 0
-graph = uo.trace(model, inputs)
-masks = uo.masks_of(model, graph)
-solution = uo.solve(graph, masks)
-pruned = uo.materialize(model, solution)
-uo.verify(model, pruned, inputs)
-assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
-graph.save("graph.json")
-masks.save("masks.json")
-print(solution.status)
-"""
-    at = f"import os; os.chdir({str(tmp_path)!r})\n"
-    assert run_alone(installed, at + program, installed) == "optimal\n"
-    files = (tmp_path / "graph.json", tmp_path / "masks.json", "--out", tmp_path / "solution.json")
-    command = "from upscale_opt.cli import main; main()"
-    assert "optimal" in run_alone(installed, command, "solve", *files)
-    assert json.loads((tmp_path / "solution.json").read_text())["status"] == "optimal"
-
-
 def test_the_default_install_does_what_the_readme_begins_with(
     installed: Path, tmp_path: Path
 ) -> None:
-    """Nothing that extras bring can be imported."""
+    """Prunes, solves once more from the files, and shows it, where no extra can be imported."""
     program = """
 extras = (
     "dask distributed easyocr_en_models efficientnet_lite_pytorch fastapi highspy huey joblib "
@@ -181,15 +150,25 @@ extras = (
     "timm uvicorn"
 )
 sys.modules.update(dict.fromkeys(extras.split()))  # None: not to be found
+import upscale_opt
 from upscale_opt.cli import main
-main()
+
+assert pathlib.Path(upscale_opt.__file__).is_relative_to(sys.argv[1]), upscale_opt.__file__
+out = sys.argv[2]
+for arguments in (
+    "run topology/dense_block --amount 0.5 --side input --layers conv --out OUT",
+    "solve OUT/graph.json OUT/masks.json --out OUT/again.json",
+    "report OUT/again.json -o OUT/report.html",
+):
+    try:
+        main([argument.replace("OUT", out) for argument in arguments.split()])
+    except SystemExit as stopped:
+        assert not stopped.code, arguments
 """
-    out, page = tmp_path / "out", tmp_path / "report.html"
-    options = ("--amount", "0.5", "--side", "input", "--layers", "conv", "--out", out)
-    printed = run_alone(installed, program, "run", "topology/dense_block", *options)
+    printed = run_alone(installed, program, installed, tmp_path)
     assert "computes what the masked network computes" in " ".join(printed.split())
-    run_alone(installed, program, "report", out / "solution.json", "-o", page)
-    assert page.stat().st_size > 1000
+    assert json.loads((tmp_path / "again.json").read_text())["status"] == "optimal"
+    assert (tmp_path / "report.html").stat().st_size > 1000
 
 
 def snippets() -> list[tuple[Path, int, str]]:

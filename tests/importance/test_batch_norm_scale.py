@@ -417,7 +417,7 @@ class Drawn(nn.Module):
 
 @given(seed=SEEDS)
 @example(seed=1079)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_norms_of_random_networks(seed: int) -> None:
     model = Drawn(seed)
     graph = traced(model)

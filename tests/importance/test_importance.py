@@ -99,7 +99,7 @@ MATRICES = st.integers(1, 7).flatmap(
 
 @pytest.mark.parametrize(("criterion", "reference"), WEIGHT_CRITERIA, ids=IDS)
 @given(rows=MATRICES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_equal_and_zero_channels(
     criterion: Importance, reference: Reference, rows: list[list[float]]
 ) -> None:

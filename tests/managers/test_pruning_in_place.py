@@ -201,7 +201,7 @@ def test_a_pruned_model_can_be_trained_and_pruned_again() -> None:
 
 
 @given(network_and_masks(), st.booleans())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_any_network_in_place(case: tuple[RandomNetwork, WeightMasks], constrained: bool) -> None:
     network, weight_masks = case
     model = apply_weight_masks(copy.deepcopy(network), weight_masks).double()

@@ -23,22 +23,28 @@ from upscale_opt.runtime.modules import Gather
 X = images(2, 32)
 
 
-@pytest.mark.parametrize("side", ["input", "output", "both"])
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"constrained": True},
+    {"reorder_producer": False},
+    {"reorder_consumer": False},
+    {"solver": "greedy"},
+    {"objective": "gathers"},
+]
+SIDES: list[Side] = ["input", "output", "both"]
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "side", "baseline"),
     [
-        {},
-        {"constrained": True},
-        {"reorder_producer": False},
-        {"reorder_consumer": False},
-        {"solver": "greedy"},
-        {"objective": "gathers"},
+        (options, SIDES[(number + baseline) % 3], baseline)
+        for number, options in enumerate(OPTIONS)
+        for baseline in (False, True)
     ],
     ids=str,
 )
-@pytest.mark.parametrize("baseline", [False, True])
 def test_the_pruned_model_is_the_masked_one(
-    side: Side, options: dict[str, Any], baseline: bool
+    options: dict[str, Any], side: Side, baseline: bool
 ) -> None:
     model = masked_resnet18(side)
     before, old = size(model), copy.deepcopy(model)

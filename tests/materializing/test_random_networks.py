@@ -36,7 +36,7 @@ copying = 0
 
 
 @settings(
-    max_examples=320,
+    max_examples=110,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -85,7 +85,7 @@ def channels_last(inputs: Any) -> Any:
 
 
 @settings(
-    max_examples=60,
+    max_examples=30,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -112,8 +112,8 @@ def test_arenas_and_windows_are_lossless(
 
 def test_random_networks_are_lossless() -> None:
     lossless()
-    assert compared >= 300
-    assert copying >= 20  # or the networks are too easy
+    assert compared >= 100
+    assert copying >= 10  # or the networks are too easy
 
 
 # Hazards: sizes, arguments, gates, helpers; and later calls.

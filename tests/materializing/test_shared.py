@@ -114,7 +114,7 @@ def test_nothing_is_opaque(kind: type[nn.Module]) -> None:
     side=st.sampled_from(["in", "out", "both"]),
     biases=st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_exports_are_lossless(kind: type[nn.Module], seed: int, side: Any, biases: bool) -> None:
     model = build(kind, seed)
     masks = random_weight_masks(model, random.Random(seed), side)

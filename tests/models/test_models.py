@@ -112,7 +112,7 @@ def test_every_topology_says_in_its_docstring_what_it_isolates() -> None:
 
 
 @pytest.mark.parametrize("kinds", KINDS)
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(50))
 def test_random_network(seed: int, kinds: Kinds) -> None:
     network, again = (random_network(random.Random(seed), kinds=kinds) for _ in range(2))
     assert network.describe() == again.describe()
@@ -124,7 +124,7 @@ def test_random_network(seed: int, kinds: Kinds) -> None:
     assert same(run(network, one), run(traced, one)), network.describe()
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(50))
 def test_shapes_and_sizes_are_what_the_program_says(seed: int) -> None:
     network = random_network(random.Random(seed)).double()
     shapes = [network.program.input_shape]
@@ -138,34 +138,39 @@ def test_shapes_and_sizes_are_what_the_program_says(seed: int) -> None:
 
 
 def test_random_networks_use_every_kind_of_step() -> None:
-    used: dict[Kinds, set[str]] = {"basic": set(), "all": set()}
-    for kinds in KINDS:
-        for seed in range(700 if kinds == "all" else 200):
-            network = random_network(random.Random(seed), kinds=kinds)
-            used[kinds].update(step.op for step in network.steps)
-            used[kinds].update(type(layer).__name__ for layer in network.layers.values())
     plain = {"Conv2d", "ConvTranspose2d", "BatchNorm2d", "BatchNorm1d", "Linear", "Dropout"}
-    assert used["basic"] >= plain
-    assert used["basic"].isdisjoint(BLOCKS)
-    assert used["all"] >= set(STEPS) | plain | BLOCKS
+    wanted: dict[Kinds, set[str]] = {"basic": plain, "all": set(STEPS) | plain | BLOCKS}
+    for kinds, all_kinds in wanted.items():
+        used: set[str] = set()
+        for seed in range(700):
+            network = random_network(random.Random(seed), kinds=kinds)
+            used.update(step.op for step in network.steps)
+            used.update(type(layer).__name__ for layer in network.layers.values())
+            if seed >= 100 and used >= all_kinds:
+                break
+        assert used >= all_kinds
+        assert kinds == "all" or used.isdisjoint(BLOCKS)
 
 
 def test_random_networks_share_parameters_and_layers() -> None:
     tied = called_again = 0
-    for seed in range(300):
+    for seed in range(100):
         network = random_network(random.Random(seed))
         names = len(list(network.named_parameters(remove_duplicate=False)))
         tied += names > len(list(network.parameters()))
         calls = [step.layer for step in network.steps if step.layer in network.layers]
         called_again += len(calls) > len(set(calls))
-    assert tied >= 10
-    assert called_again >= 20
+    assert tied >= 3
+    assert called_again >= 6
 
 
 def test_grouped_convolutions_have_any_number_of_groups() -> None:
+    wanted = {(4, 2), (6, 2), (6, 3), (8, 2), (8, 4), (12, 2), (12, 3), (12, 4), (12, 6)}
     found: set[tuple[int, int]] = set()
     chained = 0
     for seed in range(300):
+        if found >= wanted and chained >= 10:
+            return
         network = random_network(random.Random(seed))
         writers: dict[int, bool] = {}
         count = 1
@@ -180,8 +185,7 @@ def test_grouped_convolutions_have_any_number_of_groups() -> None:
             for _ in step.shapes:
                 writers[count] = grouped
                 count += 1
-    assert found >= {(4, 2), (6, 2), (6, 3), (8, 2), (8, 4), (12, 2), (12, 3), (12, 4), (12, 6)}
-    assert chained >= 10
+    raise AssertionError(f"missing {wanted - found}, or {chained} chains only")
 
 
 # Whoever finds a failure names a seed: what it means must not change with the vocabulary.
@@ -198,7 +202,7 @@ def test_seeds_of_basic_networks_keep_their_meaning(seed: int, known: str) -> No
 
 
 @pytest.mark.parametrize("kinds", KINDS)
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(12))
 def test_fewer_steps_are_a_beginning_of_the_same_program(seed: int, kinds: Kinds) -> None:
     whole = random_network(random.Random(seed), max_ops=14, kinds=kinds)
     part = random_network(random.Random(seed), max_ops=6, kinds=kinds)
@@ -210,7 +214,7 @@ def test_fewer_steps_are_a_beginning_of_the_same_program(seed: int, kinds: Kinds
 
 @pytest.mark.parametrize("per_group", [False, True])
 @pytest.mark.parametrize("side", ["in", "out", "both"])
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_masks_zero_what_they_do_not_keep(seed: int, side: Side, per_group: bool) -> None:
     network = random_network(random.Random(seed))
     before = {name: value.clone() for name, value in network.named_parameters()}

@@ -83,7 +83,7 @@ def test_every_copy_is_explained(resnet18_documents: Documents, with_graph: bool
             assert [tuple(m["reads"]) for m in why["members"]] == [m.reads for m in found.members]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
 def test_sizes_are_those_of_the_models(name: str) -> None:
     """The graph alone says what counting on the models themselves says."""
     inputs = catalogue.example_inputs(name)

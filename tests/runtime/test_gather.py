@@ -47,7 +47,7 @@ def tensors(draw: st.DrawFn, least: int = 0) -> Tensor:
     return x
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(tensors(), st.data())
 def test_gather_is_index_select(x: Tensor, data: st.DataObject) -> None:
     dim = data.draw(st.integers(0, x.dim() - 1))
@@ -57,7 +57,7 @@ def test_gather_is_index_select(x: Tensor, data: st.DataObject) -> None:
     assert torch.equal(gather(x, dim, indices), x.index_select(dim, indices))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(tensors())
 def test_compact_is_the_identity(x: Tensor) -> None:
     y = compact(x)

@@ -36,7 +36,7 @@ DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 @pytest.mark.parametrize(
     "name",
     [
-        *("resnet18", "densenet121", "mobilenet_v3_small", "efficientnet_b0"),
+        *("resnet18", "squeezenet1_1", "mobilenet_v3_small"),
         *("regnet_y_400mf", "shufflenet_v2_x0_5", "googlenet"),
     ],
 )
@@ -50,8 +50,9 @@ def test_networks(name: str, path: Path) -> None:
     assert all(module.training for module in definition.modules())
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("name", TOPOLOGIES)
+@pytest.mark.parametrize(
+    ("name", "training"), [(name, number % 2 == 1) for number, name in enumerate(TOPOLOGIES)]
+)
 def test_topologies(name: str, training: bool, path: Path) -> None:
     """The definition is in the other mode."""
     inputs = example_inputs(name, 2)
@@ -69,14 +70,16 @@ def test_networks_have_what_pruning_adds() -> None:
         inputs = example_inputs(name, 2)
         model = catalogue.randomize(catalogue.build(catalogue.PREFIX + name), 1, inputs)
         kinds.update(type(module) for module in prune(model, inputs).modules())
-    assert {Gather, PlacedSum} <= kinds
+        if {Gather, PlacedSum} <= kinds:
+            return
+    raise AssertionError(kinds)
 
 
 loaded_networks = 0
 
 
 @settings(
-    max_examples=80,
+    max_examples=30,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -101,7 +104,7 @@ def loads(path: Path, drawn: tuple[RandomNetwork, WeightMasks]) -> None:
 
 def test_random_networks(path: Path) -> None:
     loads(path)
-    assert loaded_networks >= 80
+    assert loaded_networks >= 30
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

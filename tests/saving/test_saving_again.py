@@ -117,11 +117,11 @@ def prune_in_place(model: nn.Module, inputs: Inputs, amount: float) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "topology/dense_block", "topology/residual_stage", "topology/unet"]
+    "name", ["topology/dense_block", "topology/residual_stage", "topology/unet"]
 )
 def test_models_pruned_in_place_again_and_again(name: str, path: Path) -> None:
     """Prune, fine-tune, and prune further: every file loads into the original definition."""
-    inputs = images(2, 32 if name == "resnet18" else 8)
+    inputs = images(2, 8)
     model = catalogue.randomize(catalogue.build(name), 1, inputs)
     sizes = [size(model)]
     before: nn.Module = catalogue.build(name, seed=3)
@@ -158,7 +158,7 @@ def pickled(model: nn.Module) -> Any:
     return torch.load(buffer, weights_only=False)
 
 
-@pytest.mark.parametrize("name", TOPOLOGIES)
+@pytest.mark.parametrize("name", list(TOPOLOGIES)[::3])
 def test_topologies_pruned_twice(name: str, path: Path) -> None:
     """With and without what the first pruning added being read by the second."""
     inputs = example_inputs(name, 2)
@@ -308,10 +308,10 @@ def saved_to(model: nn.Module, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["resnet18", "topology/residual_stage", "topology/nested_cat"])
+@pytest.mark.parametrize("name", ["topology/residual_stage", "topology/nested_cat"])
 def test_everything_gathered(name: str, path: Path) -> None:
     """The baseline export: no read that selects channels is a view."""
-    inputs = images(2, 64 if name == "resnet18" else 8)
+    inputs = images(2, 8)
     model = catalogue.randomize(catalogue.build(name), 1, inputs).double()
     inputs = cast(inputs, torch.float64)
     graph = uo.trace(model, inputs)

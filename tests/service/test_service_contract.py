@@ -51,7 +51,7 @@ def schemathesis(server: Server, folder: Path, *options: str, document: str = ""
 
 
 def test_examples_and_random_requests(server: Server, tmp_path: Path) -> None:
-    options = ["--phases", "examples,fuzzing", "--max-examples", "6"]
+    options = ["--phases", "examples,fuzzing", "--max-examples", "4"]
     assert schemathesis(server, tmp_path, *options) == ""
 
 
@@ -61,7 +61,7 @@ def test_corner_cases_of_parameters(server: Server, tmp_path: Path) -> None:
 
 
 def test_sequences_of_requests(server: Server, tmp_path: Path) -> None:
-    options = ["--phases", "stateful", "--max-examples", "5"]
+    options = ["--phases", "stateful", "--max-examples", "3"]
     assert schemathesis(server, tmp_path, *options) == ""
 
 

@@ -30,7 +30,7 @@ def in_blocks(instance: Instance) -> Instance:
     return instance if instance.measure == "blocks" else with_measure(instance, "blocks")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(instances().map(in_blocks))
 def test_blocks_are_minimal(instance: Instance) -> None:
     outcome = solve_blocks(instance, time_limit=60)
@@ -38,7 +38,7 @@ def test_blocks_are_minimal(instance: Instance) -> None:
     assert outcome.objective == outcome.lower_bound == brute_force(instance)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(instances().map(in_blocks), st.randoms(use_true_random=False))
 def test_copies_relax_blocks(instance: Instance, rng: random.Random) -> None:
     """Under any orders, blocks cost at least what the relaxation says."""
@@ -53,7 +53,7 @@ def test_copies_relax_blocks(instance: Instance, rng: random.Random) -> None:
         assert constant + cost(relaxed, orders) == cost(instance, orders)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(instances().map(in_blocks))
 def test_bounds_by_spanning_trees_are_true(instance: Instance) -> None:
     constant = sum(read.weight for read in instance.reads if not read.parts)
@@ -104,7 +104,7 @@ def test_an_interrupt_returns_what_there_is() -> None:
     assert outcome.lower_bound <= solve_blocks(instance, time_limit=60).objective
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(3, 7), st.integers(0, 2**20))
 def test_held_and_karp_are_below_every_tour(size: int, seed: int) -> None:
     points = np.random.default_rng(seed).integers(0, 2, (size, 6)).astype(float)
@@ -118,7 +118,7 @@ def test_held_and_karp_are_below_every_tour(size: int, seed: int) -> None:
     assert bound >= 0.7 * shortest - 1e-9
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 7), st.integers(0, 2**20))
 def test_arrangements_are_allowed_and_have_no_more_runs(size: int, seed: int) -> None:
     rng = random.Random(seed)

@@ -148,8 +148,15 @@ def test_masks_of_another_model_are_refused() -> None:
         uo.constrain(graph, uo.Masks(kept={"other.weight": {0: (0,)}}))
 
 
-@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
-@pytest.mark.parametrize("side", ["input", "output", "both"])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [
+        ("mobilenet_v3_small", "input"),
+        ("squeezenet1_1", "output"),
+        ("mobilenet_v3_small", "both"),
+        ("shufflenet_v2_x0_5", "both"),
+    ],
+)
 def test_a_constrained_export_copies_nothing(name: str, side: Side) -> None:
     model, graph = built(name)
     wanted = uo.choose_masks(model, graph, 0.3, side=side, method="constrained", layers="conv")
@@ -165,8 +172,8 @@ def test_a_constrained_export_copies_nothing(name: str, side: Side) -> None:
     assert report.float64_error < 1e-10
 
 
-@pytest.mark.parametrize("name", TOPOLOGIES)
-def test_every_topology_is_exported_without_copies(name: str) -> None:
+@pytest.mark.parametrize("name", list(TOPOLOGIES)[1::2])
+def test_topologies_are_exported_without_copies(name: str) -> None:
     model = catalogue.randomize(catalogue.build(f"topology/{name}")).double()
     inputs = cast(example_inputs(name), torch.float64)
     graph = uo.trace(model, inputs)
@@ -183,7 +190,7 @@ def test_every_topology_is_exported_without_copies(name: str) -> None:
 
 
 @given(network_and_masks(kinds="basic"), st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_constrained_exports_are_lossless_and_copy_nothing(
     case: tuple[RandomNetwork, WeightMasks], biases: bool
 ) -> None:

@@ -93,7 +93,7 @@ def heavy(instance: Instance, rng: random.Random) -> Instance:
     return replace(instance, reads=tuple(reads))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**20), st.sampled_from(MEASURES))
 def test_bounds_are_true_under_heavy_weights(seed: int, measure: Measure) -> None:
     """CP-SAT tells some bounds as floating-point numbers, which end at 53 bits."""
@@ -106,7 +106,7 @@ def test_bounds_are_true_under_heavy_weights(seed: int, measure: Measure) -> Non
     assert outcome.optimal or total > 2**40
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**20), st.sampled_from(MEASURES))
 def test_tight_instances(seed: int, measure: Measure) -> None:
     """Read by read over-constrained, where the bound has to be worked for."""
@@ -136,7 +136,7 @@ def test_a_space_that_is_read_twice_in_a_row() -> None:
     assert outcome.objective == outcome.lower_bound == 5
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(instances(), st.randoms(use_true_random=False))
 def test_the_model_allows_a_form_of_every_order(problem: Instance, rng: random.Random) -> None:
     """What is left out as symmetric costs the same as something left in: the start is kept."""

@@ -40,7 +40,7 @@ def exclude_each_other(instance: Instance, demands: tuple[int, ...]) -> bool:
     return brute_force(together) == 1
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(instances())
 def test_conflicts_are_conflicts_and_minimal(instance: Instance) -> None:
     """Trying all orders confirms it."""
@@ -154,7 +154,7 @@ def test_solving_in_a_thread() -> None:
     assert outcomes[0].optimal
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(instances(), st.data())
 def test_wishes_come_second(instance: Instance, data: st.DataObject) -> None:
     """Counted a million million times less than reads, they leave the reads' cost alone."""

@@ -17,7 +17,7 @@ from upscale_opt.solver.problem.pqtree import End, PQTree
 ENDS: dict[str, list[int | End]] = {"interval": [], "prefix": [End.LEFT], "suffix": [End.RIGHT]}
 
 
-@pytest.fixture(scope="module", params=["resnet18", "densenet121", "mobilenet_v2"])
+@pytest.fixture(scope="module", params=["resnet18", "densenet121"])
 def documents(request: pytest.FixtureRequest) -> Documents:
     return documents_of(request.param, 0.5)
 

@@ -44,7 +44,7 @@ COMMAND = BENCHMARKS / "greedy_vs_upscale.py"
 # The heuristic.
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(instances(sets=12, channels=16))
 def test_outcomes_are_valid_and_always_the_same(instance: Instance) -> None:
     outcome = solve_greedy(instance)
@@ -191,13 +191,14 @@ def test_spaces_twice_in_one_memory_and_fixed_ones() -> None:
 
 UPSCALE = {
     "resnet18": (256, 256),
-    "resnet50": (3584, 3584),
     "squeezenet1_1": (0, 0),
     "densenet121": (16176, 15632),
     "mobilenet_v2": (208, 208),
-    "efficientnet_b0": (288, 288),
 }
-"""What UPSCALE gathers of half of all convolutions' input channels, and the optimum there."""
+"""What UPSCALE gathers of half of all convolutions' input channels, and the optimum there.
+
+``benchmarks/greedy_vs_upscale.py`` has more, beside UPSCALE itself.
+"""
 
 
 @pytest.mark.parametrize("name", UPSCALE)
@@ -229,7 +230,7 @@ def test_only_consumers_select() -> None:
 
 
 @settings(
-    max_examples=100,
+    max_examples=30,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],

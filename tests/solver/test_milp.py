@@ -70,7 +70,7 @@ def run(master: PulpMaster | Master, time_limit: float = 600) -> Relaxed:
 
 
 @settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -83,7 +83,7 @@ def test_tight_instances(process: MilpProcess, seed: int) -> None:
 
 
 @settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
@@ -98,7 +98,7 @@ def test_bounds_are_true_under_heavy_weights(process: MilpProcess, seed: int) ->
 
 
 @settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

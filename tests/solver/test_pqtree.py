@@ -75,13 +75,13 @@ def leaves(node: Node) -> Iterator[tuple[int, ...]]:
             yield tuple(itertools.chain(*choice))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(families(ends=False))
 def test_six_elements(family: list[frozenset[Member]]) -> None:
     check_incrementally(6, family, ends=False)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(families(ends=True))
 def test_six_elements_between_sentinels(family: list[frozenset[Member]]) -> None:
     check_incrementally(6, family, ends=True)

@@ -17,7 +17,7 @@ from upscale_opt.solver.problem.instance import Case, Group, Instance, Proof
 from upscale_opt.solver.problem.proof import complete, false_group, proven_bound
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(instances())
 def test_small_problems_are_proven_without_the_solvers_word(instance: Instance) -> None:
     instance, _ = terms_of_proof(instance)
@@ -61,7 +61,7 @@ def any_proof(rng: random.Random, instance: Instance) -> Proof:
     return Proof(tuple(groups), tuple(cases))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(instances(), st.integers(0, 2**20))
 def test_no_proof_shows_more_than_the_truth(instance: Instance, seed: int) -> None:
     instance, _ = terms_of_proof(instance)
@@ -69,7 +69,7 @@ def test_no_proof_shows_more_than_the_truth(instance: Instance, seed: int) -> No
     assert proven_bound(instance, proof) <= brute_force(instance)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(instances(), st.integers(0, 2**20), st.data())
 def test_proofs_that_leave_out_a_case_show_nothing_false(
     instance: Instance, seed: int, data: st.DataObject

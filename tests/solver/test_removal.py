@@ -72,9 +72,15 @@ def assert_counts(report: Removal, model: nn.Module, pruned: nn.Module) -> None:
 # Counts.
 
 
-@pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize(
-    "name", ["densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5", "regnet_y_400mf"]
+    ("name", "side"),
+    [
+        ("squeezenet1_1", "out"),
+        ("mobilenet_v3_small", "in"),
+        ("mobilenet_v3_small", "both"),
+        ("shufflenet_v2_x0_5", "both"),
+        ("regnet_y_400mf", "out"),
+    ],
 )
 def test_counts_are_those_of_the_export(name: str, side: Side) -> None:
     inputs = images(2, 64)
@@ -88,15 +94,15 @@ def test_counts_are_those_of_the_export(name: str, side: Side) -> None:
     assert_counts(report, model, pruned)
 
 
-@pytest.mark.parametrize("name", list(TOPOLOGIES))
-def test_counts_for_topologies(name: str) -> None:
+@pytest.mark.parametrize(("number", "name"), list(enumerate(TOPOLOGIES)))
+def test_counts_for_topologies(number: int, name: str) -> None:
     inputs = catalogue.example_inputs(f"topology/{name}", 2)
-    for number, side in enumerate(SIDES):
-        model = catalogue.randomize(catalogue.build(f"topology/{name}"), 1, inputs)
-        masks = random_weight_masks(model, random.Random(number), side)
-        apply_weight_masks(model, masks, biases=side == "both")
-        report, pruned = exported(model, inputs)
-        assert_zeros_listed(report, pruned)
+    side = SIDES[number % 3]
+    model = catalogue.randomize(catalogue.build(f"topology/{name}"), 1, inputs)
+    masks = random_weight_masks(model, random.Random(number % 3), side)
+    apply_weight_masks(model, masks, biases=side == "both")
+    report, pruned = exported(model, inputs)
+    assert_zeros_listed(report, pruned)
 
 
 def assert_zeros_listed(report: Removal, pruned: nn.Module) -> None:
@@ -114,7 +120,7 @@ def assert_zeros_listed(report: Removal, pruned: nn.Module) -> None:
         assert all(stays.cause != "stored" for a in one.axes for stays in a.left), one
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(drawn=network_and_masks())
 def test_counts_for_random_networks(drawn: tuple[RandomNetwork, WeightMasks]) -> None:
     network, masks = drawn

@@ -44,7 +44,7 @@ def assert_stored(graph: ChannelGraph, masks: Masks, selection: Selection) -> No
             assert sets.wants[edge] <= segments.stored[name], edge
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(network_and_masks(max_ops=12))
 def test_all_that_is_read_is_stored(drawn: tuple[RandomNetwork, WeightMasks]) -> None:
     model, masks = drawn
@@ -54,7 +54,7 @@ def test_all_that_is_read_is_stored(drawn: tuple[RandomNetwork, WeightMasks]) ->
         assert_stored(graph, uo.masks_of(model, graph), rules)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(SEEDS)
 def test_all_that_is_read_of_parts_is_stored(seed: int) -> None:
     """Splits whose parts go different ways, one behind the other, with zeros on both sides."""

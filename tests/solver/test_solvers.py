@@ -30,7 +30,7 @@ from upscale_opt.solver.problem.instance import (
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(instances())
 def test_all_solvers_beside_brute_force(instance: Instance) -> None:
     optimum = brute_force(instance)
@@ -50,7 +50,7 @@ def test_identity_keeps_the_order(instance: Instance) -> None:
     assert solve_identity(instance).orders == identity_orders(instance.spaces)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(instances(), st.sampled_from([0.0, 0.001, 0.01]))
 def test_bounds_are_true_when_time_is_short(instance: Instance, time_limit: float) -> None:
     optimum = brute_force(instance)
@@ -60,7 +60,7 @@ def test_bounds_are_true_when_time_is_short(instance: Instance, time_limit: floa
         assert outcome.lower_bound <= optimum <= outcome.objective, solver
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(instances(), st.integers(0, 100))
 def test_the_same_seed_gives_the_same_outcome(instance: Instance, seed: int) -> None:
     for solver in solvers_for(instance):

@@ -119,7 +119,7 @@ def cost_by_text(instance: Instance, orders: Orders) -> int:
     return total
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(instances(), st.randoms(use_true_random=False))
 def test_cost_by_another_definition(instance: Instance, rng: random.Random) -> None:
     orders = tuple(
@@ -129,14 +129,14 @@ def test_cost_by_another_definition(instance: Instance, rng: random.Random) -> N
     assert cost(instance, orders) == cost_by_text(instance, orders)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(instances())
 def test_brute_force_knows_windows(instance: Instance) -> None:
     least = min(cost_by_text(instance, orders) for orders in all_orders(instance, 1000))
     assert brute_force(instance) == least
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(instances())
 def test_solvers_are_not_too_good_to_be_true(instance: Instance) -> None:
     """Never below the optimum, no bound above it, and proven where it is so small."""

@@ -56,8 +56,9 @@ class Documents:
     solution: uo.Solution
 
 
+@cache
 def documents_of(name: str, amount: float, side: Side = "input") -> Documents:
-    """Mask a network of the catalogue by magnitude, and solve it."""
+    """Mask a network of the catalogue by magnitude, and solve it. Not to be changed."""
     model, graph = built(name)
     masked = copy.deepcopy(model)
     uo.apply_masks(masked, graph, uo.choose_masks(masked, graph, amount, side=side))

@@ -82,25 +82,25 @@ class Flip(torch.autograd.Function):
 def assert_exports(
     make: Callable[[], nn.Module], inputs: Inputs = IMAGES, *, smaller: bool = True
 ) -> None:
-    """For two masks: smaller, and right at the first call and at later ones."""
-    for seed in range(2):
-        torch.manual_seed(seed)
-        masked, pruned = exported(make().double().eval(), inputs, seed)
-        for again in range(3):
-            torch.manual_seed(again)
-            want = call(masked, inputs)
-            torch.manual_seed(again)
-            assert deviation(want, call(pruned, inputs)) < 1e-10
-        assert not smaller or size(pruned) < size(masked)
+    """Smaller, and right at the first call and at later ones."""
+    torch.manual_seed(0)
+    masked, pruned = exported(make().double().eval(), inputs)
+    for again in range(3):
+        torch.manual_seed(again)
+        want = call(masked, inputs)
+        torch.manual_seed(again)
+        assert deviation(want, call(pruned, inputs)) < 1e-10
+    assert not smaller or size(pruned) < size(masked)
 
 
 def assert_exports_or_refuses(make: Callable[[], nn.Module], inputs: Inputs, reason: str) -> None:
     """Right, or refused in words that hold ``reason``."""
-    refusal = refused(make, inputs)
-    if refusal is None:
+    refusal = ""
+    try:
         assert_exports(make, inputs, smaller=False)
-    else:
-        assert reason in refusal
+    except uo.UpscaleError as error:
+        refusal = str(error)
+    assert not refusal or reason in refusal
 
 
 def refused(make: Callable[[], nn.Module], inputs: Inputs = IMAGES) -> str | None:

@@ -259,7 +259,7 @@ def test_two_parameters_on_one_storage_are_lossless() -> None:
     assert pruned.report.float64_error < EXACT
 
 
-@pytest.mark.parametrize("name", ["swin_t", "vit_b_16", "shufflenet_v2_x0_5", "googlenet"])
+@pytest.mark.parametrize("name", ["swin_t", "googlenet"])
 def test_networks_beyond_the_list_are_traced(name: str) -> None:
     model = catalogue.build(name)
     graph = uo.trace(model, torch.zeros(1, 3, 224, 224))
