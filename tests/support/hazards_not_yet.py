@@ -34,12 +34,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "without gradients",
     ),
     "X": ("an object",),
-    "arguments not given": (
-        "called input and device",
-        "called like modules",
-        "called me and torch",
-        "called me and torch, given",
-    ),
     "autocast, verified": (
         "a float head",
         "a part",

@@ -18,6 +18,7 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.materializing.marks import MARK, mark_of
 from upscale_opt.materializing.origin import Origin, Stage
 from upscale_opt.runtime.indices import Indexed, another_pruning
+from upscale_opt.runtime.signature import name_parameters
 
 _HOOKS = (
     "_forward_hooks",
@@ -153,6 +154,7 @@ def _restore(
 ) -> PrunedModule:
     body: dict[str, Any] = arguments[0]
     plain = rebuild(*arguments)
+    name_parameters(plain.graph)
     module = _kind(original)(plain, plain.graph)
     _rename(module, name)
     module.training = body["training"]

@@ -25,6 +25,7 @@ from upscale_opt.materializing.state import State
 from upscale_opt.runtime.gather import compact
 from upscale_opt.runtime.modules import OURS
 from upscale_opt.runtime.required_inputs import require_inputs
+from upscale_opt.runtime.signature import name_parameters
 from upscale_opt.tracing.program import Program
 
 
@@ -138,6 +139,7 @@ def _drop_unused(state: State) -> None:
 
 def _module(state: State) -> PrunedModule:
     """The finished program with its modules, in the modes and with the hooks of the original."""
+    name_parameters(state.new)
     pruned = PrunedModule(state.root, state.new)
     originals = dict(state.model.named_modules(remove_duplicate=False))
     for name, module in pruned.named_modules():

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
 from upscale_opt.runtime.required_inputs import Wanted
+from upscale_opt.tracing.entering import enter
 from upscale_opt.tracing.guards import Check, checks_within
 from upscale_opt.tracing.record import as_it_was
 from upscale_opt.tracing.rules import kept_as_calls
@@ -74,11 +75,10 @@ def capture(
             "a TorchScript model cannot be traced; trace the Python model that it was made from"
         )
     _refuse_wrapped(model)
-    taken = _TAKEN.intersection(inspect.signature(model.forward).parameters)
-    if taken:
+    if "self" in inspect.signature(model.forward).parameters:
         raise TraceError(
-            f"an argument of the model is called {min(taken)!r}, as what its program is written "
-            "with; call it something else"
+            "an argument of the model is called 'self', as the pruned model itself in its program; "
+            "call it something else"
         )
     before = _numbers_drawn()
     captured = by_fx(model, args, kwargs) if kind == "fx" else _by_export(model, args, kwargs)
@@ -92,10 +92,6 @@ def _numbers_drawn() -> Any:
     """The states of the random numbers of Python and NumPy."""
     arrays: Any = np.random.get_state()
     return random.getstate(), arrays[1].tolist(), arrays[2]
-
-
-_TAKEN = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"}
-"""Names that the code of :mod:`torch.fx` uses for other things."""
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -252,14 +248,12 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         raise TraceError("torch.export: the program uses attributes that are not tensors")
     named = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     constants = {name: value for name, value in tensors.items() if name not in named}
-    places = tuple(node for node in graph.nodes if node.op == "placeholder")
+    places = [node for node in graph.nodes if node.op == "placeholder"]
     wanted = _wanted({node.name: node.meta.get("val") for node in places}, guarded)
-    checks = [Check(places, tuple(node.name for node in places), wanted)] if places else []
-    flat, _ = pytree.tree_flatten((args, dict(kwargs)))
-    if len(flat) != len(places):
-        raise TraceError("torch.export: the program takes other inputs than the model")
-    given = dict(zip(places, flat, strict=True))
-    return Captured("export", graph, {}, tensors, constants, checks, given)
+    signature = inspect.signature(model.forward)
+    by_place = dict(zip(places, wanted, strict=True))
+    given, check = enter(graph, signature, (args, dict(kwargs)), by_place)
+    return Captured("export", graph, {}, tensors, constants, [check] if given else [], given)
 
 
 def _guarded(program: torch.export.ExportedProgram) -> set[str]:

@@ -18,8 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from upscale_opt.errors import TraceError
-from upscale_opt.runtime.required_inputs import DEFAULT
-from upscale_opt.tracing.guards import default_of, only_scales, wanted_of
+from upscale_opt.tracing.guards import MANY, only_scales, stand_in, wanted_of
 from upscale_opt.tracing.rules import find_rule
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
 
@@ -96,9 +95,6 @@ for _name in [
     setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
 
 
-_MANY = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
-
-
 class Tracer(fx.Tracer):
     """Keeps as leaves: torch's modules, hooked ones, those with rules or that ask for the mode.
 
@@ -173,16 +169,12 @@ class Tracer(fx.Tracer):
 
     def _place(self, name: str, parameter: inspect.Parameter) -> fx.Node:
         """The node that stands for an argument; its default is what code can spell of it."""
-        lacks = parameter.default is parameter.empty
-        # What follows a parameter with a default must have one, too.
-        spelled = DEFAULT if lacks else default_of(parameter.default)
-        lacks &= parameter.kind is not parameter.KEYWORD_ONLY
-        many = _MANY.get(parameter.kind.name, "")
-        return self.create_node("placeholder", many + name, () if lacks else (spelled,), {})
+        target, default = stand_in(name, parameter)
+        return self.create_node("placeholder", target, default, {})
 
     def _enter(self, name: str, node: fx.Node, parameter: inspect.Parameter) -> Any:
         """The arguments of a call of the model."""
-        many = _MANY.get(parameter.kind.name)
+        many = MANY.get(parameter.kind.name)
         left_out = name not in self._bound.arguments and many is None
         if left_out:
             value = node.args[0]
