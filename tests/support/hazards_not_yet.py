@@ -71,10 +71,5 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "of the result",
         "one is left, in place",
     ),
-    "wrappings": (
-        "l1_unstructured",
-        "ln_structured",
-        "the old weight_norm",
-    ),
 }
 """Kind → its variants. An empty table is the aim."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from upscale_opt.masking.slices import sliced
 from upscale_opt.materializing.state import State
 from upscale_opt.materializing.used import registered
 from upscale_opt.tracing.claims import resize
+from upscale_opt.tracing.copying import copied
 
 
 def fill_root(state: State) -> None:
@@ -28,7 +28,7 @@ def fill_root(state: State) -> None:
         target = str(node.target)
         if node.op == "call_module" and target in captured.modules:
             try:
-                module = copy.deepcopy(captured.modules[target], memo)
+                module = copied(captured.modules[target], memo)
             except RuntimeError as error:
                 raise MaterializeError(f"module {target!r} cannot be copied: {error}") from error
             _fit_sizes(module, state.groups.get(target))
@@ -36,7 +36,7 @@ def fill_root(state: State) -> None:
                 resize(module, *state.sizes[target])
             _attach(root, target, module)
         elif node.op == "get_attr":
-            value = copy.deepcopy(captured.tensors[target], memo)
+            value = copied(captured.tensors[target], memo)
             _attach(root, target, value, persistent=target not in transient)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 from torch import nn
@@ -18,11 +17,13 @@ from upscale_opt.masking.segments import Layers, Method, Side
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.pruning.notes import notes_of
+from upscale_opt.pruning.wrappings import few, make_permanent, masked_by_torch
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.options import SolveFields, SolveOptions
 from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing import trace
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying.verify import VerificationReport, verify
 
@@ -115,7 +116,9 @@ def prune(
     options = SolveOptions.of(options, **fields)
     tell: Listener = progress or (lambda event: None)
     own_zeros = amount is None and masks is None and method == "unconstrained"
-    masked = model if own_zeros else copy.deepcopy(model)
+    masks_before = masked_by_torch(model)
+    masked = model if own_zeros and not masks_before else copied(model)
+    make_permanent(masked)
     tell(Progress("trace"))
     graph = trace(masked, inputs)
     tell(Progress("mask"))
@@ -145,5 +148,10 @@ def prune(
         tell(Progress("verify"))
         report = verify(masked, pruned, inputs)
     notes = notes_of(masked, pruned, graph, found, solution)
+    if masks_before:
+        notes += (
+            f"the masks that torch.nn.utils.prune holds in {few(masks_before)} were made permanent "
+            "in the pruned copy, as torch.nn.utils.prune.remove does",
+        )
     notes += () if report is None else report.notes
     return Pruned(pruned, masked, graph, found, solution, report, notes)

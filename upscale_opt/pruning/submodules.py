@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from upscale_opt.solver.api import solve
 from upscale_opt.solver.options import SolveFields, SolveOptions
 from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing import trace
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs, require_model
 
 _Choose = Callable[[nn.Module, ChannelGraph], Masks]
@@ -161,7 +161,7 @@ def prune_submodules(
     choose: _Choose | None = None
     if amount is not None:
         choose = partial(choose_masks, amount=amount, criterion=criterion, side=side, layers=layers)
-    masked = model if amount is None else copy.deepcopy(model)
+    masked = model if amount is None else copied(model)
     tell(Progress("run"))
     calls = record_calls(masked, inputs)
     whole: dict[str, str] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from itertools import zip_longest
 from pathlib import Path
@@ -20,6 +19,7 @@ from upscale_opt.materializing.used import kind_of, registered, tensors_of
 from upscale_opt.saving.file import Contents, Manifest, unpack
 from upscale_opt.saving.module_settings import difference
 from upscale_opt.solver.checking.check import damage
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.running import run_as
@@ -72,7 +72,7 @@ def _rebuilt(definition: nn.Module, contents: Contents) -> PrunedModule:
     stages = (*manifest.earlier, Stage(solution=contents.solution, origin=manifest.origin))
     known = stages_of(definition)
     done = len(known) if known == stages[: len(known)] and len(known) < len(stages) else 0
-    blank = copy.deepcopy(definition)
+    blank = copied(definition)
     _leave_meta(blank)
     for stage in stages[done:]:
         _dress(blank, stage.origin)

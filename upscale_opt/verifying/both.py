@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import nn
 
 from upscale_opt.errors import VerificationError
 from upscale_opt.ir.solution import Solution
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs, dtype_name
 from upscale_opt.verifying.deviation import EXACT, Apart, allowed, largest
 from upscale_opt.verifying.noise import Run, explained, noise_of
@@ -146,7 +146,7 @@ class Both:
         return wanted, own
 
     def _run(self, model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> _Ran:
-        runner = copy.deepcopy(model).to(dtype).eval()
+        runner = copied(model).to(dtype).eval()
         before = {name: buffer.clone() for name, buffer in runner.named_buffers()}
         try:
             outputs = outputs_of(runner, inputs, dtype)
