@@ -23,7 +23,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "a slice object",
     ),
     "G": ("plus, float",),
-    "K": ("a buffer in place",),
     "Q": (
         "an attribute",
         "another method",

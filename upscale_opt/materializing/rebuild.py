@@ -9,7 +9,7 @@ import copy
 from keyword import iskeyword
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir import graph as ir
@@ -92,7 +92,11 @@ _TAKEN = {"meta", *dir(PrunedModule)} - set(dir(nn.Module))
 def _write_calls(state: State) -> None:
     old = state.program.captured.graph
     for node in old.nodes:
-        state.env[node] = emit(state, node)
+        state.env[node] = call = emit(state, node)
+        named = getattr(node.target, "__module__", "") == "_operator"
+        if node in state.program.effects and named and isinstance(call, fx.Node):
+            # A method: pickled code would have x + y for x += y, and so update no buffer.
+            call.op, call.target = "call_method", f"__{call.target.__name__}__"  # type: ignore[union-attr]
     state.new.set_codegen(copy.deepcopy(old._codegen))
 
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.solution import Read, Solution
 from upscale_opt.materializing.used import kind_of, registered
+from upscale_opt.runtime.signature import Rereader
 from upscale_opt.tracing.claims import Resize, Sizes
 from upscale_opt.tracing.program import Program
 
@@ -75,7 +76,7 @@ class State:
         for read in solution.reads:
             table = self.places if read.kind == "place" else self.selects
             table[read.op, read.operand] = read
-        self.new = fx.Graph()
+        self.new = fx.Graph(tracer_cls=Rereader)
         self.root = nn.Module()
         self.env: dict[fx.Node, Any] = {}
         self.computed: set[fx.Node] = set()

@@ -55,6 +55,12 @@ class Signature(_PyTreeCodeGen):
     process_inputs = CodeGen.process_inputs
 
 
+class Rereader(fx.Tracer):
+    """Reads a program again from its code, as pickles of it are."""
+
+    proxy_buffer_attributes = True  # else updates of buffers would run now, and never again
+
+
 def results_of(graph: fx.Graph) -> pytree.TreeSpec | None:
     """The structure of what a program returns, if its output lists the leaves only."""
     return getattr(getattr(graph._codegen, "pytree_info", None), "out_spec", None)

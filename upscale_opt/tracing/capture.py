@@ -23,7 +23,14 @@ from upscale_opt.tracing.entering import enter
 from upscale_opt.tracing.guards import Check, checks_within
 from upscale_opt.tracing.record import as_it_was
 from upscale_opt.tracing.rules import kept_as_calls
-from upscale_opt.tracing.symbolic import Tracer, Watch, called_of, holds_others, modes_asked
+from upscale_opt.tracing.symbolic import (
+    Tracer,
+    Watch,
+    called_of,
+    holds_others,
+    modes_asked,
+    updates_in_place,
+)
 from upscale_opt.tracing.unchanged import Snapshot, composed_attention, unchanged
 
 Capture = Literal["fx", "export"]
@@ -151,7 +158,7 @@ def by_fx(
     watch = Watch(model)
     with unchanged(model) as snapshot, kept_as_calls(), composed_attention():
         try:
-            with watch, modes_asked() as asked:
+            with watch, updates_in_place(model), modes_asked() as asked:
                 graph = tracer.trace(model)
         except Exception as error:
             raise TraceError(f"torch.fx: {_line(error)}") from error
@@ -199,7 +206,8 @@ def _differs_by_mode(
         for module in model.modules():
             module.training = not module.training
         try:
-            other = tracer.trace(model)
+            with updates_in_place(model):
+                other = tracer.trace(model)
         except Exception:  # of any kind, as any code may run there
             return True
     tracer.tidy()

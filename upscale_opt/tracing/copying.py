@@ -21,7 +21,7 @@ def copied(thing: T, memo: dict[int, Any] | None = None) -> T:
         thing: the model.
         memo: copies to use, as for :func:`copy.deepcopy`.
     """
-    with _Computed():  # type: ignore[no-untyped-call]
+    with _Computed():
         return copy.deepcopy(thing, memo)
 
 

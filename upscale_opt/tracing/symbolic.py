@@ -77,22 +77,15 @@ def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-for _name in [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-]:
-    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+_ASSIGNING = [
+    *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"),
+    *("iand", "ior", "ixor", "ilshift", "irshift"),
+]
+for _name in _ASSIGNING:
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+_IN_PLACE = {name for name in _ASSIGNING if hasattr(torch.Tensor, f"__{name}__")}
+"""The operators ``x += y`` and so on that modify tensors, where others make new ones."""
 
 
 class Tracer(fx.Tracer):
@@ -317,6 +310,40 @@ def modes_asked() -> Iterator[list[nn.Module]]:
         yield asked
     finally:
         del nn.Module.training
+
+
+@contextmanager
+def updates_in_place(model: nn.Module) -> Iterator[None]:
+    """Let code say ``self.count += 1`` of a buffer, which assigns what was modified in place."""
+    names = {id(module): name for name, module in model.named_modules()}
+    assign: Any = nn.Module.__setattr__
+
+    def assigned(module: nn.Module, name: str, value: Any) -> None:
+        if isinstance(value, fx.Proxy) and name in module._buffers and id(module) in names:
+            own = f"{names[id(module)]}.{name}".lstrip(".")
+            if _modified(value.node) == own:
+                return
+        assign(module, name, value)
+
+    nn.Module.__setattr__ = assigned  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.__setattr__ = assign  # type: ignore[method-assign]
+
+
+def _modified(node: fx.Node) -> str | None:
+    """The attribute that a call returns, modified in place; ``None`` if it is something new."""
+    while node.op in ("call_function", "call_method"):
+        name = str(getattr(node.target, "__name__", node.target))
+        if node.op == "call_function":
+            in_place = node.target is getattr(operator, name, None) and name in _IN_PLACE
+        else:
+            in_place = name.endswith("_") and not name.endswith("__")
+        if not in_place or not isinstance(node.args[0], fx.Node):
+            return None
+        node = node.args[0]
+    return str(node.target) if node.op == "get_attr" else None
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
