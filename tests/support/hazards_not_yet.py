@@ -27,7 +27,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "an attribute",
         "another method",
     ),
-    "R": ("to_empty",),
     "S": (
         "detached chunks",
         "without gradients",
@@ -37,17 +36,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "a float head",
         "a part",
         "off",
-    ),
-    "names": (
-        "carry",
-        "class",
-        "code",
-        "earlier",
-        "graph",
-        "meta",
-        "named",
-        "origin",
-        "solution",
     ),
     "nothing": (
         "a gelu",

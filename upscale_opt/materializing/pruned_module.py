@@ -6,6 +6,8 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
 from functools import cache
 from typing import Any
 
@@ -16,6 +18,7 @@ from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.base import Document
 from upscale_opt.ir.solution import Solution
 from upscale_opt.materializing.marks import MARK, mark_of
+from upscale_opt.materializing.names import MAKING, taken
 from upscale_opt.materializing.origin import Origin, Stage
 from upscale_opt.runtime.indices import Indexed, another_pruning
 from upscale_opt.runtime.signature import name_parameters
@@ -30,6 +33,50 @@ _HOOKS = (
 _TREE = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 
 
+@dataclass
+class Making:
+    """The way in which a pruned model was made.
+
+    Attributes:
+        solution: what it was made by.
+        origin: what it was made of, and how.
+        earlier: the prunings before that, if it was made of a pruned model.
+        named: the original's modules and tensors that its program named.
+        renamed: the old names of its modules and tensors, by the new ones, where they differ.
+        fixed_mode: the mode that its program was captured in, if it is another in the other.
+    """
+
+    solution: Solution | None = None
+    origin: Origin | None = None
+    earlier: tuple[Stage, ...] = ()
+    named: frozenset[str] = frozenset()
+    renamed: dict[str, str] = field(default_factory=dict)
+    fixed_mode: bool | None = None
+
+    @property
+    def solutions(self) -> list[Solution]:
+        """Of all prunings, the first one first."""
+        last = () if self.solution is None else (self.solution,)
+        return [*(stage.solution for stage in self.earlier), *last]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Making:
+        return replace_fields(self)  # documents are frozen, and a solution may be large
+
+
+_SHOWN = ("solution", "origin", "earlier")
+
+
+def making_of(model: object) -> Making:
+    """The way in which a model was made; an empty one of those that are not pruned."""
+    found = vars(model).get(MAKING) if isinstance(model, PrunedModule) else None
+    return found if isinstance(found, Making) else Making()
+
+
+def remember(pruned: PrunedModule, making: Making) -> None:
+    """Say in which way a model was made."""
+    vars(pruned)[MAKING] = making
+
+
 class PrunedModule(fx.GraphModule):
     """A ``GraphModule`` that in copies and on disk keeps what a plain one loses.
 
@@ -37,23 +84,28 @@ class PrunedModule(fx.GraphModule):
     attributes, and the class of the original model, if it has taken that one's place.
 
     Attributes:
-        solution: what it was made by.
+        solution: what it was made by; unless the original has something called so, as for the
+            other two.
         origin: what it was made of, and how.
         earlier: the prunings before that, if it was made of a pruned model.
-        named: the original's modules and tensors that its program named.
     """
 
-    solution: Solution | None = None
-    origin: Origin | None = None
-    earlier: tuple[Stage, ...] = ()
-    named: frozenset[str] = frozenset()
-    _fixed_mode: bool | None = None
-    """The mode that its program was captured in, if it is another in the other."""
+    solution: Solution | None
+    origin: Origin | None
+    earlier: tuple[Stage, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not among the original's attributes."""
+        making = vars(self).get(MAKING) if name in _SHOWN else None
+        if making is None or any(name in vars(self)[table] for table in _TREE):
+            return super().__getattr__(name)
+        return getattr(making, name)
 
     def train(self, mode: bool = True) -> PrunedModule:
         """Set the mode, and say so if the program does not follow it."""
-        if self._fixed_mode is not None and mode is not self._fixed_mode:
-            was, now = ("train", "eval") if self._fixed_mode else ("eval", "train")
+        fixed = making_of(self).fixed_mode
+        if fixed is not None and mode is not fixed:
+            was, now = ("train", "eval") if fixed else ("eval", "train")
             warnings.warn(
                 f"the code of {type(self).__name__} asks for its mode (as functional dropout "
                 f"does), and was pruned as it is in {was} mode; it stays so in {now} mode. "
@@ -63,18 +115,11 @@ class PrunedModule(fx.GraphModule):
         super().train(mode)
         return self
 
-    def carry(self, source: nn.Module, name: str) -> None:
-        """Take over the mode and the forward hooks of ``source``, and call the class ``name``."""
-        _rename(self, name)
-        self.training = source.training
-        for table in _HOOKS:
-            getattr(self, table).update(getattr(source, table))
-
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        mark = mark_of(self._solutions())
+        mark = mark_of(making_of(self).solutions)
         if mark is not None:
             destination[prefix + MARK] = torch.tensor(mark, dtype=torch.uint8)
 
@@ -90,7 +135,7 @@ class PrunedModule(fx.GraphModule):
     ) -> None:
         given = state_dict.pop(prefix + MARK, None)
         known = isinstance(given, torch.Tensor) and not given.is_meta
-        if known and given.flatten().tolist() != mark_of(self._solutions()):
+        if known and given.flatten().tolist() != mark_of(making_of(self).solutions):
             error_msgs.append(another_pruning(prefix + MARK))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -112,11 +157,6 @@ class PrunedModule(fx.GraphModule):
             )
         super().__setattr__(name, value)
 
-    def _solutions(self) -> list[Solution]:
-        """Of all prunings, the first one first."""
-        last = () if self.solution is None else (self.solution,)
-        return [*(stage.solution for stage in self.earlier), *last]
-
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
         copied = super().__deepcopy__(memo)
         assert isinstance(copied, PrunedModule)
@@ -125,28 +165,39 @@ class PrunedModule(fx.GraphModule):
             # Documents are frozen, and a solution may be large.
             return value if isinstance(value, Document) else copy.deepcopy(value, memo)
 
-        return copied._complete(self, copied_value)
+        return _complete(copied, self, copied_value)
 
     def __copy__(self) -> PrunedModule:
         plain = fx.GraphModule(self, self.graph)
         copied = _kind(_original_class(type(self)))(plain, plain.graph)
-        return copied._complete(
-            self, lambda value: copy.copy(value) if isinstance(value, dict) else value
+        return _complete(
+            copied, self, lambda value: copy.copy(value) if isinstance(value, dict) else value
         )
-
-    def _complete(self, source: PrunedModule, copied: Callable[[Any], Any]) -> PrunedModule:
-        """Take over what a plain copy of ``source`` lacks."""
-        self.carry(source, type(source).__name__)
-        # A GraphModule makes up plain modules between itself and its leaves.
-        for table in (*_TREE, "meta"):
-            self.__dict__[table] = copied(source.__dict__[table])
-        for name in source.__dict__.keys() - self.__dict__.keys():
-            self.__dict__[name] = copied(source.__dict__[name])
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild, arguments = super().__reduce__()[:2]
         return _restore, (rebuild, arguments, type(self).__name__, _original_class(type(self)))
+
+
+def carry(pruned: PrunedModule, source: nn.Module, name: str) -> None:
+    """Take over the mode and the forward hooks of ``source``, and call the class ``name``."""
+    _rename(pruned, name)
+    pruned.training = source.training
+    for table in _HOOKS:
+        getattr(pruned, table).update(getattr(source, table))
+
+
+def _complete(
+    made: PrunedModule, source: PrunedModule, copied: Callable[[Any], Any]
+) -> PrunedModule:
+    """Take over what a plain copy of ``source`` lacks."""
+    carry(made, source, type(source).__name__)
+    # A GraphModule makes up plain modules between itself and its leaves.
+    for table in (*_TREE, "meta"):
+        made.__dict__[table] = copied(source.__dict__[table])
+    for name in source.__dict__.keys() - made.__dict__.keys():
+        made.__dict__[name] = copied(source.__dict__[name])
+    return made
 
 
 def _restore(
@@ -175,12 +226,17 @@ def replace(model: nn.Module, pruned: PrunedModule) -> None:
     Args:
         model: the original.
         pruned: its export, which is used up.
+
+    Raises:
+        MaterializeError: if it has attributes whose names the export needs.
     """
+    refuse_replacing(model, pruned)
     original = _original_class(type(model)) if isinstance(model, PrunedModule) else type(model)
     new = _kind(original)(pruned, pruned.graph)
     _rename(new, type(model).__name__)
-    changed = frozenset(name for one in pruned._solutions() for name in one.parameters)
-    _adopt(model, new, pruned.named, changed)
+    making = making_of(pruned)
+    changed = frozenset(name for one in making.solutions for name in one.parameters)
+    _adopt(model, new, making.named, changed)
     body = new.__dict__
     tree = {name for table in _TREE for name in body[table]}
     plain = nn.Module().__dict__.keys() - set(_TREE)
@@ -193,6 +249,23 @@ def replace(model: nn.Module, pruned: PrunedModule) -> None:
         body["meta"] = model.__dict__["meta"]
     object.__setattr__(model, "__class__", type(new))
     object.__setattr__(model, "__dict__", body)
+
+
+def refuse_replacing(model: nn.Module, pruned: PrunedModule) -> None:
+    """Refuse to prune in place a model some of whose attributes would be something else then.
+
+    Raises:
+        MaterializeError: naming one of them.
+    """
+    names = list(making_of(pruned).renamed.values())
+    if not isinstance(model, fx.GraphModule):
+        names += [name for name in vars(model) if name in taken() - {"meta"}]
+    if names:
+        raise MaterializeError(
+            f"{type(model).__name__} cannot be pruned in place, as pruned models, or Python, need "
+            f"the name of its attribute {names[0]!r}: prune a copy (upscale_opt.prune), or call it "
+            "something else"
+        )
 
 
 def _adopt(

@@ -61,6 +61,8 @@ class State:
         buffers: arenas, by each of the concatenations in them.
         groups: of convolutions (by module), into how many groups their channels fall.
         sizes: what modules with a rule of the user's are told.
+        renamed: the original's names of modules and tensors, by those in the pruned program, where
+            they differ.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class State:
             self.buffers.update(dict.fromkeys(arena.tensors, buffer))
         self.groups: dict[str, int] = {}
         self.sizes: dict[str, tuple[Resize | None, Sizes]] = {}
+        self.renamed: dict[str, str] = {}
         self._makers = _makers(program)
 
     def node_of(self, reader: fx.Node, name: str) -> Any:

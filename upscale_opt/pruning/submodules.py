@@ -19,7 +19,7 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Layers, Side
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
-from upscale_opt.materializing.pruned_module import PrunedModule, replace
+from upscale_opt.materializing.pruned_module import PrunedModule, refuse_replacing, replace
 from upscale_opt.pruning.recording import Calls, inputs_of, record_calls
 from upscale_opt.pruning.replaying import replay
 from upscale_opt.shown import Shown
@@ -183,6 +183,8 @@ def prune_submodules(
             continue
         whole[name] = "nothing in it can be removed"
         idle.append((name, export))
+    for name, one in made.items():
+        refuse_replacing(model.get_submodule(name), one.module)
     errors: dict[str, float] = {}
     error = None
     if check and made:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import VerificationError
-from upscale_opt.ir.solution import Solution
+from upscale_opt.materializing.names import old_name
+from upscale_opt.materializing.pruned_module import making_of
 from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs, dtype_name
 from upscale_opt.verifying.deviation import EXACT, Apart, allowed, largest
@@ -125,18 +126,20 @@ class Both:
         Raises:
             VerificationError: if the pruned model lacks one.
         """
-        solution = getattr(self.pruned, "solution", None)
+        making = making_of(self.pruned)
+        solution = making.solution
         wanted, own = {}, {}
+        places = {old_name(name, making.renamed): name for name in got.buffers}
         for name, tensor in want.buffers.items():
-            found = got.buffers.get(name)
+            found = got.buffers.get(places.get(name, name))
             changed = not torch.equal(tensor, want.before[name])
             if found is None:
                 if changed:
                     raise VerificationError(f"the pruned model lacks the buffer {name!r}")
                 continue
-            if not changed and torch.equal(found, got.before[name]):
+            if not changed and torch.equal(found, got.before[places[name]]):
                 continue
-            kept = solution.parameters.get(name, {}) if isinstance(solution, Solution) else {}
+            kept = solution.parameters.get(name, {}) if solution is not None else {}
             for axis, entries in kept.items():
                 if max(entries, default=0) < tensor.shape[axis]:
                     index = torch.tensor(entries, dtype=torch.int64, device=tensor.device)
@@ -159,7 +162,7 @@ class Both:
 
     def _why(self, inputs: Inputs, dtype: torch.dtype) -> str:
         """Say what explains a deviation, or where to report it."""
-        origin = getattr(self.pruned, "origin", None)
+        origin = making_of(self.pruned).origin
         training = [name for name, module in self.model.named_modules() if module.training]
         if training or (origin is not None and (origin.modes.training or origin.modes.others)):
             which = "the model" if self.model.training or not training else repr(training[0])
