@@ -31,7 +31,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "detached chunks",
         "without gradients",
     ),
-    "X": ("an object",),
     "autocast, verified": (
         "a float head",
         "a part",

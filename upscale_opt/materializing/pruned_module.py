@@ -150,7 +150,7 @@ class PrunedModule(fx.GraphModule):
         original, old = _original_class(type(self)), self.__dict__.get(name)
         fixed = name in self.__dict__ and name != "training" and type(old) in _CONSTANTS
         kind: Any = original  # which mypy takes for nothing hashable
-        if fixed and old != value and original and name in _read_by_forward(kind):
+        if fixed and old != value and original and name in read_by_forward(kind):
             raise MaterializeError(
                 f"setting {name!r} would change nothing: pruning in place fixed it as {old!r}; set "
                 "it before pruning"
@@ -336,7 +336,7 @@ _CONSTANTS = (bool, int, float, complex, str, tuple, type(None))
 
 
 @cache
-def _read_by_forward(kind: type[nn.Module] | None) -> frozenset[str]:
+def read_by_forward(kind: type[nn.Module] | None) -> frozenset[str]:
     """The names that the code of ``forward`` reads, and that of the methods it names."""
     found: set[str] = set()
     left = ["forward"]
