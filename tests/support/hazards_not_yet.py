@@ -31,11 +31,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "detached chunks",
         "without gradients",
     ),
-    "autocast, verified": (
-        "a float head",
-        "a part",
-        "off",
-    ),
     "nothing": (
         "a gelu",
         "a relu",

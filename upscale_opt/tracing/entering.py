@@ -45,7 +45,8 @@ def enter(
     numbered: Any = pytree.tree_unflatten(list(range(len(flat))), spec)
     bound = signature.bind(*numbered[0], **numbered[1]).arguments
     real = signature.bind(*call[0], **call[1]).arguments
-    first = next(node for node in graph.nodes if node not in wanted)
+    inside = [node for node in graph.nodes if node.op not in ("placeholder", "get_attr")]
+    first = inside[0]  # the output, if there is nothing else
     nodes: dict[str, fx.Node] = {}
     with graph.inserting_before(first):
         for name, parameter in signature.parameters.items():

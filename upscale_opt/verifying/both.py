@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from upscale_opt.materializing.pruned_module import making_of
 from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs, dtype_name
 from upscale_opt.verifying.deviation import EXACT, Apart, allowed, largest
+from upscale_opt.verifying.exactly import autocast_watched, exactly
 from upscale_opt.verifying.noise import Run, explained, noise_of
 from upscale_opt.verifying.outputs import outputs_of
 from upscale_opt.verifying.rounding import Lower
@@ -66,28 +68,42 @@ class Both:
     model: nn.Module
     pruned: nn.Module
 
-    def compare(self, inputs: Inputs, dtype: torch.dtype) -> Outcome:
+    def compare(self, inputs: Inputs, dtype: torch.dtype, *, exact: bool = False) -> Outcome:
         """Run both in ``dtype``, and compare all that they return, and change in buffers.
+
+        Args:
+            inputs: what they are called with.
+            dtype: the precision.
+            exact: with float64: leave out casts to lower precision.
 
         Raises:
             DoesNotRunError: if one of them fails.
             VerificationError: if they differ by more than rounding explains.
         """
-        want = self._run(self.model, inputs, dtype)
-        got = self._run(self.pruned, inputs, dtype)
+        with exactly() if exact else nullcontext():
+            want = self._run(self.model, inputs, dtype)
+            got = self._run(self.pruned, inputs, dtype)
         try:
-            return self._compared(want, got, inputs, dtype)
+            return self._compared(want, got, inputs, dtype, exact)
         except VerificationError as error:
             if "not finite, so" in str(error):
                 raise
             raise VerificationError(f"{error}{self._why(inputs, dtype)}") from None
 
-    def _compared(self, want: _Ran, got: _Ran, inputs: Inputs, dtype: torch.dtype) -> Outcome:
+    def switches_autocast(self, inputs: Inputs, dtype: torch.dtype) -> bool:
+        """Tell whether the masked model switches autocast on or off while it runs."""
+        with autocast_watched() as watch:
+            self._run(self.model, inputs, dtype)
+        return watch.switched
+
+    def _compared(
+        self, want: _Ran, got: _Ran, inputs: Inputs, dtype: torch.dtype, exact: bool
+    ) -> Outcome:
         pairs = pairs_of(want.outputs, got.outputs)
         pairs += pairs_of(*self._buffers(want, got), place="buffers after the call")
         apart = [Apart.of(pair) for pair in pairs]
         error, most, lower = largest(apart), allowed(dtype), None
-        if not error <= most:
+        if not error <= most and not exact:
             most, lower = explained(self.model, want.outputs, _on(inputs, dtype), dtype)
         if not error <= most:
             where = next(one.place for one in apart if not one.error <= most)
@@ -96,7 +112,7 @@ class Both:
                 f"the pruned model deviates by {error:.2e} in {dtype_name(dtype)}, where "
                 f"{most:.0e} is allowed{inside}: {where}"
             )
-        if dtype == torch.float64 and lower is None:
+        if dtype == torch.float64 and lower is None and not exact:
             self._check_slices(apart, want.outputs, inputs)
         numbers = sum(pair.want.numel() for pair in pairs)
         return Outcome(error, numbers, all(one.zero for one in apart), lower)
