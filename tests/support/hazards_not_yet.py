@@ -13,7 +13,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "shape unpacked",
         "size of a statistic",
     ),
-    "D": ("a patched dropout: groups",),
     "E": (
         "larger of sizes",
         "length of the batch",
@@ -27,10 +26,7 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "an attribute",
         "another method",
     ),
-    "S": (
-        "detached chunks",
-        "without gradients",
-    ),
+    "S": ("detached chunks",),
     "nothing": (
         "a gelu",
         "a relu",

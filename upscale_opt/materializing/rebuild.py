@@ -83,7 +83,16 @@ def _write_calls(state: State) -> None:
         if node in state.program.effects and named and isinstance(call, fx.Node):
             # A method: pickled code would have x + y for x += y, and so update no buffer.
             call.op, call.target = "call_method", f"__{call.target.__name__}__"  # type: ignore[union-attr]
+        elif node in state.program.captured.detached and _is_computed(state, node, call):
+            state.env[node] = state.new.call_method("detach", (call,))
     state.new.set_codegen(copy.deepcopy(old._codegen))
+
+
+def _is_computed(state: State, node: fx.Node, call: object) -> bool:
+    """Tell whether a call makes a tensor, and does not modify one."""
+    program = state.program
+    writes = node in program.effects or node in program.mutations
+    return isinstance(call, fx.Node) and isinstance(program.values.get(node), str) and not writes
 
 
 def _compact_views(state: State, solution: Solution) -> None:

@@ -11,6 +11,7 @@ from upscale_opt.ir.graph import ChannelGraph, ChannelWise
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.checking.removal import Removal, Stays, removal
+from upscale_opt.tracing.recent import recall
 
 _LITTLE = 0.1
 """A smaller share of the masked weights removed than this is little."""
@@ -35,8 +36,15 @@ def notes_of(
         *_dead_scales(graph, masks),
         *_fixed_dropout(masked, pruned, graph),
         *_training(masked),
+        *_of_capture(masked, solution),
     ]
     return tuple(found)
+
+
+def _of_capture(masked: nn.Module, solution: Solution) -> tuple[str, ...]:
+    """Notes that were made while the model was captured, if that is still known."""
+    program = recall(masked, solution.example, solution.capture)
+    return () if program is None else tuple(program.captured.notes)
 
 
 def _little_removed(

@@ -52,7 +52,8 @@ class Captured:
         by_mode: whether it is another in the other mode, train or eval.
         apart: whether calls were written as several, which compute the same up to rounding.
         leaves: all that the arguments hold, in order.
-        notes: what could not be checked of it.
+        notes: what could not be checked of it, or is not kept.
+        detached: the calls that the model makes without gradients.
     """
 
     kind: Capture
@@ -67,6 +68,7 @@ class Captured:
     by_mode: bool = False
     leaves: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    detached: set[fx.Node] = field(default_factory=set)
 
 
 def capture(
@@ -158,7 +160,7 @@ def by_fx(
     watch = Watch(model)
     with unchanged(model) as snapshot, kept_as_calls(), composed_attention():
         try:
-            with watch, updates_in_place(model), modes_asked() as asked:
+            with watch, updates_in_place(model), modes_asked() as asked, torch.enable_grad():
                 graph = tracer.trace(model)
         except Exception as error:
             raise TraceError(f"torch.fx: {_line(error)}") from error
@@ -192,7 +194,7 @@ def by_fx(
     captured = Captured(
         "fx", graph, modules, tensors, constants, checks, tracer.given, tracer.apart
     )
-    captured.wrote = tracer.wrote
+    captured.wrote, captured.detached = tracer.wrote, tracer.detached
     captured.by_mode = bool(asked) and _differs_by_mode(model, args, kwargs, graph)
     return captured
 

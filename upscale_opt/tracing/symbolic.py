@@ -116,6 +116,8 @@ class Tracer(fx.Tracer):
         """The state of autocast outside of the model, on the CPU and on GPUs."""
         self.optional: list[fx.Node] = []
         """The calls that are not needed if nothing uses their results."""
+        self.detached: set[fx.Node] = set()
+        """The calls that the model makes without gradients."""
         self.given: dict[fx.Node, Any] = {}
         self._wanted: dict[fx.Node, Any] = {}
         self._numbers: list[tuple[fx.Node, list[Any] | dict[str, Any], Any]] = []
@@ -207,7 +209,13 @@ class Tracer(fx.Tracer):
         """FX alone would leave out that some calls are to run in another precision."""
         if _autocast() != self.autocast:
             raise TraceError("the model switches autocast on or off while it runs")
-        return super().create_node(*args, **kwargs)
+        node = super().create_node(*args, **kwargs)
+        picked = node.target is operator.getitem and node.args[0] in self.detached
+        if picked or (node.op.startswith("call_") and not torch.is_grad_enabled()):
+            if writes_to(node) and modified(node) is None:
+                raise TraceError("the model modifies activations in place without gradients")
+            self.detached.add(node)
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """One of ours."""
@@ -250,7 +258,10 @@ class Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Attention is written as several calls."""
+        """Attention is written as several calls; wrapped functions in place of forward are one."""
+        own = vars(m).get("forward")
+        if is_wrapped(own) and not hooked(m):
+            return self.create_proxy("call_function", own, args, kwargs)
         apart = None if hooked(m) or not self.takes_apart else multihead(m, args, kwargs)
         if apart is None:
             return super().call_module(m, forward, args, kwargs)
@@ -321,7 +332,7 @@ def updates_in_place(model: nn.Module) -> Iterator[None]:
     def assigned(module: nn.Module, name: str, value: Any) -> None:
         if isinstance(value, fx.Proxy) and name in module._buffers and id(module) in names:
             own = f"{names[id(module)]}.{name}".lstrip(".")
-            if _modified(value.node) == own:
+            if modified(value.node) == own:
                 return
         assign(module, name, value)
 
@@ -332,18 +343,31 @@ def updates_in_place(model: nn.Module) -> Iterator[None]:
         nn.Module.__setattr__ = assign  # type: ignore[method-assign]
 
 
-def _modified(node: fx.Node) -> str | None:
+def modified(node: fx.Node) -> str | None:
     """The attribute that a call returns, modified in place; ``None`` if it is something new."""
     while node.op in ("call_function", "call_method"):
-        name = str(getattr(node.target, "__name__", node.target))
-        if node.op == "call_function":
-            in_place = node.target is getattr(operator, name, None) and name in _IN_PLACE
-        else:
-            in_place = name.endswith("_") and not name.endswith("__")
-        if not in_place or not isinstance(node.args[0], fx.Node):
+        if not writes_to(node) or not isinstance(node.args[0], fx.Node):
             return None
         node = node.args[0]
     return str(node.target) if node.op == "get_attr" else None
+
+
+def writes_to(node: fx.Node) -> bool:
+    """Tell whether a call modifies its first argument in place, and returns that."""
+    name = str(getattr(node.target, "__name__", node.target))
+    if node.op == "call_function":
+        return node.target is getattr(operator, name, None) and name in _IN_PLACE
+    return node.op == "call_method" and name.endswith("_") and not name.endswith("__")
+
+
+def is_wrapped(function: object) -> bool:
+    """Tell whether a function was given to :func:`torch.fx.wrap`, to be recorded as one call."""
+    if not isinstance(function, FunctionType):
+        return False
+    return (id(function.__globals__), function.__name__) in _WRAPPED
+
+
+_WRAPPED: Any = getattr(fx._symbolic_trace, "_wrapped_fns_to_patch", {})
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
