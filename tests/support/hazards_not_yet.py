@@ -22,10 +22,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "a slice object",
     ),
     "G": ("plus, float",),
-    "Q": (
-        "an attribute",
-        "another method",
-    ),
     "S": ("detached chunks",),
     "nothing": (
         "a gelu",

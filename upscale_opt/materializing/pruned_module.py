@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from dataclasses import replace as replace_fields
-from functools import cache
+from functools import cache, wraps
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -313,13 +315,16 @@ class _Refusal:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.paused = False
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         """Refuse the call.
 
         Raises:
-            MaterializeError: always.
+            MaterializeError: unless it is paused.
         """
+        if self.__dict__.get("paused"):
+            return
         raise MaterializeError(
             f"{self.name!r} was pruned in place as a part of the whole model, which alone knows "
             "where its channels are: call the whole model, or prune a copy (upscale_opt.prune) and "
@@ -330,6 +335,56 @@ class _Refusal:
 def _refuse_calls(module: nn.Module, name: str) -> None:
     if not any(isinstance(hook, _Refusal) for hook in module._forward_pre_hooks.values()):
         module.register_forward_pre_hook(_Refusal(name))
+
+
+@contextmanager
+def _only_whole(model: PrunedModule) -> Iterator[None]:
+    """While this is open, layers of which channels moved can be called by the whole model alone."""
+    if "forward" in model.__dict__:  # it is open already
+        yield
+        return
+    modules = dict(model.named_modules())
+    solutions = making_of(model).solutions
+    names = {name.rpartition(".")[0] for one in solutions for name in one.parameters} - {""}
+    refusals = [_Refusal(name) for name in names if name in modules]
+    handles = [modules[one.name].register_forward_pre_hook(one) for one in refusals]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        for one in refusals:
+            one.paused = True
+        try:
+            return type(model).forward(model, *args, **kwargs)
+        finally:
+            for one in refusals:
+                one.paused = False
+
+    model.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]
+        for handle in handles:
+            handle.remove()
+
+
+def _methods(original: type[nn.Module]) -> dict[str, Any]:
+    """The methods of a class, besides ``forward``, such that they refuse to call layers alone."""
+
+    def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def guarded(self: PrunedModule, *args: Any, **kwargs: Any) -> Any:
+            with _only_whole(self):
+                return method(self, *args, **kwargs)
+
+        return guarded
+
+    found: dict[str, Any] = {}
+    for cls in original.__mro__[: original.__mro__.index(nn.Module)]:
+        for name, value in vars(cls).items():
+            own = isinstance(value, FunctionType) and not name.startswith("__")
+            if own and not hasattr(PrunedModule, name) and name not in found:
+                found[name] = refusing(value)
+    return found
 
 
 _CONSTANTS = (bool, int, float, complex, str, tuple, type(None))
@@ -375,7 +430,7 @@ def _kind(original: type[nn.Module] | None) -> type[PrunedModule]:
     try:
         bases = (PrunedModule, _Barrier, original)
         # What a __call__ of its own does is in the program.
-        own = {"_original": original, "__call__": nn.Module.__call__}
+        own = {**_methods(original), "_original": original, "__call__": nn.Module.__call__}
         return type(original.__name__, bases, own)
     except TypeError:  # it asks its subclasses for more than bases
         return PrunedModule
