@@ -23,12 +23,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
     ),
     "G": ("plus, float",),
     "S": ("detached chunks",),
-    "nothing": (
-        "a gelu",
-        "a relu",
-        "a sigmoid",
-        "nothing",
-    ),
     "numbers that crash": (
         "monai's squeeze and excitation",
         "numpy's product of a shape",

@@ -16,7 +16,7 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Layers, Method, Side
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
-from upscale_opt.pruning.notes import notes_of
+from upscale_opt.pruning.notes import notes_of, warn
 from upscale_opt.pruning.wrappings import few, make_permanent, masked_by_torch
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
@@ -84,6 +84,9 @@ def prune(
 ) -> Pruned:
     """Mask, trace, solve, materialise and verify. ``model`` itself is not changed.
 
+    If little or nothing of what was masked could be removed, it warns
+    (:class:`upscale_opt.errors.LittleRemovedWarning`), and the result's ``notes`` say so, too.
+
     Args:
         model: the model.
         inputs: example inputs, as for :func:`upscale_opt.trace`.
@@ -148,6 +151,7 @@ def prune(
         tell(Progress("verify"))
         report = verify(masked, pruned, inputs)
     notes = notes_of(masked, pruned, graph, found, solution)
+    warn(notes)
     if masks_before:
         notes += (
             f"the masks that torch.nn.utils.prune holds in {few(masks_before)} were made permanent "

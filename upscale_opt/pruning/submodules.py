@@ -20,6 +20,7 @@ from upscale_opt.masking.segments import Layers, Side
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.materializing.pruned_module import PrunedModule, refuse_replacing, replace
+from upscale_opt.pruning.notes import notes_of
 from upscale_opt.pruning.recording import Calls, inputs_of, record_calls
 from upscale_opt.pruning.replaying import replay
 from upscale_opt.shown import Shown
@@ -70,11 +71,14 @@ class PrunedSubmodules(Shown):
         error: how far the whole model's outputs are apart; ``None`` if they cannot be compared
             because they differ in shape, as the boxes of a detector may where two of them score
             equally, or if not verified.
+        notes: what would else have to be found, as those of :func:`upscale_opt.prune`, of every
+            submodule.
     """
 
     pruned: tuple[PrunedSubmodule, ...]
     whole: dict[str, str]
     error: float | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -193,6 +197,13 @@ def prune_submodules(
         errors, error = replay(masked, exports, inputs)
     for name, one in idle:  # they are masked as well, but nothing comes of it
         apply_masks(model.get_submodule(name), one.graph, one.masks)
+    notes = [
+        f"{name}: {note}" if name else note
+        for name, one in made.items()
+        for note in notes_of(
+            masked.get_submodule(name), one.module, one.graph, one.masks, one.solution
+        )
+    ]
     pruned = []
     for name, one in made.items():
         before, after = _size(model.get_submodule(name)), _size(one.module)
@@ -202,7 +213,7 @@ def prune_submodules(
                 name, one.calls, one.graph, one.masks, one.solution, before, after, errors.get(name)
             )
         )
-    return PrunedSubmodules(tuple(pruned), whole, error)
+    return PrunedSubmodules(tuple(pruned), whole, error, tuple(notes))
 
 
 @dataclass
