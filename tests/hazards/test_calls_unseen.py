@@ -410,6 +410,11 @@ def _shuffle(y: Tensor) -> Tensor:
     return y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+@torch.no_grad()
+def _helper(y: Tensor) -> Tensor:
+    return y.sigmoid().flip(1)
+
+
 GRADIENTS: dict[str, Builder] = {
     name: around(middle, sizes=True, gradients=True)
     for name, middle in {
@@ -464,11 +469,6 @@ def _within(m: Any, x: Tensor, y: Tensor) -> Any:
         z = y * 2
         with torch.enable_grad():
             return m.more.side(x) + z
-
-
-@torch.no_grad()
-def _helper(y: Tensor) -> Tensor:
-    return y.sigmoid().flip(1)
 
 
 @variants("S", GRADIENTS)

@@ -34,7 +34,7 @@ def new_name(model: nn.Module, target: str, besides: nn.Module | None = None) ->
         The new name, and those of the modules that it lies in, with the old ones.
     """
     names: dict[str, str] = {}
-    owner: nn.Module | None = model
+    owner: object = model
     old: list[str] = []
     new: list[str] = []
     for part in target.split("."):
@@ -44,7 +44,7 @@ def new_name(model: nn.Module, target: str, besides: nn.Module | None = None) ->
                 other += "_"
             while not old and besides is not None and hasattr(besides, other):
                 other += "_"
-        owner = None if owner is None else owner._modules.get(part)
+        owner = getattr(owner, part, None)
         old.append(part)
         new.append(other)
         names[".".join(new)] = ".".join(old)
