@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import os
@@ -22,6 +21,7 @@ from upscale_opt.ir.base import write_atomically
 from upscale_opt.materializing.used import kind_of
 from upscale_opt.saving.load import load
 from upscale_opt.saving.save import save
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name, map_tensors
 from upscale_opt.verifying.deviation import allowed, deviation
 from upscale_opt.verifying.outputs import outputs_of
@@ -99,7 +99,7 @@ def deploy(
         if definition is None:
             raise DeployError("give definition=, the original model, to check a safetensors file")
         return _saved(pruned, inputs, target, definition)
-    eager = copy.deepcopy(pruned).eval()
+    eager = copied(pruned).eval()
     program = capture(eager, inputs, dynamic_batch=dynamic_batch)
     with _failing(f"{kind} cannot hold this model"):
         data, run = (_as_onnx if kind == "onnx" else _as_pt2)(program)
@@ -213,7 +213,7 @@ def _saved(model: nn.Module, inputs: Inputs, path: Path, definition: nn.Module) 
         save(model, trial)
         loaded = load(definition, trial).eval()
         found, batches = _compared(
-            "safetensors", copy.deepcopy(model).eval(), _runner(loaded), inputs, True
+            "safetensors", copied(model).eval(), _runner(loaded), inputs, True
         )
         size = trial.stat().st_size
         os.replace(trial, path)

@@ -57,6 +57,10 @@ class VerificationError(UpscaleError):
     """The pruned model does not compute what the masked model computes."""
 
 
+class LittleRemovedWarning(UserWarning):
+    """Little or nothing of what was masked could be removed; the message says why."""
+
+
 def needed(
     module: str, what: str, extra: str, error: type[UpscaleError] = UpscaleError
 ) -> ModuleType:

@@ -410,6 +410,11 @@ def _shuffle(y: Tensor) -> Tensor:
     return y.view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
+@torch.no_grad()
+def _helper(y: Tensor) -> Tensor:
+    return y.sigmoid().flip(1)
+
+
 GRADIENTS: dict[str, Builder] = {
     name: around(middle, sizes=True, gradients=True)
     for name, middle in {
@@ -434,6 +439,10 @@ GRADIENTS |= {
     name: around(middle, honest=False, gradients=True)
     for name, middle in {
         "without gradients": lambda m, x, y: _without(y) + m.more.side(x),
+        "a layer without gradients": lambda m, x, y: _layer_without(m, x) + y,
+        "parts without gradients": lambda m, x, y: _parts_without(y) + m.more.side(x),
+        "gradients within": lambda m, x, y: _within(m, x, y),
+        "a decorated helper": lambda m, x, y: _helper(y) + m.more.side(x),
         "through a set flag": lambda m, x, y: y.detach().requires_grad_(False) * 2 + m.more.side(x),
     }.items()
 }
@@ -442,6 +451,24 @@ GRADIENTS |= {
 def _without(y: Tensor) -> Tensor:
     with torch.no_grad():
         return y.flip(1)
+
+
+def _layer_without(m: Any, x: Tensor) -> Any:
+    with torch.no_grad():
+        return m.more.side(x).tanh() / x.shape[2]
+
+
+def _parts_without(y: Tensor) -> Tensor:
+    with torch.no_grad():
+        one, two = y.chunk(2, 1)
+        return torch.cat([two, one], 1)
+
+
+def _within(m: Any, x: Tensor, y: Tensor) -> Any:
+    with torch.no_grad():
+        z = y * 2
+        with torch.enable_grad():
+            return m.more.side(x) + z
 
 
 @variants("S", GRADIENTS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from comparing import size
 from hazards import (
     Around,
     Builder,
@@ -281,6 +282,22 @@ def test_wrappings_of_other_tools(name: str) -> None:
         return
     with torch.no_grad():
         assert not difference(pruned.masked(x), pruned.model(x), 1e-3)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_masks_by_torch_are_masks(axis: int) -> None:
+    rng = random.Random(axis)
+    x = images(rng).float()
+    model: Any = drawn(lambda r: Around(r, lambda m, x, y: torch.relu(y)), rng)().eval()
+    layer = model.reader if axis else model.writer
+    prune_structured(layer, "weight", amount=0.5, n=2, dim=axis)
+    prune_unstructured(layer, "bias", amount=1.0)
+    names = {name for name, _ in model.named_parameters()}
+    done = uo.prune(model, x)
+    assert names == {name for name, _ in model.named_parameters()}
+    assert size(done.model) < size(model)
+    assert any("torch.nn.utils.prune.remove" in note for note in done.notes)
+    assert not difference(model(x), done.model(x), 1e-4)
 
 
 # Training mode by mistake.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +101,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         act = getattr(self, "act", torch.relu)
         y: Tensor = act(x) * getattr(self, "scale", 1.0) + getattr(self, "shift", 0.0)
+        y = y if getattr(self, "_hidden", None) is None else y + self._hidden  # type: ignore[operator]
         options = getattr(self, "options", {})
         if getattr(self, "mode", options.get("mode", "plain")) == "flip":
             y = y.flip(1)
@@ -109,6 +112,19 @@ class Block(nn.Module):
 class Inner:
     def __init__(self, value: float) -> None:
         self.value = value
+
+    def act(self, x: Tensor) -> Tensor:
+        return x * self.value
+
+
+class Scaling:
+    __slots__ = ("by",)
+
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.tanh(x) * self.by
 
 
 def _tensor(value: float) -> Tensor:
@@ -128,6 +144,13 @@ SETTINGS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[], dict[str, A
     "a word": (lambda: {"mode": "plain"}, lambda: {"mode": "flip"}),
     "an option": (lambda: {"options": {"mode": "plain"}}, lambda: {"options": {"mode": "flip"}}),
     "an object": (lambda: {"inner": Inner(2.0)}, lambda: {"inner": Inner(4.0)}),
+    "an object's object": (
+        lambda: {"inner": Inner(Inner(2.0).value)},
+        lambda: {"inner": Inner(Inner(3.0).value)},
+    ),
+    "a method of an object": (lambda: {"act": Inner(2.0).act}, lambda: {"act": Inner(3.0).act}),
+    "an object that is called": (lambda: {"act": Scaling(2.0)}, lambda: {"act": Scaling(0.5)}),
+    "something hidden": (lambda: {"_hidden": 1.0}, lambda: {"_hidden": 2.0}),
     "a layer": (lambda: {"act": nn.ELU(0.5)}, lambda: {"act": nn.ELU(2.0)}),
     "a layer of another class": (lambda: {"act": nn.SiLU()}, lambda: {"act": nn.Mish()}),
     "a layer of another slope": (
@@ -223,6 +246,9 @@ NAMES = (
     "meta",
     "class",
     "torch",
+    "_graph",
+    "print_readable",
+    "_upscale_opt_making",
 )
 
 
@@ -266,3 +292,81 @@ def test_names_of_submodules_do_not_collide(name: str, kind: str, tmp_path: Path
         uo.save(export, tmp_path / "file.safetensors")
         loaded = uo.load(Named(name, kind).double().eval(), tmp_path / "file.safetensors")
         assert not difference(want, loaded(x), 1e-10)
+
+
+class Words(nn.Module):
+    """Python's words as names, deep inside, of modules and of a counter."""
+
+    def __init__(self, words: tuple[str, ...]) -> None:
+        super().__init__()
+        self.words = words
+        self.first = nn.ModuleDict({word: nn.Conv2d(3, 6, 1) for word in words})
+        self.graph = nn.ModuleList([nn.Sequential(nn.Conv2d(6, 6, 1)) for _ in words])
+        self.add_module("lambda", nn.Module())
+        self.get_submodule("lambda").register_buffer("def", torch.zeros(()))
+        self.graph_ = nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Any = 0
+        for word, layer in zip(self.words, self.graph, strict=True):
+            y = y + layer(torch.relu(self.first[word](x)))
+        count: Any = getattr(getattr(self, "lambda"), "def")
+        count.add_(1)
+        z: Tensor = self.graph_(y) * count
+        return z
+
+
+@pytest.mark.parametrize("words", [("class", "in", "is"), ("None", "class_", "class"), ("import",)])
+def test_words_of_python_are_names(words: tuple[str, ...], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Words(words).double().eval()
+    x = images(random.Random(len(words)))
+    done = uo.prune(model, x, amount=0.5)
+    export, masked = done.model, done.masked
+    uo.save(export, tmp_path / "file.safetensors")
+    copies = [
+        copy.deepcopy(export),
+        pickle.loads(pickle.dumps(export)),
+        uo.load(Words(words).double().eval(), tmp_path / "file.safetensors"),
+        uo.prune(export, x).model,
+        export,
+    ]
+    with torch.no_grad():
+        want = [masked(x), masked(x), masked(x)]
+        assert not torch.equal(want[0], want[2])
+        for other in copies:
+            assert not difference(want, [other(x), other(x), other(x)], 1e-10)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(uo.UpscaleError, match="cannot be pruned in place"):
+        uo.PruningManager(model).compute([x], pruned_inputs=[("graph_.weight", 1)]).prune()
+    assert type(model) is Words
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+class Plain(nn.Module):
+    """Attributes of its own that are called as those of pruned models."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__()
+        self.__dict__.update(attributes)
+        self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(torch.relu(self.first(x)))
+        return y
+
+
+@pytest.mark.parametrize("name", ["solution", "origin", "earlier", "named", "graph", "code"])
+def test_attributes_of_models_pruned_in_place_are_theirs(name: str) -> None:
+    x = images(random.Random(0))
+    model = Plain(**{name: "mine"}).double().eval()
+    manager = uo.PruningManager(model).compute([x], pruned_inputs=[("last.weight", 1)])
+    if name in ("graph", "code"):  # which every GraphModule has
+        with pytest.raises(uo.UpscaleError, match=f"its attribute '{name}'"):
+            manager.prune()
+        assert type(model) is Plain
+    else:
+        manager.prune()
+        again = uo.prune(model, x, amount=0.4)
+        assert not difference(again.masked(x), again.model(x), 1e-10)
+    assert getattr(model, name) == "mine"

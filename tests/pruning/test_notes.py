@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import prune as torch_prune
 
 import upscale_opt as uo
+from upscale_opt.errors import LittleRemovedWarning
 
 X = torch.randn(2, 3, 8, 8)
 
@@ -40,7 +41,8 @@ def test_constants_that_stay(seed: int) -> None:
     for layer in layers:
         torch_prune.ln_structured(layer, "weight", 0.5, 2, dim=0)  # type: ignore[no-untyped-call]
         torch_prune.remove(layer, "weight")  # type: ignore[no-untyped-call]
-    result = uo.prune(model, X)
+    with pytest.warns(LittleRemovedWarning, match="nothing was removed"):
+        result = uo.prune(model, X)
     assert any(note.startswith("nothing was removed") for note in result.notes)
     assert any("to drop the constants as well" in note for note in result.notes)
     assert "note: nothing was removed" in str(result)
@@ -122,3 +124,56 @@ def test_masks_of_another_graph(seed: int, tmp_path: Path) -> None:
     uo.apply_masks(model, larger, masks)  # inputs may have any size
     uo.solve(larger, uo.constrain(graph, uo.masks_of(model, graph)))
     uo.Masks(kept={"0.weight": {0: (0, 1)}}).check(uo.trace(chain(8, 2), X))  # of no graph
+
+
+class Halved(nn.Module):
+    """A backbone with a dropout function, in a model that depends on data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = Dropped()
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.backbone(x))
+        return y if float(y.detach().sum()) > 0 else y * 2
+
+
+class Dropped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.last(functional.dropout(self.first(x).relu(), 0.1, self.training))
+        return y
+
+
+def test_submodules_have_notes() -> None:
+    done = uo.prune_submodules(Halved().eval(), torch.randn(2, 3, 6, 6), ["backbone"], amount=0.5)
+    assert any(note.startswith("backbone: 1 dropout function") for note in done.notes), done.notes
+
+
+class Ungraded(nn.Module):
+    """Computes without gradients, and in a way that torch.fx does not capture, if so wished."""
+
+    def __init__(self, loops: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.loops = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1), loops
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = self.first(x).relu()
+        parts = list(iter(y.split(4, 1))) if self.loops else [y[:, :4], y[:, 4:]]
+        z: Tensor = self.last(torch.cat(parts[::-1], 1))
+        return z
+
+
+@pytest.mark.parametrize("loops", [False, True])
+def test_gradients_that_export_does_not_keep(loops: bool) -> None:
+    x = torch.randn(2, 3, 6, 6, requires_grad=True)
+    done = uo.prune(Ungraded(loops).eval(), x.detach(), amount=0.5)
+    assert done.graph.capture == ("export" if loops else "fx")
+    assert any("torch.no_grad" in note for note in done.notes) is loops
+    reached = torch.autograd.grad(done.model(x).sum(), x, allow_unused=True)[0]
+    assert (reached is not None) is loops

@@ -13,7 +13,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "shape unpacked",
         "size of a statistic",
     ),
-    "D": ("a patched dropout: groups",),
     "E": (
         "larger of sizes",
         "length of the batch",
@@ -23,45 +22,7 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "a slice object",
     ),
     "G": ("plus, float",),
-    "K": ("a buffer in place",),
-    "Q": (
-        "an attribute",
-        "another method",
-    ),
-    "R": ("to_empty",),
-    "S": (
-        "detached chunks",
-        "without gradients",
-    ),
-    "X": ("an object",),
-    "arguments not given": (
-        "called input and device",
-        "called like modules",
-        "called me and torch",
-        "called me and torch, given",
-    ),
-    "autocast, verified": (
-        "a float head",
-        "a part",
-        "off",
-    ),
-    "names": (
-        "carry",
-        "class",
-        "code",
-        "earlier",
-        "graph",
-        "meta",
-        "named",
-        "origin",
-        "solution",
-    ),
-    "nothing": (
-        "a gelu",
-        "a relu",
-        "a sigmoid",
-        "nothing",
-    ),
+    "S": ("detached chunks",),
     "numbers that crash": (
         "monai's squeeze and excitation",
         "numpy's product of a shape",
@@ -76,11 +37,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "of pooled channels",
         "of the result",
         "one is left, in place",
-    ),
-    "wrappings": (
-        "l1_unstructured",
-        "ln_structured",
-        "the old weight_norm",
     ),
 }
 """Kind → its variants. An empty table is the aim."""

@@ -9,7 +9,7 @@ import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 import upscale_opt as uo
 from upscale_opt.materializing.pruned_module import PrunedModule, replace
+from upscale_opt.tracing.running import run_as
 
 SHIFT = torch.tensor(2.0)
 
@@ -193,18 +194,61 @@ def test_names_that_are_taken(name: str, where: str) -> None:
             y: Tensor = self.leave(self.enter(own(x) if where == "enter" else own * x).relu())
             return y
 
-    with pytest.raises(uo.MaterializeError, match=f"called '{name}'"):
-        uo.prune(Named().eval(), images(), amount=0.4)
+    done = uo.prune(Named().eval(), images(), amount=0.4)
+    x = images(3)
+    torch.testing.assert_close(done.model(x), done.masked(x))
+    names = {key.partition(".")[0] for key in done.model.state_dict()}
+    assert (name if name == "solution" else f"{name}_") in names
 
 
-def test_an_argument_called_torch() -> None:
-    class Called(Around):
-        def forward(self, torch: Tensor) -> Tensor:
-            y: Tensor = self.leave(self.enter(torch).relu())
-            return y
+def _called(*arguments: str) -> nn.Module:
+    """A model whose arguments have these names; all but the first are factors by default."""
+    rest = "".join(f", {name}=1.0" for name in arguments[1:])
+    more = "".join(f" * {name}" for name in arguments[1:])
+    space: dict[str, Any] = {"Around": Around}
+    exec(
+        f"def forward(me, {arguments[0]}{rest}):\n"
+        f"    y = me.enter({arguments[0]}).relu(){more}\n"
+        f"    return me.leave(y[:, :, 1:].clamp(max=9.0).roll(1, 1))",
+        space,
+    )
+    return type("Called", (Around,), {"forward": space["forward"]})(0)  # type: ignore[no-any-return]
 
-    with pytest.raises(uo.TraceError, match="called 'torch'"):
-        uo.trace(Called(0), images())
+
+@pytest.mark.parametrize("capture", ["fx", "export"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("torch",),
+        ("x", "torch"),
+        ("device", "inf", "nan"),
+        ("pytree", "fx_pytree", "NoneType"),
+        ("getattr", "slice", "max"),
+        ("me_", "torch_", "torch"),
+        ("operator", "math", "forward"),
+        ("args", "device", "program"),
+    ],
+)
+def test_arguments_called_as_the_code_calls_others(
+    names: tuple[str, ...], capture: Literal["fx", "export"]
+) -> None:
+    model: Any = _called(*names).eval()
+    x, more = images(), dict.fromkeys(names[1:], 2.0)
+    with torch.no_grad():
+        model.leave.weight[:, 1] = 0
+    program = run_as(model, (x,), more, capture)
+    solution = uo.solve(program.graph, uo.masks_of(model, program.graph))
+    first = uo.materialize(model, solution)
+    again = uo.prune(first, {names[0]: x, **more}).model
+    for export in (first, copy.deepcopy(first), pickle.loads(pickle.dumps(first)), again):
+        torch.testing.assert_close(export(x, **more), model(x, **more))
+        torch.testing.assert_close(export(**{names[0]: x}, **more), model(x, **more))
+        if more and capture == "export":
+            with pytest.raises(
+                uo.UpscaleError,
+                match=f"input '{names[1]}' is left at its default|input '{names[1]}' is 1.0",
+            ):
+                export(x)
 
 
 def test_own_assertions_are_kept() -> None:

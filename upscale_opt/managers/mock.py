@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +14,7 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.slices import zero_slices
 from upscale_opt.masking.zeros import masked_slices
+from upscale_opt.tracing.copying import copied
 
 
 class MockModel(nn.Module):
@@ -67,7 +67,7 @@ class MockModel(nn.Module):
 
     def part_with_net(self) -> None:
         """Go on with a copy of the model, before that is pruned."""
-        self.net = copy.deepcopy(self.net)
+        self.net = copied(self.net)
 
 
 def _removed(graph: ChannelGraph, solution: Solution) -> Iterator[tuple[str, int, list[int]]]:

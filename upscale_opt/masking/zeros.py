@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -24,6 +23,7 @@ from upscale_opt.ir.graph import (
 )
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.slices import nonzero_slices, zero_slices
+from upscale_opt.tracing.copying import copied
 
 
 def masks_of(model: nn.Module, graph: ChannelGraph) -> Masks:
@@ -93,7 +93,7 @@ def apply_masks(model: nn.Module, graph: ChannelGraph, masks: Masks) -> None:
 
 def masked_copy(model: nn.Module, graph: ChannelGraph, masks: Masks) -> nn.Module:
     """A copy of ``model`` that obeys ``masks``; see :func:`apply_masks`."""
-    masked = copy.deepcopy(model)
+    masked = copied(model)
     apply_masks(masked, graph, masks)
     return masked
 

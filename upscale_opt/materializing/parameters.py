@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from upscale_opt.errors import MaterializeError
 from upscale_opt.masking.slices import sliced
+from upscale_opt.materializing.names import new_name
 from upscale_opt.materializing.state import State
 from upscale_opt.materializing.used import registered
 from upscale_opt.tracing.claims import resize
+from upscale_opt.tracing.copying import copied
 
 
 def fill_root(state: State) -> None:
@@ -28,16 +29,27 @@ def fill_root(state: State) -> None:
         target = str(node.target)
         if node.op == "call_module" and target in captured.modules:
             try:
-                module = copy.deepcopy(captured.modules[target], memo)
+                module = copied(captured.modules[target], memo)
             except RuntimeError as error:
                 raise MaterializeError(f"module {target!r} cannot be copied: {error}") from error
             _fit_sizes(module, state.groups.get(target))
             if target in state.sizes:
                 resize(module, *state.sizes[target])
-            _attach(root, target, module)
+            _attach(root, _renamed(state, node, target), module)
         elif node.op == "get_attr":
-            value = copy.deepcopy(captured.tensors[target], memo)
-            _attach(root, target, value, persistent=target not in transient)
+            value = copied(captured.tensors[target], memo)
+            _attach(root, _renamed(state, node, target), value, persistent=target not in transient)
+
+
+def _renamed(state: State, node: fx.Node, target: str) -> str:
+    """The name in the pruned model of what a call names, which it does by that from now on."""
+    known = {old: new for new, old in state.renamed.items()}
+    if target not in known:
+        names = new_name(state.model, target, state.root)
+        state.renamed.update({new: old for new, old in names.items() if new != old})
+        known[target] = list(names)[-1]
+    node.target = known[target]
+    return known[target]
 
 
 def _slices(state: State) -> dict[int, Any]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from dataclasses import replace as replace_fields
+from functools import cache, wraps
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -16,8 +20,10 @@ from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.base import Document
 from upscale_opt.ir.solution import Solution
 from upscale_opt.materializing.marks import MARK, mark_of
+from upscale_opt.materializing.names import MAKING, taken
 from upscale_opt.materializing.origin import Origin, Stage
 from upscale_opt.runtime.indices import Indexed, another_pruning
+from upscale_opt.runtime.signature import name_parameters
 
 _HOOKS = (
     "_forward_hooks",
@@ -29,6 +35,50 @@ _HOOKS = (
 _TREE = ("_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 
 
+@dataclass
+class Making:
+    """The way in which a pruned model was made.
+
+    Attributes:
+        solution: what it was made by.
+        origin: what it was made of, and how.
+        earlier: the prunings before that, if it was made of a pruned model.
+        named: the original's modules and tensors that its program named.
+        renamed: the old names of its modules and tensors, by the new ones, where they differ.
+        fixed_mode: the mode that its program was captured in, if it is another in the other.
+    """
+
+    solution: Solution | None = None
+    origin: Origin | None = None
+    earlier: tuple[Stage, ...] = ()
+    named: frozenset[str] = frozenset()
+    renamed: dict[str, str] = field(default_factory=dict)
+    fixed_mode: bool | None = None
+
+    @property
+    def solutions(self) -> list[Solution]:
+        """Of all prunings, the first one first."""
+        last = () if self.solution is None else (self.solution,)
+        return [*(stage.solution for stage in self.earlier), *last]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Making:
+        return replace_fields(self)  # documents are frozen, and a solution may be large
+
+
+_SHOWN = ("solution", "origin", "earlier")
+
+
+def making_of(model: object) -> Making:
+    """The way in which a model was made; an empty one of those that are not pruned."""
+    found = vars(model).get(MAKING) if isinstance(model, PrunedModule) else None
+    return found if isinstance(found, Making) else Making()
+
+
+def remember(pruned: PrunedModule, making: Making) -> None:
+    """Say in which way a model was made."""
+    vars(pruned)[MAKING] = making
+
+
 class PrunedModule(fx.GraphModule):
     """A ``GraphModule`` that in copies and on disk keeps what a plain one loses.
 
@@ -36,23 +86,28 @@ class PrunedModule(fx.GraphModule):
     attributes, and the class of the original model, if it has taken that one's place.
 
     Attributes:
-        solution: what it was made by.
+        solution: what it was made by; unless the original has something called so, as for the
+            other two.
         origin: what it was made of, and how.
         earlier: the prunings before that, if it was made of a pruned model.
-        named: the original's modules and tensors that its program named.
     """
 
-    solution: Solution | None = None
-    origin: Origin | None = None
-    earlier: tuple[Stage, ...] = ()
-    named: frozenset[str] = frozenset()
-    _fixed_mode: bool | None = None
-    """The mode that its program was captured in, if it is another in the other."""
+    solution: Solution | None
+    origin: Origin | None
+    earlier: tuple[Stage, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not among the original's attributes."""
+        making = vars(self).get(MAKING) if name in _SHOWN else None
+        if making is None or any(name in vars(self)[table] for table in _TREE):
+            return super().__getattr__(name)
+        return getattr(making, name)
 
     def train(self, mode: bool = True) -> PrunedModule:
         """Set the mode, and say so if the program does not follow it."""
-        if self._fixed_mode is not None and mode is not self._fixed_mode:
-            was, now = ("train", "eval") if self._fixed_mode else ("eval", "train")
+        fixed = making_of(self).fixed_mode
+        if fixed is not None and mode is not fixed:
+            was, now = ("train", "eval") if fixed else ("eval", "train")
             warnings.warn(
                 f"the code of {type(self).__name__} asks for its mode (as functional dropout "
                 f"does), and was pruned as it is in {was} mode; it stays so in {now} mode. "
@@ -62,18 +117,11 @@ class PrunedModule(fx.GraphModule):
         super().train(mode)
         return self
 
-    def carry(self, source: nn.Module, name: str) -> None:
-        """Take over the mode and the forward hooks of ``source``, and call the class ``name``."""
-        _rename(self, name)
-        self.training = source.training
-        for table in _HOOKS:
-            getattr(self, table).update(getattr(source, table))
-
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        mark = mark_of(self._solutions())
+        mark = mark_of(making_of(self).solutions)
         if mark is not None:
             destination[prefix + MARK] = torch.tensor(mark, dtype=torch.uint8)
 
@@ -89,7 +137,7 @@ class PrunedModule(fx.GraphModule):
     ) -> None:
         given = state_dict.pop(prefix + MARK, None)
         known = isinstance(given, torch.Tensor) and not given.is_meta
-        if known and given.flatten().tolist() != mark_of(self._solutions()):
+        if known and given.flatten().tolist() != mark_of(making_of(self).solutions):
             error_msgs.append(another_pruning(prefix + MARK))
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -104,17 +152,12 @@ class PrunedModule(fx.GraphModule):
         original, old = _original_class(type(self)), self.__dict__.get(name)
         fixed = name in self.__dict__ and name != "training" and type(old) in _CONSTANTS
         kind: Any = original  # which mypy takes for nothing hashable
-        if fixed and old != value and original and name in _read_by_forward(kind):
+        if fixed and old != value and original and name in read_by_forward(kind):
             raise MaterializeError(
                 f"setting {name!r} would change nothing: pruning in place fixed it as {old!r}; set "
                 "it before pruning"
             )
         super().__setattr__(name, value)
-
-    def _solutions(self) -> list[Solution]:
-        """Of all prunings, the first one first."""
-        last = () if self.solution is None else (self.solution,)
-        return [*(stage.solution for stage in self.earlier), *last]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PrunedModule:
         copied = super().__deepcopy__(memo)
@@ -124,28 +167,39 @@ class PrunedModule(fx.GraphModule):
             # Documents are frozen, and a solution may be large.
             return value if isinstance(value, Document) else copy.deepcopy(value, memo)
 
-        return copied._complete(self, copied_value)
+        return _complete(copied, self, copied_value)
 
     def __copy__(self) -> PrunedModule:
         plain = fx.GraphModule(self, self.graph)
         copied = _kind(_original_class(type(self)))(plain, plain.graph)
-        return copied._complete(
-            self, lambda value: copy.copy(value) if isinstance(value, dict) else value
+        return _complete(
+            copied, self, lambda value: copy.copy(value) if isinstance(value, dict) else value
         )
-
-    def _complete(self, source: PrunedModule, copied: Callable[[Any], Any]) -> PrunedModule:
-        """Take over what a plain copy of ``source`` lacks."""
-        self.carry(source, type(source).__name__)
-        # A GraphModule makes up plain modules between itself and its leaves.
-        for table in (*_TREE, "meta"):
-            self.__dict__[table] = copied(source.__dict__[table])
-        for name in source.__dict__.keys() - self.__dict__.keys():
-            self.__dict__[name] = copied(source.__dict__[name])
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild, arguments = super().__reduce__()[:2]
         return _restore, (rebuild, arguments, type(self).__name__, _original_class(type(self)))
+
+
+def carry(pruned: PrunedModule, source: nn.Module, name: str) -> None:
+    """Take over the mode and the forward hooks of ``source``, and call the class ``name``."""
+    _rename(pruned, name)
+    pruned.training = source.training
+    for table in _HOOKS:
+        getattr(pruned, table).update(getattr(source, table))
+
+
+def _complete(
+    made: PrunedModule, source: PrunedModule, copied: Callable[[Any], Any]
+) -> PrunedModule:
+    """Take over what a plain copy of ``source`` lacks."""
+    carry(made, source, type(source).__name__)
+    # A GraphModule makes up plain modules between itself and its leaves.
+    for table in (*_TREE, "meta"):
+        made.__dict__[table] = copied(source.__dict__[table])
+    for name in source.__dict__.keys() - made.__dict__.keys():
+        made.__dict__[name] = copied(source.__dict__[name])
+    return made
 
 
 def _restore(
@@ -153,6 +207,7 @@ def _restore(
 ) -> PrunedModule:
     body: dict[str, Any] = arguments[0]
     plain = rebuild(*arguments)
+    name_parameters(plain.graph)
     module = _kind(original)(plain, plain.graph)
     _rename(module, name)
     module.training = body["training"]
@@ -173,12 +228,17 @@ def replace(model: nn.Module, pruned: PrunedModule) -> None:
     Args:
         model: the original.
         pruned: its export, which is used up.
+
+    Raises:
+        MaterializeError: if it has attributes whose names the export needs.
     """
+    refuse_replacing(model, pruned)
     original = _original_class(type(model)) if isinstance(model, PrunedModule) else type(model)
     new = _kind(original)(pruned, pruned.graph)
     _rename(new, type(model).__name__)
-    changed = frozenset(name for one in pruned._solutions() for name in one.parameters)
-    _adopt(model, new, pruned.named, changed)
+    making = making_of(pruned)
+    changed = frozenset(name for one in making.solutions for name in one.parameters)
+    _adopt(model, new, making.named, changed)
     body = new.__dict__
     tree = {name for table in _TREE for name in body[table]}
     plain = nn.Module().__dict__.keys() - set(_TREE)
@@ -191,6 +251,23 @@ def replace(model: nn.Module, pruned: PrunedModule) -> None:
         body["meta"] = model.__dict__["meta"]
     object.__setattr__(model, "__class__", type(new))
     object.__setattr__(model, "__dict__", body)
+
+
+def refuse_replacing(model: nn.Module, pruned: PrunedModule) -> None:
+    """Refuse to prune in place a model some of whose attributes would be something else then.
+
+    Raises:
+        MaterializeError: naming one of them.
+    """
+    names = list(making_of(pruned).renamed.values())
+    if not isinstance(model, fx.GraphModule):
+        names += [name for name in vars(model) if name in taken() - {"meta"}]
+    if names:
+        raise MaterializeError(
+            f"{type(model).__name__} cannot be pruned in place, as pruned models, or Python, need "
+            f"the name of its attribute {names[0]!r}: prune a copy (upscale_opt.prune), or call it "
+            "something else"
+        )
 
 
 def _adopt(
@@ -238,13 +315,16 @@ class _Refusal:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.paused = False
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         """Refuse the call.
 
         Raises:
-            MaterializeError: always.
+            MaterializeError: unless it is paused.
         """
+        if self.__dict__.get("paused"):
+            return
         raise MaterializeError(
             f"{self.name!r} was pruned in place as a part of the whole model, which alone knows "
             "where its channels are: call the whole model, or prune a copy (upscale_opt.prune) and "
@@ -257,11 +337,61 @@ def _refuse_calls(module: nn.Module, name: str) -> None:
         module.register_forward_pre_hook(_Refusal(name))
 
 
+@contextmanager
+def _only_whole(model: PrunedModule) -> Iterator[None]:
+    """While this is open, layers of which channels moved can be called by the whole model alone."""
+    if "forward" in model.__dict__:  # it is open already
+        yield
+        return
+    modules = dict(model.named_modules())
+    solutions = making_of(model).solutions
+    names = {name.rpartition(".")[0] for one in solutions for name in one.parameters} - {""}
+    refusals = [_Refusal(name) for name in names if name in modules]
+    handles = [modules[one.name].register_forward_pre_hook(one) for one in refusals]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        for one in refusals:
+            one.paused = True
+        try:
+            return type(model).forward(model, *args, **kwargs)
+        finally:
+            for one in refusals:
+                one.paused = False
+
+    model.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del model.__dict__["forward"]
+        for handle in handles:
+            handle.remove()
+
+
+def _methods(original: type[nn.Module]) -> dict[str, Any]:
+    """The methods of a class, besides ``forward``, such that they refuse to call layers alone."""
+
+    def refusing(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def guarded(self: PrunedModule, *args: Any, **kwargs: Any) -> Any:
+            with _only_whole(self):
+                return method(self, *args, **kwargs)
+
+        return guarded
+
+    found: dict[str, Any] = {}
+    for cls in original.__mro__[: original.__mro__.index(nn.Module)]:
+        for name, value in vars(cls).items():
+            own = isinstance(value, FunctionType) and not name.startswith("__")
+            if own and not hasattr(PrunedModule, name) and name not in found:
+                found[name] = refusing(value)
+    return found
+
+
 _CONSTANTS = (bool, int, float, complex, str, tuple, type(None))
 
 
 @cache
-def _read_by_forward(kind: type[nn.Module] | None) -> frozenset[str]:
+def read_by_forward(kind: type[nn.Module] | None) -> frozenset[str]:
     """The names that the code of ``forward`` reads, and that of the methods it names."""
     found: set[str] = set()
     left = ["forward"]
@@ -300,7 +430,7 @@ def _kind(original: type[nn.Module] | None) -> type[PrunedModule]:
     try:
         bases = (PrunedModule, _Barrier, original)
         # What a __call__ of its own does is in the program.
-        own = {"_original": original, "__call__": nn.Module.__call__}
+        own = {**_methods(original), "_original": original, "__call__": nn.Module.__call__}
         return type(original.__name__, bases, own)
     except TypeError:  # it asks its subclasses for more than bases
         return PrunedModule

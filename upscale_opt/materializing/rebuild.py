@@ -6,25 +6,31 @@ Each pass takes the program as far as it is written (:class:`State`), and change
 from __future__ import annotations
 
 import copy
-from keyword import iskeyword
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from upscale_opt.errors import MaterializeError
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Solution
 from upscale_opt.materializing.calls import emit
 from upscale_opt.materializing.checks import write_checks
 from upscale_opt.materializing.in_place import protect
+from upscale_opt.materializing.names import old_name
 from upscale_opt.materializing.origin import origin_of
 from upscale_opt.materializing.parameters import fill_root
-from upscale_opt.materializing.pruned_module import PrunedModule
+from upscale_opt.materializing.pruned_module import (
+    Making,
+    PrunedModule,
+    carry,
+    making_of,
+    remember,
+)
 from upscale_opt.materializing.stages import stages_of
 from upscale_opt.materializing.state import State
 from upscale_opt.runtime.gather import compact
 from upscale_opt.runtime.modules import OURS
 from upscale_opt.runtime.required_inputs import require_inputs
+from upscale_opt.runtime.signature import name_parameters
 from upscale_opt.tracing.program import Program
 
 
@@ -45,11 +51,7 @@ def rebuild(
         solution: which channels to keep, in which order, and how reads are served.
         in_place: let concatenations write into buffers, and sums into their summands.
         compacted: whose views are made contiguous, if not those of ``solution``.
-
-    Raises:
-        MaterializeError: if modules or tensors have names that pruned models need themselves.
     """
-    _refuse_names(program)
     with torch.inference_mode(False):  # or else the export could never be trained
         state = State(model, program, solution, in_place)
         _write_calls(state)
@@ -59,40 +61,38 @@ def rebuild(
         write_checks(state)
         fill_root(state)
         pruned = _module(state)
-    pruned.solution = solution
     # What an earlier pruning added is traced through, and not named, but its work is done, too.
     ours = [name for name, m in model.named_modules() if isinstance(m, OURS)]
-    pruned.named = frozenset((*program.captured.modules, *program.captured.tensors, *ours))
-    pruned.origin = origin_of(model, pruned)
-    pruned.earlier = stages_of(model)
-    if program.captured.by_mode:
-        pruned._fixed_mode = model.training
-    elif isinstance(model, PrunedModule):
-        pruned._fixed_mode = model._fixed_mode
+    making = Making(
+        solution=solution,
+        origin=origin_of(model, pruned),
+        earlier=stages_of(model),
+        named=frozenset((*program.captured.modules, *program.captured.tensors, *ours)),
+        renamed=state.renamed,
+        fixed_mode=model.training if program.captured.by_mode else making_of(model).fixed_mode,
+    )
+    remember(pruned, making)
     return pruned
-
-
-def _refuse_names(program: Program) -> None:
-    for name in (*program.captured.modules, *program.captured.tensors):
-        parts = name.split(".")
-        taken = next((part for part in parts if iskeyword(part)), None)
-        if taken is None and parts[0] in _TAKEN:
-            taken = parts[0]
-        if taken is not None:
-            raise MaterializeError(
-                f"the model cannot be rebuilt with a module or tensor called {taken!r} (in "
-                f"{name!r}): pruned models, or Python, need that name; call it something else"
-            )
-
-
-_TAKEN = {"meta", *dir(PrunedModule)} - set(dir(nn.Module))
 
 
 def _write_calls(state: State) -> None:
     old = state.program.captured.graph
     for node in old.nodes:
-        state.env[node] = emit(state, node)
+        state.env[node] = call = emit(state, node)
+        named = getattr(node.target, "__module__", "") == "_operator"
+        if node in state.program.effects and named and isinstance(call, fx.Node):
+            # A method: pickled code would have x + y for x += y, and so update no buffer.
+            call.op, call.target = "call_method", f"__{call.target.__name__}__"  # type: ignore[union-attr]
+        elif node in state.program.captured.detached and _is_computed(state, node, call):
+            state.env[node] = state.new.call_method("detach", (call,))
     state.new.set_codegen(copy.deepcopy(old._codegen))
+
+
+def _is_computed(state: State, node: fx.Node, call: object) -> bool:
+    """Tell whether a call makes a tensor, and does not modify one."""
+    program = state.program
+    writes = node in program.effects or node in program.mutations
+    return isinstance(call, fx.Node) and isinstance(program.values.get(node), str) and not writes
 
 
 def _compact_views(state: State, solution: Solution) -> None:
@@ -138,9 +138,10 @@ def _drop_unused(state: State) -> None:
 
 def _module(state: State) -> PrunedModule:
     """The finished program with its modules, in the modes and with the hooks of the original."""
+    name_parameters(state.new)
     pruned = PrunedModule(state.root, state.new)
     originals = dict(state.model.named_modules(remove_duplicate=False))
     for name, module in pruned.named_modules():
-        module.training = originals.get(name, state.model).training
-    pruned.carry(state.model, type(state.model).__name__)
+        module.training = originals.get(old_name(name, state.renamed), state.model).training
+    carry(pruned, state.model, type(state.model).__name__)
     return pruned

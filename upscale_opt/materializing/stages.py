@@ -7,7 +7,7 @@ from itertools import zip_longest
 import torch
 
 from upscale_opt.materializing.origin import Origin, Stage, calls_of
-from upscale_opt.materializing.pruned_module import PrunedModule
+from upscale_opt.materializing.pruned_module import PrunedModule, making_of
 from upscale_opt.materializing.used import tensors_of
 
 
@@ -16,11 +16,12 @@ def stages_of(model: object) -> tuple[Stage, ...]:
 
     What is made of a changed model has that model as its original.
     """
-    if not isinstance(model, PrunedModule) or model.solution is None or model.origin is None:
+    making = making_of(model)
+    if not isinstance(model, PrunedModule) or making.solution is None or making.origin is None:
         return ()
-    if misfit(model, model.origin, tensors_of(model)) is not None:
+    if misfit(model, making.origin, tensors_of(model)) is not None:
         return ()
-    return (*model.earlier, Stage(solution=model.solution, origin=model.origin))
+    return (*making.earlier, Stage(solution=making.solution, origin=making.origin))
 
 
 def misfit(pruned: PrunedModule, origin: Origin, tensors: dict[str, torch.Tensor]) -> str | None:

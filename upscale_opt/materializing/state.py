@@ -12,6 +12,7 @@ from torch import fx, nn
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.solution import Read, Solution
 from upscale_opt.materializing.used import kind_of, registered
+from upscale_opt.runtime.signature import Rereader
 from upscale_opt.tracing.claims import Resize, Sizes
 from upscale_opt.tracing.program import Program
 
@@ -60,6 +61,8 @@ class State:
         buffers: arenas, by each of the concatenations in them.
         groups: of convolutions (by module), into how many groups their channels fall.
         sizes: what modules with a rule of the user's are told.
+        renamed: the original's names of modules and tensors, by those in the pruned program, where
+            they differ.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class State:
         for read in solution.reads:
             table = self.places if read.kind == "place" else self.selects
             table[read.op, read.operand] = read
-        self.new = fx.Graph()
+        self.new = fx.Graph(tracer_cls=Rereader)
         self.root = nn.Module()
         self.env: dict[fx.Node, Any] = {}
         self.computed: set[fx.Node] = set()
@@ -88,6 +91,7 @@ class State:
             self.buffers.update(dict.fromkeys(arena.tensors, buffer))
         self.groups: dict[str, int] = {}
         self.sizes: dict[str, tuple[Resize | None, Sizes]] = {}
+        self.renamed: dict[str, str] = {}
         self._makers = _makers(program)
 
     def node_of(self, reader: fx.Node, name: str) -> Any:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import fx, nn
 
+from upscale_opt.errors import LittleRemovedWarning
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.checking.removal import Removal, Stays, removal
+from upscale_opt.tracing.recent import recall
 
 _LITTLE = 0.1
 """A smaller share of the masked weights removed than this is little."""
+
+_UNMASKED = "nothing was masked"
+_REMOVED = "nothing was removed", "little was removed"
+_CONSTANTS = "channels whose filters are zero"
 
 _CONSTANT = {"bias", "constant"}
 
@@ -35,8 +42,22 @@ def notes_of(
         *_dead_scales(graph, masks),
         *_fixed_dropout(masked, pruned, graph),
         *_training(masked),
+        *_of_capture(masked, solution),
     ]
     return tuple(found)
+
+
+def warn(notes: Sequence[str]) -> None:
+    """Warn the caller of a caller if a pruning was for next to nothing, by its notes."""
+    little = [note for note in notes if note.startswith((*_REMOVED, _CONSTANTS))]
+    if any(note.startswith(_REMOVED) for note in little):
+        warnings.warn(". ".join(little), LittleRemovedWarning, stacklevel=3)
+
+
+def _of_capture(masked: nn.Module, solution: Solution) -> tuple[str, ...]:
+    """Notes that were made while the model was captured, if that is still known."""
+    program = recall(masked, solution.example, solution.capture)
+    return () if program is None else tuple(program.captured.notes)
 
 
 def _little_removed(
@@ -49,21 +70,18 @@ def _little_removed(
     wide = [one for one in found.parameters if len(graph.parameters[one.name]) > 1]
     if not any(one.masked for one in wide):
         yield (
-            "nothing was masked, as no slice of a weight (a channel or a filter) is zero "
+            f"{_UNMASKED}, as no slice of a weight (a channel or a filter) is zero "
             "throughout: give the amount to drop, such as amount=0.5, or masks"
         )
         return
     if found.gone >= _LITTLE * found.masked:
         return
-    what = "nothing" if after == before else "little"
+    what = _REMOVED[after < before]
     reasons, constants = _reasons(found)
-    yield (
-        f"{what} was removed: {found.left:,} of {found.masked:,} masked weights stay, mostly as "
-        f"{reasons}"
-    )
+    yield (f"{what}: {found.left:,} of {found.masked:,} masked weights stay, mostly as {reasons}")
     if constants:
         yield (
-            "channels whose filters are zero still are constants where a bias or a norm's shift "
+            f"{_CONSTANTS} still are constants where a bias or a norm's shift "
             "follows; to drop the constants as well (which changes what the model computes), give "
             "the masks: prune(model, inputs, masks=upscale_opt.masks_of(model, "
             "upscale_opt.trace(model, inputs)))"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -24,8 +23,9 @@ from upscale_opt.masking.segments import Layers, Method, Side
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.measuring.in_turn import Times, beside
-from upscale_opt.pruning.notes import notes_of
+from upscale_opt.pruning.notes import notes_of, warn
 from upscale_opt.pruning.within import Wish, Within, masked_within
+from upscale_opt.pruning.wrappings import few, make_permanent, masked_by_torch
 from upscale_opt.reconstruction.refitting import RefitReport
 from upscale_opt.reconstruction.refitting import refit as refitted
 from upscale_opt.solver.api import solve
@@ -33,6 +33,7 @@ from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.options import SolveFields, SolveOptions
 from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing import trace
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying.verify import VerificationReport, verify
 
@@ -112,6 +113,9 @@ def prune(
     have. With a budget they are chosen by what the remaining weights cannot make good
     (:mod:`upscale_opt.reconstruction`), and the remaining weights are refitted to ``data``.
 
+    If little or nothing of what was masked could be removed, it warns
+    (:class:`upscale_opt.errors.LittleRemovedWarning`), and the result's ``notes`` say so, too.
+
     Args:
         model: the model.
         inputs: example inputs, as for :func:`upscale_opt.trace`.
@@ -163,13 +167,16 @@ def prune(
     options = SolveOptions.of(options, **fields)
     tell: Listener = progress or (lambda event: None)
     own_zeros = amount is None and masks is None and method == "unconstrained"
-    masked = model if own_zeros else copy.deepcopy(model)
+    masks_before = masked_by_torch(model)
+    masked = model if own_zeros and not masks_before else copied(model)
+    make_permanent(masked)
     tell(Progress("trace"))
     graph = trace(masked, inputs)
-    chain = _Chain(model, inputs, graph, options, tell, check)
+    base = masked if masks_before else model
+    chain = _Chain(base, inputs, graph, options, tell, check, tuple(masks_before))
     if budget is not None:
         solver = "joint" if method == "unconstrained" else "constrained"
-        result = chain.within(masked_within(model, graph, asked, options, solver=solver, tell=tell))
+        result = chain.within(masked_within(base, graph, asked, options, solver=solver, tell=tell))
         return chain.faster(result, asked) if measure else result
     refitting = None
     tell(Progress("mask"))
@@ -193,7 +200,7 @@ def prune(
         apply_masks(masked, graph, found)
     if asked.refits:
         tell(Progress("refit"))
-        masked, refitting = refitted(model, found, asked.data or (), graph=graph)
+        masked, refitting = refitted(base, found, asked.data or (), graph=graph)
         found = masks_of(masked, graph)
     result = replace(chain.export(masked, found), refitting=refitting)
     return chain.timed(result) if measure else result
@@ -210,6 +217,7 @@ class _Chain:
         options: how to solve.
         tell: told of every step.
         check: verify.
+        masked_before: tensors that torch.nn.utils.prune had masked.
     """
 
     model: nn.Module
@@ -218,6 +226,7 @@ class _Chain:
     options: SolveOptions
     tell: Listener
     check: bool
+    masked_before: tuple[str, ...] = ()
 
     def export(self, masked: nn.Module, masks: Masks) -> Pruned:
         """Solve, materialise and verify."""
@@ -230,6 +239,12 @@ class _Chain:
             self.tell(Progress("verify"))
             report = verify(masked, pruned, self.inputs)
         notes = notes_of(masked, pruned, self.graph, masks, solution)
+        warn(notes)
+        if self.masked_before:
+            notes += (
+                f"the masks that torch.nn.utils.prune holds in {few(self.masked_before)} were made "
+                "permanent in the pruned copy, as torch.nn.utils.prune.remove does",
+            )
         notes += () if report is None else report.notes
         return Pruned(pruned, masked, self.graph, masks, solution, report, notes)
 

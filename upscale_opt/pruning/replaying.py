@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch import nn
 from upscale_opt.errors import VerificationError
 from upscale_opt.materializing.pruned_module import PrunedModule, replace
 from upscale_opt.materializing.used import kind_of
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs, dtype_name, map_tensors
 from upscale_opt.verifying.deviation import allowed, deviation
 from upscale_opt.verifying.noise import explained
@@ -53,15 +53,15 @@ def replay(
 def _replay(
     model: nn.Module, exports: Mapping[str, PrunedModule], inputs: Inputs, dtype: torch.dtype
 ) -> tuple[dict[str, float], float | None]:
-    twins = {name: copy.deepcopy(export).to(dtype).eval() for name, export in exports.items()}
-    masked = copy.deepcopy(model).to(dtype).eval()
+    twins = {name: copied(export).to(dtype).eval() for name, export in exports.items()}
+    masked = copied(model).to(dtype).eval()
     calls = _Calls(masked, twins, dtype)
     with calls.compared():
         want = outputs_of(masked, inputs, dtype)
-    answered = copy.deepcopy(model).to(dtype).eval()
-    with _answered(answered, {name: copy.deepcopy(twin) for name, twin in twins.items()}):
+    answered = copied(model).to(dtype).eval()
+    with _answered(answered, {name: copied(twin) for name, twin in twins.items()}):
         same = outputs_of(answered, inputs, dtype)
-    whole = copy.deepcopy(model).to(dtype).eval()
+    whole = copied(model).to(dtype).eval()
     for name, twin in twins.items():
         replace(whole.get_submodule(name), twin)
     got = _whole(model, whole, same, inputs, dtype)
@@ -199,6 +199,6 @@ def _without_hooks(module: nn.Module) -> nn.Module:
     hooks = module._forward_hooks, module._forward_pre_hooks
     module._forward_hooks, module._forward_pre_hooks = OrderedDict(), OrderedDict()
     try:
-        return copy.deepcopy(module)
+        return copied(module)
     finally:
         module._forward_hooks, module._forward_pre_hooks = hooks

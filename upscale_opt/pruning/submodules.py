@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Layers, Side
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
-from upscale_opt.materializing.pruned_module import PrunedModule, replace
+from upscale_opt.materializing.pruned_module import PrunedModule, refuse_replacing, replace
+from upscale_opt.pruning.notes import notes_of
 from upscale_opt.pruning.recording import Calls, inputs_of, record_calls
 from upscale_opt.pruning.replaying import replay
 from upscale_opt.shown import Shown
@@ -28,6 +28,7 @@ from upscale_opt.solver.api import solve
 from upscale_opt.solver.options import SolveFields, SolveOptions
 from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing import trace
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs, require_model
 
 _Choose = Callable[[nn.Module, ChannelGraph], Masks]
@@ -70,11 +71,14 @@ class PrunedSubmodules(Shown):
         error: how far the whole model's outputs are apart; ``None`` if they cannot be compared
             because they differ in shape, as the boxes of a detector may where two of them score
             equally, or if not verified.
+        notes: what would else have to be found, as those of :func:`upscale_opt.prune`, of every
+            submodule.
     """
 
     pruned: tuple[PrunedSubmodule, ...]
     whole: dict[str, str]
     error: float | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -161,7 +165,7 @@ def prune_submodules(
     choose: _Choose | None = None
     if amount is not None:
         choose = partial(choose_masks, amount=amount, criterion=criterion, side=side, layers=layers)
-    masked = model if amount is None else copy.deepcopy(model)
+    masked = model if amount is None else copied(model)
     tell(Progress("run"))
     calls = record_calls(masked, inputs)
     whole: dict[str, str] = {}
@@ -183,6 +187,8 @@ def prune_submodules(
             continue
         whole[name] = "nothing in it can be removed"
         idle.append((name, export))
+    for name, one in made.items():
+        refuse_replacing(model.get_submodule(name), one.module)
     errors: dict[str, float] = {}
     error = None
     if check and made:
@@ -191,6 +197,13 @@ def prune_submodules(
         errors, error = replay(masked, exports, inputs)
     for name, one in idle:  # they are masked as well, but nothing comes of it
         apply_masks(model.get_submodule(name), one.graph, one.masks)
+    notes = [
+        f"{name}: {note}" if name else note
+        for name, one in made.items()
+        for note in notes_of(
+            masked.get_submodule(name), one.module, one.graph, one.masks, one.solution
+        )
+    ]
     pruned = []
     for name, one in made.items():
         before, after = _size(model.get_submodule(name)), _size(one.module)
@@ -200,7 +213,7 @@ def prune_submodules(
                 name, one.calls, one.graph, one.masks, one.solution, before, after, errors.get(name)
             )
         )
-    return PrunedSubmodules(tuple(pruned), whole, error)
+    return PrunedSubmodules(tuple(pruned), whole, error, tuple(notes))
 
 
 @dataclass

@@ -66,11 +66,14 @@ class Indexed(nn.Module):
     ) -> None:
         for name, values in self._fixed().items():
             given, own = state_dict.pop(prefix + name, None), self._buffers[name]
-            if isinstance(given, torch.Tensor) and not given.is_meta:
-                if tuple(given.flatten().tolist()) != values:
-                    error_msgs.append(another_pruning(prefix + name))
-                if own is not None and own.is_meta:
+            known = isinstance(given, torch.Tensor) and not given.is_meta
+            if known and tuple(given.flatten().tolist()) != values:
+                error_msgs.append(another_pruning(prefix + name))
+            if own is not None and own.is_meta:
+                if known:
                     self._refill(name, given.device)
+            elif own is not None and tuple(own.tolist()) != values:  # memory of another hand
+                self._refill(name, own.device)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

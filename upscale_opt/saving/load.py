@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from itertools import zip_longest
 from pathlib import Path
@@ -12,14 +11,16 @@ from torch import nn
 
 from upscale_opt.errors import MaterializeError, SchemaError, TraceError
 from upscale_opt.materializing.gathered import gathered
+from upscale_opt.materializing.names import new_name
 from upscale_opt.materializing.origin import Origin, Stage, set_modes
-from upscale_opt.materializing.pruned_module import PrunedModule
+from upscale_opt.materializing.pruned_module import PrunedModule, carry, making_of
 from upscale_opt.materializing.rebuild import rebuild
 from upscale_opt.materializing.stages import stages_of
 from upscale_opt.materializing.used import kind_of, registered, tensors_of
 from upscale_opt.saving.file import Contents, Manifest, unpack
 from upscale_opt.saving.module_settings import difference
 from upscale_opt.solver.checking.check import damage
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.running import run_as
@@ -61,7 +62,7 @@ def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedMod
         _fill(pruned, contents)
     except (SchemaError, MaterializeError) as error:
         raise type(error)(f"{path}: {error}") from None
-    pruned.carry(model_definition, type(model_definition).__name__)
+    carry(pruned, model_definition, type(model_definition).__name__)
     set_modes(pruned, contents.manifest.modes)
     return pruned
 
@@ -72,7 +73,7 @@ def _rebuilt(definition: nn.Module, contents: Contents) -> PrunedModule:
     stages = (*manifest.earlier, Stage(solution=contents.solution, origin=manifest.origin))
     known = stages_of(definition)
     done = len(known) if known == stages[: len(known)] and len(known) < len(stages) else 0
-    blank = copy.deepcopy(definition)
+    blank = copied(definition)
     _leave_meta(blank)
     for stage in stages[done:]:
         _dress(blank, stage.origin)
@@ -83,11 +84,12 @@ def _rebuilt(definition: nn.Module, contents: Contents) -> PrunedModule:
         reason = _difference(pruned, stage.origin)
         if reason is not None:
             raise MaterializeError(_another(manifest, definition, reason))
-        pruned.solution, pruned.origin, blank = solution, stage.origin, pruned
+        making = making_of(pruned)
+        making.solution, making.origin, blank = solution, stage.origin, pruned
     reason = difference(pruned, manifest.settings)
     if reason is not None:
         raise MaterializeError(_another(manifest, definition, reason))
-    pruned.earlier = manifest.earlier
+    making_of(pruned).earlier = manifest.earlier
     return pruned
 
 
@@ -123,7 +125,7 @@ def _captured(blank: nn.Module, stage: Stage, manifest: Manifest) -> Program:
     except TraceError as error:
         raise MaterializeError(_another(manifest, blank, str(error))) from None
     if program.graph.fingerprint != solution.graph_fingerprint:
-        names = {name for name, _ in registered(blank)}
+        names = {list(new_name(blank, name))[-1] for name, _ in registered(blank)}
         lacking = next((name for name in origin.shapes if name not in names), None)
         reason = "its channel graph differs" if lacking is None else f"it has no {lacking!r}"
         raise MaterializeError(_another(manifest, blank, reason))
@@ -135,12 +137,13 @@ def _captured(blank: nn.Module, stage: Stage, manifest: Manifest) -> Program:
 
 def _difference(pruned: PrunedModule, origin: Origin) -> str | None:
     """Say how a definition that has the same channels computes something else; ``None`` if not."""
-    assert pruned.origin is not None
-    for call, own in zip_longest(origin.calls, pruned.origin.calls):
+    made = making_of(pruned).origin
+    assert made is not None
+    for call, own in zip_longest(origin.calls, made.calls):
         if own != call:
             return f"it computes {own or 'nothing'} instead of {call or 'nothing'}"
     for name, shape in origin.shapes.items():
-        size = pruned.origin.shapes.get(name, "no shape")
+        size = made.shapes.get(name, "no shape")
         if size != shape:
             return f"tensor {name!r} gets {size} instead of {shape}"
     return None

@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from upscale_opt.ir.base import Record
+from upscale_opt.materializing.pruned_module import read_by_forward
 from upscale_opt.runtime.modules import OURS
 from upscale_opt.tracing.examples import dtype_name
 
@@ -83,8 +84,13 @@ _SIZES = {
 
 def _plain_attributes(module: nn.Module) -> dict[str, str]:
     found: dict[str, str] = {}
+    theirs = type(module).__module__.partition(".")[0] != "torch"
+    kind: Any = type(module)  # which mypy takes for nothing hashable
+    read = read_by_forward(kind) if theirs else frozenset()
+    read -= vars(nn.Module()).keys()
     for name, value in vars(module).items():
-        if name.startswith("_") or name in {"training", *_SIZES}:
+        hidden = name.startswith("_") and (name not in read or value is None)
+        if hidden or name in {"training", *_SIZES}:
             continue
         text = _text(value, 0)
         if text is not None:
@@ -119,7 +125,9 @@ def _text(value: Any, depth: int) -> str | None:
     if isinstance(value, (type, FunctionType, BuiltinFunctionType)):
         return _function_text(value, depth)
     if isinstance(value, MethodType) and not isinstance(value.__self__, nn.Module):
-        return f"{type(value.__self__).__qualname__}.{value.__name__}"
+        name = f"{type(value.__self__).__qualname__}.{value.__name__}"
+        own = _held(value.__self__, depth + 1)
+        return f"{name} of {own}" if own else name
     if isinstance(value, (tuple, list)):
         return _sequence_text(value, depth)
     if isinstance(value, (set, frozenset)):
@@ -132,7 +140,25 @@ def _text(value: Any, depth: int) -> str | None:
         held = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
         text = _text(held, depth + 1)
         return None if text is None else type(value).__qualname__ + text
-    return None
+    inside = _held(value, depth + 1)
+    return type(value).__qualname__ + inside if inside else None
+
+
+def _held(value: Any, depth: int) -> str:
+    """The attributes of an object, as far as they are of known kinds."""
+    kind = type(value)
+    if isinstance(value, (nn.Module, type)) or kind.__module__.partition(".")[0] == "torch":
+        return ""
+    slots = [getattr(cls, "__slots__", ()) for cls in kind.__mro__]
+    names = {name for own in slots for name in ((own,) if isinstance(own, str) else own)}
+    names |= set(getattr(value, "__dict__", ()))
+    texts = {
+        name: _text(getattr(value, name, None), depth)
+        for name in names
+        if not name.startswith("__")
+    }
+    known = [f"{name}: {text}" for name, text in sorted(texts.items()) if text is not None]
+    return f"({', '.join(known)})" if known else ""
 
 
 _PLAIN = (bool, int, float, complex, str, bytes, slice, torch.dtype, torch.Size)

@@ -11,7 +11,7 @@ from torch import nn
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.materializing.origin import Modes, modes_of
-from upscale_opt.materializing.pruned_module import PrunedModule
+from upscale_opt.materializing.pruned_module import PrunedModule, making_of
 from upscale_opt.materializing.stages import misfit
 from upscale_opt.materializing.used import modules_of, tensors_of
 from upscale_opt.saving.file import Contents, Manifest, pack
@@ -39,8 +39,9 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         MaterializeError: if it is not a pruned model, or no longer fits its solution.
         OSError: if the file cannot be written; a file that was there is as before.
     """
-    module = pruned
-    if not isinstance(module, PrunedModule) or module.solution is None or module.origin is None:
+    module, making = pruned, making_of(pruned)
+    solution, origin = making.solution, making.origin
+    if not isinstance(module, PrunedModule) or solution is None or origin is None:
         inside = isinstance(getattr(module, "model", None), PrunedModule)
         raise MaterializeError(
             f"a {type(module).__name__} cannot be saved, as it carries no solution; give "
@@ -52,7 +53,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
             )
         )
     tensors = tensors_of(module)
-    changed = misfit(module, module.origin, tensors)
+    changed = misfit(module, origin, tensors)
     if changed is not None:
         raise MaterializeError(
             f"the model no longer fits its solution: {changed}; save it before changing it, change "
@@ -69,7 +70,7 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
     manifest = Manifest(
         package=VERSION,
         torch=str(torch.__version__),
-        origin=module.origin,
+        origin=origin,
         modes=_modes(module),
         frozen=tuple(
             name
@@ -78,14 +79,14 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         ),
         aliases=aliases,
         settings=settings_of(module),
-        earlier=module.earlier,
+        earlier=making.earlier,
     )
     stored = {
         name: tensor.detach().cpu().resolve_conj().resolve_neg()
         for name, tensor in tensors.items()
         if name not in aliases
     }
-    write_atomically(Path(path), pack(Contents(module.solution, manifest, stored)))
+    write_atomically(Path(path), pack(Contents(solution, manifest, stored)))
 
 
 def _modes(pruned: PrunedModule) -> Modes:

@@ -19,10 +19,18 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
 from upscale_opt.runtime.required_inputs import Wanted
+from upscale_opt.tracing.entering import enter
 from upscale_opt.tracing.guards import Check, checks_within
 from upscale_opt.tracing.record import as_it_was
 from upscale_opt.tracing.rules import kept_as_calls
-from upscale_opt.tracing.symbolic import Tracer, Watch, called_of, holds_others, modes_asked
+from upscale_opt.tracing.symbolic import (
+    Tracer,
+    Watch,
+    called_of,
+    holds_others,
+    modes_asked,
+    updates_in_place,
+)
 from upscale_opt.tracing.unchanged import Snapshot, composed_attention, unchanged
 
 Capture = Literal["fx", "export"]
@@ -44,7 +52,8 @@ class Captured:
         by_mode: whether it is another in the other mode, train or eval.
         apart: whether calls were written as several, which compute the same up to rounding.
         leaves: all that the arguments hold, in order.
-        notes: what could not be checked of it.
+        notes: what could not be checked of it, or is not kept.
+        detached: the calls that the model makes without gradients.
     """
 
     kind: Capture
@@ -59,6 +68,7 @@ class Captured:
     by_mode: bool = False
     leaves: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    detached: set[fx.Node] = field(default_factory=set)
 
 
 def capture(
@@ -74,11 +84,10 @@ def capture(
             "a TorchScript model cannot be traced; trace the Python model that it was made from"
         )
     _refuse_wrapped(model)
-    taken = _TAKEN.intersection(inspect.signature(model.forward).parameters)
-    if taken:
+    if "self" in inspect.signature(model.forward).parameters:
         raise TraceError(
-            f"an argument of the model is called {min(taken)!r}, as what its program is written "
-            "with; call it something else"
+            "an argument of the model is called 'self', as the pruned model itself in its program; "
+            "call it something else"
         )
     before = _numbers_drawn()
     captured = by_fx(model, args, kwargs) if kind == "fx" else _by_export(model, args, kwargs)
@@ -92,10 +101,6 @@ def _numbers_drawn() -> Any:
     """The states of the random numbers of Python and NumPy."""
     arrays: Any = np.random.get_state()
     return random.getstate(), arrays[1].tolist(), arrays[2]
-
-
-_TAKEN = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree"}
-"""Names that the code of :mod:`torch.fx` uses for other things."""
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -155,7 +160,7 @@ def by_fx(
     watch = Watch(model)
     with unchanged(model) as snapshot, kept_as_calls(), composed_attention():
         try:
-            with watch, modes_asked() as asked:
+            with watch, updates_in_place(model), modes_asked() as asked, torch.enable_grad():
                 graph = tracer.trace(model)
         except Exception as error:
             raise TraceError(f"torch.fx: {_line(error)}") from error
@@ -189,7 +194,7 @@ def by_fx(
     captured = Captured(
         "fx", graph, modules, tensors, constants, checks, tracer.given, tracer.apart
     )
-    captured.wrote = tracer.wrote
+    captured.wrote, captured.detached = tracer.wrote, tracer.detached
     captured.by_mode = bool(asked) and _differs_by_mode(model, args, kwargs, graph)
     return captured
 
@@ -203,7 +208,8 @@ def _differs_by_mode(
         for module in model.modules():
             module.training = not module.training
         try:
-            other = tracer.trace(model)
+            with updates_in_place(model):
+                other = tracer.trace(model)
         except Exception:  # of any kind, as any code may run there
             return True
     tracer.tidy()
@@ -252,14 +258,12 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
         raise TraceError("torch.export: the program uses attributes that are not tensors")
     named = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     constants = {name: value for name, value in tensors.items() if name not in named}
-    places = tuple(node for node in graph.nodes if node.op == "placeholder")
+    places = [node for node in graph.nodes if node.op == "placeholder"]
     wanted = _wanted({node.name: node.meta.get("val") for node in places}, guarded)
-    checks = [Check(places, tuple(node.name for node in places), wanted)] if places else []
-    flat, _ = pytree.tree_flatten((args, dict(kwargs)))
-    if len(flat) != len(places):
-        raise TraceError("torch.export: the program takes other inputs than the model")
-    given = dict(zip(places, flat, strict=True))
-    return Captured("export", graph, {}, tensors, constants, checks, given)
+    signature = inspect.signature(model.forward)
+    by_place = dict(zip(places, wanted, strict=True))
+    given, check = enter(graph, signature, (args, dict(kwargs)), by_place)
+    return Captured("export", graph, {}, tensors, constants, [check] if given else [], given)
 
 
 def _guarded(program: torch.export.ExportedProgram) -> set[str]:

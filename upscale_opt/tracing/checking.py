@@ -27,6 +27,7 @@ from upscale_opt.tracing.claims import (
     resize,
     roles,
 )
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs, as_call, map_tensors, require_model
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.rules import Call, Rule, to_meta
@@ -122,7 +123,7 @@ class _Trial:
     ) -> torch.Tensor:
         """The result of the same call on other activations and parameters."""
         swapped = {id(old): new.clone() for old, new in zip(self.tensors, tensors, strict=True)}
-        target = copy.deepcopy(self.target) if self.module is not None else self.target
+        target = copied(self.target) if self.module is not None else self.target
         for name, new in parameters.items():
             if isinstance(target, nn.Module):
                 owner, _, leaf = name.rpartition(".")
@@ -150,7 +151,7 @@ def _recorded(program: Program, inputs: Inputs) -> list[_Trial]:
     """Run the captured program, and note the calls that rules are for, with their arguments."""
     captured = program.captured
     ruled = {node.name: rule for node, rule in program.ruled.items()}
-    root: dict[str, Any] = copy.deepcopy({**captured.modules, **captured.tensors})
+    root: dict[str, Any] = copied({**captured.modules, **captured.tensors})
     for value in root.values():
         if isinstance(value, nn.Module):
             value.double()

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import ArgumentError
 from upscale_opt.runtime.required_inputs import require_inputs
+from upscale_opt.runtime.signature import results_of
 from upscale_opt.tracing.capture import Captured
 
 
@@ -52,7 +53,7 @@ def execute(captured: Captured, given: Mapping[fx.Node, Any]) -> Any:
             continue
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: values[n])
         if node.op == "output":
-            spec = getattr(getattr(captured.graph._codegen, "pytree_info", None), "out_spec", None)
+            spec = results_of(captured.graph)
             return args[0] if spec is None else pytree.tree_unflatten(args[0], spec)
         if node.op == "call_module":
             values[node] = captured.modules[str(node.target)](*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +45,19 @@ def is_plain(value: Any) -> bool:
 def default_of(value: Any) -> Any:
     """The stand-in for the default ``value`` in the signature of a pruned model."""
     return value if is_plain(value) else DEFAULT
+
+
+def stand_in(name: str, parameter: inspect.Parameter) -> tuple[str, tuple[Any, ...]]:
+    """The target and the arguments of the placeholder of a parameter of a model."""
+    lacks = parameter.default is parameter.empty
+    # What follows a parameter with a default must have one, too.
+    spelled = DEFAULT if lacks else default_of(parameter.default)
+    lacks &= parameter.kind is not parameter.KEYWORD_ONLY
+    return MANY.get(parameter.kind.name, "") + name, () if lacks else (spelled,)
+
+
+MANY = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
+"""The marks in front of parameters that take any number of arguments."""
 
 
 def wanted_of(value: Any) -> Wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -34,3 +35,25 @@ def answering(answer: bool) -> Iterator[list[str]]:
         yield asked
     finally:
         torch.is_grad_enabled = original
+
+
+@contextmanager
+def gradients_watched() -> Iterator[list[bool]]:
+    """While this is open, notice whether code switches gradients on or off.
+
+    Yields:
+        To what they have been switched.
+    """
+    switched: list[bool] = []
+    original: Any = torch.set_grad_enabled
+
+    class Recording(original):  # type: ignore[misc]
+        def __init__(self, mode: bool) -> None:
+            switched.append(mode)
+            super().__init__(mode)
+
+    torch.set_grad_enabled = Recording  # type: ignore[misc]
+    try:
+        yield switched
+    finally:
+        torch.set_grad_enabled = original  # type: ignore[misc]

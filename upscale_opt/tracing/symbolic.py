@@ -18,8 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from upscale_opt.errors import TraceError
-from upscale_opt.runtime.required_inputs import DEFAULT
-from upscale_opt.tracing.guards import default_of, only_scales, wanted_of
+from upscale_opt.tracing.guards import MANY, only_scales, stand_in, wanted_of
 from upscale_opt.tracing.rules import find_rule
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
 
@@ -78,25 +77,15 @@ def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-for _name in [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-]:
-    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+_ASSIGNING = [
+    *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"),
+    *("iand", "ior", "ixor", "ilshift", "irshift"),
+]
+for _name in _ASSIGNING:
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
-
-_MANY = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
+_IN_PLACE = {name for name in _ASSIGNING if hasattr(torch.Tensor, f"__{name}__")}
+"""The operators ``x += y`` and so on that modify tensors, where others make new ones."""
 
 
 class Tracer(fx.Tracer):
@@ -127,6 +116,8 @@ class Tracer(fx.Tracer):
         """The state of autocast outside of the model, on the CPU and on GPUs."""
         self.optional: list[fx.Node] = []
         """The calls that are not needed if nothing uses their results."""
+        self.detached: set[fx.Node] = set()
+        """The calls that the model makes without gradients."""
         self.given: dict[fx.Node, Any] = {}
         self._wanted: dict[fx.Node, Any] = {}
         self._numbers: list[tuple[fx.Node, list[Any] | dict[str, Any], Any]] = []
@@ -173,16 +164,12 @@ class Tracer(fx.Tracer):
 
     def _place(self, name: str, parameter: inspect.Parameter) -> fx.Node:
         """The node that stands for an argument; its default is what code can spell of it."""
-        lacks = parameter.default is parameter.empty
-        # What follows a parameter with a default must have one, too.
-        spelled = DEFAULT if lacks else default_of(parameter.default)
-        lacks &= parameter.kind is not parameter.KEYWORD_ONLY
-        many = _MANY.get(parameter.kind.name, "")
-        return self.create_node("placeholder", many + name, () if lacks else (spelled,), {})
+        target, default = stand_in(name, parameter)
+        return self.create_node("placeholder", target, default, {})
 
     def _enter(self, name: str, node: fx.Node, parameter: inspect.Parameter) -> Any:
         """The arguments of a call of the model."""
-        many = _MANY.get(parameter.kind.name)
+        many = MANY.get(parameter.kind.name)
         left_out = name not in self._bound.arguments and many is None
         if left_out:
             value = node.args[0]
@@ -222,7 +209,13 @@ class Tracer(fx.Tracer):
         """FX alone would leave out that some calls are to run in another precision."""
         if _autocast() != self.autocast:
             raise TraceError("the model switches autocast on or off while it runs")
-        return super().create_node(*args, **kwargs)
+        node = super().create_node(*args, **kwargs)
+        picked = node.target is operator.getitem and node.args[0] in self.detached
+        if picked or (node.op.startswith("call_") and not torch.is_grad_enabled()):
+            if writes_to(node) and modified(node) is None:
+                raise TraceError("the model modifies activations in place without gradients")
+            self.detached.add(node)
+        return node
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """One of ours."""
@@ -265,7 +258,10 @@ class Tracer(fx.Tracer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """Attention is written as several calls."""
+        """Attention is written as several calls; wrapped functions in place of forward are one."""
+        own = vars(m).get("forward")
+        if is_wrapped(own) and not hooked(m):
+            return self.create_proxy("call_function", own, args, kwargs)
         apart = None if hooked(m) or not self.takes_apart else multihead(m, args, kwargs)
         if apart is None:
             return super().call_module(m, forward, args, kwargs)
@@ -325,6 +321,53 @@ def modes_asked() -> Iterator[list[nn.Module]]:
         yield asked
     finally:
         del nn.Module.training
+
+
+@contextmanager
+def updates_in_place(model: nn.Module) -> Iterator[None]:
+    """Let code say ``self.count += 1`` of a buffer, which assigns what was modified in place."""
+    names = {id(module): name for name, module in model.named_modules()}
+    assign: Any = nn.Module.__setattr__
+
+    def assigned(module: nn.Module, name: str, value: Any) -> None:
+        if isinstance(value, fx.Proxy) and name in module._buffers and id(module) in names:
+            own = f"{names[id(module)]}.{name}".lstrip(".")
+            if modified(value.node) == own:
+                return
+        assign(module, name, value)
+
+    nn.Module.__setattr__ = assigned  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.__setattr__ = assign  # type: ignore[method-assign]
+
+
+def modified(node: fx.Node) -> str | None:
+    """The attribute that a call returns, modified in place; ``None`` if it is something new."""
+    while node.op in ("call_function", "call_method"):
+        if not writes_to(node) or not isinstance(node.args[0], fx.Node):
+            return None
+        node = node.args[0]
+    return str(node.target) if node.op == "get_attr" else None
+
+
+def writes_to(node: fx.Node) -> bool:
+    """Tell whether a call modifies its first argument in place, and returns that."""
+    name = str(getattr(node.target, "__name__", node.target))
+    if node.op == "call_function":
+        return node.target is getattr(operator, name, None) and name in _IN_PLACE
+    return node.op == "call_method" and name.endswith("_") and not name.endswith("__")
+
+
+def is_wrapped(function: object) -> bool:
+    """Tell whether a function was given to :func:`torch.fx.wrap`, to be recorded as one call."""
+    if not isinstance(function, FunctionType):
+        return False
+    return (id(function.__globals__), function.__name__) in _WRAPPED
+
+
+_WRAPPED: Any = getattr(fx._symbolic_trace, "_wrapped_fns_to_patch", {})
 
 
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -25,7 +25,7 @@ from upscale_opt.tracing.capture import Captured, KeepsState, by_fx, without_hoo
 from upscale_opt.tracing.differences import close, differing
 from upscale_opt.tracing.executing import execute, placed
 from upscale_opt.tracing.numbering import Numbering, Numbers
-from upscale_opt.tracing.questions import answering
+from upscale_opt.tracing.questions import answering, gradients_watched
 from upscale_opt.tracing.unchanged import Snapshot, composed_attention, same_random_state, unchanged
 
 
@@ -55,6 +55,11 @@ def validate(trial: Trial, captured: Captured, result: Any, numbers: Numbers) ->
                     _try_other_sizes(trial, captured, numbers)
                 return
     _compare(trial, captured)
+    if captured.kind == "export" and trial.switches_gradients:
+        captured.notes.append(
+            "forward switches gradients off or on (torch.no_grad), which torch.export does not "
+            "keep: outputs are the same, but gradients flow everywhere in the pruned model"
+        )
 
 
 def _try_other_sizes(trial: Trial, captured: Captured, numbers: Numbers) -> None:
@@ -102,6 +107,8 @@ class Trial:
         self.model = model
         self.args = args
         self.kwargs = kwargs
+        self.switches_gradients = False
+        """Whether its code switches gradients on or off, as far as it has run on values."""
         self._copies: dict[int, torch.Tensor] = {}
 
     def numbered(self, beside: Numbers) -> Outcome | None:
@@ -245,7 +252,9 @@ def _compare(trial: Trial, captured: Captured) -> None:
     tensors = [*model.parameters(), *model.buffers()]
     leaves = pytree.tree_leaves((trial.args, trial.kwargs))
     if any(t.is_meta for t in (*tensors, *leaves) if isinstance(t, torch.Tensor)):
-        captured.notes.append("not compared with the model, which has no data")
+        captured.notes.append(
+            "the program was not compared with the model, which is on the meta device"
+        )
         return
     with same_random_state(model, leaves), _quiet_buffers(model) as reset:
         _seed(0)
@@ -296,7 +305,9 @@ def _called(trial: Trial, call: Any, reset: Callable[[], Any], *, warm: bool) ->
     with unchanged(trial.model) as snapshot, answering(True):
         without_hooks(trial.model)
         before = set(snapshot.touched())
-        result = trial.model(*args, **kwargs)
+        with gradients_watched() as switched:
+            result = trial.model(*args, **kwargs)
+        trial.switches_gradients |= bool(switched)
         written = reset()
         left = snapshot.touched(besides=before) if warm else []
         if left:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,12 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import VerificationError
-from upscale_opt.ir.solution import Solution
+from upscale_opt.materializing.names import old_name
+from upscale_opt.materializing.pruned_module import making_of
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs, dtype_name
 from upscale_opt.verifying.deviation import EXACT, Apart, allowed, largest
+from upscale_opt.verifying.exactly import autocast_watched, exactly
 from upscale_opt.verifying.noise import Run, explained, noise_of
 from upscale_opt.verifying.outputs import outputs_of
 from upscale_opt.verifying.rounding import Lower
@@ -65,28 +68,42 @@ class Both:
     model: nn.Module
     pruned: nn.Module
 
-    def compare(self, inputs: Inputs, dtype: torch.dtype) -> Outcome:
+    def compare(self, inputs: Inputs, dtype: torch.dtype, *, exact: bool = False) -> Outcome:
         """Run both in ``dtype``, and compare all that they return, and change in buffers.
+
+        Args:
+            inputs: what they are called with.
+            dtype: the precision.
+            exact: with float64: leave out casts to lower precision.
 
         Raises:
             DoesNotRunError: if one of them fails.
             VerificationError: if they differ by more than rounding explains.
         """
-        want = self._run(self.model, inputs, dtype)
-        got = self._run(self.pruned, inputs, dtype)
+        with exactly() if exact else nullcontext():
+            want = self._run(self.model, inputs, dtype)
+            got = self._run(self.pruned, inputs, dtype)
         try:
-            return self._compared(want, got, inputs, dtype)
+            return self._compared(want, got, inputs, dtype, exact)
         except VerificationError as error:
             if "not finite, so" in str(error):
                 raise
             raise VerificationError(f"{error}{self._why(inputs, dtype)}") from None
 
-    def _compared(self, want: _Ran, got: _Ran, inputs: Inputs, dtype: torch.dtype) -> Outcome:
+    def switches_autocast(self, inputs: Inputs, dtype: torch.dtype) -> bool:
+        """Tell whether the masked model switches autocast on or off while it runs."""
+        with autocast_watched() as watch:
+            self._run(self.model, inputs, dtype)
+        return watch.switched
+
+    def _compared(
+        self, want: _Ran, got: _Ran, inputs: Inputs, dtype: torch.dtype, exact: bool
+    ) -> Outcome:
         pairs = pairs_of(want.outputs, got.outputs)
         pairs += pairs_of(*self._buffers(want, got), place="buffers after the call")
         apart = [Apart.of(pair) for pair in pairs]
         error, most, lower = largest(apart), allowed(dtype), None
-        if not error <= most:
+        if not error <= most and not exact:
             most, lower = explained(self.model, want.outputs, _on(inputs, dtype), dtype)
         if not error <= most:
             where = next(one.place for one in apart if not one.error <= most)
@@ -95,7 +112,7 @@ class Both:
                 f"the pruned model deviates by {error:.2e} in {dtype_name(dtype)}, where "
                 f"{most:.0e} is allowed{inside}: {where}"
             )
-        if dtype == torch.float64 and lower is None:
+        if dtype == torch.float64 and lower is None and not exact:
             self._check_slices(apart, want.outputs, inputs)
         numbers = sum(pair.want.numel() for pair in pairs)
         return Outcome(error, numbers, all(one.zero for one in apart), lower)
@@ -125,18 +142,20 @@ class Both:
         Raises:
             VerificationError: if the pruned model lacks one.
         """
-        solution = getattr(self.pruned, "solution", None)
+        making = making_of(self.pruned)
+        solution = making.solution
         wanted, own = {}, {}
+        places = {old_name(name, making.renamed): name for name in got.buffers}
         for name, tensor in want.buffers.items():
-            found = got.buffers.get(name)
+            found = got.buffers.get(places.get(name, name))
             changed = not torch.equal(tensor, want.before[name])
             if found is None:
                 if changed:
                     raise VerificationError(f"the pruned model lacks the buffer {name!r}")
                 continue
-            if not changed and torch.equal(found, got.before[name]):
+            if not changed and torch.equal(found, got.before[places[name]]):
                 continue
-            kept = solution.parameters.get(name, {}) if isinstance(solution, Solution) else {}
+            kept = solution.parameters.get(name, {}) if solution is not None else {}
             for axis, entries in kept.items():
                 if max(entries, default=0) < tensor.shape[axis]:
                     index = torch.tensor(entries, dtype=torch.int64, device=tensor.device)
@@ -146,7 +165,7 @@ class Both:
         return wanted, own
 
     def _run(self, model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> _Ran:
-        runner = copy.deepcopy(model).to(dtype).eval()
+        runner = copied(model).to(dtype).eval()
         before = {name: buffer.clone() for name, buffer in runner.named_buffers()}
         try:
             outputs = outputs_of(runner, inputs, dtype)
@@ -159,7 +178,7 @@ class Both:
 
     def _why(self, inputs: Inputs, dtype: torch.dtype) -> str:
         """Say what explains a deviation, or where to report it."""
-        origin = getattr(self.pruned, "origin", None)
+        origin = making_of(self.pruned).origin
         training = [name for name, module in self.model.named_modules() if module.training]
         if training or (origin is not None and (origin.modes.training or origin.modes.others)):
             which = "the model" if self.model.training or not training else repr(training[0])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
+from upscale_opt.tracing.copying import copied
 from upscale_opt.verifying.deviation import Apart, allowed, largest
 from upscale_opt.verifying.rounding import MORE, Lower, rounding
 from upscale_opt.verifying.walking import pairs_of
@@ -33,7 +33,7 @@ def noise_of(
         By place in the outputs, how far they move; and where the precision is lower, if anywhere.
         Nothing, if that cannot be found out.
     """
-    runner = copy.deepcopy(model).to(dtype).eval()
+    runner = copied(model).to(dtype).eval()
     try:
         with rounding(runner, dtype, every) as mode:
             got = run(runner)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -21,8 +20,8 @@ class VerificationReport:
     """The distance of the two models: largest deviation over largest magnitude of an output.
 
     Attributes:
-        float64_error: with both models and the inputs in float64; NaN if they do not run in
-            float64 (because they make tensors of a fixed dtype).
+        float64_error: with both models and the inputs in float64; without casts to lower
+            precision, if they do not run in it otherwise; NaN if even so they do not.
         own_error: at the model's own precision.
         dtype: that precision.
         also: on what else they were compared, and found equal: other batches, other sizes.
@@ -69,17 +68,13 @@ def verify(
     as_call(inputs)  # what is none of the accepted forms is refused as that
     own = kind_of(model)[0]
     both = Both(model, pruned)
-    exact = None
-    if own != torch.float64:
-        with suppress(DoesNotRunError):
-            exact = both.compare(inputs, torch.float64)
+    notes = _Notes()
+    exact, dtype = (None, own) if own == torch.float64 else _exact(both, inputs, own, notes)
     try:
         rough = both.compare(inputs, own)
     except DoesNotRunError as failure:
         raise VerificationError(str(failure)) from failure.__cause__
     best = rough if exact is None else exact
-    dtype = own if exact is None else torch.float64
-    notes = _Notes()
     if best.lower is not None:
         notes.add(f"the model {best.lower}: equal up to rounding there, {best.error:.0e}")
     _at_random(both, inputs, dtype, best, notes)
@@ -89,6 +84,40 @@ def verify(
     return VerificationReport(
         exactly, rough.error, dtype_name(own), tuple(notes.also), tuple(notes.notes)
     )
+
+
+def _exact(
+    both: Both, inputs: Inputs, own: torch.dtype, notes: _Notes
+) -> tuple[Outcome | None, torch.dtype]:
+    """Compare in float64, as far as the models run in it.
+
+    Returns:
+        The outcome, and the precision in which to compare them on other inputs.
+
+    Raises:
+        VerificationError: if the models differ.
+    """
+    try:
+        return both.compare(inputs, torch.float64), torch.float64
+    except DoesNotRunError:
+        note = (
+            "the model does not run in float64: it was compared there with casts to lower "
+            f"precision left out, and as it is in {dtype_name(own)}"
+        )
+    except VerificationError:
+        if not both.switches_autocast(inputs, own):
+            raise
+        note = (
+            f"the model switches autocast, whose casts are fixed as they are in {dtype_name(own)}: "
+            "the pruned model is right in that precision alone; in float64, both were compared "
+            "without any casts"
+        )
+    try:
+        found = both.compare(inputs, torch.float64, exact=True)
+    except DoesNotRunError:
+        return None, own
+    notes.add(note)
+    return found, own
 
 
 @dataclass
