@@ -135,7 +135,11 @@ def test_times_stand_beside_the_unpruned_models() -> None:
 
 @pytest.mark.parametrize(
     ("milliseconds", "name"),
-    [((10.0, 11.0, 3.0), "constrained"), ((10.0, 4.0, 3.0), "pruned"), ((10.0, 11.0, 12.0), "pruned")],
+    [
+        ((10.0, 11.0, 3.0), "constrained"),
+        ((10.0, 4.0, 3.0), "pruned"),
+        ((10.0, 11.0, 12.0), "pruned"),
+    ],
     ids=["late", "kept", "both late"],
 )
 def test_the_clock_decides_where_the_budget_is_of_time(

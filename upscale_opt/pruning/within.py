@@ -17,9 +17,9 @@ from upscale_opt.ir.losses import Losses
 from upscale_opt.masking.zeros import masked_copy
 from upscale_opt.reconstruction.losses import losses_of
 from upscale_opt.reconstruction.refitting import RefitReport, refit
+from upscale_opt.solver.choosing import choose
 from upscale_opt.solver.options import SolveOptions
 from upscale_opt.solver.progress import Listener, Progress
-from upscale_opt.solver.choosing import choose
 
 
 @dataclass(frozen=True)
