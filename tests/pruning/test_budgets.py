@@ -169,9 +169,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "not finite": ({"data": [torch.full((2, 1, 8, 8), float("nan"))]}, "NaN"),
     "other shape": ({"data": [torch.zeros(2, 3, 8, 8)]}, ""),
     "impossible": ({"budget": uo.Budget(macs=1e-6)}, "least that can be had"),
-    "unknown layer": ({"budget": uo.Budget(macs=0.5, keep="blokcs.0.*")}, "blokcs.0.*"),
+    "unknown layer": ({"budget": uo.Budget(macs=0.5, keep=("blokcs.0.*",))}, "blokcs.0.*"),
     "contradiction": (
-        {"budget": uo.Budget(macs=0.5, keep="fc", shares={"fc": (0.1, 0.5)})},
+        {"budget": uo.Budget(macs=0.5, keep=("fc",), shares={"fc": (0.1, 0.5)})},
         "contradict",
     ),
     "losses alone": ({"budget": None, "losses": "unused"}, "losses are for a budget"),
