@@ -97,7 +97,7 @@ class PrunedModule(fx.GraphModule):
     earlier: tuple[Stage, ...]
 
     def __getattr__(self, name: str) -> Any:
-        """What is not among the original's attributes."""
+        """An attribute of the original, or else of how it was made."""
         making = vars(self).get(MAKING) if name in _SHOWN else None
         if making is None or any(name in vars(self)[table] for table in _TREE):
             return super().__getattr__(name)

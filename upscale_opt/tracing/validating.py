@@ -108,7 +108,7 @@ class Trial:
         self.args = args
         self.kwargs = kwargs
         self.switches_gradients = False
-        """Whether its code switches gradients on or off, as far as it has run on values."""
+        """True if its code switches gradients on or off, as far as it has run on values."""
         self._copies: dict[int, torch.Tensor] = {}
 
     def numbered(self, beside: Numbers) -> Outcome | None:
