@@ -230,6 +230,9 @@ class Builder:
             self._output(node)
         else:
             self._call(node)
+            decided = self._captured.decided
+            if node in decided and self._values[node] != decided[node]:
+                raise TraceError(f"{node.name!r} is {self._values[node]}, not {decided[node]}")
 
     def _call(self, node: fx.Node) -> None:
         if asked(node) in _ON_MEMORY:

@@ -23,6 +23,7 @@ from upscale_opt.tracing.guards import Check, checks_within
 from upscale_opt.tracing.record import as_it_was
 from upscale_opt.tracing.rules import kept_as_calls
 from upscale_opt.tracing.symbolic import Tracer, Watch, called_of, holds_others, modes_asked
+from upscale_opt.tracing.varying import text
 from upscale_opt.tracing.unchanged import Snapshot, composed_attention, unchanged
 
 Capture = Literal["fx", "export"]
@@ -40,6 +41,7 @@ class Captured:
         constants: those of ``tensors`` that are neither parameters nor buffers of the model.
         checks: which inputs the program was captured for, and so takes no others.
         given: what the arguments were, by the nodes that stand for them.
+        decided: what numbers and truth values the model's code decided by.
         wrote: whether the model's code made text of what is computed.
         by_mode: whether it is another in the other mode, train or eval.
         apart: whether calls were written as several, which compute the same up to rounding.
@@ -54,6 +56,7 @@ class Captured:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     given: dict[fx.Node, Any] = field(default_factory=dict)
+    decided: dict[fx.Node, Any] = field(default_factory=dict)
     apart: bool = False
     wrote: bool = False
     by_mode: bool = False
@@ -156,6 +159,7 @@ def by_fx(
     with unchanged(model) as snapshot, kept_as_calls(), composed_attention():
         try:
             with watch, modes_asked() as asked:
+                tracer.asked = asked
                 graph = tracer.trace(model)
         except Exception as error:
             raise TraceError(f"torch.fx: {_line(error)}") from error
@@ -171,6 +175,10 @@ def by_fx(
     names = tuple(str(node.target).lstrip("*") for node in tracer.wanted)
     checks = [Check(tuple(tracer.wanted), names, tuple(tracer.wanted.values()), "torch.fx")]
     checks = [*checks_within(graph), *(checks if names else [])]
+    kept = tracer.decided.keys() & set(graph.nodes)
+    decided = {node: value for node, value in tracer.decided.items() if node in kept}
+    for node, value in decided.items():
+        checks.append(Check((node,), (text(node),), (value,), "torch.fx"))
     modules, tensors = {}, {}
     for node in graph.nodes:
         target = str(node.target)
@@ -189,6 +197,7 @@ def by_fx(
     captured = Captured(
         "fx", graph, modules, tensors, constants, checks, tracer.given, tracer.apart
     )
+    captured.decided = decided
     captured.wrote = tracer.wrote
     captured.by_mode = bool(asked) and _differs_by_mode(model, args, kwargs, graph)
     return captured

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from upscale_opt.errors import TraceError
 from upscale_opt.runtime.required_inputs import DEFAULT
+from upscale_opt.tracing.concrete import Values, following
 from upscale_opt.tracing.guards import default_of, only_scales, wanted_of
 from upscale_opt.tracing.rules import find_rule
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
@@ -40,10 +41,45 @@ class _Text(str):
 
 
 class _Questions:
-    """Questions of Python code about a value that a proxy cannot answer."""
+    """Questions of Python code about a value that a proxy alone cannot answer."""
 
-    def __hash__(self) -> int:
-        raise TraceError("looks up in a dict or set what is computed")
+    def __hash__(self: Any) -> int:
+        return hash(self.tracer.decided_by(self))
+
+    def __index__(self: Any) -> int:
+        return operator.index(self.tracer.decided_by(self))
+
+    def __int__(self: Any) -> int:
+        return int(self.tracer.decided_by(self))
+
+    def __float__(self: Any) -> float:
+        return float(self.tracer.decided_by(self))
+
+    def __len__(self: Any) -> int:
+        return operator.index(self.tracer.length(self))
+
+    def __add__(self: Any, other: Any) -> Any:
+        if isinstance(other, (tuple, list)):
+            return type(other)(self) + other
+        return self.tracer.create_proxy("call_function", operator.add, (self, other), {})
+
+    def __radd__(self: Any, other: Any) -> Any:
+        if isinstance(other, (tuple, list)):
+            return other + type(other)(self)
+        return self.tracer.create_proxy("call_function", operator.add, (other, self), {})
+
+    def __mul__(self: Any, other: Any) -> Any:
+        if isinstance(other, (tuple, list)):
+            return other * operator.index(self)
+        return self.tracer.create_proxy("call_function", operator.mul, (self, other), {})
+
+    def __rmul__(self: Any, other: Any) -> Any:
+        if isinstance(other, (tuple, list)):
+            return other * operator.index(self)
+        return self.tracer.create_proxy("call_function", operator.mul, (other, self), {})
+
+    def __round__(self: Any, *digits: Any) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
     def __str__(self: Any) -> str:
         self.tracer.wrote = True
@@ -57,6 +93,22 @@ class _Questions:
 
     def __getattr__(self: Any, name: str) -> fx.proxy.Attribute:
         return _Attribute(self, name)
+
+
+class _Own(_Questions, fx.Proxy):
+    """A parameter or buffer, whose sizes are those of the original."""
+
+    __hash__ = _Questions.__hash__
+
+    def __init__(self, node: fx.Node, tracer: Any, tensor: torch.Tensor) -> None:
+        super().__init__(node, tracer)
+        self._tensor = tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tensor, name) if name in _SIZES else super().__getattr__(name)
+
+
+_SIZES = {"shape", "size", "numel", "nelement", "dim", "ndim", "ndimension"}
 
 
 class _Proxy(_Questions, fx.Proxy):
@@ -93,7 +145,8 @@ for _name in [
     "lshift",
     "rshift",
 ]:
-    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+    for _class in (_Proxy, _Own):
+        setattr(_class, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
 
 
 _MANY = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
@@ -128,6 +181,11 @@ class Tracer(fx.Tracer):
         self.optional: list[fx.Node] = []
         """The calls that are not needed if nothing uses their results."""
         self.given: dict[fx.Node, Any] = {}
+        self.decided: dict[fx.Node, Any] = {}
+        """What the code has decided by: numbers and truth values."""
+        self.asked: list[nn.Module] = []
+        """The modules that were asked for their mode."""
+        self._values: Values | None = None
         self._wanted: dict[fx.Node, Any] = {}
         self._numbers: list[tuple[fx.Node, list[Any] | dict[str, Any], Any]] = []
         self._called = called
@@ -216,6 +274,67 @@ class Tracer(fx.Tracer):
             return type(value)(listed)
         return value
 
+    # Answers.
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """Record what the model does; ``len`` and the like follow what they are asked about."""
+        with following(self.length, self._extreme, self.create_proxy):
+            return super().trace(root, concrete_args)
+
+    def value_of(self, proxy: fx.Proxy) -> Any:
+        """What a proxy stands for: a number, or a tensor without data, say.
+
+        Raises:
+            TraceError: if that cannot be told.
+        """
+        if self._values is None:
+            self._values = Values(self.root, self.graph, self.given, self.asked)
+        return self._values.of(proxy.node)
+
+    def decided_by(self, proxy: fx.Proxy) -> Any:
+        """A number or a truth value, which is to be the same in later calls.
+
+        Raises:
+            TraceError: if it is none, but depends on data, say.
+        """
+        value = self.value_of(proxy)
+        if type(value) not in (bool, int, float, str):
+            raise TraceError("decides by what is computed")
+        self.decided[proxy.node] = value
+        return value
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Tell how code decides."""
+        value = self.value_of(obj)
+        if value is None or (isinstance(value, (tuple, list)) and _is_number(value)):
+            return bool(value)  # where there is another rank, inputs have one
+        return bool(self.decided_by(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Take sizes one by one; how many there are depends on ranks, which are guarded."""
+        value = self.value_of(obj)
+        if not isinstance(value, (tuple, list)) or not _is_number(value):
+            raise TraceError("loops over what is computed")
+        return iter([obj[number] for number in range(len(value))])
+
+    def length(self, proxy: fx.Proxy) -> Any:
+        """The ``len`` of a tensor is a size, and that of sizes a rank."""
+        if isinstance(proxy, _Own):
+            return len(proxy._tensor)
+        value = self.value_of(proxy)
+        if isinstance(value, torch.Tensor) and value.ndim:
+            return proxy.shape[0]
+        if isinstance(value, (tuple, list)) and _is_number(value):
+            return len(value)
+        raise TraceError("asks how long what is computed is")
+
+    def _extreme(self, function: Any, values: tuple[Any, ...]) -> Any:
+        """The ``max`` or ``min`` of numbers."""
+        known = [self.value_of(v) if isinstance(v, fx.Proxy) else v for v in values]
+        if not _is_number(known):
+            raise TraceError("compares what is computed")
+        return self.create_proxy("call_function", function, values, {})
+
     # Calls.
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -226,7 +345,18 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """One of ours."""
+        if node.op == "get_attr":
+            tensor = self._own(str(node.target))
+            if tensor is not None:
+                return _Own(node, self, tensor)
         return _Proxy(node, self)
+
+    def _own(self, target: str) -> torch.Tensor | None:
+        """A parameter or buffer of the model."""
+        prefix, _, name = target.rpartition(".")
+        module = self.root.get_submodule(prefix)
+        tensor = module._parameters.get(name, module._buffers.get(name))
+        return None if tensor is None or is_lazy(tensor) else tensor
 
     def create_arg(self, a: Any) -> Any:
         """FX alone would make a plain dict of an ordered one, or of any other."""
@@ -367,6 +497,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _refuse(self, what: str) -> None:
         self.reason = self.reason or f"the model {what}"
         raise TraceError(self.reason)
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether ``value`` is a number, or consists of numbers."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_number, value))
+    return isinstance(value, (int, float)) and not isinstance(value, torch.SymInt)
 
 
 _HARMLESS = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}
