@@ -6,23 +6,11 @@ Written by `python benchmarks/hazard_table.py --write`; whoever mends one may re
 from __future__ import annotations
 
 NOT_YET: dict[str, tuple[str, ...]] = {
-    "A": (
-        "length of a bias",
-        "numel of a shape",
-        "root of the outputs",
-        "shape unpacked",
-        "size of a statistic",
-    ),
     "D": ("a patched dropout: groups",),
-    "E": (
-        "larger of sizes",
-        "length of the batch",
-    ),
     "F": (
         "a dtype",
         "a slice object",
     ),
-    "G": ("plus, float",),
     "K": ("a buffer in place",),
     "Q": (
         "an attribute",
@@ -61,13 +49,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "a relu",
         "a sigmoid",
         "nothing",
-    ),
-    "numbers that crash": (
-        "monai's squeeze and excitation",
-        "numpy's product of a shape",
-        "the leading sizes",
-        "the shape as a list",
-        "the trailing sizes",
     ),
     "squeeze": (
         "before a linear layer",

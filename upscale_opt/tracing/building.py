@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -224,6 +224,8 @@ class Builder:
     def _visit(self, node: fx.Node, given: dict[fx.Node, Any]) -> None:
         if node.op == "placeholder":
             self._values[node] = self._input(node, given[node])
+            if self._captured.kind == "fx":
+                self._sizes.enter(node, self._values[node])
         elif node.op == "get_attr":
             self._values[node] = self.fakes.parameter(node)
         elif node.op == "output":
@@ -243,6 +245,8 @@ class Builder:
             with _failing(node):
                 self._values[node] = self.fakes.execute(node, *arguments)
             self._sizes.hand_on(node, self._values[node])
+            if node.target is operator.getitem and isinstance(node.args[1], fx.Node):
+                self._guard(node.all_input_nodes)
             return
         faked = pytree.tree_map_only((Traced, Parameter), lambda leaf: leaf.fake, arguments)
         with _failing(node), self.fakes.mode, Recorder() as recorder:
@@ -256,6 +260,8 @@ class Builder:
         if not tensors_in(result):
             self._values[node] = result
             self._sizes.ask(node, inputs, result)
+            if inputs:
+                self._guard(node.all_input_nodes)
             return
         if _is_fresh(recorder.calls, tensors_in(faked), tensors_in(result)):
             self._fresh.add(node)
@@ -277,6 +283,8 @@ class Builder:
                 found = [opaque(site, self._draft.channels, _COUNTS)]
             found = self._for_any_number(found, site, held, before, first)
             self._look_out(found, site)
+        else:
+            self._guard(site.node.all_input_nodes)
         self._add(found, site, constants)
 
     def _for_any_number(
@@ -299,9 +307,13 @@ class Builder:
             first: the first id of a channel that it may have made.
         """
         numbers = [n for n in site.node.all_input_nodes if n in self._sizes.varying]
-        if not numbers or any(isinstance(op, ir.Opaque) for op in found):
+        if any(isinstance(op, ir.Opaque) for op in found):
+            self._guard(numbers)
+            return found
+        if not numbers:
             return found
         if takes_sizes(site.node):  # one of them alone cannot be another
+            self._guard(numbers)
             self.unsettled = True
             return found
         moves = only_moves(site)
@@ -319,8 +331,16 @@ class Builder:
                     self.guarded[number] = self._values[number]
                     break
                 found = [weakest(a, b) for a, b in zip(found, operations, strict=True)]
-            self.unsettled |= not settled
+            if not settled:
+                self._guard([number])
+                self.unsettled = True
         return found
+
+    def _guard(self, nodes: Iterable[fx.Node]) -> None:
+        """Let those of ``nodes`` be what they were that are numbers among the inputs."""
+        for node in nodes:
+            if node in self._sizes.given:
+                self.guarded[node] = self._values[node]
 
     def _tried(
         self,

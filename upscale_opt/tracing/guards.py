@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,16 +71,3 @@ def checks_within(graph: fx.Graph) -> list[Check]:
                 checks.append(Check(inputs, names, wanted, *node.args[3:]))
             graph.erase_node(node)
     return checks
-
-
-def only_scales(node: fx.Node) -> bool:
-    """Tell whether a number is but a factor or a divisor, so that any other will do."""
-    factors = (operator.mul, operator.imul, torch.mul)
-    divisors = (operator.truediv, operator.itruediv, torch.div, torch.true_divide)
-    for user in node.users:
-        divides = user.target in divisors and user.args[1:] == (node,) and not user.kwargs
-        multiplies = user.target in factors and len(user.args) == 2 and not user.kwargs
-        other = [value for value in user.args if value is not node]
-        if not (divides or multiplies) or len(other) != 1 or not isinstance(other[0], fx.Node):
-            return False
-    return True

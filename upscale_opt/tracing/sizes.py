@@ -31,6 +31,7 @@ class Sizes:
             many heads there are, or channels in a head, or compute with such numbers.
         varying: the calls whose numbers, or tuples of numbers, may be others in another call of the
             model.
+        given: those of ``varying`` that are inputs, or made of inputs that are numbers.
         axes: which size of which tensor a number is, by tensor and axis.
     """
 
@@ -38,20 +39,29 @@ class Sizes:
     understands_heads: bool
     fixed: set[fx.Node] = field(default_factory=set, init=False)
     varying: set[fx.Node] = field(default_factory=set, init=False)
+    given: set[fx.Node] = field(default_factory=set, init=False)
     axes: dict[fx.Node, tuple[str, int]] = field(default_factory=dict, init=False)
     _tuples: dict[fx.Node, tuple[Traced, list[int]]] = field(default_factory=dict, init=False)
     _sources: dict[fx.Node, dict[str, None]] = field(default_factory=dict, init=False)
+
+    def enter(self, node: fx.Node, value: Any) -> None:
+        """Note that an input is a number, or holds numbers."""
+        if not isinstance(value, Traced):
+            self.varying.add(node)
+            self.given.add(node)
 
     def hand_on(self, node: fx.Node, result: Any) -> None:
         """Note that a call makes numbers from those among its arguments."""
         self._sources[node] = self._before(node)
         sources = node.all_input_nodes
+        if any(source in self.given for source in sources) and not isinstance(result, Traced):
+            self.given.add(node)
         if sources and all(source in self.fixed for source in sources) and _is_number(result):
             self.fixed.add(node)
         elif node.target is operator.getitem and node.args[0] in self._tuples:
             tensor, axes = self._tuples[node.args[0]]  # type: ignore[index]
             self._pick(node, tensor, axes)
-        elif any(source in self.varying for source in sources):
+        elif any(source in self.varying for source in sources) and not isinstance(result, Traced):
             self.varying.add(node)
 
     def ask(self, node: fx.Node, inputs: list[Traced], result: Any) -> None:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from upscale_opt.errors import TraceError
 from upscale_opt.runtime.required_inputs import DEFAULT
 from upscale_opt.tracing.concrete import Values, following
-from upscale_opt.tracing.guards import default_of, only_scales, wanted_of
+from upscale_opt.tracing.guards import default_of, wanted_of
 from upscale_opt.tracing.rules import find_rule
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
 
@@ -186,19 +186,10 @@ class Tracer(fx.Tracer):
         self.asked: list[nn.Module] = []
         """The modules that were asked for their mode."""
         self._values: Values | None = None
-        self._wanted: dict[fx.Node, Any] = {}
-        self._numbers: list[tuple[fx.Node, list[Any] | dict[str, Any], Any]] = []
+        self.wanted: dict[fx.Node, Any] = {}
         self._called = called
         self._signature = inspect.signature(called)
         self._bound = self._signature.bind(*args, **kwargs)
-
-    @property
-    def wanted(self) -> dict[fx.Node, Any]:
-        """The demands on every argument, numbers that are but factors aside."""
-        for node, place, key in self._numbers:
-            if only_scales(node):
-                place[key] = ...
-        return self._wanted
 
     # Arguments.
 
@@ -246,17 +237,17 @@ class Tracer(fx.Tracer):
             value = node.args[0]
         else:
             value = self._bound.arguments.get(name, () if many == "*" else {})
-        self.given[node], self._wanted[node] = value, wanted_of(value)
+        self.given[node], self.wanted[node] = value, wanted_of(value)
         if left_out:
             return parameter.default
-        return self._proxied(self.proxy(node), value, self._wanted, node)
+        return self._proxied(self.proxy(node), value, self.wanted, node)
 
     def _proxied(self, proxy: Any, value: Any, place: Any, key: Any) -> Any:
         """Proxies for what ``value`` holds; ``place[key]`` is what is wanted of it."""
         if isinstance(value, torch.Tensor):
             return proxy
         if type(value) in (int, float, complex):
-            self._numbers.append((proxy.node, place, key))
+            place[key] = ...  # what depends on it is found, and guarded, later
             return proxy
         if isinstance(value, Mapping):
             items = {
