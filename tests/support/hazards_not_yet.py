@@ -7,10 +7,6 @@ from __future__ import annotations
 
 NOT_YET: dict[str, tuple[str, ...]] = {
     "D": ("a patched dropout: groups",),
-    "F": (
-        "a dtype",
-        "a slice object",
-    ),
     "K": ("a buffer in place",),
     "Q": (
         "an attribute",

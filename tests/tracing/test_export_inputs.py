@@ -111,14 +111,14 @@ def test_a_batch_of_one_is_explained() -> None:
 @pytest.mark.parametrize(
     ("model", "inputs", "good", "bad", "name"),
     [
-        (Several(), (tokens(2),), (tokens(5),), (tokens(2, 8),), "xs_0"),
-        (Named(), {"x": tokens(2)}, {"x": tokens(5)}, {"x": tokens(2, 8)}, "x"),
+        (Several(), (tokens(2),), (tokens(5),), (tokens(2, 8),), "xs[0]"),
+        (Named(), {"x": tokens(2)}, {"x": tokens(5)}, {"x": tokens(2, 8)}, "given['x']"),
         (
             Nested(),
             ({"x": tokens(2)}, [tokens(2)]),
             ({"x": tokens(5)}, [tokens(5)]),
             ({"x": tokens(5)}, [tokens(5, 8)]),
-            "more_0",
+            "more[0]",
         ),
         (Sum(), (tokens(2), tokens(2)), (tokens(3), tokens(3)), (tokens(3), tokens(1)), "y"),
         (Sum(), (tokens(2), tokens(1)), (tokens(3), tokens(1)), (tokens(3), tokens(3)), "y"),

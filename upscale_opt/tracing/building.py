@@ -245,8 +245,8 @@ class Builder:
             with _failing(node):
                 self._values[node] = self.fakes.execute(node, *arguments)
             self._sizes.hand_on(node, self._values[node])
-            if node.target is operator.getitem and isinstance(node.args[1], fx.Node):
-                self._guard(node.all_input_nodes)
+            if node.target is operator.getitem and _holds_tensors(arguments[0][0]):
+                self._fix_index(node, arguments[0][1])
             return
         faked = pytree.tree_map_only((Traced, Parameter), lambda leaf: leaf.fake, arguments)
         with _failing(node), self.fakes.mode, Recorder() as recorder:
@@ -335,6 +335,13 @@ class Builder:
                 self._guard([number])
                 self.unsettled = True
         return found
+
+    def _fix_index(self, node: fx.Node, index: Any) -> None:
+        """Let ``node`` pick the tensor that it picked, where a number has said which."""
+        number = node.args[1]
+        if isinstance(number, fx.Node):
+            self.guarded[number] = index
+            node.update_arg(1, index)
 
     def _guard(self, nodes: Iterable[fx.Node]) -> None:
         """Let those of ``nodes`` be what they were that are numbers among the inputs."""
@@ -618,6 +625,11 @@ def _failing(node: fx.Node) -> Iterator[None]:
         raise TraceError(
             f"call {node.name!r} fails on inputs of these shapes: {type(error).__name__}: {text}"
         ) from error
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Tell whether a result consists of activations."""
+    return any(isinstance(leaf, Traced) for leaf in pytree.tree_leaves(value))
 
 
 def _distinct(leaves: list[Any]) -> list[Traced]:

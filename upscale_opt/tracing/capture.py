@@ -22,9 +22,10 @@ from upscale_opt.runtime.required_inputs import Wanted
 from upscale_opt.tracing.guards import Check, checks_within
 from upscale_opt.tracing.record import as_it_was
 from upscale_opt.tracing.rules import kept_as_calls
+from upscale_opt.tracing.signatures import call_as_before
 from upscale_opt.tracing.symbolic import Tracer, Watch, called_of, holds_others, modes_asked
-from upscale_opt.tracing.varying import text
 from upscale_opt.tracing.unchanged import Snapshot, composed_attention, unchanged
+from upscale_opt.tracing.varying import text
 
 Capture = Literal["fx", "export"]
 
@@ -41,10 +42,10 @@ class Captured:
         constants: those of ``tensors`` that are neither parameters nor buffers of the model.
         checks: which inputs the program was captured for, and so takes no others.
         given: what the arguments were, by the nodes that stand for them.
-        decided: what numbers and truth values the model's code decided by.
         wrote: whether the model's code made text of what is computed.
         by_mode: whether it is another in the other mode, train or eval.
         apart: whether calls were written as several, which compute the same up to rounding.
+        decided: what numbers and truth values the model's code decided by.
         leaves: all that the arguments hold, in order.
         notes: what could not be checked of it.
     """
@@ -56,10 +57,10 @@ class Captured:
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     given: dict[fx.Node, Any] = field(default_factory=dict)
-    decided: dict[fx.Node, Any] = field(default_factory=dict)
     apart: bool = False
     wrote: bool = False
     by_mode: bool = False
+    decided: dict[fx.Node, Any] = field(default_factory=dict)
     leaves: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -263,11 +264,13 @@ def _by_export(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     constants = {name: value for name, value in tensors.items() if name not in named}
     places = tuple(node for node in graph.nodes if node.op == "placeholder")
     wanted = _wanted({node.name: node.meta.get("val") for node in places}, guarded)
-    checks = [Check(places, tuple(node.name for node in places), wanted)] if places else []
-    flat, _ = pytree.tree_flatten((args, dict(kwargs)))
-    if len(flat) != len(places):
-        raise TraceError("torch.export: the program takes other inputs than the model")
-    given = dict(zip(places, flat, strict=True))
+    given, checks = call_as_before(
+        graph,
+        inspect.signature(model.forward),
+        args,
+        kwargs,
+        dict(zip(places, wanted, strict=True)),
+    )
     return Captured("export", graph, {}, tensors, constants, checks, given)
 
 

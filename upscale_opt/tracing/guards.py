@@ -37,7 +37,9 @@ def is_plain(value: Any) -> bool:
     """Tell whether code can spell a value, and one can tell whether another is the same."""
     if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
         return all(map(is_plain, value))
-    return value is None or type(value) in (bool, int, float, complex, str)
+    if isinstance(value, slice):
+        return all(map(is_plain, (value.start, value.stop, value.step)))
+    return value is None or type(value) in (bool, int, float, complex, str, torch.dtype)
 
 
 def default_of(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +19,10 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from upscale_opt.errors import TraceError
-from upscale_opt.runtime.required_inputs import DEFAULT
 from upscale_opt.tracing.concrete import Values, following
-from upscale_opt.tracing.guards import default_of, wanted_of
+from upscale_opt.tracing.guards import wanted_of
 from upscale_opt.tracing.rules import find_rule
+from upscale_opt.tracing.signatures import MANY, spelled
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
 
 _STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
@@ -54,6 +55,12 @@ class _Questions:
 
     def __float__(self: Any) -> float:
         return float(self.tracer.decided_by(self))
+
+    def __array_ufunc__(self: Any, function: Any, method: str, *values: Any, **options: Any) -> Any:
+        plain = _UFUNCS.get(function.__name__)
+        if plain is None or method != "__call__" or options:
+            return NotImplemented
+        return self.tracer.create_proxy("call_function", plain, values, {})
 
     def __len__(self: Any) -> int:
         return operator.index(self.tracer.length(self))
@@ -108,6 +115,15 @@ class _Own(_Questions, fx.Proxy):
         return getattr(self._tensor, name) if name in _SIZES else super().__getattr__(name)
 
 
+_UFUNCS: dict[str, Any] = {
+    **{name: getattr(math, name) for name in ("sqrt", "exp", "log", "log2", "log10")},
+    **{name: getattr(operator, short) for name, short in {"add": "add", "subtract": "sub"}.items()},
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "power": operator.pow,
+}
+"""Functions of NumPy, by name, and what does the same to plain numbers."""
+
 _SIZES = {"shape", "size", "numel", "nelement", "dim", "ndim", "ndimension"}
 
 
@@ -147,9 +163,6 @@ for _name in [
 ]:
     for _class in (_Proxy, _Own):
         setattr(_class, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
-
-
-_MANY = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
 
 
 class Tracer(fx.Tracer):
@@ -203,7 +216,10 @@ class Tracer(fx.Tracer):
         positional: list[Any] = []
         named: dict[str, Any] = {}
         parameters = self._signature.parameters
-        nodes = {name: self._place(name, parameter) for name, parameter in parameters.items()}
+        nodes = {
+            name: self.create_node("placeholder", *spelled(parameter), {})
+            for name, parameter in parameters.items()
+        }
         for name, parameter in parameters.items():
             value = self._enter(name, nodes[name], parameter)
             if parameter.kind is parameter.VAR_KEYWORD:
@@ -220,18 +236,9 @@ class Tracer(fx.Tracer):
 
         return call, [self.root]
 
-    def _place(self, name: str, parameter: inspect.Parameter) -> fx.Node:
-        """The node that stands for an argument; its default is what code can spell of it."""
-        lacks = parameter.default is parameter.empty
-        # What follows a parameter with a default must have one, too.
-        spelled = DEFAULT if lacks else default_of(parameter.default)
-        lacks &= parameter.kind is not parameter.KEYWORD_ONLY
-        many = _MANY.get(parameter.kind.name, "")
-        return self.create_node("placeholder", many + name, () if lacks else (spelled,), {})
-
     def _enter(self, name: str, node: fx.Node, parameter: inspect.Parameter) -> Any:
         """The arguments of a call of the model."""
-        many = _MANY.get(parameter.kind.name)
+        many = MANY.get(parameter.kind.name)
         left_out = name not in self._bound.arguments and many is None
         if left_out:
             value = node.args[0]
