@@ -46,14 +46,6 @@ NOT_YET: dict[str, tuple[str, ...]] = {
         "a sigmoid",
         "nothing",
     ),
-    "squeeze": (
-        "before a linear layer",
-        "of a slice",
-        "of all",
-        "of pooled channels",
-        "of the result",
-        "one is left, in place",
-    ),
     "wrappings": (
         "l1_unstructured",
         "ln_structured",

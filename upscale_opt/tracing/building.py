@@ -26,7 +26,7 @@ from upscale_opt.tracing.fakes import Fakes, Parameter, memory
 from upscale_opt.tracing.moving import SPREADS, only_moves
 from upscale_opt.tracing.numbering import Numbers
 from upscale_opt.tracing.program import Program
-from upscale_opt.tracing.queries import asked, picked
+from upscale_opt.tracing.queries import asked, axes_squeezed, picked, squeezes_all
 from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
 from upscale_opt.tracing.resize import takes_sizes
 from upscale_opt.tracing.rules import Rule, find_rule
@@ -118,6 +118,8 @@ class Builder:
         self._heads: dict[fx.Node, HeadCall] = {}
         self._inputs: dict[str, torch.Tensor] = {}
         self.guarded: dict[fx.Node, Any] = {}
+        self._loose: dict[str, set[fx.Node]] = {}
+        self._rigid: set[fx.Node] = set()
         self.unsettled = False
 
     def build(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
@@ -146,6 +148,7 @@ class Builder:
             heads=self._heads,
             fixed_sizes=self._sizes.fixed,
             sizes=self._sizes.axes,
+            loose=frozenset(name for name, by in self._loose.items() if by - self._rigid),
         )
 
     def result(self) -> Any:
@@ -262,6 +265,7 @@ class Builder:
             self._sizes.ask(node, inputs, result)
             if inputs:
                 self._guard(node.all_input_nodes)
+                self._rigid.update(*(self._loose.get(x.name, ()) for x in inputs))
             return
         if _is_fresh(recorder.calls, tensors_in(faked), tensors_in(result)):
             self._fresh.add(node)
@@ -568,6 +572,7 @@ class Builder:
         operations = [weakest(op, None) if op.name in self._weak else op for op in operations]
         self._operations[node] = [operation.name for operation in operations]
         self._draft.tensors.update({tensor.name: tensor for tensor in site.between})
+        self._follow_squeezes(operations, site)
         if site.heads:
             self._heads[node] = site.heads[0]
             self._draft.attending.add(node.name)
@@ -579,6 +584,35 @@ class Builder:
             is_opaque = isinstance(operation, ir.Opaque) and operation.reason != SPREADS
             if is_opaque or node in self._ruled:
                 self._keep_parameters(operation, site, constants)
+
+    def _follow_squeezes(self, operations: list[ir.Operation], site: CallSite) -> None:
+        """Note which tensors have fewer axes where more are of size one than in the example."""
+        node = site.node
+        above = {root for x in site.inputs for root in self._loose.get(x.name, ())}
+        if not all(_counts_from_behind(op, site) for op in operations):
+            self._rigid |= above if not squeezes_all(node) else set()
+        if squeezes_all(node):
+            above.add(node)
+        named = {axis % len(x.shape) for x in site.inputs for axis in axes_squeezed(node)}
+        channels = site.inputs[0].axis if named else None
+        first = named if channels is None else {axis for axis in named if axis < channels}
+        if first:
+            above.add(node)
+            self._rigid |= {node} if named - first else set()
+        for x in site.outputs if above else ():
+            self._loose[x.name] = above
+
+    def ranks(self, graph: ir.ChannelGraph) -> dict[fx.Node, int]:
+        """How many axes calls must leave that remove those of size one, where it matters.
+
+        Those that move channels say so themselves when they are called.
+        """
+        moving = {op.name for op in graph.operations if isinstance(op, ir.ChannelWise)}
+        return {
+            node: len(self._values[node].shape)
+            for node in sorted(self._rigid, key=self._order.__getitem__)
+            if not (squeezes_all(node) and moving.issuperset(self._operations[node]))
+        }
 
     def _add_constants(self, operations: list[ir.Operation], constants: dict[str, Traced]) -> None:
         read = {name for op in operations for name in (*op.inputs, *op.whole)}
@@ -635,6 +669,18 @@ def _holds_tensors(value: Any) -> bool:
 def _distinct(leaves: list[Any]) -> list[Traced]:
     """The tensors among ``leaves``, each once."""
     return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Traced)}.values())
+
+
+def _counts_from_behind(operation: ir.Operation, site: CallSite) -> bool:
+    """Tell whether a call does the same to channels, whatever axes come before theirs."""
+    if isinstance(operation, (ir.Opaque, ir.Output)):
+        return operation.reason != SPREADS if isinstance(operation, ir.Opaque) else True
+    if isinstance(operation, ir.Layer):
+        target = site.node.target
+        linear = type(site.module) is nn.Linear or getattr(target, "__name__", "") == "linear"
+        return linear and operation.groups == 1
+    placed = isinstance(operation, ir.Elementwise) and operation.additive
+    return not placed and all(torch.Tag.pointwise in call.func.tags for call in site.calls)
 
 
 def _is_arithmetic(node: fx.Node, args: tuple[Any, ...], leaves: list[Any]) -> bool:

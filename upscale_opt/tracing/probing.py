@@ -51,6 +51,9 @@ def built(
     for node, value in builder.guarded.items():
         wanted = list(value) if isinstance(value, tuple) else value
         captured.checks.append(Check((node,), (text(node),), (wanted,), _tracer(captured)))
+    for node, rank in builder.ranks(program.graph).items():
+        wanted = (None,) * rank
+        captured.checks.append(Check((node,), (text(node),), (wanted,), _tracer(captured)))
     return program, builder.result(), numbers
 
 
