@@ -123,6 +123,8 @@ class _Probe:
             other = graph.tensors[name]
             if (tensor.axis, tensor.channels) != (other.axis, other.channels):
                 return False
+            if (tensor.features == 1) is not (other.features == 1):
+                return False  # how many there are is checked only where there are several
         self.weak |= {name for name, op in ours.items() if weakest(op, theirs[name]) != op}
         return True
 
