@@ -38,7 +38,8 @@ class Gather(Indexed):
             assert chosen is not None
             before = [...] if self.dim < 0 else [slice(None)] * self.dim
             behind = [slice(None)] * max(0, -self.dim - 1)
-            return x[(*before, chosen.tolist(), *behind)]
+            place = (*before, chosen.tolist(), *behind)
+            return x[place]
         return gather(x, self.dim, self.indices)
 
     def extra_repr(self) -> str:

@@ -67,12 +67,14 @@ class _Questions:
 
     def __add__(self: Any, other: Any) -> Any:
         if isinstance(other, (tuple, list)):
-            return type(other)(self) + other
+            own: Any = type(other)(self)
+            return own + other
         return self.tracer.create_proxy("call_function", operator.add, (self, other), {})
 
     def __radd__(self: Any, other: Any) -> Any:
         if isinstance(other, (tuple, list)):
-            return other + type(other)(self)
+            own: Any = type(other)(self)
+            return other + own
         return self.tracer.create_proxy("call_function", operator.add, (other, self), {})
 
     def __mul__(self: Any, other: Any) -> Any:
@@ -308,14 +310,14 @@ class Tracer(fx.Tracer):
             return bool(value)  # where there is another rank, inputs have one
         return bool(self.decided_by(obj))
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+    def iter(self, obj: Any) -> Iterator[Any]:
         """Take sizes one by one; how many there are depends on ranks, which are guarded."""
         value = self.value_of(obj)
         if not isinstance(value, (tuple, list)) or not _is_number(value):
             raise TraceError("loops over what is computed")
         return iter([obj[number] for number in range(len(value))])
 
-    def length(self, proxy: fx.Proxy) -> Any:
+    def length(self, proxy: Any) -> Any:
         """The ``len`` of a tensor is a size, and that of sizes a rank."""
         if isinstance(proxy, _Own):
             return len(proxy._tensor)
