@@ -19,7 +19,7 @@ from upscale_opt.materializing.state import State
 from upscale_opt.materializing.sums import emit_sum, lacks_channels
 from upscale_opt.runtime.squeezing import squeeze_others
 from upscale_opt.tracing.claims import Resize, Sizes
-from upscale_opt.tracing.queries import squeezes_all
+from upscale_opt.tracing.queries import asks_rank, squeezes_all
 from upscale_opt.tracing.resize import listed_size, resized, takes_sizes
 
 
@@ -39,6 +39,8 @@ def emit(state: State, node: fx.Node) -> Any:
         return state.new.create_node("get_attr", node.target, name=node.name)
     if node in program.fixed_sizes:
         return program.values[node]
+    if asks_rank(node) and _argument(state, node.args[0]) is None:
+        return program.values[node]  # of what is all zero
     size = _channel_count(state, node)
     if size is not None:
         return size

@@ -220,7 +220,12 @@ class Builder:
             if isinstance(value, Parameter):
                 self._draft.untouchable.setdefault(value.name, "it is a network output")
         names = tuple(tensor.name for tensor in needed)
-        self._draft.enter(ir.Output(name=node.name, inputs=names))
+        checked = {*self._captured.decided, *self.guarded}
+        checked |= {n for n in self._values if n.target is torch._assert}
+        checked |= {n for n, operations in self._operations.items() if not operations}
+        sizes = self._sizes.read_by(sorted(checked, key=self._order.__getitem__))
+        sizes = [name for name in sizes if name not in names]
+        self._draft.enter(ir.Output(name=node.name, inputs=names, sizes=tuple(sizes)))
 
     # One call after the other.
 

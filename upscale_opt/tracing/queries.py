@@ -30,6 +30,11 @@ def asked(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
+def asks_rank(node: fx.Node) -> bool:
+    """Tell whether a call asks a tensor how many axes it has."""
+    return asked(node) in ("dim", "ndim", "ndimension")
+
+
 def picks_item(user: fx.Node) -> bool:
     """Tell whether the call takes one item, by number, out of a result."""
     return user.target is operator.getitem and isinstance(user.args[1], int)

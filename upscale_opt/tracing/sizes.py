@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.channels import units
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.heads import channel_axes
-from upscale_opt.tracing.queries import asked, picks_item, sizes_asked
+from upscale_opt.tracing.queries import asked, asks_rank, picks_item, sizes_asked
 from upscale_opt.tracing.values import Traced
 
 _OF_NO_SIZE = {"dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "is_cuda"}
@@ -66,7 +67,9 @@ class Sizes:
 
     def ask(self, node: fx.Node, inputs: list[Traced], result: Any) -> None:
         """Note that a call makes no tensors: it asks for sizes and the like, or for data."""
-        self._sources[node] = self._before(node) | dict.fromkeys(x.name for x in inputs)
+        self._sources[node] = self._before(node)
+        if not asks_rank(node):  # which is that of the example
+            self._sources[node] |= dict.fromkeys(x.name for x in inputs)
         if not inputs:
             if _is_number(result):  # of parameters, as they were
                 self.fixed.add(node)
@@ -87,6 +90,13 @@ class Sizes:
                 self._sources[node].pop(inputs[0].name, None)
                 return
         self._refuse(node, inputs)
+
+    def read_by(self, nodes: Iterable[fx.Node]) -> list[str]:
+        """The tensors whose sizes numbers were made from, which ``nodes`` are, or take."""
+        found: dict[str, None] = {}
+        for node in nodes:
+            found |= self._sources.get(node, {}) | self._before(node)
+        return list(found)
 
     def added(self, operation: ir.Operation, node: fx.Node, guarded: bool = False) -> ir.Operation:
         """``operation`` with the tensors whose sizes its call uses.
