@@ -298,7 +298,7 @@ class Tracer(fx.Tracer):
             TraceError: if it is none, but depends on data, say.
         """
         value = self.value_of(proxy)
-        if type(value) not in (bool, int, float, str):
+        if type(value) not in (bool, int, float, str) or _asks_memory(proxy.node):
             raise TraceError("decides by what is computed")
         self.decided[proxy.node] = value
         return value
@@ -497,6 +497,14 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _refuse(self, what: str) -> None:
         self.reason = self.reason or f"the model {what}"
         raise TraceError(self.reason)
+
+
+def _asks_memory(node: fx.Node) -> bool:
+    """Tell whether a number says how a tensor lies in memory, which in an export is otherwise."""
+    if node.op == "call_method" and node.target in ("is_contiguous", "stride"):
+        return True
+    plain = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+    return plain and any(map(_asks_memory, node.all_input_nodes))
 
 
 def _is_number(value: Any) -> bool:
