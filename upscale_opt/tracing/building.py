@@ -608,9 +608,9 @@ class Builder:
             self._loose[x.name] = above
 
     def ranks(self, graph: ir.ChannelGraph) -> dict[fx.Node, int]:
-        """How many axes calls must leave that remove those of size one, where it matters.
+        """The number of axes that calls must leave which remove those of size one.
 
-        Those that move channels say so themselves when they are called.
+        Only where it matters; those that move channels see to it when they are called.
         """
         moving = {op.name for op in graph.operations if isinstance(op, ir.ChannelWise)}
         return {

@@ -23,7 +23,7 @@ _len, _max, _min = len, max, min
 
 
 class Values:
-    """What the calls of a program that is being recorded give.
+    """The results of the calls of a program that is being recorded.
 
     Args:
         root: the model.

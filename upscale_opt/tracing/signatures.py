@@ -16,7 +16,7 @@ from upscale_opt.runtime.required_inputs import DEFAULT, Wanted
 from upscale_opt.tracing.guards import Check, default_of, wanted_of
 
 MANY = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}
-"""What stands before the names of parameters that take many arguments."""
+"""The signs before the names of parameters that take many arguments."""
 
 
 def spelled(parameter: inspect.Parameter) -> tuple[str, tuple[Any, ...]]:
@@ -117,7 +117,7 @@ def _replace(
 
 
 def _result(graph: fx.Graph) -> Any:
-    """What a program returns, in containers that code can spell; ``None`` if it cannot."""
+    """The results of a program, in containers that code can spell; ``None`` if it cannot."""
     info: Any = getattr(graph._codegen, "pytree_info", None)
     output = next(node for node in graph.nodes if node.op == "output")
     flat: Any = output.args[0]

@@ -197,7 +197,7 @@ class Tracer(fx.Tracer):
         """The calls that are not needed if nothing uses their results."""
         self.given: dict[fx.Node, Any] = {}
         self.decided: dict[fx.Node, Any] = {}
-        """What the code has decided by: numbers and truth values."""
+        """The numbers and truth values that the code has decided by."""
         self.asked: list[nn.Module] = []
         """The modules that were asked for their mode."""
         self._values: Values | None = None
@@ -282,7 +282,7 @@ class Tracer(fx.Tracer):
             return super().trace(root, concrete_args)
 
     def value_of(self, proxy: fx.Proxy) -> Any:
-        """What a proxy stands for: a number, or a tensor without data, say.
+        """The value that a proxy stands for: a number, or a tensor without data, say.
 
         Raises:
             TraceError: if that cannot be told.
