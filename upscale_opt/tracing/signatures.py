@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import fx
-from torch.fx.graph import CodeGen
+from torch.fx.graph import CodeGen, _PyTreeCodeGen
 from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
@@ -49,8 +49,7 @@ def call_as_before(
         wanted: what is required of the inputs, by the nodes that stand for them.
 
     Returns:
-        What the new nodes stand for, and what is required of it. Where code cannot spell what the
-        program returns, nothing is changed.
+        What the new nodes stand for, and what is required of it.
 
     Raises:
         TraceError: if the program takes other inputs than these.
@@ -58,22 +57,16 @@ def call_as_before(
     places = list(wanted)
     if len(pytree.tree_leaves((args, dict(kwargs)))) != len(places):
         raise TraceError("torch.export: the program takes other inputs than the model")
-    result = _result(graph)
-    if result is None:
-        flat = dict(zip(places, pytree.tree_leaves((args, dict(kwargs))), strict=True))
-        names = tuple(place.name for place in places)
-        return flat, [Check(tuple(places), names, tuple(wanted.values()))] if places else []
-    graph.set_codegen(CodeGen())
-    next(node for node in graph.nodes if node.op == "output").args = (result,)
+    graph.set_codegen(_Returning(graph._codegen.pytree_info))  # type: ignore[attr-defined]
     bound = signature.bind(*args, **kwargs).arguments
     nodes: dict[str, fx.Node] = {}
-    with graph.inserting_before(next(iter(graph.nodes))):
+    before = places[0] if places else next(iter(graph.nodes))
+    with graph.inserting_before(before):
         for name, parameter in signature.parameters.items():
             label, default = spelled(parameter)
             nodes[name] = graph.create_node("placeholder", label, default, name=f"given_{name}")
     given: dict[fx.Node, Any] = {}
     demands: list[Wanted] = []
-    before = list(graph.nodes)[len(nodes)]
     remaining = iter(places)
     for name, parameter in signature.parameters.items():
         node = nodes[name]
@@ -116,16 +109,13 @@ def _replace(
     return wanted[place]
 
 
-def _result(graph: fx.Graph) -> Any:
-    """The results of a program, in containers that code can spell; ``None`` if it cannot."""
-    info: Any = getattr(graph._codegen, "pytree_info", None)
-    output = next(node for node in graph.nodes if node.op == "output")
-    flat: Any = output.args[0]
-    if info is None or not _is_plain(info.out_spec):
-        return None
-    return pytree.tree_unflatten(list(flat), info.out_spec)
+class _Returning(_PyTreeCodeGen):
+    """Writes results as their containers, and takes arguments one by one."""
 
+    def gen_fn_def(self, *args: Any, **kwargs: Any) -> str:
+        """The first line of ``forward``."""
+        return CodeGen.gen_fn_def(self, *args, **kwargs)
 
-def _is_plain(spec: Any) -> bool:
-    plain = spec.type in (None, tuple, list, dict) or hasattr(spec.type, "_fields")
-    return plain and all(map(_is_plain, spec.children()))
+    def process_inputs(self, *args: Any) -> Any:
+        """The arguments as they are."""
+        return args
