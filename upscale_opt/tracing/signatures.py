@@ -116,6 +116,6 @@ class _Returning(_PyTreeCodeGen):
         """The first line of ``forward``."""
         return CodeGen.gen_fn_def(self, *args, **kwargs)
 
-    def process_inputs(self, *inputs: Any) -> Any:
+    def process_inputs(self, *inputs: Any) -> Any:  # type: ignore[override]
         """The arguments as they are."""
         return inputs
