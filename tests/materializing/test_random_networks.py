@@ -128,7 +128,6 @@ def hazards() -> list[Any]:
     return [module.try_case(f"hazard/{seed}") for seed in range(DRAWS)]
 
 
-@pytest.mark.xfail(strict=False, reason="issue 18: random networks of hazards")
 def test_random_hazards_are_right_or_refused() -> None:
     wrong = {result.case: result.error for result in hazards() if result.error}
     assert not wrong, f"{len(wrong)} of {DRAWS}: {wrong}"

@@ -61,7 +61,7 @@ class Power(nn.Module):
         self.offset = nn.Parameter(torch.rand(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        assert x.shape[1] == self.channels
+        assert isinstance(x, Tensor) and x.shape[1] == self.channels  # noqa: PT018 - not for torch.fx
         x = torch.cummax(x.sign() * x.abs() ** self.exponent, dim=-1).values
         return x * self.gain[:, None, None] + self.offset[:, None, None]
 

@@ -66,7 +66,7 @@ def test_hooks_on_leaves_and_on_the_model(place: str, hook: str) -> None:
 def test_hooks_on_a_model_that_only_export_captures(place: str, hook: str) -> None:
     class Checked(Around):
         def forward(self, x: Tensor) -> Tensor:
-            assert x.shape[1] == 3
+            assert isinstance(x, Tensor)  # which a proxy is not
             return super().forward(x)
 
     def make() -> nn.Module:

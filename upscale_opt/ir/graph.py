@@ -272,13 +272,13 @@ class Example(Record):
     Attributes:
         kind: what stands here.
         shape: the sizes of a tensor.
-        dtype: the dtype of a tensor.
-        items: the members of a tuple, list or dict.
+        dtype: the dtype of a tensor, or that stands here itself.
+        items: the members of a tuple, list or dict; the start, stop and step of a slice.
         keys: the keys of a dict.
         value: a plain value.
     """
 
-    kind: Literal["tensor", "tuple", "list", "dict", "value"]
+    kind: Literal["tensor", "tuple", "list", "dict", "value", "dtype", "slice"]
     shape: tuple[int, ...] = ()
     dtype: str = ""
     items: tuple[Example, ...] = ()

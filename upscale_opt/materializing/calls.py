@@ -19,6 +19,7 @@ from upscale_opt.materializing.state import State
 from upscale_opt.materializing.sums import emit_sum, lacks_channels
 from upscale_opt.runtime.squeezing import squeeze_others
 from upscale_opt.tracing.claims import Resize, Sizes
+from upscale_opt.tracing.queries import asks_rank, squeezes_all
 from upscale_opt.tracing.resize import listed_size, resized, takes_sizes
 
 
@@ -38,6 +39,8 @@ def emit(state: State, node: fx.Node) -> Any:
         return state.new.create_node("get_attr", node.target, name=node.name)
     if node in program.fixed_sizes:
         return program.values[node]
+    if asks_rank(node) and _argument(state, node.args[0]) is None:
+        return program.values[node]  # of what is all zero
     size = _channel_count(state, node)
     if size is not None:
         return size
@@ -166,10 +169,10 @@ def _emit_call(state: State, node: fx.Node, op: ir.Operation | None) -> fx.Node:
             if node.op == "call_module":
                 state.groups.setdefault(str(node.target), groups)
             args, kwargs = _regrouped(node, args, kwargs, groups)
-        if _squeezes_all(node) and isinstance(op, ir.ChannelWise):
-            source = state.graph.tensors[op.inputs[0]]
-            rank = len(tensor.shape)
-            call = state.new.call_function(squeeze_others, (args[0], source.axis, rank))
+        if squeezes_all(node) and isinstance(op, ir.ChannelWise):
+            rank, axis = len(tensor.shape), state.axis_of(op.inputs[0])
+            more = (rank - 1 - tensor.axis,) if op.outputs[0] in state.program.loose else ()
+            call = state.new.call_function(squeeze_others, (args[0], axis, rank, *more))
             state.computed.add(call)
             return call
     target, kwargs = _for_any_strides(node, args, kwargs)
@@ -215,12 +218,6 @@ def _listed(state: State, node: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ..
         return args
     listed = [state.new.call_function(operator.getitem, (args[1], i)) for i in range(len(sizes))]
     return args[0], tuple(listed), *args[2:]
-
-
-def _squeezes_all(node: fx.Node) -> bool:
-    """Tell whether a call removes all axes of size one, whichever these are."""
-    named = node.op == "call_method" and node.target == "squeeze"
-    return (named or node.target is torch.squeeze) and len(node.args) == 1 and not node.kwargs
 
 
 def _groups(state: State, op: ir.Operation) -> int | None:

@@ -22,14 +22,15 @@ def select(state: State, value: fx.Node, read: Read) -> fx.Node:
     if read.channels == layout:
         return value
     require_features(state, value, read.tensor)
+    axis = state.axis_of(read.tensor)
     place = {entry: i for i, entry in enumerate(layout)}
     indices = [place[entry] for entry in read.channels]
     if read.plan != "gather":
         start, length = indices[0] * tensor.features, len(indices) * tensor.features
-        return state.new.call_function(torch.narrow, (value, tensor.axis, start, length))
+        return state.new.call_function(torch.narrow, (value, axis, start, length))
     elements = [i * tensor.features + f for i in indices for f in range(tensor.features)]
     name = state.unused(f"gather_{read.op}_{read.operand}")
-    state.root.add_module(name, Gather(elements, tensor.axis, state.device))
+    state.root.add_module(name, Gather(elements, axis, state.device))
     return state.new.call_module(name, (value,))
 
 

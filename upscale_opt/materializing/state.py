@@ -94,6 +94,12 @@ class State:
         self.renamed: dict[str, str] = {}
         self._makers = _makers(program)
 
+    def axis_of(self, name: str) -> int:
+        """The channel axis of a tensor, from behind if those before it may be fewer."""
+        tensor = self.graph.tensors[name]
+        assert tensor.axis is not None
+        return tensor.axis - (len(tensor.shape) if name in self.program.loose else 0)
+
     def node_of(self, reader: fx.Node, name: str) -> Any:
         """The new program's value of tensor ``name``, among the arguments of ``reader``."""
         if name in self.joined:

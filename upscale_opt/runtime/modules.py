@@ -36,8 +36,9 @@ class Gather(Indexed):
         if isinstance(x, fx.Proxy):  # traced again: then the indices shall be part of the program
             chosen = self._buffers["indices"]
             assert chosen is not None
-            everything = [slice(None)] * self.dim
-            place = (*everything, chosen.tolist())
+            before = [...] if self.dim < 0 else [slice(None)] * self.dim
+            behind = [slice(None)] * max(0, -self.dim - 1)
+            place = (*before, chosen.tolist(), *behind)
             return x[place]
         return gather(x, self.dim, self.indices)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ Wanted = Any
 """The demands on an input.
 
 A tuple is a tensor of these sizes: ``None`` is any, and a name is one that other axes of that name
-have, too. A dtype is a tensor of that kind. A list is a sequence of as many such, a dict a mapping
+have, too. A list is a sequence of as many such, a dict a mapping
 with these keys. ``...`` is any number, and everything else is the value itself.
 """
 
@@ -53,22 +54,18 @@ def _require(
     x: Any, name: str, want: Wanted, known: dict[str, tuple[Any, str]], tracer: str
 ) -> None:
     if want is ...:
-        if isinstance(x, torch.Tensor) and x.ndim:
-            raise _refusal(f"input {name!r} is a tensor", "a number", "with this value", tracer)
+        single = isinstance(x, torch.Tensor) and not x.ndim
+        if not (single or isinstance(x, numbers.Number)):
+            raise _refusal(f"input {name!r} is {_text(x)}", "a number", "with this value", tracer)
         return
     if isinstance(want, list):
         _require_sequence(x, name, want, known, tracer)
     elif isinstance(want, dict):
         _require_mapping(x, name, want, known, tracer)
-    elif isinstance(want, (tuple, torch.dtype)):
+    elif isinstance(want, tuple):
         if not isinstance(x, torch.Tensor):
             raise _refusal(f"input {name!r} is {_text(x)}", "a tensor", "with this value", tracer)
-        if isinstance(want, torch.dtype):
-            if kind(x.dtype) != kind(want):
-                what = f"input {name!r} is of {x.dtype}"
-                raise _refusal(what, f"{kind(want)} numbers", "with this dtype", tracer)
-        else:
-            _require_sizes(x, name, want, known, tracer)
+        _require_sizes(x, name, want, known, tracer)
     elif x is not want and not _equal(x, want):
         raise _refusal(f"input {name!r} is {_text(x)}", _text(want), "with this value", tracer)
 
@@ -119,15 +116,6 @@ def _require_sizes(
             raise _refusal(what, str(size), _TWO if axis == 0 and size == 1 else _SIZES, tracer)
 
 
-def kind(dtype: torch.dtype) -> str:
-    """The sort of numbers that a dtype holds; models are used in several of the same sort."""
-    if dtype.is_complex:
-        return "complex"
-    if dtype.is_floating_point:
-        return "floating-point"
-    return "boolean" if dtype == torch.bool else "whole"
-
-
 def _equal(x: Any, want: Any) -> bool:
     """Tell whether a value is the wanted one: ``1`` is not ``True``, but it is ``1.0``."""
     if isinstance(x, torch.Tensor) or isinstance(x, bool) is not isinstance(want, bool):
@@ -138,7 +126,7 @@ def _equal(x: Any, want: Any) -> bool:
 def _text(x: Any) -> str:
     if isinstance(x, str) and x == DEFAULT:
         return "left at its default"
-    if x is None or isinstance(x, (bool, int, float, complex, str)):
+    if x is None or isinstance(x, (bool, int, float, complex, str, slice, torch.dtype)):
         return repr(x)
     name = "tensor" if isinstance(x, torch.Tensor) else type(x).__name__
     return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ from upscale_opt.tracing.fakes import Fakes, Parameter, memory
 from upscale_opt.tracing.moving import SPREADS, only_moves
 from upscale_opt.tracing.numbering import Numbers
 from upscale_opt.tracing.program import Program
-from upscale_opt.tracing.queries import asked, picked
+from upscale_opt.tracing.queries import asked, axes_squeezed, picked, squeezes_all
 from upscale_opt.tracing.record import MOVEMENT, Call, Recorder, tensors_in
 from upscale_opt.tracing.resize import takes_sizes
 from upscale_opt.tracing.rules import Rule, find_rule
@@ -118,6 +118,8 @@ class Builder:
         self._heads: dict[fx.Node, HeadCall] = {}
         self._inputs: dict[str, torch.Tensor] = {}
         self.guarded: dict[fx.Node, Any] = {}
+        self._loose: dict[str, set[fx.Node]] = {}
+        self._rigid: set[fx.Node] = set()
         self.unsettled = False
 
     def build(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
@@ -146,6 +148,7 @@ class Builder:
             heads=self._heads,
             fixed_sizes=self._sizes.fixed,
             sizes=self._sizes.axes,
+            loose=frozenset(name for name, by in self._loose.items() if by - self._rigid),
         )
 
     def result(self) -> Any:
@@ -217,19 +220,29 @@ class Builder:
             if isinstance(value, Parameter):
                 self._draft.untouchable.setdefault(value.name, "it is a network output")
         names = tuple(tensor.name for tensor in needed)
-        self._draft.enter(ir.Output(name=node.name, inputs=names))
+        checked = {*self._captured.decided, *self.guarded}
+        checked |= {n for n in self._values if n.target is torch._assert}
+        checked |= {n for n, operations in self._operations.items() if not operations}
+        sizes = self._sizes.read_by(sorted(checked, key=self._order.__getitem__))
+        sizes = [name for name in sizes if name not in names]
+        self._draft.enter(ir.Output(name=node.name, inputs=names, sizes=tuple(sizes)))
 
     # One call after the other.
 
     def _visit(self, node: fx.Node, given: dict[fx.Node, Any]) -> None:
         if node.op == "placeholder":
             self._values[node] = self._input(node, given[node])
+            if self._captured.kind == "fx":
+                self._sizes.enter(node, self._values[node])
         elif node.op == "get_attr":
             self._values[node] = self.fakes.parameter(node)
         elif node.op == "output":
             self._output(node)
         else:
             self._call(node)
+            decided = self._captured.decided
+            if node in decided and self._values[node] != decided[node]:
+                raise TraceError(f"{node.name!r} is {self._values[node]}, not {decided[node]}")
 
     def _call(self, node: fx.Node) -> None:
         if asked(node) in _ON_MEMORY:
@@ -240,6 +253,8 @@ class Builder:
             with _failing(node):
                 self._values[node] = self.fakes.execute(node, *arguments)
             self._sizes.hand_on(node, self._values[node])
+            if node.target is operator.getitem and _holds_tensors(arguments[0][0]):
+                self._fix_index(node, arguments[0][1])
             return
         faked = pytree.tree_map_only((Traced, Parameter), lambda leaf: leaf.fake, arguments)
         with _failing(node), self.fakes.mode, Recorder() as recorder:
@@ -253,6 +268,9 @@ class Builder:
         if not tensors_in(result):
             self._values[node] = result
             self._sizes.ask(node, inputs, result)
+            if inputs:
+                self._guard(node.all_input_nodes)
+                self._rigid.update(*(self._loose.get(x.name, ()) for x in inputs))
             return
         if _is_fresh(recorder.calls, tensors_in(faked), tensors_in(result)):
             self._fresh.add(node)
@@ -274,6 +292,8 @@ class Builder:
                 found = [opaque(site, self._draft.channels, _COUNTS)]
             found = self._for_any_number(found, site, held, before, first)
             self._look_out(found, site)
+        else:
+            self._guard(site.node.all_input_nodes)
         self._add(found, site, constants)
 
     def _for_any_number(
@@ -296,9 +316,13 @@ class Builder:
             first: the first id of a channel that it may have made.
         """
         numbers = [n for n in site.node.all_input_nodes if n in self._sizes.varying]
-        if not numbers or any(isinstance(op, ir.Opaque) for op in found):
+        if any(isinstance(op, ir.Opaque) for op in found):
+            self._guard(numbers)
+            return found
+        if not numbers:
             return found
         if takes_sizes(site.node):  # one of them alone cannot be another
+            self._guard(numbers)
             self.unsettled = True
             return found
         moves = only_moves(site)
@@ -316,8 +340,23 @@ class Builder:
                     self.guarded[number] = self._values[number]
                     break
                 found = [weakest(a, b) for a, b in zip(found, operations, strict=True)]
-            self.unsettled |= not settled
+            if not settled:
+                self._guard([number])
+                self.unsettled = True
         return found
+
+    def _fix_index(self, node: fx.Node, index: Any) -> None:
+        """Let ``node`` pick the tensor that it picked, where a number has said which."""
+        number = node.args[1]
+        if isinstance(number, fx.Node):
+            self.guarded[number] = index
+            node.update_arg(1, index)
+
+    def _guard(self, nodes: Iterable[fx.Node]) -> None:
+        """Let those of ``nodes`` be what they were that are numbers among the inputs."""
+        for node in nodes:
+            if node in self._sizes.given:
+                self.guarded[node] = self._values[node]
 
     def _tried(
         self,
@@ -538,6 +577,7 @@ class Builder:
         operations = [weakest(op, None) if op.name in self._weak else op for op in operations]
         self._operations[node] = [operation.name for operation in operations]
         self._draft.tensors.update({tensor.name: tensor for tensor in site.between})
+        self._follow_squeezes(operations, site)
         if site.heads:
             self._heads[node] = site.heads[0]
             self._draft.attending.add(node.name)
@@ -549,6 +589,35 @@ class Builder:
             is_opaque = isinstance(operation, ir.Opaque) and operation.reason != SPREADS
             if is_opaque or node in self._ruled:
                 self._keep_parameters(operation, site, constants)
+
+    def _follow_squeezes(self, operations: list[ir.Operation], site: CallSite) -> None:
+        """Note which tensors have fewer axes where more are of size one than in the example."""
+        node = site.node
+        above = {root for x in site.inputs for root in self._loose.get(x.name, ())}
+        if not all(_counts_from_behind(op, site) for op in operations):
+            self._rigid |= above if not squeezes_all(node) else set()
+        if squeezes_all(node):
+            above.add(node)
+        named = {axis % len(x.shape) for x in site.inputs for axis in axes_squeezed(node)}
+        channels = site.inputs[0].axis if named else None
+        first = named if channels is None else {axis for axis in named if axis < channels}
+        if first:
+            above.add(node)
+            self._rigid |= {node} if named - first else set()
+        for x in site.outputs if above else ():
+            self._loose[x.name] = above
+
+    def ranks(self, graph: ir.ChannelGraph) -> dict[fx.Node, int]:
+        """The number of axes that calls must leave which remove those of size one.
+
+        Only where it matters; those that move channels see to it when they are called.
+        """
+        moving = {op.name for op in graph.operations if isinstance(op, ir.ChannelWise)}
+        return {
+            node: len(self._values[node].shape)
+            for node in sorted(self._rigid, key=self._order.__getitem__)
+            if not (squeezes_all(node) and moving.issuperset(self._operations[node]))
+        }
 
     def _add_constants(self, operations: list[ir.Operation], constants: dict[str, Traced]) -> None:
         read = {name for op in operations for name in (*op.inputs, *op.whole)}
@@ -597,9 +666,26 @@ def _failing(node: fx.Node) -> Iterator[None]:
         ) from error
 
 
+def _holds_tensors(value: Any) -> bool:
+    """Tell whether a result consists of activations."""
+    return any(isinstance(leaf, Traced) for leaf in pytree.tree_leaves(value))
+
+
 def _distinct(leaves: list[Any]) -> list[Traced]:
     """The tensors among ``leaves``, each once."""
     return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, Traced)}.values())
+
+
+def _counts_from_behind(operation: ir.Operation, site: CallSite) -> bool:
+    """Tell whether a call does the same to channels, whatever axes come before theirs."""
+    if isinstance(operation, (ir.Opaque, ir.Output)):
+        return operation.reason != SPREADS if isinstance(operation, ir.Opaque) else True
+    if isinstance(operation, ir.Layer):
+        target = site.node.target
+        linear = type(site.module) is nn.Linear or getattr(target, "__name__", "") == "linear"
+        return linear and operation.groups == 1
+    placed = isinstance(operation, ir.Elementwise) and operation.additive
+    return not placed and all(torch.Tag.pointwise in call.func.tags for call in site.calls)
 
 
 def _is_arithmetic(node: fx.Node, args: tuple[Any, ...], leaves: list[Any]) -> bool:

@@ -32,6 +32,7 @@ from upscale_opt.tracing.symbolic import (
     updates_in_place,
 )
 from upscale_opt.tracing.unchanged import Snapshot, composed_attention, unchanged
+from upscale_opt.tracing.varying import text
 
 Capture = Literal["fx", "export"]
 
@@ -51,6 +52,7 @@ class Captured:
         wrote: whether the model's code made text of what is computed.
         by_mode: whether it is another in the other mode, train or eval.
         apart: whether calls were written as several, which compute the same up to rounding.
+        decided: what numbers and truth values the model's code decided by.
         leaves: all that the arguments hold, in order.
         notes: what could not be checked of it, or is not kept.
         detached: the calls that the model makes without gradients.
@@ -66,6 +68,7 @@ class Captured:
     apart: bool = False
     wrote: bool = False
     by_mode: bool = False
+    decided: dict[fx.Node, Any] = field(default_factory=dict)
     leaves: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     detached: set[fx.Node] = field(default_factory=set)
@@ -161,6 +164,7 @@ def by_fx(
     with unchanged(model) as snapshot, kept_as_calls(), composed_attention():
         try:
             with watch, updates_in_place(model), modes_asked() as asked, torch.enable_grad():
+                tracer.asked = asked
                 graph = tracer.trace(model)
         except Exception as error:
             raise TraceError(f"torch.fx: {_line(error)}") from error
@@ -176,6 +180,10 @@ def by_fx(
     names = tuple(str(node.target).lstrip("*") for node in tracer.wanted)
     checks = [Check(tuple(tracer.wanted), names, tuple(tracer.wanted.values()), "torch.fx")]
     checks = [*checks_within(graph), *(checks if names else [])]
+    kept = tracer.decided.keys() & set(graph.nodes)
+    decided = {node: value for node, value in tracer.decided.items() if node in kept}
+    for node, value in decided.items():
+        checks.append(Check((node,), (text(node),), (value,), "torch.fx"))
     modules, tensors = {}, {}
     for node in graph.nodes:
         target = str(node.target)
@@ -194,6 +202,7 @@ def by_fx(
     captured = Captured(
         "fx", graph, modules, tensors, constants, checks, tracer.given, tracer.apart
     )
+    captured.decided = decided
     captured.wrote, captured.detached = tracer.wrote, tracer.detached
     captured.by_mode = bool(asked) and _differs_by_mode(model, args, kwargs, graph)
     return captured

@@ -73,6 +73,11 @@ def _describe(value: Any) -> Example:
         return Example(kind="tensor", shape=tuple(value.shape), dtype=dtype_name(value.dtype))
     if value is None or isinstance(value, (bool, int, float, str)):
         return Example(kind="value", value=value)
+    if isinstance(value, torch.dtype):
+        return Example(kind="dtype", dtype=dtype_name(value))
+    if isinstance(value, slice):
+        parts = (value.start, value.stop, value.step)
+        return Example(kind="slice", items=tuple(_describe(v) for v in parts))
     if isinstance(value, (tuple, list)):
         items = tuple(_describe(v) for v in value)
         return Example(kind="tuple" if isinstance(value, tuple) else "list", items=items)
@@ -80,8 +85,8 @@ def _describe(value: Any) -> Example:
         items = tuple(_describe(v) for v in value.values())
         return Example(kind="dict", items=items, keys=tuple(value))
     raise TraceError(
-        f"an input is a {type(value).__name__}; tensors, numbers, strings, None, and tuples, lists "
-        "and dicts of them are understood"
+        f"an input is a {type(value).__name__}; tensors, numbers, strings, None, dtypes, "
+        "slices, and tuples, lists and dicts of them are understood"
     )
 
 
@@ -109,14 +114,14 @@ def _check_tensors(example: Example) -> None:
     """
     numbers = 0
     for leaf in _leaves(example):
-        if leaf.kind != "tensor":
+        if leaf.kind not in ("tensor", "dtype"):
             continue
         why = ""
         if leaf.dtype not in DTYPES:
             why = f"{leaf.dtype!r} is not a dtype of tensors"
         elif min(leaf.shape, default=0) < 0:
             why = f"{leaf.shape} is not a shape"
-        numbers += 0 if why else math.prod(leaf.shape)
+        numbers += 0 if why or leaf.kind == "dtype" else math.prod(leaf.shape)
         if numbers > _MOST:
             why = f"they hold more than {_MOST:,} numbers"
         if why:
@@ -145,7 +150,11 @@ def _remake(example: Example, dtype: torch.dtype, device: torch.device) -> Any:
         )
     if example.kind == "value":
         return example.value
+    if example.kind == "dtype":
+        return DTYPES[example.dtype]
     items = [_remake(item, dtype, device) for item in example.items]
+    if example.kind == "slice":
+        return slice(*items)
     if example.kind == "dict":
         return dict(zip(example.keys, items, strict=True))
     return tuple(items) if example.kind == "tuple" else items

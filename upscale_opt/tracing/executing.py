@@ -42,7 +42,12 @@ def placed(captured: Captured, call: Any) -> dict[fx.Node, Any] | None:
 
 
 def execute(captured: Captured, given: Mapping[fx.Node, Any]) -> Any:
-    """Run a captured program, and return what it does."""
+    """Run a captured program, and return what it does.
+
+    Raises:
+        ArgumentError: if a number is not what a guard wants it to be.
+    """
+    guards = {check.inputs[0]: check for check in captured.checks if len(check.inputs) == 1}
     values: dict[fx.Node, Any] = dict(given)
     uses = {node: len(node.users) for node in captured.graph.nodes}
     for node in captured.graph.nodes:
@@ -62,6 +67,9 @@ def execute(captured: Captured, given: Mapping[fx.Node, Any]) -> Any:
         else:
             assert callable(node.target)
             values[node] = node.target(*args, **kwargs)
+        if node in guards:
+            check = guards[node]
+            require_inputs([values[node]], check.names, check.wanted, check.tracer)
         del args, kwargs
         for source in node.all_input_nodes:
             uses[source] -= 1

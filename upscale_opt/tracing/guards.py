@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +38,9 @@ def is_plain(value: Any) -> bool:
     """Tell whether code can spell a value, and one can tell whether another is the same."""
     if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
         return all(map(is_plain, value))
-    return value is None or type(value) in (bool, int, float, complex, str)
+    if isinstance(value, slice):
+        return all(map(is_plain, (value.start, value.stop, value.step)))
+    return value is None or type(value) in (bool, int, float, complex, str, torch.dtype)
 
 
 def default_of(value: Any) -> Any:
@@ -86,16 +87,3 @@ def checks_within(graph: fx.Graph) -> list[Check]:
                 checks.append(Check(inputs, names, wanted, *node.args[3:]))
             graph.erase_node(node)
     return checks
-
-
-def only_scales(node: fx.Node) -> bool:
-    """Tell whether a number is but a factor or a divisor, so that any other will do."""
-    factors = (operator.mul, operator.imul, torch.mul)
-    divisors = (operator.truediv, operator.itruediv, torch.div, torch.true_divide)
-    for user in node.users:
-        divides = user.target in divisors and user.args[1:] == (node,) and not user.kwargs
-        multiplies = user.target in factors and len(user.args) == 2 and not user.kwargs
-        other = [value for value in user.args if value is not node]
-        if not (divides or multiplies) or len(other) != 1 or not isinstance(other[0], fx.Node):
-            return False
-    return True

@@ -51,6 +51,9 @@ def built(
     for node, value in builder.guarded.items():
         wanted = list(value) if isinstance(value, tuple) else value
         captured.checks.append(Check((node,), (text(node),), (wanted,), _tracer(captured)))
+    for node, rank in builder.ranks(program.graph).items():
+        wanted = (None,) * rank
+        captured.checks.append(Check((node,), (text(node),), (wanted,), _tracer(captured)))
     return program, builder.result(), numbers
 
 
@@ -120,6 +123,8 @@ class _Probe:
             other = graph.tensors[name]
             if (tensor.axis, tensor.channels) != (other.axis, other.channels):
                 return False
+            if (tensor.features == 1) is not (other.features == 1):
+                return False  # how many there are is checked only where there are several
         self.weak |= {name for name, op in ours.items() if weakest(op, theirs[name]) != op}
         return True
 

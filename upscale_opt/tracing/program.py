@@ -31,6 +31,8 @@ class Program:
         heads: how to write the calls again that work on attention heads.
         fixed_sizes: the calls that ask for numbers which are those of the original: sizes of
             parameters, how many heads there are, or channels in a head.
+        loose: the tensors whose first axes may be fewer, as ``squeeze()`` removes those of size
+            one, where nothing depends on how many there are.
         sizes: which size of which tensor a number is, by tensor and axis.
     """
 
@@ -46,3 +48,4 @@ class Program:
     heads: dict[fx.Node, HeadCall]
     fixed_sizes: set[fx.Node]
     sizes: dict[fx.Node, tuple[str, int]]
+    loose: frozenset[str] = frozenset()

@@ -30,9 +30,32 @@ def asked(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
+def asks_rank(node: fx.Node) -> bool:
+    """Tell whether a call asks a tensor how many axes it has."""
+    return asked(node) in ("dim", "ndim", "ndimension")
+
+
 def picks_item(user: fx.Node) -> bool:
     """Tell whether the call takes one item, by number, out of a result."""
     return user.target is operator.getitem and isinstance(user.args[1], int)
+
+
+def squeezes_all(node: fx.Node) -> bool:
+    """Tell whether a call removes all axes of size one, whichever these are."""
+    named = node.op == "call_method" and node.target in ("squeeze", "squeeze_")
+    known = named or node.target in (torch.squeeze, torch.ops.aten.squeeze.default)
+    return known and len(node.args) == 1 and not node.kwargs
+
+
+def axes_squeezed(node: fx.Node) -> tuple[int, ...]:
+    """The axes that a call removes by name if they are of size one."""
+    named = node.op == "call_method" and node.target in ("squeeze", "squeeze_")
+    operators = torch.ops.aten.squeeze.dim, torch.ops.aten.squeeze.dims
+    axes: Any = node.args[1] if len(node.args) == 2 else node.kwargs.get("dim", ())
+    if not named and node.target not in (torch.squeeze, *operators):
+        return ()
+    axes = axes if isinstance(axes, (tuple, list)) else (axes,)
+    return tuple(axis for axis in axes if isinstance(axis, int))
 
 
 def sizes_asked(node: fx.Node, rank: int) -> set[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.channels import units
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.heads import channel_axes
-from upscale_opt.tracing.queries import asked, picks_item, sizes_asked
+from upscale_opt.tracing.queries import asked, asks_rank, picks_item, sizes_asked
 from upscale_opt.tracing.values import Traced
 
 _OF_NO_SIZE = {"dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "is_cuda"}
@@ -31,6 +32,7 @@ class Sizes:
             many heads there are, or channels in a head, or compute with such numbers.
         varying: the calls whose numbers, or tuples of numbers, may be others in another call of the
             model.
+        given: those of ``varying`` that are inputs, or made of inputs that are numbers.
         axes: which size of which tensor a number is, by tensor and axis.
     """
 
@@ -38,25 +40,36 @@ class Sizes:
     understands_heads: bool
     fixed: set[fx.Node] = field(default_factory=set, init=False)
     varying: set[fx.Node] = field(default_factory=set, init=False)
+    given: set[fx.Node] = field(default_factory=set, init=False)
     axes: dict[fx.Node, tuple[str, int]] = field(default_factory=dict, init=False)
     _tuples: dict[fx.Node, tuple[Traced, list[int]]] = field(default_factory=dict, init=False)
     _sources: dict[fx.Node, dict[str, None]] = field(default_factory=dict, init=False)
+
+    def enter(self, node: fx.Node, value: Any) -> None:
+        """Note that an input is a number, or holds numbers."""
+        if not isinstance(value, Traced):
+            self.varying.add(node)
+            self.given.add(node)
 
     def hand_on(self, node: fx.Node, result: Any) -> None:
         """Note that a call makes numbers from those among its arguments."""
         self._sources[node] = self._before(node)
         sources = node.all_input_nodes
+        if any(source in self.given for source in sources) and not isinstance(result, Traced):
+            self.given.add(node)
         if sources and all(source in self.fixed for source in sources) and _is_number(result):
             self.fixed.add(node)
         elif node.target is operator.getitem and node.args[0] in self._tuples:
             tensor, axes = self._tuples[node.args[0]]  # type: ignore[index]
             self._pick(node, tensor, axes)
-        elif any(source in self.varying for source in sources):
+        elif any(source in self.varying for source in sources) and not isinstance(result, Traced):
             self.varying.add(node)
 
     def ask(self, node: fx.Node, inputs: list[Traced], result: Any) -> None:
         """Note that a call makes no tensors: it asks for sizes and the like, or for data."""
-        self._sources[node] = self._before(node) | dict.fromkeys(x.name for x in inputs)
+        self._sources[node] = self._before(node)
+        if not asks_rank(node):  # which is that of the example
+            self._sources[node] |= dict.fromkeys(x.name for x in inputs)
         if not inputs:
             if _is_number(result):  # of parameters, as they were
                 self.fixed.add(node)
@@ -77,6 +90,13 @@ class Sizes:
                 self._sources[node].pop(inputs[0].name, None)
                 return
         self._refuse(node, inputs)
+
+    def read_by(self, nodes: Iterable[fx.Node]) -> list[str]:
+        """The tensors whose sizes numbers were made from, which ``nodes`` are, or take."""
+        found: dict[str, None] = {}
+        for node in nodes:
+            found |= self._sources.get(node, {}) | self._before(node)
+        return list(found)
 
     def added(self, operation: ir.Operation, node: fx.Node, guarded: bool = False) -> ir.Operation:
         """``operation`` with the tensors whose sizes its call uses.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from upscale_opt.errors import TraceError
-from upscale_opt.tracing.guards import MANY, only_scales, stand_in, wanted_of
+from upscale_opt.tracing.concrete import Values, following
+from upscale_opt.tracing.guards import MANY, stand_in, wanted_of
 from upscale_opt.tracing.rules import find_rule
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
 
@@ -39,10 +41,53 @@ class _Text(str):
 
 
 class _Questions:
-    """Questions of Python code about a value that a proxy cannot answer."""
+    """Questions of Python code about a value that a proxy alone cannot answer."""
 
-    def __hash__(self) -> int:
-        raise TraceError("looks up in a dict or set what is computed")
+    def __hash__(self: Any) -> int:
+        return hash(self.tracer.decided_by(self))
+
+    def __index__(self: Any) -> int:
+        return operator.index(self.tracer.decided_by(self))
+
+    def __int__(self: Any) -> int:
+        return int(self.tracer.decided_by(self))
+
+    def __float__(self: Any) -> float:
+        return float(self.tracer.decided_by(self))
+
+    def __array_ufunc__(self: Any, function: Any, method: str, *values: Any, **options: Any) -> Any:
+        plain = _UFUNCS.get(function.__name__)
+        if plain is None or method != "__call__" or options:
+            return NotImplemented
+        return self.tracer.create_proxy("call_function", plain, values, {})
+
+    def __len__(self: Any) -> int:
+        return operator.index(self.tracer.length(self))
+
+    def __add__(self: Any, other: Any) -> Any:
+        if isinstance(other, (tuple, list)):
+            own: Any = type(other)(self)
+            return own + other
+        return self.tracer.create_proxy("call_function", operator.add, (self, other), {})
+
+    def __radd__(self: Any, other: Any) -> Any:
+        if isinstance(other, (tuple, list)):
+            own: Any = type(other)(self)
+            return other + own
+        return self.tracer.create_proxy("call_function", operator.add, (other, self), {})
+
+    def __mul__(self: Any, other: Any) -> Any:
+        if isinstance(other, (tuple, list)):
+            return other * operator.index(self)
+        return self.tracer.create_proxy("call_function", operator.mul, (self, other), {})
+
+    def __rmul__(self: Any, other: Any) -> Any:
+        if isinstance(other, (tuple, list)):
+            return other * operator.index(self)
+        return self.tracer.create_proxy("call_function", operator.mul, (other, self), {})
+
+    def __round__(self: Any, *digits: Any) -> Any:
+        return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
     def __str__(self: Any) -> str:
         self.tracer.wrote = True
@@ -56,6 +101,31 @@ class _Questions:
 
     def __getattr__(self: Any, name: str) -> fx.proxy.Attribute:
         return _Attribute(self, name)
+
+
+class _Own(_Questions, fx.Proxy):
+    """A parameter or buffer, whose sizes are those of the original."""
+
+    __hash__ = _Questions.__hash__
+
+    def __init__(self, node: fx.Node, tracer: Any, tensor: torch.Tensor) -> None:
+        super().__init__(node, tracer)
+        self._tensor = tensor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tensor, name) if name in _SIZES else super().__getattr__(name)
+
+
+_UFUNCS: dict[str, Any] = {
+    **{name: getattr(math, name) for name in ("sqrt", "exp", "log", "log2", "log10")},
+    **{name: getattr(operator, short) for name, short in {"add": "add", "subtract": "sub"}.items()},
+    "multiply": operator.mul,
+    "divide": operator.truediv,
+    "power": operator.pow,
+}
+"""Functions of NumPy, by name, and what does the same to plain numbers."""
+
+_SIZES = {"shape", "size", "numel", "nelement", "dim", "ndim", "ndimension"}
 
 
 class _Proxy(_Questions, fx.Proxy):
@@ -82,7 +152,8 @@ _ASSIGNING = [
     *("iand", "ior", "ixor", "ilshift", "irshift"),
 ]
 for _name in _ASSIGNING:
-    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+    for _class in (_Proxy, _Own):
+        setattr(_class, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 _IN_PLACE = {name for name in _ASSIGNING if hasattr(torch.Tensor, f"__{name}__")}
 """The operators ``x += y`` and so on that modify tensors, where others make new ones."""
@@ -119,19 +190,15 @@ class Tracer(fx.Tracer):
         self.detached: set[fx.Node] = set()
         """The calls that the model makes without gradients."""
         self.given: dict[fx.Node, Any] = {}
-        self._wanted: dict[fx.Node, Any] = {}
-        self._numbers: list[tuple[fx.Node, list[Any] | dict[str, Any], Any]] = []
+        self.decided: dict[fx.Node, Any] = {}
+        """The numbers and truth values that the code has decided by."""
+        self.asked: list[nn.Module] = []
+        """The modules that were asked for their mode."""
+        self._values: Values | None = None
+        self.wanted: dict[fx.Node, Any] = {}
         self._called = called
         self._signature = inspect.signature(called)
         self._bound = self._signature.bind(*args, **kwargs)
-
-    @property
-    def wanted(self) -> dict[fx.Node, Any]:
-        """The demands on every argument, numbers that are but factors aside."""
-        for node, place, key in self._numbers:
-            if only_scales(node):
-                place[key] = ...
-        return self._wanted
 
     # Arguments.
 
@@ -145,7 +212,10 @@ class Tracer(fx.Tracer):
         positional: list[Any] = []
         named: dict[str, Any] = {}
         parameters = self._signature.parameters
-        nodes = {name: self._place(name, parameter) for name, parameter in parameters.items()}
+        nodes = {
+            name: self.create_node("placeholder", *stand_in(name, parameter), {})
+            for name, parameter in parameters.items()
+        }
         for name, parameter in parameters.items():
             value = self._enter(name, nodes[name], parameter)
             if parameter.kind is parameter.VAR_KEYWORD:
@@ -162,11 +232,6 @@ class Tracer(fx.Tracer):
 
         return call, [self.root]
 
-    def _place(self, name: str, parameter: inspect.Parameter) -> fx.Node:
-        """The node that stands for an argument; its default is what code can spell of it."""
-        target, default = stand_in(name, parameter)
-        return self.create_node("placeholder", target, default, {})
-
     def _enter(self, name: str, node: fx.Node, parameter: inspect.Parameter) -> Any:
         """The arguments of a call of the model."""
         many = MANY.get(parameter.kind.name)
@@ -175,17 +240,17 @@ class Tracer(fx.Tracer):
             value = node.args[0]
         else:
             value = self._bound.arguments.get(name, () if many == "*" else {})
-        self.given[node], self._wanted[node] = value, wanted_of(value)
+        self.given[node], self.wanted[node] = value, wanted_of(value)
         if left_out:
             return parameter.default
-        return self._proxied(self.proxy(node), value, self._wanted, node)
+        return self._proxied(self.proxy(node), value, self.wanted, node)
 
     def _proxied(self, proxy: Any, value: Any, place: Any, key: Any) -> Any:
         """Proxies for what ``value`` holds; ``place[key]`` is what is wanted of it."""
         if isinstance(value, torch.Tensor):
             return proxy
         if type(value) in (int, float, complex):
-            self._numbers.append((proxy.node, place, key))
+            place[key] = ...  # what depends on it is found, and guarded, later
             return proxy
         if isinstance(value, Mapping):
             items = {
@@ -203,6 +268,67 @@ class Tracer(fx.Tracer):
             return type(value)(listed)
         return value
 
+    # Answers.
+
+    def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
+        """Record what the model does; ``len`` and the like follow what they are asked about."""
+        with following(self.length, self._extreme, self.create_proxy):
+            return super().trace(root, concrete_args)
+
+    def value_of(self, proxy: fx.Proxy) -> Any:
+        """The value that a proxy stands for: a number, or a tensor without data, say.
+
+        Raises:
+            TraceError: if that cannot be told.
+        """
+        if self._values is None:
+            self._values = Values(self.root, self.graph, self.given, self.asked)
+        return self._values.of(proxy.node)
+
+    def decided_by(self, proxy: fx.Proxy) -> Any:
+        """A number or a truth value, which is to be the same in later calls.
+
+        Raises:
+            TraceError: if it is none, but depends on data, say.
+        """
+        value = self.value_of(proxy)
+        if type(value) not in (bool, int, float, str) or _asks_memory(proxy.node):
+            raise TraceError("decides by what is computed")
+        self.decided[proxy.node] = value
+        return value
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """Tell how code decides."""
+        value = self.value_of(obj)
+        if value is None or (isinstance(value, (tuple, list)) and _is_number(value)):
+            return bool(value)  # where there is another rank, inputs have one
+        return bool(self.decided_by(obj))
+
+    def iter(self, obj: Any) -> Iterator[Any]:
+        """Take sizes one by one; how many there are depends on ranks, which are guarded."""
+        value = self.value_of(obj)
+        if not isinstance(value, (tuple, list)) or not _is_number(value):
+            raise TraceError("loops over what is computed")
+        return iter([obj[number] for number in range(len(value))])
+
+    def length(self, proxy: Any) -> Any:
+        """The ``len`` of a tensor is a size, and that of sizes a rank."""
+        if isinstance(proxy, _Own):
+            return len(proxy._tensor)
+        value = self.value_of(proxy)
+        if isinstance(value, torch.Tensor) and value.ndim:
+            return proxy.shape[0]
+        if isinstance(value, (tuple, list)) and _is_number(value):
+            return len(value)
+        raise TraceError("asks how long what is computed is")
+
+    def _extreme(self, function: Any, values: tuple[Any, ...]) -> Any:
+        """The ``max`` or ``min`` of numbers."""
+        known = [self.value_of(v) if isinstance(v, fx.Proxy) else v for v in values]
+        if not _is_number(known):
+            raise TraceError("compares what is computed")
+        return self.create_proxy("call_function", function, values, {})
+
     # Calls.
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
@@ -219,7 +345,18 @@ class Tracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """One of ours."""
+        if node.op == "get_attr":
+            tensor = self._own(str(node.target))
+            if tensor is not None:
+                return _Own(node, self, tensor)
         return _Proxy(node, self)
+
+    def _own(self, target: str) -> torch.Tensor | None:
+        """A parameter or buffer of the model."""
+        prefix, _, name = target.rpartition(".")
+        module = self.root.get_submodule(prefix)
+        tensor = module._parameters.get(name, module._buffers.get(name))
+        return None if tensor is None or is_lazy(tensor) else tensor
 
     def create_arg(self, a: Any) -> Any:
         """FX alone would make a plain dict of an ordered one, or of any other."""
@@ -410,6 +547,21 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _refuse(self, what: str) -> None:
         self.reason = self.reason or f"the model {what}"
         raise TraceError(self.reason)
+
+
+def _asks_memory(node: fx.Node) -> bool:
+    """Tell whether a number says how a tensor lies in memory, which in an export is otherwise."""
+    if node.op == "call_method" and node.target in ("is_contiguous", "stride"):
+        return True
+    plain = node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator"
+    return plain and any(map(_asks_memory, node.all_input_nodes))
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether ``value`` is a number, or consists of numbers."""
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_number, value))
+    return isinstance(value, (int, float)) and not isinstance(value, torch.SymInt)
 
 
 _HARMLESS = {torch.ops.aten.detach.default, torch.ops.aten.alias.default}

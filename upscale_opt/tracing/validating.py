@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from upscale_opt.errors import TraceError
+from upscale_opt.errors import ArgumentError, TraceError
 from upscale_opt.tracing.capture import Captured, KeepsState, by_fx, without_hooks
 from upscale_opt.tracing.differences import close, differing
 from upscale_opt.tracing.executing import execute, placed
@@ -143,8 +143,11 @@ class Trial:
         return first
 
     def agrees(self, captured: Captured, found: Outcome) -> bool:
-        """Tell whether the program, on such tensors, gives what the model gave."""
-        again = self._program_numbered(captured, found.numbers)
+        """Tell whether the program, on such tensors, gives what the model gave, or refuses them."""
+        try:
+            again = self._program_numbered(captured, found.numbers)
+        except ArgumentError:
+            return True
         return again is not None and found.difference(*again) is None
 
     def _program_numbered(self, captured: Captured, beside: Numbers) -> tuple[Any, Numbers] | None:
@@ -166,6 +169,8 @@ class Trial:
                 program = dataclasses.replace(captured, tensors=tensors)
                 with Numbering(numbers):
                     return execute(program, given), numbers
+        except ArgumentError:
+            raise
         except Exception:  # as above
             return None
 
@@ -280,6 +285,9 @@ def _compare_once(trial: Trial, captured: Captured, call: Any, reset: Callable[[
     _seed(1)
     try:
         outcome = execute(captured, given), reset()
+    except ArgumentError:
+        reset()
+        return False
     except Exception as error:
         reset()
         raise Differs(f"the program fails where the model does not: {error}") from None

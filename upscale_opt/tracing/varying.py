@@ -91,7 +91,10 @@ def text(node: Any) -> str:
     return str(node.target).lstrip("*") if node.op == "placeholder" else node.name
 
 
-_SIGNS = {"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%"}
+_SIGNS = {
+    **{"add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%"},
+    **{"pow": "**", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="},
+}
 
 
 # Comparisons.
@@ -153,7 +156,7 @@ def resized_fake(tensor: torch.Tensor, axis: int, size: int) -> torch.Tensor:
 
 
 def is_foreign(node: fx.Node, module: nn.Module | None) -> bool:
-    """Tell whether a call runs code that is neither PyTorch's nor ours."""
+    """Tell whether a call runs code that is neither PyTorch's nor that of pruned models."""
     if module is not None:
         return not _is_known(type(module).__module__)
     if node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload):
@@ -166,14 +169,9 @@ def is_foreign(node: fx.Node, module: nn.Module | None) -> bool:
 
 
 def _is_known(name: str) -> bool:
-    return name.split(".")[0] in (
-        "torch",
-        "upscale_opt",
-        "builtins",
-        "operator",
-        "_operator",
-        "math",
-    )
+    if name.startswith("upscale_opt.runtime."):
+        return True
+    return name.split(".")[0] in ("torch", "builtins", "operator", "_operator", "math")
 
 
 def same_calls(one: Sequence[Call], other: Sequence[Call]) -> bool:

@@ -1,0 +1,139 @@
+"""Answers for code that asks what a proxy is: what it stands for, on tensors without data.
+
+Most models never ask, so nothing is computed until one does.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx._symbolic_trace import _maybe_revert_all_patches
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
+
+from upscale_opt.errors import TraceError
+
+_len, _max, _min = len, max, min
+
+
+class Values:
+    """The results of the calls of a program that is being recorded.
+
+    Args:
+        root: the model.
+        graph: its calls so far.
+        given: what the arguments are, by the nodes that stand for them.
+        asked: gets the modules that are asked for their mode, which ours are not.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        given: Mapping[fx.Node, Any],
+        asked: list[nn.Module],
+    ) -> None:
+        self._root = root
+        self._nodes = iter(graph.nodes)
+        self._given = given
+        self._asked = asked
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._known: dict[fx.Node, Any] = {}
+
+    def of(self, node: fx.Node) -> Any:
+        """The result of a call: numbers, or tensors without data.
+
+        Raises:
+            TraceError: if it cannot be found.
+        """
+        if node not in self._known:
+            before = _len(self._asked)
+            try:
+                with _maybe_revert_all_patches(), _disable_current_modes(), self._mode:
+                    while node not in self._known:
+                        following = next(self._nodes)
+                        self._known[following] = self._run(following)
+            except Exception as error:  # whatever such tensors lead to
+                raise TraceError(f"asks what {node.name!r} is, which takes data") from error
+            finally:
+                del self._asked[before:]
+        return self._known[node]
+
+    def _run(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return pytree.tree_map_only(torch.Tensor, self._mode.from_tensor, self._given[node])
+        target: Any = node.target
+        if node.op == "get_attr":
+            value: Any = self._root
+            for part in str(target).split("."):
+                value = getattr(value, part)
+            return self._mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self._known.__getitem__)
+        if node.op == "call_module":
+            return self._root.get_submodule(str(target))(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(target))(*args[1:], **kwargs)
+        return target(*args, **kwargs)
+
+
+_MAKERS = (
+    *("arange", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint"),
+    *("randn", "randperm", "tril_indices", "triu_indices", "zeros"),
+)
+"""Functions of PyTorch that take sizes for plain numbers, and are to take proxies for them."""
+
+
+@contextmanager
+def following(
+    length: Callable[[fx.Proxy], Any],
+    extreme: Callable[[Any, tuple[Any, ...]], Any],
+    record: Callable[..., Any],
+) -> Iterator[None]:
+    """Let functions answer with proxies where they are given any.
+
+    Python and PyTorch ask a proxy for the number that it stands for, and there is no other way to
+    follow it.
+
+    Args:
+        length: what ``len`` says of a proxy.
+        extreme: what ``max`` or ``min`` say of values, a proxy among them.
+        record: records a call of a function.
+    """
+
+    def len_of(value: Any, /) -> Any:
+        return length(value) if isinstance(value, fx.Proxy) else _len(value)
+
+    def either(function: Any) -> Any:
+        def call(*values: Any, **options: Any) -> Any:
+            if not options and any(isinstance(value, fx.Proxy) for value in values):
+                return extreme(function, values)
+            return function(*values, **options)
+
+        return call
+
+    def made(function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
+                return record("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return call
+
+    patches: list[tuple[Any, dict[str, Any]]] = [
+        (builtins, {"len": len_of, "max": either(_max), "min": either(_min)}),
+        (torch, {name: made(getattr(torch, name)) for name in _MAKERS}),
+    ]
+    before = [(place, {name: vars(place)[name] for name in names}) for place, names in patches]
+    try:
+        for place, names in patches:
+            vars(place).update(names)
+        yield
+    finally:
+        for place, names in before:
+            vars(place).update(names)
