@@ -183,6 +183,8 @@ def test_chains_can_be_added() -> None:
     chain = more.readers[0].chains[-1]
     assert chain.origin == "mine"
     assert len(chain.losses) == 3
+    none = oracle.with_chain(losses, reader.operation, "none", []).readers[0].chains[-1]
+    assert none.losses == (0,)
     assert chain.losses[2] == pytest.approx(oracle.loss(reader.operation, [2, 3, 4, 6]))
     for wrong in ([(0, 1)], [(0,)], [(0, 9)]):
         with pytest.raises(BudgetError, match="must drop one channel of every group"):
@@ -236,6 +238,8 @@ def test_bad_data_are_refused() -> None:
         )
     with pytest.raises(BudgetError, match="weighting must be one of"):
         losses_of(network, graph, [x], weighting="mean")  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match="a ridge is a share"):
+        losses_of(network, graph, [x], ridge=-1)
     with pytest.raises(BudgetError, match="one of them"):
         losses_of(network, graph, [x], criterion="l1")
     with pytest.raises(BudgetError, match="chains are own, norm, space"):

@@ -63,6 +63,8 @@ class Quadratic:
                 numbers within their part. Those not named are never dropped.
         """
         groups, parts, steps = order.shape
+        if not steps:
+            return torch.zeros(1, dtype=torch.float64)
         units = order + self.units * torch.arange(parts)[None, :, None]
         going = units.transpose(1, 2).reshape(groups, -1)
         stays = torch.ones(groups, self.units * parts, dtype=torch.bool)

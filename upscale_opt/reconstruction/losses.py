@@ -112,6 +112,8 @@ def measure(
       the output's variance that is lost.
     * ``"sensitivity-log"``: the same for little losses, growing as ``"log"`` does.
 
+    Layers that no gradient reaches have the shares of their own variance.
+
     Args:
         model: in eval mode. It is not changed.
         graph: its graph.
@@ -126,10 +128,13 @@ def measure(
     Raises:
         TraceError: if the model is in training mode, or the data do not fit it, are empty, or hold
             what is not finite.
-        BudgetError: if the weighting is none of those, or data and a criterion are given.
+        BudgetError: if the weighting is none of those, a ridge is negative, or data and a
+            criterion are given.
     """
     if weighting not in WEIGHTINGS:
         raise BudgetError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
+    if ridge is not None and not ridge >= 0:
+        raise BudgetError(f"a ridge is a share of the mean of the diagonal, not {ridge!r}")
     if data is not None and criterion is not None:
         raise BudgetError("losses come from data or from a criterion; give one of them")
     tensors = state_of(model, graph)
