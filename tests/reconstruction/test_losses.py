@@ -13,6 +13,7 @@ import upscale_opt as uo
 from upscale_opt.errors import BudgetError, TraceError
 from upscale_opt.ir.losses import Losses, Reader
 from upscale_opt.models.small_networks import build_small
+from upscale_opt.reconstruction import grams
 from upscale_opt.reconstruction.losses import WEIGHTINGS, Oracle, Weighting, losses_of, measure
 
 NO_RIDGE = 1e-11
@@ -158,6 +159,27 @@ def test_gram_matrices_may_lie_on_disk() -> None:
     graph = uo.trace(network, x)
     here = losses_of(network, graph, [x])
     assert losses_of(network, graph, [x], memory=0) == here
+
+
+def test_wide_layers_are_refitted_by_one_factor_per_channel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = KINDS["flat"]
+    network, x = made(kind)
+    graph = uo.trace(network, x)
+    monkeypatch.setattr(grams, "WIDE", 2)
+    oracle = measure(network, graph, [x], weighting="variance", ridge=NO_RIDGE)
+    (reader,) = oracle.losses().readers
+    read = network.read(x).detach().flatten(1).reshape(len(x), 3, 2)
+    weight = network.layer.get_parameter("linear.weight").detach().reshape(-1, 3, 2)
+    parts = torch.einsum("ncf,ocf->cno", read, weight).flatten(1).T  # what each channel adds
+    target = parts.sum(1)
+    for channel in range(3):
+        kept = [s for s in range(6) if s // 2 != channel]
+        own = parts[:, [c for c in range(3) if c != channel]]
+        rest = target - own @ torch.linalg.lstsq(own, target).solution
+        loss = oracle.loss(reader.operation, kept)
+        assert loss == pytest.approx(float(rest @ rest / (target @ target)))
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)

@@ -19,7 +19,7 @@ from upscale_opt.masking.segments import find_segments
 from upscale_opt.masking.zeros import state_of
 from upscale_opt.reconstruction.columns import matrix
 from upscale_opt.reconstruction.data import calls_of, program_of, samples_in
-from upscale_opt.reconstruction.elimination import Quadratic, projected, shrunken
+from upscale_opt.reconstruction.elimination import Quadratic, projected, shrink
 from upscale_opt.reconstruction.grams import Gram, Store, grams_of, is_wide
 from upscale_opt.reconstruction.sensitivity import sensitivities
 from upscale_opt.reconstruction.sites import Site, sites_of
@@ -240,18 +240,20 @@ class _Measured:
         ridge: float | None,
         known: bool,
     ) -> _Measured:
-        """From sums over positions."""
+        """From sums over positions, which are used up: they may be large."""
         norms = matrix(weight.cpu(), site.in_axis, site.groups)
         weights = norms * scale.reshape(site.groups, 1, -1) if scale.ndim else norms
         taps = norms.shape[1] * site.groups // (len(site.channels) * site.features)
         columns = site.features * taps
-        products = gram.centred() if site.centred else gram.products
+        products = gram.products
         if is_wide(site, weight):
-            products, columns = gram.products, 1
+            columns = 1
             weights = torch.ones(1, len(site.channels), 1, dtype=torch.float64)
             entries = len(site.channels)
             norms = norms.reshape(1, entries, -1).square().sum(2).sqrt()[:, :, None]
-        products = shrunken(products, max(gram.rows, 1), ridge)
+        elif site.centred:
+            gram.centre()
+        shrink(products, max(gram.rows, 1), ridge)
         weights = _narrow(weights)
         total = float((weights * (products @ weights)).sum())
         free = torch.tensor(site.free).reshape(site.groups, -1)[0].repeat_interleave(columns)
