@@ -13,6 +13,7 @@ import upscale_opt as uo
 from upscale_opt.errors import BudgetError, TraceError
 from upscale_opt.ir.losses import Losses, Reader
 from upscale_opt.models.small_networks import build_small
+from upscale_opt.reconstruction import grams
 from upscale_opt.reconstruction.losses import WEIGHTINGS, Oracle, Weighting, losses_of, measure
 
 NO_RIDGE = 1e-11
@@ -160,6 +161,27 @@ def test_gram_matrices_may_lie_on_disk() -> None:
     assert losses_of(network, graph, [x], memory=0) == here
 
 
+def test_wide_layers_are_refitted_by_one_factor_per_channel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = KINDS["flat"]
+    network, x = made(kind)
+    graph = uo.trace(network, x)
+    monkeypatch.setattr(grams, "WIDE", 2)
+    oracle = measure(network, graph, [x], weighting="variance", ridge=NO_RIDGE)
+    (reader,) = oracle.losses().readers
+    read = network.read(x).detach().flatten(1).reshape(len(x), 3, 2)
+    weight = network.layer.get_parameter("linear.weight").detach().reshape(-1, 3, 2)
+    parts = torch.einsum("ncf,ocf->cno", read, weight).flatten(1).T  # what each channel adds
+    target = parts.sum(1)
+    for channel in range(3):
+        kept = [s for s in range(6) if s // 2 != channel]
+        own = parts[:, [c for c in range(3) if c != channel]]
+        rest = target - own @ torch.linalg.lstsq(own, target).solution
+        loss = oracle.loss(reader.operation, kept)
+        assert loss == pytest.approx(float(rest @ rest / (target @ target)))
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_emptying_a_layer_is_dear(weighting: Weighting) -> None:
     network = build_small("mobilenet", image=8)
@@ -183,6 +205,8 @@ def test_chains_can_be_added() -> None:
     chain = more.readers[0].chains[-1]
     assert chain.origin == "mine"
     assert len(chain.losses) == 3
+    none = oracle.with_chain(losses, reader.operation, "none", []).readers[0].chains[-1]
+    assert none.losses == (0,)
     assert chain.losses[2] == pytest.approx(oracle.loss(reader.operation, [2, 3, 4, 6]))
     for wrong in ([(0, 1)], [(0,)], [(0, 9)]):
         with pytest.raises(BudgetError, match="must drop one channel of every group"):
@@ -236,6 +260,8 @@ def test_bad_data_are_refused() -> None:
         )
     with pytest.raises(BudgetError, match="weighting must be one of"):
         losses_of(network, graph, [x], weighting="mean")  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match="a ridge is a share"):
+        losses_of(network, graph, [x], ridge=-1)
     with pytest.raises(BudgetError, match="one of them"):
         losses_of(network, graph, [x], criterion="l1")
     with pytest.raises(BudgetError, match="chains are own, norm, space"):

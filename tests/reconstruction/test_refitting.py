@@ -11,7 +11,7 @@ from fitted_layers import KINDS, least_loss, made
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt.errors import TraceError
+from upscale_opt.errors import ArgumentError, TraceError
 from upscale_opt.ir.graph import maskable_axes
 from upscale_opt.models.small_networks import SMALL_NETWORKS, build_small
 from upscale_opt.reconstruction.least_squares import Sums, fitted, ridge
@@ -237,7 +237,7 @@ def test_bad_data_are_refused() -> None:
     ):
         with pytest.raises(TraceError, match=why):
             uo.refit(network, masks, data)
-    with pytest.raises(TraceError, match="a ridge is 'auto'"):
+    with pytest.raises(ArgumentError, match="a ridge is 'auto'"):
         uo.refit(network, masks, [x], ridge="much")
     with pytest.raises(TraceError, match="training mode"):
         uo.refit(network.train(), masks, [x])

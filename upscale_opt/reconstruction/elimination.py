@@ -63,6 +63,8 @@ class Quadratic:
                 numbers within their part. Those not named are never dropped.
         """
         groups, parts, steps = order.shape
+        if not steps:
+            return torch.zeros(1, dtype=torch.float64)
         units = order + self.units * torch.arange(parts)[None, :, None]
         going = units.transpose(1, 2).reshape(groups, -1)
         stays = torch.ones(groups, self.units * parts, dtype=torch.bool)
@@ -300,8 +302,8 @@ def projected(gram: Tensor, stays: Tensor) -> Iterator[Tensor]:
         yield free
 
 
-def shrunken(gram: Tensor, rows: int, ridge: float | None) -> Tensor:
-    """A Gram matrix with a ridge, of shape (groups, columns, columns).
+def shrink(gram: Tensor, rows: int, ridge: float | None) -> None:
+    """Add a ridge to a Gram matrix of shape (groups, columns, columns), in place.
 
     Args:
         gram: of ``rows`` positions.
@@ -312,15 +314,16 @@ def shrunken(gram: Tensor, rows: int, ridge: float | None) -> Tensor:
             covariance from so few rows.
     """
     columns = gram.shape[1]
-    mean = gram.diagonal(dim1=1, dim2=2).mean(1)
-    eye = torch.eye(columns, dtype=gram.dtype)
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(1)
     if ridge is not None or columns == 1:
         added = max(ridge or 0.0, 1e-12) * mean
-        return gram + torch.where(added > 0, added, 1.0)[:, None, None] * eye
-    squares = gram.square().sum((1, 2))
+        diagonal.add_(torch.where(added > 0, added, 1.0)[:, None])
+        return
+    squares = torch.linalg.vector_norm(gram, dim=(1, 2)).square()
     whole = (mean * columns).square()
     above = (1 - 2 / columns) * squares + whole
     below = (rows + 1 - 2 / columns) * (squares - whole / columns)
-    share = (above / below.clamp(min=1e-300)).clamp(min=1e-9, max=1.0)[:, None, None]
-    target = torch.where(mean > 0, mean, 1.0)[:, None, None] * eye
-    return gram + share * (target - gram)
+    share = (above / below.clamp(min=1e-300)).clamp(min=1e-9, max=1.0)
+    gram.mul_(1 - share[:, None, None])
+    diagonal.add_((share * torch.where(mean > 0, mean, 1.0))[:, None])

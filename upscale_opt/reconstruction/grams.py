@@ -42,11 +42,10 @@ class Gram:
     rows: int = 0
     samples: int = 0
 
-    def centred(self) -> Tensor:
-        """The products of columns less their means."""
-        if not self.rows:
-            return self.products
-        return self.products - self.sums[:, :, None] * self.sums[:, None, :] / self.rows
+    def centre(self) -> None:
+        """Make ``products`` those of columns less their means, in place: it may be a file."""
+        for one, sums in zip(self.products, self.sums, strict=True):
+            one.addr_(sums, sums, alpha=-1 / max(self.rows, 1))
 
 
 class Store:

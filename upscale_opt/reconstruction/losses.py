@@ -19,7 +19,7 @@ from upscale_opt.masking.segments import find_segments
 from upscale_opt.masking.zeros import state_of
 from upscale_opt.reconstruction.columns import matrix
 from upscale_opt.reconstruction.data import calls_of, program_of, samples_in
-from upscale_opt.reconstruction.elimination import Quadratic, projected, shrunken
+from upscale_opt.reconstruction.elimination import Quadratic, projected, shrink
 from upscale_opt.reconstruction.grams import Gram, Store, grams_of, is_wide
 from upscale_opt.reconstruction.sensitivity import sensitivities
 from upscale_opt.reconstruction.sites import Site, sites_of
@@ -112,6 +112,8 @@ def measure(
       the output's variance that is lost.
     * ``"sensitivity-log"``: the same for little losses, growing as ``"log"`` does.
 
+    Layers that no gradient reaches have the shares of their own variance.
+
     Args:
         model: in eval mode. It is not changed.
         graph: its graph.
@@ -126,10 +128,13 @@ def measure(
     Raises:
         TraceError: if the model is in training mode, or the data do not fit it, are empty, or hold
             what is not finite.
-        BudgetError: if the weighting is none of those, or data and a criterion are given.
+        BudgetError: if the weighting is none of those, a ridge is negative, or data and a
+            criterion are given.
     """
     if weighting not in WEIGHTINGS:
         raise BudgetError(f"weighting must be one of {', '.join(WEIGHTINGS)}, not {weighting!r}")
+    if ridge is not None and not ridge >= 0:
+        raise BudgetError(f"a ridge is a share of the mean of the diagonal, not {ridge!r}")
     if data is not None and criterion is not None:
         raise BudgetError("losses come from data or from a criterion; give one of them")
     tensors = state_of(model, graph)
@@ -235,18 +240,20 @@ class _Measured:
         ridge: float | None,
         known: bool,
     ) -> _Measured:
-        """From sums over positions."""
+        """From sums over positions, which are used up: they may be large."""
         norms = matrix(weight.cpu(), site.in_axis, site.groups)
         weights = norms * scale.reshape(site.groups, 1, -1) if scale.ndim else norms
         taps = norms.shape[1] * site.groups // (len(site.channels) * site.features)
         columns = site.features * taps
-        products = gram.centred() if site.centred else gram.products
+        products = gram.products
         if is_wide(site, weight):
-            products, columns = gram.products, 1
+            columns = 1
             weights = torch.ones(1, len(site.channels), 1, dtype=torch.float64)
             entries = len(site.channels)
             norms = norms.reshape(1, entries, -1).square().sum(2).sqrt()[:, :, None]
-        products = shrunken(products, max(gram.rows, 1), ridge)
+        elif site.centred:
+            gram.centre()
+        shrink(products, max(gram.rows, 1), ridge)
         weights = _narrow(weights)
         total = float((weights * (products @ weights)).sum())
         free = torch.tensor(site.free).reshape(site.groups, -1)[0].repeat_interleave(columns)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from upscale_opt.errors import TraceError
+from upscale_opt.errors import ArgumentError, TraceError
 from upscale_opt.ir.graph import ChannelGraph, slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.zeros import apply_masks, masked_copy, masks_of
@@ -127,11 +127,12 @@ def refit(
         TraceError: if the model is in training mode, or the data do not fit it, are empty, or hold
             what is not finite.
         MaskError: if the masks do not fit.
+        ArgumentError: if the ridge is no share.
     """
     grid: tuple[float, ...] = GRID
     if ridge != "auto":
         if not isinstance(ridge, (int, float)) or not ridge >= 0:
-            raise TraceError(f"a ridge is 'auto' or a share from 0 on, not {ridge!r}")
+            raise ArgumentError(f"a ridge is 'auto' or a share from 0 on, not {ridge!r}")
         grid = (float(ridge),)
     if graph is None:
         data = list(data) if not isinstance(data, (Tensor, Mapping)) else [data]
@@ -180,7 +181,7 @@ class _Fitting:
         known = {site.weight for site in own}
         for name in (n for op in graph.operations if (n := getattr(op, "weight", None))):
             if name not in known:
-                self.left[name] = "it is used in different ways"
+                self.left[name] = "what it reads has no channels, or it is used in different ways"
         for site in own:
             if site.calls > 1:
                 self.left[site.weight] = "several layers use it"
