@@ -277,7 +277,7 @@ def test_progress_tells_of_better_choices(unet: Question) -> None:
 
 
 def test_layers_are_explained(unet: Question) -> None:
-    budget = Budget(macs=0.6, keep=("*.0",))
+    budget = Budget(macs=0.6)
     choice = choose(*unet, budget, time_limit=5)
     layer = choice.layers[0]
     reason = explain_layer(*unet, choice, layer.operation)
