@@ -198,7 +198,7 @@ def settle(task: Task, hurry: Hurry) -> float:
     """
     setting = task.setting
     pickers = single_pickers(setting)
-    widths = Widths(setting, pickers, finest_joints(setting))
+    widths = Widths(setting, pickers, finest_joints(setting), relaxed=True)
     program = Program(widths, task.most)
     bound = 0.0
     for _ in range(_TRIES):
