@@ -9,6 +9,7 @@ from upscale_opt.solver.comparing import Comparison, ComparisonRow, compare, com
 from upscale_opt.solver.network.coupling import Group, Member, constrain, groups
 from upscale_opt.solver.options import SolveOptions
 from upscale_opt.solver.progress import Progress
+from upscale_opt.solver.selection.explaining import LayerReason, explain_layer
 
 __all__ = [
     "AuditReport",
@@ -18,6 +19,7 @@ __all__ = [
     "ComparisonRow",
     "Explanation",
     "Group",
+    "LayerReason",
     "Member",
     "Progress",
     "Removal",
@@ -29,6 +31,7 @@ __all__ = [
     "compare_instance",
     "constrain",
     "explain",
+    "explain_layer",
     "groups",
     "instance_of",
     "removal",

@@ -152,7 +152,7 @@ class Bound:
         self._setting = setting
         self._columns = columns is not None
         self._pickers = columns or size_pickers(setting, floors_of)
-        self._widths = Widths(setting, self._pickers, finest_joints(setting))
+        self._widths = Widths(setting, self._pickers, finest_joints(setting), relaxed=True)
         self._most = np.array([limit.most for limit in setting.limits], dtype=np.float64)
         self.valid = True
         self._kept: list[dict[int, Floats]] = []

@@ -55,21 +55,22 @@ def choose_masks_within(
     if task.best is None:
         raise BudgetError(_impossible(task))
     searched = time.perf_counter()
-    lower, column = _bounds(task, Hurry(max(time_limit * 0.2, task.hurry.left)))
+    hurry = Hurry(max(time_limit * 0.2, task.hurry.left))
+    lower, column = _bounds(task, hurry, exactly=solver == "joint")
     bounded = time.perf_counter()
     times = ChoiceTimes(search=searched - start, bound=bounded - searched)
     return _document(task, task.best, solver, lower, column, times)
 
 
-def _bounds(task: Task, hurry: Hurry) -> tuple[float, float]:
-    """Bounds for all masks, and for all columns; an exact search of columns where they are few."""
+def _bounds(task: Task, hurry: Hurry, *, exactly: bool) -> tuple[float, float]:
+    """Bounds for all masks, and for all columns; if asked, by an exact search of few columns."""
     assert task.best is not None
     setting = task.setting
     pickers = single_pickers(setting)
     column = 0.0
     if task.best.loss <= 0:
         return 0.0, 0.0
-    if is_small(pickers):
+    if exactly and is_small(pickers):
         polish(task, Hurry(hurry.left * 0.2))
         column = settle(task, Hurry(hurry.left * 0.6))
     best = task.best
@@ -161,6 +162,7 @@ def _document(
             )
         )
     column = min(column, found.loss)
+    known = all(layer.chain or not layer.loss for layer in layers)  # or else it is an estimate
     resources = tuple(
         ResourceUse(
             resource=limit.resource, used=float(used), limit=limit.most, before=limit.before
@@ -172,7 +174,7 @@ def _document(
         budget=setting.budget,
         solver=solver,
         seed=task.seed,
-        status="optimal" if found.loss <= column * (1 + 1e-6) else "feasible",
+        status="optimal" if known and found.loss <= column * (1 + 1e-6) else "feasible",
         loss=found.loss,
         lower_bound=min(lower, column),
         column_bound=column,

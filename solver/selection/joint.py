@@ -50,16 +50,18 @@ def choose_jointly(task: Task) -> None:
     coupled = space_pickers(setting)
     if coupled:
         fit(task, coupled, uniform)
-        share = Hurry(total * 0.15)
-        fit(task, coupled, lambda widths, most: lagrangian(widths, most, share))
+        first = Hurry(total * 0.15)
+        fit(task, coupled, lambda widths, most: lagrangian(widths, most, first))
     aligned = setting.budget.round_to > 1
     pickers = single_pickers(setting, aligned=aligned)
     fit(task, pickers, uniform)
+    share = Hurry(total * 0.2)
+    fit(task, pickers, lambda widths, most: greedy(widths, most, share))
     fit(task, pickers, lambda widths, most: _search(task, widths, most))
     if any(limit.resource == "latency" for limit in setting.limits):
         views = single_pickers(setting, aligned=True, only_aligned=True)
-        share = Hurry(total * 0.15)
-        fit(task, views, lambda widths, most: lagrangian(widths, most, share))
+        last = Hurry(min(total * 0.15, task.hurry.left))
+        fit(task, views, lambda widths, most: lagrangian(widths, most, last))
 
 
 def _search(task: Task, widths: Widths, most: Floats) -> State | None:
@@ -196,7 +198,7 @@ def settle(task: Task, hurry: Hurry) -> float:
     """
     setting = task.setting
     pickers = single_pickers(setting)
-    widths = Widths(setting, pickers, finest_joints(setting))
+    widths = Widths(setting, pickers, finest_joints(setting), relaxed=True)
     program = Program(widths, task.most)
     bound = 0.0
     for _ in range(_TRIES):

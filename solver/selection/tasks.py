@@ -133,6 +133,8 @@ def fit(task: Task, pickers: Sequence[Picker], search: Search, rounds: int = 5) 
     inner = task.most
     best: tuple[float, State] | None = None
     for _ in range(rounds):
+        if task.hurry.over and task.best is not None:
+            break
         state = search(widths, inner)
         if state is None:
             break

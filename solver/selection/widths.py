@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from upscale_opt.ir.graph import Attention, Layer
+from upscale_opt.ir.graph import Attention, Layer, Operation
 from upscale_opt.solver.network.segments import Joints, find_joints
 from upscale_opt.solver.selection.pickers import Family, Ints, Picker, Picks, dropped_by
 from upscale_opt.solver.selection.rates import WRITTEN, Side
@@ -79,6 +79,8 @@ class Widths:
         setting: the question.
         pickers: the decisions.
         joints: the shape of segments; by default that of random picks.
+        relaxed: promise no width that might not be needed: groups need not be equally long, and
+            grouped convolutions, whose groups may die one by one, cost and ask for nothing.
 
     Attributes:
         nodes: all widths; the first is the constant 1.
@@ -88,8 +90,14 @@ class Widths:
     """
 
     def __init__(
-        self, setting: Setting, pickers: Sequence[Picker], joints: Joints | None = None
+        self,
+        setting: Setting,
+        pickers: Sequence[Picker],
+        joints: Joints | None = None,
+        *,
+        relaxed: bool = False,
     ) -> None:
+        self._relaxed = relaxed
         self.setting = setting
         self.pickers = pickers
         self.joints = joints or joints_of(setting, pickers)
@@ -165,6 +173,9 @@ class Widths:
             if before == self._demands:
                 break
 
+    def _is_left_out(self, op: Operation) -> bool:
+        return self._relaxed and isinstance(op, Layer) and op.groups > 1
+
     def _ask(self, name: str) -> None:
         op, segment = self._operations[name], self.joints.segment
         asked: list[tuple[str, Demand]] = [(source, _ALL) for source in op.whole]
@@ -174,6 +185,8 @@ class Widths:
             asked += [(result, _ALL) for result in op.outputs]
         for operand, source in enumerate(op.inputs):
             edge = (op.name, operand)
+            if self._is_left_out(op):
+                continue
             if op.kind in ("opaque", "output", "symmetric"):
                 asked.append((source, _ALL))
             elif edge in self.joints.selects and op.kind != "select":
@@ -228,6 +241,7 @@ class Widths:
     def node(self, tensor: str, demand: Demand, groups: int = 1, *, stored: bool = False) -> int:
         """The number of the node for what ``demand`` needs of a tensor."""
         structure = self._graph.tensors[tensor]
+        groups = 1 if self._relaxed else groups
         if not structure.channels or structure.axis is None:
             return 0
         key = (demand, structure.channels, groups)
@@ -277,7 +291,7 @@ class Widths:
         sums: dict[tuple[int, int], Floats] = defaultdict(lambda: np.zeros(len(resources)))
         self.groups_of: dict[tuple[int, int], int] = {}
         for op in self._graph.operations:
-            for rate in self.setting.rates.of[op.name]:
+            for rate in [] if self._is_left_out(op) else self.setting.rates.of[op.name]:
                 amounts = {
                     "macs": float(rate.macs if isinstance(op, Layer) else 0),
                     "parameters": float(rate.parameters),
@@ -330,6 +344,8 @@ class Widths:
         found = []
         row = [limit.resource for limit in self.setting.limits]
         for op in self._graph.operations:
+            if self._is_left_out(op):
+                continue
             paid = sum(
                 rate.nanoseconds
                 for rate in self.setting.rates.of[op.name]

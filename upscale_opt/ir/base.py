@@ -40,7 +40,11 @@ class Record(BaseModel):
         """The fields that are not at their defaults; of long ones, how many they hold."""
         known = type(self).model_fields
         held = ((name, getattr(self, name)) for name in known)
-        kept = ((name, value) for name, value in held if value != known[name].get_default())
+        kept = (
+            (name, value)
+            for name, value in held
+            if value != known[name].get_default(call_default_factory=True)
+        )
         return shown(type(self).__name__, kept)
 
     def __str__(self) -> str:
