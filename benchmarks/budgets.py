@@ -54,7 +54,7 @@ _CALIBRATION = 400
 _SECONDS = 30.0
 """For each solver."""
 
-WEIGHTING: Weighting = "variance"
+WEIGHTING: Weighting = "effect"
 
 
 @dataclass(frozen=True, eq=False)
