@@ -54,7 +54,7 @@ _CALIBRATION = 400
 _SECONDS = 30.0
 """For each solver."""
 
-WEIGHTING: Weighting = "variance"
+WEIGHTING: Weighting = "effect"
 
 
 @dataclass(frozen=True, eq=False)
@@ -381,7 +381,12 @@ def table(net: str, wholes: Sequence[Whole], found: Sequence[Cell]) -> list[str]
     ]
     for method in methods:
         mine = [one for one in own if one.method == method]
-        best = [spread([one.accuracy for one in mine if one.share == share]) for share in shares]
+        best = [
+            spread(seeds)
+            if (seeds := [one.accuracy for one in mine if one.share == share])
+            else "–"
+            for share in shares
+        ]
         copied = [one.copied for one in mine]
         seconds = statistics.mean(one.choosing for one in mine)
         lines.append(
@@ -411,7 +416,7 @@ def _differences(
             means = {
                 name: statistics.mean(by_key[name, share, seed] for seed in seeds)
                 for name in rivals
-                if all((name, share, seed) in by_key for seed in seeds)
+                if seeds and all((name, share, seed) in by_key for seed in seeds)
             }
             if means:
                 rival = max(means, key=lambda name: means[name])

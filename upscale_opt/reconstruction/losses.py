@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -18,17 +18,19 @@ from upscale_opt.ir.losses import Chain, Losses, Reader
 from upscale_opt.masking.segments import find_segments
 from upscale_opt.masking.zeros import state_of
 from upscale_opt.reconstruction.columns import matrix
-from upscale_opt.reconstruction.data import calls_of, program_of, samples_in
+from upscale_opt.reconstruction.data import Given, calls_of, program_of, samples_in
+from upscale_opt.reconstruction.effects import Change, effects, halved
 from upscale_opt.reconstruction.elimination import Quadratic, projected, shrink
 from upscale_opt.reconstruction.grams import Gram, Store, grams_of, is_wide
 from upscale_opt.reconstruction.sensitivity import sensitivities
 from upscale_opt.reconstruction.sites import Site, sites_of
 from upscale_opt.reconstruction.together import orders_together
+from upscale_opt.tracing.program import Program
 
-Weighting = Literal["variance", "log", "sensitivity", "sensitivity-log"]
+Weighting = Literal["effect", "variance", "log", "sensitivity", "sensitivity-log"]
 """A way to make losses of different layers comparable."""
 
-WEIGHTINGS: tuple[Weighting, ...] = ("variance", "log", "sensitivity", "sensitivity-log")
+WEIGHTINGS: tuple[Weighting, ...] = ("effect", "variance", "log", "sensitivity", "sensitivity-log")
 
 ORIGINS = ("own", "norm", "space")
 """The chains that can be asked for."""
@@ -48,7 +50,7 @@ def losses_of(
     graph: ChannelGraph,
     data: Iterable[Any] | None = None,
     *,
-    weighting: Weighting = "sensitivity-log",
+    weighting: Weighting = "effect",
     origins: Sequence[str] = ORIGINS,
     criterion: Criterion | None = None,
     ridge: float | None = None,
@@ -90,7 +92,7 @@ def measure(
     graph: ChannelGraph,
     data: Iterable[Any] | None = None,
     *,
-    weighting: Weighting = "sensitivity-log",
+    weighting: Weighting = "effect",
     criterion: Criterion | None = None,
     ridge: float | None = None,
     memory: int = MEMORY,
@@ -105,6 +107,9 @@ def measure(
     Weightings, where E is the squared deviation of a layer's outputs, f its share of their
     variance:
 
+    * ``"effect"``: as ``"log"``, times a number of the layer: the share of the variance of the
+      network's output that is lost with half of the layer's inputs
+      (:mod:`upscale_opt.reconstruction.effects`), over that half's f.
     * ``"variance"``: f.
     * ``"log"``: -log(1 - f), which knows that a layer of which nothing is left ends the network.
     * ``"sensitivity"``: E with each output channel weighted by how much the network's output
@@ -165,7 +170,28 @@ def measure(
         for site in sites
         if site.weight in grams
     ]
+    if weighting == "effect":
+        found = _with_effects(found, model, program, calls, seed)
     return Oracle(graph, weighting, samples, tuple(found))
+
+
+def _with_effects(
+    found: list[_Measured],
+    model: nn.Module,
+    program: Program,
+    calls: Sequence[Given],
+    seed: int,
+) -> list[_Measured]:
+    """The layers with their losses' effects; where one is not known, with the geometric mean."""
+    changes = {one.site.weight: one.half for one in found if one.half is not None}
+    costs = effects(model, program, calls, changes, seed)
+    rates = {
+        name: cost * one.total / changes[name].loss
+        for one in found
+        if (cost := costs.get(name := one.site.weight)) and changes[name].loss > 0
+    }
+    middle = math.exp(sum(map(math.log, rates.values())) / len(rates)) if rates else 1.0
+    return [replace(one, scale=rates.get(one.site.weight, middle), half=None) for one in found]
 
 
 def _without_data(
@@ -176,8 +202,8 @@ def _without_data(
     criterion: Criterion | None,
 ) -> Oracle:
     """Additive losses, by scores or squared weights."""
-    if weighting.startswith("sensitivity"):
-        weighting = "log" if weighting.endswith("log") else "variance"
+    if weighting == "effect" or weighting.startswith("sensitivity"):
+        weighting = "variance" if weighting == "sensitivity" else "log"
     tensors = state_of(model, graph)
     scores: dict[str, Tensor] = {}
     if criterion is not None:
@@ -219,6 +245,8 @@ class _Measured:
         samples: what to divide squared deviations by.
         weighting: how they become comparable.
         known: the layer's sensitivity is known.
+        scale: what the loss of all of the output costs, where effects are looked at.
+        half: what changes if half of the units go, until effects have been looked at.
     """
 
     site: Site
@@ -228,6 +256,8 @@ class _Measured:
     samples: int
     weighting: Weighting
     known: bool
+    scale: float = 1.0
+    half: Change | None = None
 
     @classmethod
     def of(
@@ -254,6 +284,7 @@ class _Measured:
         elif site.centred:
             gram.centre()
         shrink(products, max(gram.rows, 1), ridge)
+        whole, every = products, norms
         weights = _narrow(weights)
         total = float((weights * (products @ weights)).sum())
         free = torch.tensor(site.free).reshape(site.groups, -1)[0].repeat_interleave(columns)
@@ -261,7 +292,12 @@ class _Measured:
             products = torch.stack(list(projected(products, ~free)))
             weights, norms = weights[:, free].contiguous(), norms[:, free].contiguous()
         quadratic = Quadratic(products, weights, site.parts, columns)
-        return cls(site, quadratic, norms, total, max(gram.samples, 1), weighting, known)
+        half: Change | None = None
+        if weighting == "effect" and not is_wide(site, weight):
+            mean = gram.sums / max(gram.rows, 1) if site.centred else None
+            half = halved(quadratic, whole, every, free, mean)
+        samples = max(gram.samples, 1)
+        return cls(site, quadratic, norms, total, samples, weighting, known, half=half)
 
     @property
     def steps(self) -> int:
@@ -279,10 +315,10 @@ class _Measured:
         shares = (
             (losses / total).clamp(min=0, max=1) if self.total > 0 else torch.zeros_like(losses)
         )
-        scale = 1.0
+        scale = self.scale
         if self.weighting.startswith("sensitivity") and self.known:
             scale = self.total / self.samples
-        if self.weighting.endswith("log"):
+        if self.weighting == "effect" or self.weighting.endswith("log"):
             shares = torch.log((1 - shares).clamp(min=_LEAST)).abs()
             if empty and self.total > 0:
                 shares = torch.cat([shares[:-1], shares.new_full((1,), _EMPTY)])

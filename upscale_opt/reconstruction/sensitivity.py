@@ -39,42 +39,86 @@ def sensitivities(
     Returns:
         For the weights that the output depends on, float64 tensors of shape (outputs,).
     """
-    written: dict[fx.Node, tuple[str, int]] = {}  # the layer's weight, and the axis it writes
+    written = written_by(program)
+    totals: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def listening(
+        node: fx.Node, call: Callable[[], Any], samples: int
+    ) -> tuple[Any, Callable[[Tensor], None] | None]:
+        if node not in written:
+            return call(), None
+        weight, axis = written[node]
+
+        def add(gradient: Tensor) -> None:
+            axes = [a for a in range(gradient.ndim) if a != axis]
+            squares = gradient.double().square().sum(axes).cpu()
+            totals[weight] = totals.get(weight, 0) + squares
+            counts[weight] = counts.get(weight, 0) + gradient.numel() // len(squares)
+
+        return call(), add
+
+    backwards(model, program, calls, listening, seed)
+    return {weight: total / counts[weight] for weight, total in totals.items()}
+
+
+def written_by(program: Program) -> dict[fx.Node, tuple[str, int]]:
+    """For every call that is one layer: the layer's weight, and the axis that it writes."""
+    found: dict[fx.Node, tuple[str, int]] = {}
     layers = {op.name: op for op in program.graph.operations if isinstance(op, Layer)}
     for node, names in program.operations.items():
         own = [layers[name] for name in names if name in layers]
         if len(own) == 1 and program.values.get(node) == own[0].outputs[0]:
             axis = program.graph.tensors[own[0].outputs[0]].axis
             if axis is not None:
-                written[node] = own[0].weight, axis
-    totals: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
+                found[node] = own[0].weight, axis
+    return found
+
+
+Listening = Callable[[fx.Node, Callable[[], Any], int], tuple[Any, Callable[[Tensor], None] | None]]
+"""Makes a call for so many inputs; returns its result, and what to do with that's gradient."""
+
+
+def backwards(
+    model: nn.Module,
+    program: Program,
+    calls: Sequence[Given],
+    listening: Listening,
+    seed: int,
+    most: int | None = None,
+) -> None:
+    """Run the program, and go back from random projections of its output.
+
+    Args:
+        model: the model, which is as before afterwards.
+        program: it captured.
+        calls: the calibration batches.
+        listening: makes each call.
+        seed: of the projections.
+        most: inputs to look at, about.
+    """
     stepper = Stepper(program.captured, model)
+    done = 0
     with undisturbed(model), torch.enable_grad():
         for number, given in enumerate(_parts(calls)):
+            if most is not None and done >= most:
+                break
+            samples = samples_in(given)
+            done += samples
             inputs, roots = _with_gradients(given, model)
             generator = torch.Generator().manual_seed(seed + number)
 
-            def call(node: fx.Node, values: dict[fx.Node, Any]) -> Any:
-                result = stepper.call(node, values)
-                if node in written and isinstance(result, Tensor) and result.requires_grad:
-                    weight, axis = written[node]
-
-                    def add(gradient: Tensor) -> None:
-                        axes = [a for a in range(gradient.ndim) if a != axis]
-                        squares = gradient.double().square().sum(axes).cpu()
-                        totals[weight] = totals.get(weight, 0) + squares
-                        counts[weight] = counts.get(weight, 0) + gradient.numel() // len(squares)
-
+            def call(node: fx.Node, values: dict[fx.Node, Any], samples: int = samples) -> Any:
+                result, hook = listening(node, lambda: stepper.call(node, values), samples)
+                if hook is not None and isinstance(result, Tensor) and result.requires_grad:
                     listen: Callable[..., Any] = result.register_hook
-                    listen(add)
+                    listen(hook)
                 return result
 
             outputs = stepper.run(inputs, call)
             target = _projected(outputs, generator)
             if target is not None and roots:
                 torch.autograd.grad(target, roots, allow_unused=True)
-    return {weight: total / counts[weight] for weight, total in totals.items()}
 
 
 def _parts(calls: Sequence[Given]) -> list[Given]:
