@@ -181,7 +181,7 @@ class _Reasons:
         ]
         bounds += [
             f"shares[{pattern!r}] keeps it between {low:.0%} and {high:.0%}"
-            for pattern, (low, high) in budget.shares.items()
+            for pattern, (low, high) in budget.bounds.items()
             if matches(pattern, parameter) and (fewer is None or more is None)
         ]
         bounds += [

@@ -190,7 +190,7 @@ class Setting:
         for pattern in budget.keep:
             for i in self._named(pattern, "keep"):
                 bounds.setdefault(i, []).append((f"keep={pattern!r}", 1.0, 1.0))
-        for pattern, (low, high) in budget.shares.items():
+        for pattern, (low, high) in budget.bounds.items():
             for i in self._named(pattern, "shares"):
                 bounds.setdefault(i, []).append((f"shares[{pattern!r}]", low, high))
         for i, place in enumerate(self.places):

@@ -56,7 +56,7 @@ class Budget(Record):
     cost_model: str | CostModel | None = None
     round_to: int = Field(default=1, ge=1)
     keep: tuple[str, ...] = ()
-    shares: Mapping[str, tuple[float, float]] = Field(default_factory=dict)
+    shares: Mapping[str, float | tuple[float, float]] = Field(default_factory=dict)
     at_least: int = Field(default=1, ge=1)
     equal: tuple[str, ...] = ()
 
@@ -73,6 +73,14 @@ class Budget(Record):
 
         # Else Pydantic would call it for what it validates itself.
         __init__.__pydantic_base_init__ = True
+
+    @property
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """The least and the most that stays, by pattern."""
+        return {
+            pattern: (share, share) if isinstance(share, (int, float)) else share
+            for pattern, share in self.shares.items()
+        }
 
     @property
     def prices(self) -> CostModel | None:
