@@ -39,7 +39,8 @@ class Tiny(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         a = self.a(x).relu()
         if self.kind == "chain":
-            return self.last(self.b(a).relu()) + sum(reader(a) for reader in self.readers)
+            chained: Tensor = self.last(self.b(a).relu())
+            return chained + sum(reader(a) for reader in self.readers)
         if self.kind == "cat":
             a = torch.cat([a, self.b(x)], 1)
         elif self.kind == "residual":
