@@ -39,8 +39,8 @@ class Tiny(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         a = self.a(x).relu()
         if self.kind == "chain":
-            chained: Tensor = self.last(self.b(a).relu())
-            return chained + sum(reader(a) for reader in self.readers)
+            last = self.last(self.b(a).relu())
+            return torch.as_tensor(last + sum(reader(a) for reader in self.readers))
         if self.kind == "cat":
             a = torch.cat([a, self.b(x)], 1)
         elif self.kind == "residual":
