@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from upscale_opt.reconstruction.columns import rows_of
 from upscale_opt.reconstruction.data import Given, samples_in
-from upscale_opt.reconstruction.elimination import Elimination, Quadratic, cholesky
+from upscale_opt.reconstruction.elimination import Quadratic, cholesky
 from upscale_opt.reconstruction.sensitivity import backwards, written_by
 from upscale_opt.reconstruction.watching import Seen, Watcher, tensors_of
 from upscale_opt.tracing.program import Program
@@ -38,7 +38,7 @@ class Change:
 def halved(
     quadratic: Quadratic, products: Tensor, weights: Tensor, free: Tensor, mean: Tensor | None
 ) -> Change | None:
-    """The change if half of a layer's units go, those missed least, and the rest is refitted.
+    """The change if half of a layer's units go, as in its own order, and the rest is refitted.
 
     Args:
         quadratic: the layer's losses.
@@ -50,7 +50,7 @@ def halved(
     count = quadratic.units // 2
     if not count:
         return None
-    places = Elimination(quadratic).scores().topk(count, dim=2, largest=False).indices
+    places = quadratic.own_order[:, :, :count]
     units = (places + quadratic.units * torch.arange(quadratic.parts)[None, :, None]).flatten(1)
     own = units[:, :, None] * quadratic.columns + torch.arange(quadratic.columns)
     columns = torch.nonzero(free).flatten()[own.flatten(1)]

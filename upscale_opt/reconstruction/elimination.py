@@ -15,6 +15,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -98,6 +99,7 @@ class Quadratic:
             total += float((factor.T @ weights[own[-gone:]]).square().sum())
         return total
 
+    @cached_property
     def own_order(self) -> Tensor:
         """The order in which the units go, each time those that cost least, as in :meth:`losses`.
 

@@ -427,7 +427,7 @@ class Oracle:
         for one in self.measured:
             chains = []
             if "own" in origins:
-                chains.append(one.chain("own", one.quadratic.own_order()))
+                chains.append(one.chain("own", one.quadratic.own_order))
             if "norm" in origins:
                 norms = Quadratic(
                     one.quadratic.gram, one.norms, one.site.parts, one.quadratic.columns
@@ -436,7 +436,7 @@ class Oracle:
             if one.site.weight in together:
                 chains.append(one.chain("space", together[one.site.weight]))
             if not chains:  # alone in its space
-                chains.append(one.chain("own", one.quadratic.own_order()))
+                chains.append(one.chain("own", one.quadratic.own_order))
             readers.append(self._reader(one, chains))
         return Losses(
             graph_fingerprint=self.graph.masks_fingerprint,
