@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+TEST_WORKERS ?= 3
 NETWORKS ?= 5000
 
 VENV := .venv
@@ -24,8 +25,9 @@ run: $(READY)  ## Prune ResNet-50, prove its channel orders optimal, export and 
 	@$(VENV)/bin/upscale-opt run resnet50 --amount 0.5 --side input --layers conv --out out/resnet50
 	@echo "Look at it: $(VENV)/bin/upscale-opt report out/resnet50/solution.json -o report.html"
 
+# One worker more than two cores: some tests wait for servers and processes.
 test: lint  ## Lint, then run the tests.
-	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal
+	@$(RUN) -m pytest -n $(TEST_WORKERS) --dist worksteal
 
 quick: $(READY)  ## Run the unit tests, those that need no other process.
 	@$(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not slow"

@@ -39,7 +39,7 @@ def test_every_error_is_ours() -> None:
             assert issubclass(error, UpscaleError)
             if issubclass(error, ValueError):
                 of_values.add(name.removesuffix("Error"))
-    wanted = {"Argument", "Deploy", "Mask", "Materialize", "Rule", "Solver", "Trace"}
+    wanted = {"Argument", "Budget", "Deploy", "Mask", "Materialize", "Rule", "Solver", "Trace"}
     assert of_values == wanted
 
 
@@ -530,7 +530,7 @@ def test_an_unknown_network() -> None:
 
 
 def test_amount_and_masks_at_once() -> None:
-    with pytest.raises(uo.MaskError, match="not both"):
+    with pytest.raises(uo.MaskError, match="one of amount, budget and masks"):
         uo.prune(net(), X, amount=0.5, masks=uo.Masks(kept={}))
 
 

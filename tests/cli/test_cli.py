@@ -72,7 +72,7 @@ def test_run_prints_the_report_and_writes_what_it_says(tmp_path: Path, capsys: O
     }
 
 
-@pytest.mark.parametrize("name", ["topology/mlp", "mobilenet_v3_small"])
+@pytest.mark.parametrize("name", ["topology/mlp", "squeezenet1_1"])
 def test_run_says_how_to_load_what_it_wrote(name: str, tmp_path: Path, capsys: Output) -> None:
     """What it prints can be pasted into Python."""
     assert call("run", name, "--out", tmp_path / "it's", "--solver", "identity") == 0
@@ -342,7 +342,7 @@ def test_models(capsys: Output) -> None:
         (["trace", "resnet81"], 1, ["resnet81", "did you mean"]),
         (["models", "resnext-of-kin"], 1, ["resnext-of-kin", "lists them all"]),
         (["run"], 2, ["upscale-opt run --help"]),
-        (["prune"], 2, ["prune", "upscale-opt --help"]),
+        (["shrink"], 2, ["shrink", "upscale-opt --help"]),
         (["models", "--frobnicate"], 2, ["--frobnicate"]),
     ],
     ids=str,

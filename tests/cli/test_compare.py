@@ -299,7 +299,7 @@ def start(environment: dict[str, str], *arguments: object) -> subprocess.Popen[s
     )
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [2])
 def test_files_need_no_torch(
     jobs: int,
     json_folder: Path,

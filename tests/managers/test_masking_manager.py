@@ -173,9 +173,7 @@ def test_choosing_leaves_the_model_alone(stream: Stream) -> None:
     assert same_state(state(stream), state(managed))
 
 
-@pytest.mark.parametrize(
-    ("name", "train"), [("inception_v3", True), ("vit_b_16", False), ("mobilenet_v3_small", True)]
-)
+@pytest.mark.parametrize(("name", "train"), [("googlenet", True), ("mobilenet_v3_small", False)])
 def test_it_finds_inputs_itself(name: str, train: bool) -> None:
     model = catalogue.build(name).train(train)
     before = state(model)

@@ -25,7 +25,7 @@ from upscale_opt.models.generated.masks import (
 )
 from upscale_opt.models.topologies import TOPOLOGIES, UNTRACEABLE, example_inputs
 
-MASKS = 32
+MASKS = 20
 SIDES: tuple[Side, ...] = ("in", "out", "both")
 
 

@@ -10,7 +10,7 @@ SOAK = benchmark("service_soak")
 
 
 def test_a_short_soak(tmp_path: Path) -> None:
-    lines, wrong = SOAK.soak(tmp_path, requests=90, clients=8, workers=1, slow=0.25)
+    lines, wrong = SOAK.soak(tmp_path, requests=110, clients=8, workers=1, slow=0.25)
     assert wrong == []
     text = "\n".join(lines)
     for kind in ("solve", "long", "cancel", "malformed", "oversized", "reader leaves", "twice"):

@@ -98,7 +98,7 @@ def test_bounds_are_true_under_heavy_weights(process: MilpProcess, seed: int) ->
 
 
 @settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -95,7 +95,7 @@ def round_trip(
 
 
 class Exported(nn.Module):
-    """FX gives up at the ``if``; the program that torch.export makes has constants of its own."""
+    """FX does not tell that proxies are tensors; the program that torch.export makes has constants of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Exported(nn.Module):
         self.drop = nn.Dropout(0.25)
 
     def forward(self, x: Tensor) -> Any:
-        if x.mean(dim=(1, 2, 3)).numel() < 1:
+        if not isinstance(x.relu(), Tensor):
             return x
         x = self.norm(self.stem(x)).relu() * torch.tensor([0.5], dtype=x.dtype)
         y = self.readers[0](x)

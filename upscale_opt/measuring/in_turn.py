@@ -176,7 +176,7 @@ class Times(Shown):
         return f"{', '.join(parts)} ({self.device}, {self.threads} threads)"
 
 
-def beside(models: Mapping[str, nn.Module], inputs: Inputs, *, seconds: float = 5.0) -> Times:
+def beside(models: Mapping[str, nn.Module], inputs: Inputs, *, seconds: float = 2.0) -> Times:
     """Time several models on the same inputs, in turn, in one process.
 
     Args:

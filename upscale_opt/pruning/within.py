@@ -41,7 +41,7 @@ class Within:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a user asks of a budgeted pruning.
+    """A user's wish for a budgeted pruning.
 
     Attributes:
         budget: what may remain; ``None`` if masks say what goes.

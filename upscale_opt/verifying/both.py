@@ -80,9 +80,8 @@ class Both:
             DoesNotRunError: if one of them fails.
             VerificationError: if they differ by more than rounding explains.
         """
-        with exactly() if exact else nullcontext():
-            want = self._run(self.model, inputs, dtype)
-            got = self._run(self.pruned, inputs, dtype)
+        want = self._run(self.model, inputs, dtype, exact)
+        got = self._run(self.pruned, inputs, dtype, exact)
         try:
             return self._compared(want, got, inputs, dtype, exact)
         except VerificationError as error:
@@ -164,11 +163,14 @@ class Both:
                 wanted[name], own[name] = tensor, found
         return wanted, own
 
-    def _run(self, model: nn.Module, inputs: Inputs, dtype: torch.dtype) -> _Ran:
+    def _run(
+        self, model: nn.Module, inputs: Inputs, dtype: torch.dtype, exact: bool = False
+    ) -> _Ran:
         runner = copied(model).to(dtype).eval()
         before = {name: buffer.clone() for name, buffer in runner.named_buffers()}
         try:
-            outputs = outputs_of(runner, inputs, dtype)
+            with exactly() if exact else nullcontext():
+                outputs = outputs_of(runner, inputs, dtype)
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
                 raise

@@ -157,11 +157,16 @@ def question(name: str) -> Question:
 
 
 @pytest.mark.parametrize(
-    "budget",
-    [Budget(parameters=0.8, macs=0.7), Budget(macs=0.75), Budget(macs=0.8, round_to=2)],
+    ("name", "budget"),
+    [
+        ("residual_stage", Budget(parameters=0.8, macs=0.7)),
+        ("residual_stage", Budget(macs=0.8, round_to=2)),
+        ("dense_block", Budget(macs=0.75)),
+        ("dense_block", Budget(macs=0.8, round_to=2)),
+        ("resnext_stage", Budget(macs=0.75)),
+    ],
     ids=repr,
 )
-@pytest.mark.parametrize("name", ["residual_stage", "dense_block", "resnext_stage"])
 def test_budgets_are_met_and_nobody_is_better(name: str, budget: Budget) -> None:
     graph, losses = question(f"topology/{name}")
     rows = compare_choices(graph, losses, budget, time_limit=20).rows
