@@ -28,6 +28,10 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 
+_LEAST = 1e-9
+"""A limit is more than nothing: shares of it are taken."""
+
+
 @dataclass(frozen=True)
 class Limit:
     """The most of one resource.
@@ -156,9 +160,10 @@ class Setting:
         budget, before = self.budget, self.before
         limits: list[Limit] = []
         if budget.macs is not None:
-            limits.append(Limit("macs", math.floor(budget.macs * before.macs), before.macs))
+            most = max(math.floor(budget.macs * before.macs), _LEAST)
+            limits.append(Limit("macs", most, before.macs))
         if budget.parameters is not None:
-            most = math.floor(budget.parameters * before.parameters)
+            most = max(math.floor(budget.parameters * before.parameters), _LEAST)
             limits.append(Limit("parameters", most, before.parameters))
         times = []
         if budget.latency is not None:

@@ -95,7 +95,7 @@ def round_trip(
 
 
 class Exported(nn.Module):
-    """FX does not tell that proxies are tensors; the program that torch.export makes has constants of its own."""
+    """FX does not say of proxies that they are tensors; torch.export's program has constants."""
 
     def __init__(self) -> None:
         super().__init__()

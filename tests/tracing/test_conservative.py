@@ -21,7 +21,6 @@ from unusual_middles import (
     Weighted,
     assert_exports,
     assert_exports_or_refuses,
-    refused,
 )
 
 import upscale_opt as uo
