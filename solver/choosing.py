@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from upscale_opt.errors import SolverError, UpscaleError
+from upscale_opt.errors import BudgetError, UpscaleError
 from upscale_opt.ir.base import Document, Record
 from upscale_opt.ir.budget import Budget
 from upscale_opt.ir.choice import Choice, ResourceUse
@@ -13,9 +13,14 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.losses import Losses
 from upscale_opt.solver.options import SolveOptions
 from upscale_opt.solver.progress import Listener, Progress
-from upscale_opt.solver.selection.choosing import choose_masks_within
+from upscale_opt.solver.selection.answer import answer
+from upscale_opt.solver.selection.moves import Hurry
 from upscale_opt.solver.selection.registry import SELECTORS, selector
-from upscale_opt.solver.selection.tasks import Told
+from upscale_opt.solver.selection.setting import Setting
+from upscale_opt.solver.selection.tasks import Task, Told
+
+_SEARCH = 0.8
+"""The share of the time to search in; the rest is for bounds."""
 
 SHARES = 1_000_000
 """Progress tells losses in millionths of the first one, as whole numbers."""
@@ -41,11 +46,11 @@ def choose(
         graph: the channel graph.
         losses: of the sets that its readers may keep.
         budget: what may remain.
-        solver: ``"joint"`` (every reader for itself, and never worse than the others by these
-            losses), ``"constrained"`` (all readers of a space alike, as HALP), ``"greedy"`` (the
-            least loss per saved cost), ``"uniform"`` or ``"uniform-constrained"`` (the same share
-            everywhere).
-        time_limit: in seconds.
+        solver: ``"joint"`` (every reader for itself; given time for both, no worse than the others
+            by these losses), ``"constrained"`` (all readers of a space alike, as HALP),
+            ``"greedy"`` (the least loss per saved cost), ``"uniform"`` or
+            ``"uniform-constrained"`` (the same share everywhere).
+        time_limit: in seconds. Ctrl-C, too, ends the search with the best choice so far.
         seed: the same seed gives the same choice, unless the time runs out.
         workers: threads.
         progress: told of every better choice: loss and bound in millionths of the first loss.
@@ -58,17 +63,12 @@ def choose(
     """
     options = SolveOptions(time_limit=time_limit, seed=seed, workers=workers)
     if not isinstance(budget, Budget):
-        raise SolverError(f"expected a Budget, such as Budget(macs=0.5), not {budget!r}")
-    return choose_masks_within(
-        graph,
-        losses,
-        budget,
-        solver=solver,
-        time_limit=options.time_limit,
-        seed=options.seed,
-        workers=options.workers,
-        told=_told(progress, "choose"),
-    )
+        raise BudgetError(f"expected a Budget, such as Budget(macs=0.5), not {budget!r}")
+    selector(solver)
+    hurry = Hurry(options.time_limit * _SEARCH)
+    told = _told(progress, "choose")
+    task = Task(Setting(graph, losses, budget), hurry, options.seed, options.workers, told)
+    return answer(task, solver, options.time_limit)
 
 
 def _told(listener: Listener | None, step: str) -> Told | None:

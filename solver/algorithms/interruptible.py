@@ -12,7 +12,7 @@ from ortools.sat.python import cp_model
 def solve_interruptibly(
     solver: cp_model.CpSolver,
     model: cp_model.CpModel,
-    watcher: cp_model.CpSolverSolutionCallback,
+    watcher: cp_model.CpSolverSolutionCallback | None = None,
 ) -> tuple[cp_model.CpSolverStatus, bool]:
     """``solver.solve``, which an interrupt stops as if the time had run out; and whether it did.
 
@@ -20,6 +20,7 @@ def solve_interruptibly(
     and this one waits for it and for Ctrl-C; which a handler of the caller's hears first. Python
     delivers signals to the main thread only, so elsewhere there is nothing to wait for.
     """
+    watcher = watcher or _Nobody()
     solver.parameters.catch_sigint_signal = False
     if threading.current_thread() is not threading.main_thread():
         return solver.solve(model, watcher), False
@@ -34,6 +35,13 @@ def solve_interruptibly(
             except KeyboardInterrupt:
                 interrupted = True
         return search.result(), interrupted
+
+
+class _Nobody(cp_model.CpSolverSolutionCallback):
+    """Is told of solutions."""
+
+    def on_solution_callback(self) -> None:
+        """Wait for the last one."""
 
 
 def whole_bound(bound: float, total: int) -> int:

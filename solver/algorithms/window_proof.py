@@ -73,7 +73,7 @@ def prove(line: Line, hint: Sequence[int], deadline: float) -> tuple[list[int], 
     solver.parameters.num_workers = 1
     solver.parameters.max_deterministic_time = _EFFORT
     solver.parameters.max_time_in_seconds = max(deadline - time.monotonic(), 0.01)
-    status, interrupted = solve_interruptibly(solver, model, _Nobody())
+    status, interrupted = solve_interruptibly(solver, model)
     if interrupted:
         raise KeyboardInterrupt
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
@@ -118,10 +118,3 @@ def _window(
         model.add(places[atom] + int(line.sizes[atom]) <= first).only_enforce_if(before, chosen)
         model.add(places[atom] >= last).only_enforce_if(~before, chosen)
     return chosen, paid
-
-
-class _Nobody(cp_model.CpSolverSolutionCallback):
-    """Is told of solutions."""
-
-    def on_solution_callback(self) -> None:
-        """Wait for the last one."""

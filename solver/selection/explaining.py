@@ -13,7 +13,7 @@ from upscale_opt.ir.choice import Choice, LayerChoice
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.losses import Losses
 from upscale_opt.shown import Shown
-from upscale_opt.solver.selection.setting import Dropped, Setting
+from upscale_opt.solver.selection.setting import NOUNS, Dropped, Setting
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,7 +138,7 @@ class _Reasons:
         nearest = tuple((name, rate) for rate, name, other in rates if other != index)[:3]
         return LayerReason(
             layer=self.choice.layers[index],
-            resource=_NOUNS[self.limit.resource],
+            resource=NOUNS[self.limit.resource],
             price=price,
             fewer=fewer,
             more=more,
@@ -195,6 +195,3 @@ class _Reasons:
         if fewer is None and self.choice.layers[index].kept <= max(least, budget.round_to):
             bounds.append("fewer are not allowed")
         return bounds
-
-
-_NOUNS = {"macs": "multiply-adds", "parameters": "parameters", "latency": "latency"}

@@ -1,8 +1,9 @@
-"""The program for masks, budget and widths together: descents, then CP-SAT around their answer.
+"""The program for masks, budget and widths together: descents; CP-SAT where columns are few.
 
 Every reader picks a column. Descents at a price for the resources give a first answer (and prices);
-the constrained answer and uniform shares are tried as well, so that the program is never worse than
-they are by its own measure; then random restarts and the exact program improve on it.
+the constrained answer and uniform shares are tried as well, so that the program is not worse than
+they are by its own measure, if time allows for both; then random restarts improve on it. Where
+there are few columns, the exact program searches them all.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from upscale_opt.solver.selection.pickers import (
 )
 from upscale_opt.solver.selection.program import Program
 from upscale_opt.solver.selection.setting import Floats
+from upscale_opt.solver.selection.state import State
 from upscale_opt.solver.selection.tasks import Task, fit, thinned
-from upscale_opt.solver.selection.widths import State, Widths
+from upscale_opt.solver.selection.widths import Widths
 
 _COARSE = 24
 _ROUNDS = 60
@@ -83,7 +85,7 @@ def _search(task: Task, widths: Widths, most: Floats) -> State | None:
 
 def _coarse(task: Task, widths: Widths, most: Floats) -> Picks | None:
     """Picks of few levels each."""
-    pickers, levels = thinned(widths.pickers, None, _COARSE)
+    pickers, levels = thinned(widths.pickers, _COARSE)
     coarse = Widths(task.setting, pickers, widths.joints)
     starts = [
         state.picks
@@ -208,6 +210,8 @@ def settle(task: Task, hurry: Hurry) -> float:
         bound = max(bound, answer.bound)
         if answer.picks is not None:
             task.offer(dropped_by(setting, pickers, answer.picks))
+        if answer.interrupted:
+            raise KeyboardInterrupt
         done = task.best is not None and task.best.loss <= bound * (1 + 1e-6)
         if done or answer.picks is None or hurry.over:
             break

@@ -11,7 +11,8 @@ import numpy as np
 
 from upscale_opt.solver.selection.pickers import Picks
 from upscale_opt.solver.selection.setting import Floats
-from upscale_opt.solver.selection.widths import State, Widths
+from upscale_opt.solver.selection.state import State
+from upscale_opt.solver.selection.widths import Widths
 
 _TINY = 1e-12
 _SWEEPS = 12

@@ -42,20 +42,18 @@ class Family:
         origin: where they come from.
         parts: of all readers that the picker decides for.
         cuts: of shape (levels, parts): the steps of every part that each level drops; ascending.
-        losses: of shape (levels,).
-        exact: the losses are known, not estimated.
+        losses: of shape (levels,); estimates, where the sets are no columns.
     """
 
     origin: str
     parts: tuple[Part, ...]
     cuts: Ints
     losses: Floats
-    exact: bool = True
 
     def at(self, levels: Sequence[int] | Ints) -> Family:
         """The family with some of its levels only."""
         chosen = np.asarray(levels, dtype=np.int64)
-        return Family(self.origin, self.parts, self.cuts[chosen], self.losses[chosen], self.exact)
+        return Family(self.origin, self.parts, self.cuts[chosen], self.losses[chosen])
 
 
 @dataclass(frozen=True)
@@ -115,14 +113,12 @@ def single_pickers(
         families: list[Family | None] = []
         if i not in shared or i not in extra:
             families += [
-                _family(setting, i, chain.origin, chain.steps, np.array(chain.losses), exact=True)
+                _family(setting, i, chain.origin, chain.steps, np.array(chain.losses))
                 for chain in place.reader.chains
             ]
         if i in extra:
             one = extra[i]
-            families.append(
-                _family(setting, i, "aligned", one.steps, one.losses, exact=False, ends=one.ends)
-            )
+            families.append(_family(setting, i, "aligned", one.steps, one.losses, ends=one.ends))
         found = tuple(f for f in families if f is not None)
         if not found:
             found = (_nothing(i, min(c.losses[0] for c in place.reader.chains)),)
@@ -141,7 +137,6 @@ def _family(
     steps: Steps,
     losses: Floats,
     *,
-    exact: bool,
     ends: Ints | None = None,
 ) -> Family | None:
     allowed = setting.places[reader].allowed[: len(steps) + 1]
@@ -150,7 +145,7 @@ def _family(
     cuts = np.flatnonzero(allowed)
     if not len(cuts):
         return None
-    return Family(origin, (Part(reader, steps),), cuts[:, None], losses[cuts], exact)
+    return Family(origin, (Part(reader, steps),), cuts[:, None], losses[cuts])
 
 
 def _equal_picker(setting: Setting, members: Sequence[int], extra: dict[int, Aligned]) -> Picker:
@@ -160,12 +155,11 @@ def _equal_picker(setting: Setting, members: Sequence[int], extra: dict[int, Ali
     )
     families: list[Family] = []
     for origin in (*origins, *(["aligned"] if all(i in extra for i in members) else [])):
-        parts, by_width, losses, exact = [], [], [], True
+        parts, by_width, losses = [], [], []
         for i in members:
             place = setting.places[i]
             if origin == "aligned":
                 steps, known = extra[i].steps, extra[i].losses
-                exact = False
             else:
                 chain = place.reader.chains[chain_of(place.reader, origin)]
                 steps, known = chain.steps, np.array(chain.losses)
@@ -177,7 +171,7 @@ def _equal_picker(setting: Setting, members: Sequence[int], extra: dict[int, Ali
         if widths:
             cuts = np.array([[own[w] for own in by_width] for w in widths], dtype=np.int64)
             total = sum(known[cuts[:, at]] for at, known in enumerate(losses))
-            families.append(Family(origin, tuple(parts), cuts, np.asarray(total), exact))
+            families.append(Family(origin, tuple(parts), cuts, np.asarray(total)))
     return Picker(", ".join(setting.places[i].name for i in members), tuple(families))
 
 
@@ -370,15 +364,12 @@ def space_pickers(setting: Setting) -> list[Picker]:
         if not even:
             continue
         parts, losses = [], np.zeros(len(items) + 1)
-        exact = True
         for i in members:
             steps = tuple(tuple(s for c in item for s in slices[i][c]) for item in items)
             parts.append(Part(i, steps))
-            own, sure = _losses(setting, i, steps)
-            losses += own
-            exact &= sure
+            losses += _losses(setting, i, steps)
         cuts = np.repeat(np.array(even, dtype=np.int64)[:, None], len(parts), axis=1)
-        family = Family("space", tuple(parts), cuts, losses[even], exact)
+        family = Family("space", tuple(parts), cuts, losses[even])
         pickers.append(Picker(f"space {space}", (family,), partial=True))
     return pickers
 
@@ -416,7 +407,7 @@ def _items(
     return [(channel,) for channel in order]
 
 
-def _losses(setting: Setting, reader: int, steps: Steps) -> tuple[Floats, bool]:
+def _losses(setting: Setting, reader: int, steps: Steps) -> Floats:
     """The losses along steps that are a chain of the reader, or an estimate."""
     place = setting.places[reader]
     found: Floats | None = None
@@ -425,8 +416,8 @@ def _losses(setting: Setting, reader: int, steps: Steps) -> tuple[Floats, bool]:
             own = np.array(chain.losses[: len(steps) + 1])
             found = own if found is None else np.minimum(found, own)
     if found is not None:
-        return found, True
+        return found
     number = chain_of(place.reader, "space")
     each = setting.books[reader].each(number)
     deltas = [sum(each.get(s, 0.0) for s in step) for step in steps]
-    return np.concatenate([[0.0], np.cumsum(deltas)]), False
+    return np.concatenate([[0.0], np.cumsum(deltas)])

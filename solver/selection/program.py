@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from ortools.sat.python import cp_model
 
-from upscale_opt.solver.algorithms.interruptible import solve_interruptibly
+from upscale_opt.solver.algorithms.interruptible import solve_interruptibly, whole_bound
 from upscale_opt.solver.selection.pickers import Picks
 from upscale_opt.solver.selection.setting import Floats
-from upscale_opt.solver.selection.widths import Node, State, Widths
+from upscale_opt.solver.selection.widths import Node, Widths
 
-Told = Callable[[float, float], None]
-"""Told the best loss and the bound."""
+_LOSS_SCALE = 1e11
+"""Losses are rounded down to this many parts of the largest, so that bounds are true."""
 
-_LOSS_SCALE = 1e9
+_GAP = 1e-7
 _TIME_SCALE = 1e12
 _Literal = tuple[int, int, int]
 """A picker, a family, and a level: that it takes this level or one that keeps more."""
@@ -37,13 +36,12 @@ class Programmed:
     Attributes:
         picks: the best found; ``None`` if none.
         bound: no picks lose less, in this shape of segments.
-        optimal: these do not.
+        impossible: no picks are within the limits.
         interrupted: it was stopped.
     """
 
     picks: Picks | None
     bound: float
-    optimal: bool
     impossible: bool = False
     interrupted: bool = False
 
@@ -54,25 +52,16 @@ class Program:
     Args:
         widths: what picks take.
         most: of shape (resources,): the limits.
-        round_to: stored widths shall be multiples of it where they may.
     """
 
-    def __init__(self, widths: Widths, most: Floats, round_to: int = 1) -> None:
+    def __init__(self, widths: Widths, most: Floats) -> None:
         self._widths = widths
-        self._round_to = round_to
         self._model = cp_model.CpModel()
         self._literals: list[list[list[cp_model.IntVar]]] = []
         self._atoms: dict[tuple[_Literal, ...], cp_model.IntVar] = {}
-        self._atom_of: list[tuple[tuple[_Literal, ...], cp_model.IntVar]] = []
         self._sizes: dict[int, tuple[cp_model.LinearExprT, int, int]] = {}
         self._variables: dict[int, cp_model.IntVar] = {}
-        self._wide: list[tuple[int, cp_model.IntVar]] = []
-        self._products: list[tuple[int, int, cp_model.IntVar]] = []
-        self._parts: list[tuple[_Literal, int, cp_model.IntVar]] = []
         self._pick_literals()
-        for number, node in enumerate(widths.nodes):
-            if node.stored and round_to > 1 and not node.fixed.all():
-                self._round(number, node)
         self._limit(most)
         self._minimise()
 
@@ -127,9 +116,6 @@ class Program:
                 own = [self._of(literal) for literal in signature if literal[0] == p]
                 if len(own) > 1:
                     self._model.add(cp_model.LinearExpr.sum(own) <= found)
-            if self._round_to > 1:
-                every = [self._of(literal) for literal in signature]
-                self._model.add_bool_or([*every, found.negated()])
         return found
 
     def _size(self, number: int) -> tuple[cp_model.LinearExprT, int, int]:
@@ -161,16 +147,7 @@ class Program:
             variable = self._model.new_int_var(low, high, f"w{number}")
             self._model.add(variable == size)
             self._variables[number] = variable
-            self._wide.append((number, variable))
         return self._variables[number]
-
-    def _round(self, number: int, node: Node) -> None:
-        """Make a width a multiple, where it may be one."""
-        size, low, high = self._size(number)
-        step = self._round_to
-        if high >= step and -(-low // step) * step <= high:
-            runs = self._model.new_int_var(-(-low // step), high // step, f"r{number}")
-            self._model.add(size == step * runs)
 
     # Limits.
 
@@ -210,7 +187,6 @@ class Program:
             highest = self._size(left)[2] * self._size(right)[2]
             product = self._model.new_int_var(0, highest, f"p{left}_{right}")
             self._model.add_multiplication_equality(product, [one, other])
-            self._products.append((left, right, product))
             return product
         (counts,) = self._signatures(self._widths.nodes[left])
         other = self._variable(right)
@@ -229,7 +205,6 @@ class Program:
             self._model.add(z >= other - high * (1 - on))
             self._model.add(z >= low * on)
             parts.append((z, count))
-            self._parts.append((literal, right, z))
         return cp_model.LinearExpr.weighted_sum([e for e, _ in parts], [c for _, c in parts])
 
     def _minimise(self) -> None:
@@ -242,12 +217,13 @@ class Program:
         factors: list[int] = []
         for p, picker in enumerate(self._widths.pickers):
             for f, family in enumerate(picker.families):
-                losses = np.round(family.losses / self._unit).astype(np.int64).tolist()
+                losses = np.floor(family.losses / self._unit).astype(np.int64).tolist()
                 own = self._literals[p][f]
                 for level, literal in enumerate(own):
                     after = losses[level + 1] if level + 1 < len(own) else 0
                     variables.append(literal)
                     factors.append(losses[level] - after)
+        self._total = sum(map(abs, factors))
         self._model.minimize(cp_model.LinearExpr.weighted_sum(variables, factors))
 
     # Solving.
@@ -262,70 +238,26 @@ class Program:
                 others.append(own[level - 1])
         self._model.add_bool_or(others)
 
-    def hint(self, picks: Picks) -> None:
-        """Start from these picks."""
-        self._model.clear_hints()  # type: ignore[no-untyped-call]
-        values: dict[_Literal, int] = {}
-        for p, (family, level) in enumerate(picks):
-            for f, own in enumerate(self._literals[p]):
-                for at, variable in enumerate(own):
-                    values[p, f, at] = int(f == family and at >= level)
-                    self._model.add_hint(variable, values[p, f, at])
-        for signature, atom in self._atoms.items():
-            self._model.add_hint(atom, int(any(values[literal] for literal in signature)))
-        state = State(self._widths, picks)
-        for number, variable in self._wide:
-            groups = self._widths.nodes[number].groups
-            self._model.add_hint(variable, int(state.sizes[number]) // groups)
-        for literal, right, z in self._parts:
-            groups = self._widths.nodes[right].groups
-            self._model.add_hint(z, values[literal] * int(state.sizes[right]) // groups)
-        for left, right, product in self._products:
-            sizes = [int(state.sizes[n]) // self._widths.nodes[n].groups for n in (left, right)]
-            self._model.add_hint(product, sizes[0] * sizes[1])
-
-    def solve(
-        self,
-        seconds: float,
-        *,
-        seed: int = 0,
-        workers: int = 1,
-        told: Told | None = None,
-        gap: float = 1e-7,
-    ) -> Programmed:
+    def solve(self, seconds: float, *, seed: int = 0, workers: int = 1) -> Programmed:
         """Solve within so many seconds."""
         solver = cp_model.CpSolver()
         solver.parameters.max_time_in_seconds = max(seconds, 0.01)
         solver.parameters.random_seed = seed
         solver.parameters.num_workers = workers
-        solver.parameters.relative_gap_limit = gap
+        solver.parameters.relative_gap_limit = _GAP
         solver.parameters.linearization_level = 2
-        status, interrupted = solve_interruptibly(solver, self._model, _Teller(told, self._unit))
+        status, interrupted = solve_interruptibly(solver, self._model)
         if status == cp_model.INFEASIBLE:
-            return Programmed(None, math.inf, optimal=False, impossible=True)
-        bound = solver.best_objective_bound * self._unit
+            return Programmed(None, math.inf, impossible=True)
+        bound = max(whole_bound(max(solver.best_objective_bound, 0.0), self._total), 0) * self._unit
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            return Programmed(None, max(bound, 0.0), optimal=False)
+            return Programmed(None, bound, interrupted=interrupted)
         picks: Picks = []
         for families in self._literals:
             for f, own in enumerate(families):
                 if solver.value(own[-1]):
                     picks.append((f, next(i for i, lit in enumerate(own) if solver.value(lit))))
-        optimal = status == cp_model.OPTIMAL
-        return Programmed(picks, max(bound, 0.0), optimal, interrupted=interrupted)
+        return Programmed(picks, bound, interrupted=interrupted)
 
 
 _ALWAYS: tuple[_Literal, ...] = ((-1, -1, -1),)
-
-
-class _Teller(cp_model.CpSolverSolutionCallback):
-    def __init__(self, told: Told | None, unit: float) -> None:
-        super().__init__()
-        self._told = told
-        self._unit = unit
-
-    def on_solution_callback(self) -> None:
-        """Pass the news on."""
-        if self._told is not None:
-            bound = max(self.best_objective_bound, 0) * self._unit
-            self._told(self.objective_value * self._unit, bound)

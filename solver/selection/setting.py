@@ -15,7 +15,7 @@ from upscale_opt.errors import BudgetError
 from upscale_opt.ir.budget import Budget, Resource, matches
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Layer, slices_of
-from upscale_opt.ir.losses import Chain, Losses, Reader
+from upscale_opt.ir.losses import Losses, Reader
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.profiles import profile
 from upscale_opt.solver.selection.accounts import Account, account
@@ -27,6 +27,13 @@ Dropped = tuple[frozenset[int], ...]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
+
+NOUNS: dict[Resource, str] = {
+    "macs": "multiply-adds",
+    "parameters": "parameters",
+    "latency": "latency",
+}
+"""The resources in messages."""
 
 _LEAST = 1e-9
 """A limit is more than nothing: shares of it are taken."""
@@ -368,11 +375,6 @@ def chain_of(reader: Reader, origin: str) -> int:
         if chain.origin == origin:
             return number
     return 0
-
-
-def steps_of(chain: Chain) -> tuple[tuple[int, ...], ...]:
-    """The slices dropped, step by step."""
-    return chain.steps
 
 
 def _some(widths: npt.NDArray[np.int64]) -> str:

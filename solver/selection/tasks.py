@@ -11,9 +11,10 @@ from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.solver.algorithms.registry import solve_instance
 from upscale_opt.solver.network.posing import pose
 from upscale_opt.solver.selection.moves import Hurry
-from upscale_opt.solver.selection.pickers import Picker, Picks, dropped_by
+from upscale_opt.solver.selection.pickers import Picker, dropped_by
 from upscale_opt.solver.selection.setting import Dropped, Floats, Setting
-from upscale_opt.solver.selection.widths import State, Widths
+from upscale_opt.solver.selection.state import State
+from upscale_opt.solver.selection.widths import Widths
 
 Told = Callable[[float, float], None]
 """Told the best loss and the bound, whenever one of them improves."""
@@ -159,37 +160,24 @@ def fit(task: Task, pickers: Sequence[Picker], search: Search, rounds: int = 5) 
 _NEAR = 1e-3
 
 
-def thinned(
-    pickers: Sequence[Picker], picks: Picks | None, count: int
-) -> tuple[list[Picker], list[list[list[int]]]]:
-    """Pickers with at most so many levels a family, more of them near the present picks.
+def thinned(pickers: Sequence[Picker], count: int) -> tuple[list[Picker], list[list[list[int]]]]:
+    """Pickers with at most so many levels a family, evenly spread.
 
     Returns:
         The pickers, and for each of their families the numbers of the levels that are left.
     """
     thin: list[Picker] = []
     left: list[list[list[int]]] = []
-    for at, picker in enumerate(pickers):
-        families, kept = [], []
-        for number, family in enumerate(picker.families):
-            near = None
-            if picks is not None and picks[at][0] == number:
-                near = picks[at][1]
-            levels = _levels(len(family.losses), near, count)
-            families.append(family.at(levels))
-            kept.append(levels)
+    for picker in pickers:
+        kept = [_spread(len(family.losses), count) for family in picker.families]
+        families = (f.at(levels) for f, levels in zip(picker.families, kept, strict=True))
         thin.append(Picker(picker.name, tuple(families), picker.partial))
         left.append(kept)
     return thin, left
 
 
-def _levels(size: int, near: int | None, count: int) -> list[int]:
+def _spread(size: int, count: int) -> list[int]:
+    """At most so many of ``range(size)``, both ends among them."""
     if size <= count:
         return list(range(size))
-    spread = set(np.linspace(0, size - 1, count if near is None else count // 2).round().tolist())
-    chosen = {int(level) for level in spread}
-    step = 1
-    while near is not None and len(chosen) < count and step < size:
-        chosen |= {max(near - step, 0), min(near + step, size - 1), near}
-        step += max(step // 3, 1)
-    return sorted(chosen)
+    return sorted({int(level) for level in np.linspace(0, size - 1, count).round()})

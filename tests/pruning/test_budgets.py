@@ -163,7 +163,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "two": ({"amount": 0.5}, "one of amount, budget and masks"),
     "no budget": ({"budget": 0.5}, "Budget(macs=0.5)"),
     "no data": ({"data": None, "refit": True}, "needs data"),
-    "empty": ({"data": []}, "no batch"),
+    "empty": ({"data": []}, "no calibration batches"),
     "no batches": ({"data": 3}, "batches of inputs"),
     "both": ({"criterion": "l1"}, "not from a criterion"),
     "not finite": ({"data": [torch.full((2, 1, 8, 8), float("nan"))]}, "NaN"),
@@ -174,6 +174,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"budget": uo.Budget(macs=0.5, keep=("fc",), shares={"fc": (0.1, 0.5)})},
         "contradict",
     ),
+    "round_to": ({"round_to": 8}, "a budget has its own"),
     "losses alone": ({"budget": None, "losses": "unused"}, "losses are for a budget"),
 }
 
@@ -196,15 +197,27 @@ def test_what_makes_no_sense_is_one_clear_error(name: str) -> None:
         ({"milliseconds": -1}, "-1"),
         ({"macs": 0.5, "round_to": 0}, "round_to"),
         ({"macs": 0.5, "shares": {"a": (0.6, 0.2)}}, "'a'"),
+        ({"macs": 0.5, "shares": {"a": None}}, "'a'"),
+        ({"macs": 0.5, "shares": {"a": (0.1, 0.2, 0.3)}}, "'a'"),
         ({"macs": 0.5, "cost_model": "cpu"}, "prices latency"),
         ({"macs": 0.5, "macz": 1}, "macz"),
     ],
-    ids=range(9),
+    ids=range(11),
 )
 def test_budgets_that_make_no_sense(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(uo.BudgetError) as caught:
         uo.Budget(**fields)
     assert said in str(caught.value)
+
+
+def asked(folder: Path) -> dict[str, Any]:
+    return {
+        "budget": uo.Budget(macs=0.25),
+        "rounds": 2,
+        "data": batches(),
+        "folder": folder,
+        "time_limit": 1,
+    }
 
 
 def test_rounds_count_from_the_first_model(tmp_path: Path) -> None:
@@ -215,14 +228,7 @@ def test_rounds_count_from_the_first_model(tmp_path: Path) -> None:
         tuned.append(sum(parameter.numel() for parameter in model.parameters()))
 
     single = batches()[0][:2]
-    asked: dict[str, Any] = {
-        "budget": uo.Budget(macs=0.25),
-        "rounds": 2,
-        "data": batches(),
-        "folder": tmp_path,
-        "time_limit": 1,
-    }
-    done = prune_in_rounds(network(), single, tune=tune, **asked)
+    done = prune_in_rounds(network(), single, tune=tune, **asked(tmp_path))
     assert len(tuned) == 2
     assert tuned[1] < tuned[0]
     assert not done.model.training
@@ -234,11 +240,11 @@ def test_rounds_count_from_the_first_model(tmp_path: Path) -> None:
     def never(model: nn.Module) -> None:
         raise AssertionError
 
-    again = prune_in_rounds(network(), single, tune=never, **asked)
+    again = prune_in_rounds(network(), single, tune=never, **asked(tmp_path))
     with torch.no_grad():
         assert torch.equal(again.model(single), done.model(single))
     with pytest.raises(uo.BudgetError, match="another budget"):
-        prune_in_rounds(network(), single, **{**asked, "budget": uo.Budget(macs=0.3)})
+        prune_in_rounds(network(), single, **{**asked(tmp_path), "budget": uo.Budget(macs=0.3)})
 
 
 def test_an_interrupted_round_is_done_again(tmp_path: Path) -> None:
@@ -249,18 +255,11 @@ def test_an_interrupted_round_is_done_again(tmp_path: Path) -> None:
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    asked: dict[str, Any] = {
-        "budget": uo.Budget(macs=0.25),
-        "rounds": 2,
-        "data": batches(),
-        "folder": tmp_path,
-        "time_limit": 1,
-    }
     with pytest.raises(KeyboardInterrupt):
-        prune_in_rounds(network(), single, tune=tune, **asked)
+        prune_in_rounds(network(), single, tune=tune, **asked(tmp_path))
     assert (tmp_path / "round-1.safetensors").exists()
     assert not (tmp_path / "round-2.safetensors").exists()
-    done = prune_in_rounds(network(), single, tune=tune, **asked)
+    done = prune_in_rounds(network(), single, tune=tune, **asked(tmp_path))
     assert len(calls) == 3
     assert done.left["macs"] <= 0.25
 
@@ -274,3 +273,45 @@ def test_rounds_that_make_no_sense() -> None:
     single = batches()[0][:2]
     refuses(lambda: prune_in_rounds(network(), single, budget=uo.Budget(macs=0.5), rounds=0))
     refuses(lambda: prune_in_rounds(network(), single, budget=uo.Budget(milliseconds=1), rounds=2))
+
+
+@pytest.mark.parametrize("data", [batches()[0], {"x": batches()[0]}], ids=["tensor", "dict"])
+def test_a_single_batch_need_not_stand_in_a_list(data: Any) -> None:
+    """Rounds look at their data several times, and take no batch for a list of images."""
+    single: Any = {"x": batches()[0][:2]} if isinstance(data, dict) else batches()[0][:2]
+    budget = uo.Budget(macs=0.5)
+    done = prune_in_rounds(network(), single, budget=budget, rounds=2, data=data, time_limit=0.5)
+    assert done.last is not None
+    assert done.last.refitting is not None
+    assert done.last.refitting.samples == 16
+
+
+def test_no_layer_that_may_lose_channels_is_said() -> None:
+    model, x = nn.Linear(4, 3).eval(), torch.randn(8, 4)
+    with pytest.raises(uo.BudgetError, match="no layer of this network may lose channels"):
+        uo.prune(model, x[:2], budget=uo.Budget(macs=0.5), data=[x], time_limit=1)
+    assert uo.prune(model, x[:2], budget=uo.Budget(macs=1.0), data=[x]).choice is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_precisions(dtype: torch.dtype) -> None:
+    model = Tiny().eval().to(dtype)
+    data = [one.to(dtype) for one in batches()]
+    result = uo.prune(model, data[0][:2], budget=uo.Budget(macs=0.5), data=data, time_limit=0.5)
+    assert result.report is not None
+    assert result.choice is not None
+    assert result.choice.resources[0].share <= 0.5
+    assert next(result.model.parameters()).dtype == dtype
+
+
+@pytest.mark.parametrize("sizes", [(1,), (7, 1), (3, 5)], ids=str)
+def test_batches_of_any_size(sizes: tuple[int, ...]) -> None:
+    data = [torch.randn(size, 1, 8, 8) for size in sizes]
+    result = shrunk(data=data, budget=uo.Budget(macs=0.5), time_limit=0.5)
+    assert result.refitting is not None
+    assert result.refitting.samples == sum(sizes)
+
+
+def test_a_model_in_training_mode_is_refused() -> None:
+    with pytest.raises(uo.TraceError, match="training mode"):
+        uo.prune(Tiny().train(), batches()[0][:2], budget=uo.Budget(macs=0.5), data=batches())

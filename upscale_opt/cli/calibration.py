@@ -40,7 +40,7 @@ def read_data(
     Args:
         source: a folder of pictures, which are resized, cropped in the middle and normalised; a
             file of tensors (``.safetensors``, ``.pt``) whose first axis counts samples; or
-            ``"noise"``.
+            ``"noise"``: random numbers, whole ones as large as those of the example.
         inputs: the example inputs.
         samples: how many to take, spread evenly over what is there.
         mean: of the normalisation of pictures, by channel.
@@ -67,7 +67,9 @@ def _noise(inputs: Any, samples: int, seed: int) -> list[Any]:
 
     def drawn(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
-            return tensor
+            high = int(tensor.max()) + 1 if tensor.numel() else 1
+            numbers = torch.randint(max(high, 1), tensor.shape, generator=generator)
+            return numbers.to(tensor.device, tensor.dtype)
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
         return noise.to(tensor.device, tensor.dtype)
 

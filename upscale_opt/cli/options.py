@@ -133,6 +133,37 @@ def _criterion(value: str) -> str:
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A network that `upscale-opt models` lists.")
 ]
+AnyModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A network that `upscale-opt models` lists, or package.module:factory.",
+    ),
+]
+ModelArguments = Annotated[
+    str | None,
+    typer.Option(
+        "--model-args",
+        metavar="JSON",
+        help="Arguments of the factory, such as '{\"classes\": 10}'.",
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Its state dict: .safetensors, or .pt (weights only)."),
+]
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        metavar="SHAPE",
+        help="An example input: 1x3x640x640, ids=1x16:int64; may be repeated.",
+    ),
+]
+InputFile = Annotated[
+    Path | None,
+    typer.Option("--inputs", metavar="FILE", help="Example inputs: a safetensors file."),
+]
 Amount = Annotated[
     float,
     typer.Option(callback=_amount, help="The share of every layer's channels to drop, in [0, 1)."),

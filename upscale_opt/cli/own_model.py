@@ -9,10 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from torch import Tensor, nn
 
 from upscale_opt.errors import UpscaleError
@@ -286,25 +285,3 @@ def stripped(tensors: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tenso
         for name in [n for n in found if n not in wanted and n.endswith(counters)]:
             del found[name]
     return found
-
-
-ModelArguments = Annotated[
-    str | None,
-    typer.Option(metavar="JSON", help="Arguments of the factory, such as '{\"classes\": 10}'."),
-]
-Weights = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Its state dict: .safetensors, or .pt (weights only)."),
-]
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        metavar="SHAPE",
-        help="An example input: 1x3x640x640, ids=1x16:int64; may be repeated.",
-    ),
-]
-InputFile = Annotated[
-    Path | None,
-    typer.Option("--inputs", metavar="FILE", help="Example inputs: a safetensors file."),
-]

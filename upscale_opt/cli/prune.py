@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from upscale_opt.cli.options import check_file, cost_model_of, solving
+from upscale_opt.cli.options import (
+    AnyModel,
+    InputFile,
+    Method,
+    MethodOption,
+    ModelArguments,
+    Shapes,
+    Weights,
+    check_file,
+    cost_model_of,
+    solving,
+)
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.run import Export
 from upscale_opt.cli.tables import costs_table, layers_table, opaque_lines, output, say
@@ -21,13 +32,7 @@ _FILES = ("graph.json", "losses.json", "choice.json", "solution.json", "pruned.s
 
 @solving("seed", "time_limit", "workers")
 def prune(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A network that `upscale-opt models` lists, or package.module:factory.",
-        ),
-    ],
+    model: AnyModel,
     macs: Annotated[
         float | None,
         typer.Option(
@@ -85,9 +90,7 @@ def prune(
             "`upscale-opt calibrate`, or a built-in one.",
         ),
     ] = None,
-    constrained: Annotated[
-        bool, typer.Option("--constrained", help="Layers that share a channel drop it together.")
-    ] = False,
+    method: MethodOption = Method.unconstrained,
     refit: Annotated[
         bool, typer.Option(help="Refit the remaining weights to the data, by least squares.")
     ] = True,
@@ -96,28 +99,10 @@ def prune(
     ] = True,
     *,
     options: SolveOptions,
-    arguments: Annotated[
-        str | None,
-        typer.Option(
-            "--model-args", metavar="JSON", help="Arguments of the factory: '{\"classes\": 10}'."
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Its state dict: .safetensors, or .pt (weights only)."),
-    ] = None,
-    shapes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            metavar="SHAPE",
-            help="An example input: 1x3x640x640, ids=1x16:int64; may be repeated.",
-        ),
-    ] = None,
-    inputs: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Example inputs: a safetensors file."),
-    ] = None,
+    arguments: ModelArguments = None,
+    weights: Weights = None,
+    shapes: Shapes = None,
+    inputs: InputFile = None,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of drawn example inputs.")] = 1,
     export: Annotated[
         list[Export] | None,
@@ -186,7 +171,7 @@ def prune(
                 data=batches,
                 refit=refit and batches is not None,
                 measure=measure,
-                method="constrained" if constrained else "unconstrained",
+                method=method.value,
                 options=options,
                 progress=lambda event: tell(str(event)),
             )

@@ -45,7 +45,7 @@ def choose_masks(
             themselves.
         layers: prune all layers, or convolutions only.
         round_to: every layer (of grouped ones every group) keeps a multiple of it, where it has as
-            many: as many as otherwise, rounded up.
+            many: as many as otherwise, rounded up; down where it has not so many.
 
     Raises:
         MaskError: if an option is not one of those, graph and model do not fit together, or the
@@ -65,7 +65,7 @@ def choose(
     Raises:
         MaskError: if ``amount`` or ``round_to`` is out of range, or a score is not a number.
     """
-    if not isinstance(round_to, int) or round_to < 1:
+    if not isinstance(round_to, int) or isinstance(round_to, bool) or round_to < 1:
         raise MaskError(f"round_to must be a whole number from 1 on, not {round_to!r}")
     found = _chosen(segments, amount, is_global)
     if round_to == 1:

@@ -123,13 +123,14 @@ class Budget(Record):
             return value
         found = {}
         for pattern, bounds in value.items():
-            both = (bounds, bounds) if _is_number(bounds) else tuple(bounds)
-            if not (len(both) == 2 and all(map(_is_number, both)) and 0 <= both[0] <= both[1] <= 1):
+            both = (bounds, bounds) if _is_number(bounds) else bounds
+            pair = isinstance(both, (tuple, list)) and len(both) == 2
+            if not (pair and all(map(_is_number, both)) and 0 <= both[0] <= both[1] <= 1):
                 raise BudgetError(
                     f"the share of {pattern!r} must be a number from 0 to 1, or the least and the "
                     f"most, not {bounds!r}"
                 )
-            found[pattern] = both
+            found[pattern] = tuple(both)
         return found
 
     @model_validator(mode="after")

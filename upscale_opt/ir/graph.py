@@ -412,13 +412,18 @@ def axes_of(op: Operation, parameter: str) -> dict[int, str]:
     return axes if len(axes) == len(found) else {}
 
 
-def shared_parameters(graph: ChannelGraph) -> dict[str, tuple[Operation, ...]]:
-    """The parameters that several operations use, with these; all of them must be cut alike."""
+def users_of(graph: ChannelGraph) -> dict[str, list[Operation]]:
+    """The operations that use each parameter, in the order of execution."""
     users: dict[str, list[Operation]] = {}
     for op in graph.operations:
         for name in dict.fromkeys(parameters_of(op)):
             users.setdefault(name, []).append(op)
-    return {name: tuple(ops) for name, ops in users.items() if len(ops) > 1}
+    return users
+
+
+def shared_parameters(graph: ChannelGraph) -> dict[str, tuple[Operation, ...]]:
+    """The parameters that several operations use, with these; all of them must be cut alike."""
+    return {name: tuple(ops) for name, ops in users_of(graph).items() if len(ops) > 1}
 
 
 def maskable_axes(graph: ChannelGraph) -> dict[str, tuple[int, ...]]:

@@ -126,8 +126,9 @@ def prune(
         refit: set the remaining weights anew, by least squares on ``data``; by default if there
             are data.
         measure: put the export on the clock, beside the unpruned model and, with a budget, beside
-            the best export whose layers agree on their channels; the faster of the two is returned
-            where that one keeps the budget, too.
+            the best export whose layers agree on their channels. That one is returned, and named
+            in the notes, if by the clock it alone keeps a budget of time, or if it is faster and
+            loses no more. A budget of time that is not kept is tried again with less.
         side: with ``amount``: drop input channels, output channels, or both.
         layers: with ``amount``: prune all layers, or convolutions only.
         criterion: with ``amount``, or a budget without data: which channels are important: a name
@@ -158,6 +159,10 @@ def prune(
         raise MaskError("give one of amount, budget and masks: each says what to drop")
     if amount is None and ((budget is None and criterion is not None) or is_global):
         raise MaskError("a criterion chooses channels: give the amount to drop, such as amount=0.5")
+    if amount is None and round_to != 1:
+        raise MaskError(
+            "round_to goes with amount; a budget has its own, such as Budget(macs=0.5, round_to=8)"
+        )
     if budget is None and losses is not None:
         raise BudgetError("losses are for a budget: give one, such as budget=Budget(macs=0.5)")
     if amount is not None and (data is not None or refit):

@@ -15,6 +15,7 @@ from upscale_opt.errors import BudgetError
 from upscale_opt.ir.base import Record, write_atomically
 from upscale_opt.ir.budget import RESOURCES, Budget
 from upscale_opt.pruning.prune import Pruned, prune
+from upscale_opt.reconstruction.data import listed
 from upscale_opt.saving.load import load
 from upscale_opt.saving.save import save
 from upscale_opt.solver.progress import Listener, Progress
@@ -97,7 +98,7 @@ def prune_in_rounds(
         raise BudgetError(f"rounds must be a whole number from 1 on, not {rounds!r}")
     if not isinstance(budget, Budget):
         raise BudgetError(f"a budget is a Budget, not an object of class {type(budget).__name__}")
-    batches = None if data is None else list(data)
+    batches = None if data is None else listed(data)
     place = None if folder is None else Path(folder)
     state = _State(budget=budget, rounds=rounds)
     current, last = model, None

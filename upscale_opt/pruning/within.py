@@ -15,6 +15,7 @@ from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.losses import Losses
 from upscale_opt.masking.zeros import masked_copy
+from upscale_opt.reconstruction.data import listed
 from upscale_opt.reconstruction.losses import losses_of
 from upscale_opt.reconstruction.refitting import RefitReport, refit
 from upscale_opt.solver.choosing import choose
@@ -69,7 +70,8 @@ class Wish:
         """Check what was asked.
 
         Raises:
-            BudgetError: if there is no budget, or data lack where they are asked for.
+            BudgetError: if that is no budget, or data lack where they are asked for.
+            TraceError: if there are data, but no batches.
         """
         if budget is not None and not isinstance(budget, Budget):
             raise BudgetError(
@@ -85,25 +87,6 @@ class Wish:
         return cls(
             budget, batches, losses, criterion, data is not None if refits is None else refits
         )
-
-
-def listed(data: Iterable[Any]) -> list[Any]:
-    """The batches; a single tensor or dict is one.
-
-    Raises:
-        BudgetError: if there are none, or it is no collection.
-    """
-    if hasattr(data, "shape") or isinstance(data, dict):
-        return [data]
-    try:
-        batches = list(data)
-    except TypeError:
-        raise BudgetError(
-            f"data are batches of inputs, not an object of class {type(data).__name__}"
-        ) from None
-    if not batches:
-        raise BudgetError("data hold no batch; give a few dozen inputs")
-    return batches
 
 
 def masked_within(

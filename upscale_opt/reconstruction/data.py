@@ -49,15 +49,11 @@ def program_of(model: nn.Module, graph: ChannelGraph) -> Program:
     return program
 
 
-def calls_of(program: Program, data: Iterable[Any]) -> list[Given]:
-    """Every batch as the program takes it.
-
-    Args:
-        program: the captured program.
-        data: batches of inputs, as for :func:`upscale_opt.trace`; a tensor or a dict is a batch.
+def listed(data: Iterable[Any]) -> list[Any]:
+    """The batches; a single tensor or dict is one.
 
     Raises:
-        TraceError: if there are none, or one does not fit the program or holds NaN or infinity.
+        TraceError: if there are none.
     """
     try:
         batches = list(as_batches(data))
@@ -69,7 +65,20 @@ def calls_of(program: Program, data: Iterable[Any]) -> list[Given]:
         raise TraceError(
             "there are no calibration batches; give a list of inputs (an iterator gives them once)"
         )
-    return [_call(program, batch, number) for number, batch in enumerate(batches)]
+    return batches
+
+
+def calls_of(program: Program, data: Iterable[Any]) -> list[Given]:
+    """Every batch as the program takes it.
+
+    Args:
+        program: the captured program.
+        data: batches of inputs, as for :func:`upscale_opt.trace`; a tensor or a dict is a batch.
+
+    Raises:
+        TraceError: if there are none, or one does not fit the program or holds NaN or infinity.
+    """
+    return [_call(program, batch, number) for number, batch in enumerate(listed(data))]
 
 
 def _call(program: Program, batch: Any, number: int) -> Given:

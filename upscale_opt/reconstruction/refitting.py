@@ -14,7 +14,7 @@ from upscale_opt.ir.graph import ChannelGraph, slices_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.zeros import apply_masks, masked_copy, masks_of
 from upscale_opt.reconstruction.columns import from_matrix, matrix, rows_of
-from upscale_opt.reconstruction.data import Given, calls_of, program_of, samples_in
+from upscale_opt.reconstruction.data import Given, calls_of, listed, program_of, samples_in
 from upscale_opt.reconstruction.least_squares import GRID, Sums, fitted
 from upscale_opt.reconstruction.sites import Site, filters_of, sites_of
 from upscale_opt.reconstruction.stepping import Stepper, in_order
@@ -134,13 +134,11 @@ def refit(
         if not isinstance(ridge, (int, float)) or not ridge >= 0:
             raise ArgumentError(f"a ridge is 'auto' or a share from 0 on, not {ridge!r}")
         grid = (float(ridge),)
+    batches = listed(data)
     if graph is None:
-        data = list(data) if not isinstance(data, (Tensor, Mapping)) else [data]
-        if not data:
-            raise TraceError("there are no calibration batches; give a list of inputs")
-        graph = trace(model, data[0])
+        graph = trace(model, batches[0])
     program = program_of(model, graph)
-    calls = calls_of(program, data)
+    calls = calls_of(program, batches)
     fitting = _Fitting(model, program, masks, grid, norms)
     with undisturbed(model), torch.no_grad():  # the copy is ours
         fitting.run(calls)

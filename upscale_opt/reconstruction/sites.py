@@ -13,7 +13,7 @@ from upscale_opt.ir.graph import (
     Layer,
     Operation,
     Select,
-    parameters_of,
+    users_of,
 )
 
 
@@ -69,14 +69,10 @@ def sites_of(graph: ChannelGraph) -> list[Site]:
 
     Left out are weights that something else uses, too, or that layers use in different ways.
     """
-    users: dict[str, list[Operation]] = {}
-    for op in graph.operations:
-        for name in dict.fromkeys(parameters_of(op)):
-            users.setdefault(name, []).append(op)
     heads = _heads(graph)
     given = {name for op in graph.operations if op.kind == "input" for name in op.outputs}
     found = []
-    for name, operations in users.items():
+    for name, operations in users_of(graph).items():
         layers = [op for op in operations if isinstance(op, Layer) and op.weight == name]
         if len(layers) < len(operations) or not all(op.inputs for op in layers):
             continue
@@ -184,10 +180,8 @@ class Filters:
 def filters_of(graph: ChannelGraph) -> dict[str, Filters]:
     """The depthwise convolutions by weight, of those that are used once."""
     found: dict[str, Filters] = {}
-    uses: dict[str, int] = {}
+    users = users_of(graph)
     for op in graph.operations:
-        for name in dict.fromkeys(parameters_of(op)):
-            uses[name] = uses.get(name, 0) + 1
         if not isinstance(op, ChannelWise):
             continue
         scales = [u.name for u in op.parameters if u.role == "scale"]
@@ -195,4 +189,4 @@ def filters_of(graph: ChannelGraph) -> dict[str, Filters]:
         if len(scales) == 1 and len(graph.parameters[scales[0]]) > 2 and len(shifts) < 2:
             bias = shifts[0] if shifts else None
             found[scales[0]] = Filters(scales[0], bias, _is_normed(graph, op.outputs[0]))
-    return {name: own for name, own in found.items() if uses[name] == 1}
+    return {name: own for name, own in found.items() if len(users[name]) == 1}

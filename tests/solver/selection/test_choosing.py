@@ -2,139 +2,42 @@
 
 from __future__ import annotations
 
-import heapq
-import random
-from typing import Any
+import json
 
 import pytest
-import torch
 from synthetic_losses import synthetic_losses
-from torch import Tensor, nn
+from tiny_budgets import tiny_question
 
 import upscale_opt as uo
-from upscale_opt.errors import BudgetError, SolverError
+from upscale_opt.errors import BudgetError, SchemaError, SolverError
 from upscale_opt.ir.budget import Budget
 from upscale_opt.ir.choice import Choice
-from upscale_opt.ir.graph import Layer
-from upscale_opt.ir.losses import Chain, Losses, Reader
+from upscale_opt.ir.losses import Losses, Reader
 from upscale_opt.models import catalogue
 from upscale_opt.solver import choose, compare_choices, explain_layer
 from upscale_opt.solver.selection.setting import Setting
 
-KINDS = ("plain", "cat", "residual", "chain")
-
-
-class Tiny(nn.Module):
-    """One or two spaces that up to three layers read."""
-
-    def __init__(self, kind: str, size: int, other: int, readers: int) -> None:
-        super().__init__()
-        self.kind = kind
-        self.a = nn.Conv2d(3, size, 1)
-        self.b = nn.Conv2d(3 if kind == "cat" else size, size if kind == "residual" else other, 1)
-        width = size + other if kind == "cat" else size
-        self.readers = nn.ModuleList(nn.Conv2d(width, 4, 1) for _ in range(readers))
-        self.last = nn.Conv2d(other, 4, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.a(x).relu()
-        if self.kind == "chain":
-            last = self.last(self.b(a).relu())
-            return torch.as_tensor(last + sum(reader(a) for reader in self.readers))
-        if self.kind == "cat":
-            a = torch.cat([a, self.b(x)], 1)
-        elif self.kind == "residual":
-            a = (a + self.b(a)).relu()
-        return torch.as_tensor(sum(reader(a) for reader in self.readers))
-
-
-def with_all_sets(graph: uo.ChannelGraph, rng: random.Random) -> tuple[Losses, list[list[float]]]:
-    """Losses with every set of channels in some chain; and by reader the losses of all sets."""
-    readers, tables = [], []
-    makers = {name: op for op in graph.operations for name in op.outputs}
-    for op in graph.operations:
-        if not isinstance(op, Layer) or makers[op.inputs[0]].kind == "input":
-            continue
-        size = len(graph.tensors[op.inputs[0]].channels)
-        single = [rng.random() for _ in range(size)]
-        both = [[rng.random() for _ in range(size)] for _ in range(size)]
-        table = []
-        for bits in range(1 << size):
-            gone = [i for i in range(size) if bits >> i & 1]
-            table.append(sum(single[i] for i in gone) + sum(both[i][j] for i in gone for j in gone))
-        chains = []
-        for bits in range(1, (1 << size) - 1):
-            order = sorted(range(size), key=lambda i: (not bits >> i & 1, rng.random()))
-            at = [sum(1 << i for i in order[:done]) for done in range(size + 1)]
-            chains.append(
-                Chain(
-                    origin=f"set {bits}",
-                    steps=tuple((i,) for i in order),
-                    losses=tuple(table[b] for b in at),
-                )
-            )
-        floors = [
-            min(value for bits, value in enumerate(table) if bits.bit_count() == gone)
-            for gone in range(size + 1)
-        ]
-        readers.append(
-            Reader(
-                operation=op.name,
-                parameter=op.weight,
-                axis=op.in_axis,
-                slices=tuple(range(size)),
-                chains=tuple(chains),
-                floors=tuple(floors),
-            )
-        )
-        tables.append(table)
-    losses = Losses(
-        graph_fingerprint=graph.masks_fingerprint, weighting="random", readers=tuple(readers)
-    )
-    return losses, tables
-
-
-def least_loss(setting: Setting, tables: list[list[float]], most: int = 3000) -> float | None:
-    """The least loss within the budget: all masks in the order of their losses are counted."""
-    sorted_sets = [
-        sorted((value, bits) for bits, value in enumerate(table[:-1])) for table in tables
-    ]
-    start = (0,) * len(tables)
-    waiting, seen = [(0.0, start)], {start}
-    for _ in range(most):
-        if not waiting:
-            return None
-        loss, at = heapq.heappop(waiting)
-        dropped = tuple(
-            frozenset(i for i in range(16) if own[place][1] >> i & 1)
-            for own, place in zip(sorted_sets, at, strict=True)
-        )
-        if setting.meets(setting.account(dropped)):
-            return loss
-        for reader, own in enumerate(sorted_sets):
-            following = (*at[:reader], at[reader] + 1, *at[reader + 1 :])
-            if at[reader] + 1 < len(own) and following not in seen:
-                seen.add(following)
-                value = sum(s[p][0] for s, p in zip(sorted_sets, following, strict=True))
-                heapq.heappush(waiting, (value, following))
-    return None
-
 
 @pytest.mark.parametrize("seed", range(8))
 def test_brute_force_finds_nothing_better(seed: int) -> None:
-    rng = random.Random(seed)
-    model = Tiny(KINDS[seed % 4], rng.randint(2, 3), rng.randint(2, 3), rng.randint(1, 2))
-    graph = uo.trace(model, torch.zeros(1, 3, 4, 4))
-    losses, tables = with_all_sets(graph, rng)
-    limit: dict[str, Any] = {rng.choice(["macs", "parameters"]): rng.uniform(0.6, 0.95)}
-    budget = Budget(**limit)
-    best = least_loss(Setting(graph, losses, budget), tables)
+    tiny = tiny_question(seed)
+    best = tiny.least_loss()
     assert best is not None
-    choice = choose(graph, losses, budget, time_limit=20)
+    choice = choose(tiny.graph, tiny.losses, tiny.budget, time_limit=20)
     assert choice.loss == pytest.approx(best, rel=1e-6)
-    assert choice.lower_bound <= best * (1 + 1e-6)
-    assert choice.column_bound <= best * (1 + 1e-6)
+    assert choice.lower_bound <= best * (1 + 1e-9)
+    assert choice.column_bound <= best * (1 + 1e-9)
     assert choice.status == "optimal"
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nested_chains_bound_all_masks(seed: int) -> None:
+    """With few columns the answer may be worse, but no bound is above the truth."""
+    tiny = tiny_question(seed)
+    best = tiny.least_loss()
+    assert best is not None
+    choice = choose(tiny.graph, tiny.nested(), tiny.budget, time_limit=20)
+    assert choice.lower_bound <= best * (1 + 1e-9) <= choice.loss * (1 + 2e-9)
 
 
 Question = tuple[uo.ChannelGraph, Losses]
@@ -297,3 +200,47 @@ def test_layers_are_explained(unet: Question) -> None:
         assert reason.fewer.loss >= 0
     with pytest.raises(uo.errors.ArgumentError, match="the choice has no layer 'nothing'"):
         explain_layer(*unet, choice, "nothing")
+
+
+def test_interrupted_with_the_best_so_far(resnet: Question) -> None:
+    def stop(event: uo.solver.Progress) -> None:
+        raise KeyboardInterrupt
+
+    choice = choose(*resnet, Budget(macs=0.5), time_limit=20, progress=stop)
+    assert choice.resources[0].used <= choice.resources[0].limit
+    assert choice.status == "feasible"
+    assert choice.lower_bound <= choice.column_bound <= choice.loss
+
+
+@pytest.mark.parametrize("document", [Choice, Losses])
+def test_documents_of_other_versions_are_refused(
+    document: type[Choice] | type[Losses], resnet: Question
+) -> None:
+    choice = choose(*resnet, Budget(macs=1.0))
+    text = (choice if document is Choice else resnet[1]).to_json()
+    for change in ({"schema_version": 99}, {"more": 1}):
+        with pytest.raises(SchemaError, match=r"99|more"):
+            document.from_json(json.dumps({**json.loads(text), **change}))
+    with pytest.raises(SchemaError):
+        document.from_json(text[: len(text) // 2])
+
+
+def test_losses_that_cannot_be_are_refused(resnet: Question) -> None:
+    graph, losses = resnet
+    reader = losses.readers[0]
+    (chain, *_) = reader.chains
+    for bad in (
+        {"losses": (*chain.losses[:-1], -1.0)},
+        {"losses": (*chain.losses[:-1], float("nan"))},
+        {"losses": chain.losses[:-1]},
+        {"steps": (chain.steps[0], *chain.steps[:-1])},
+        {"steps": ((10**6,), *chain.steps[1:])},
+    ):
+        data = {**chain.model_dump(), **bad}
+        with pytest.raises(SchemaError, match=chain.origin):
+            Reader(**{**reader.model_dump(), "chains": (data,)})
+    strange = losses.model_copy(
+        update={"readers": (reader.model_copy(update={"operation": "nobody"}),)}
+    )
+    with pytest.raises(BudgetError, match="nobody"):
+        choose(graph, strange, Budget(macs=0.5))

@@ -24,7 +24,8 @@ from upscale_opt.solver.selection.pickers import (
     space_pickers,
 )
 from upscale_opt.solver.selection.setting import Setting
-from upscale_opt.solver.selection.widths import State, Widths
+from upscale_opt.solver.selection.state import State
+from upscale_opt.solver.selection.widths import Widths
 
 EVERYTHING = Budget(macs=0.5, parameters=0.5, latency=0.5)
 

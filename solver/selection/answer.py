@@ -1,4 +1,4 @@
-"""``choose``: masks for a graph within a budget, as a document."""
+"""The answer to a question: masks within a budget, with their bounds, as a document."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from upscale_opt.errors import BudgetError
-from upscale_opt.ir.budget import Budget
 from upscale_opt.ir.choice import Choice, ChoiceTimes, LayerChoice, ResourceUse
-from upscale_opt.ir.graph import ChannelGraph, Layer
-from upscale_opt.ir.losses import Losses
+from upscale_opt.ir.graph import Layer
 from upscale_opt.solver.selection.bound import Bound
 from upscale_opt.solver.selection.joint import is_small, polish, price_at, settle
 from upscale_opt.solver.selection.moves import Hurry, least
@@ -24,42 +22,62 @@ from upscale_opt.solver.selection.pickers import (
     space_pickers,
 )
 from upscale_opt.solver.selection.registry import selector
-from upscale_opt.solver.selection.setting import Dropped, Setting
-from upscale_opt.solver.selection.tasks import Found, Task, Told
-from upscale_opt.solver.selection.widths import State, Widths
+from upscale_opt.solver.selection.setting import NOUNS, Dropped, Setting
+from upscale_opt.solver.selection.state import State
+from upscale_opt.solver.selection.tasks import Found, Task
+from upscale_opt.solver.selection.widths import Widths
 
 
-def choose_masks_within(
-    graph: ChannelGraph,
-    losses: Losses,
-    budget: Budget,
-    *,
-    solver: str = "joint",
-    time_limit: float = 60.0,
-    seed: int = 0,
-    workers: int = 1,
-    told: Told | None = None,
-) -> Choice:
-    """The choice, see :func:`upscale_opt.solver.choose`."""
-    start = time.perf_counter()
+def answer(task: Task, solver: str, time_limit: float) -> Choice:
+    """The choice, see :func:`upscale_opt.solver.choose`; as good as it is, if interrupted.
+
+    Args:
+        task: the question, with its time for the search.
+        solver: the solver's name.
+        time_limit: seconds, bounds included.
+
+    Raises:
+        BudgetError: if no masks meet the budget.
+        KeyboardInterrupt: if interrupted before there was any choice.
+    """
+    start = searched = time.perf_counter()
+    lower = 0.0
+    try:
+        _find(task, solver, time_limit)
+        searched = time.perf_counter()
+        hurry = Hurry(max(time_limit * 0.2, task.hurry.left))
+        lower, task.bound = _bounds(task, hurry, exactly=solver == "joint")
+    except KeyboardInterrupt:
+        if task.best is None:
+            raise
+        searched = time.perf_counter() if searched == start else searched
+    assert task.best is not None
+    times = ChoiceTimes(search=searched - start, bound=time.perf_counter() - searched)
+    return _document(task, task.best, solver, lower, task.bound, times)
+
+
+def _find(task: Task, solver: str, time_limit: float) -> None:
+    """Find the task's best choice.
+
+    Raises:
+        BudgetError: if there is none.
+    """
     search = selector(solver)
-    setting = Setting(graph, losses, budget)
-    task = Task(setting, Hurry(time_limit * 0.8), seed, workers, told)
+    setting = task.setting
     whole: Dropped = tuple(frozenset() for _ in setting.places)
     if setting.fits(whole):
         task.offer(whole)
+    if not setting.places and task.best is None:
+        raise BudgetError(
+            "no masks meet this budget: no layer of this network may lose channels; "
+            "look at the graph's opaque operations, and at spaces that are fixed"
+        )
     if task.best is None or task.best.loss > 0:
         search(task)
     if task.best is None and solver == "joint" and is_small(single_pickers(setting)):
         settle(task, Hurry(time_limit * 0.2))
     if task.best is None:
         raise BudgetError(_impossible(task))
-    searched = time.perf_counter()
-    hurry = Hurry(max(time_limit * 0.2, task.hurry.left))
-    lower, column = _bounds(task, hurry, exactly=solver == "joint")
-    bounded = time.perf_counter()
-    times = ChoiceTimes(search=searched - start, bound=bounded - searched)
-    return _document(task, task.best, solver, lower, column, times)
 
 
 def _bounds(task: Task, hurry: Hurry, *, exactly: bool) -> tuple[float, float]:
@@ -122,15 +140,12 @@ def _impossible(task: Task) -> str:
         else:
             share = least_used[at] / limit.before
             asked = limit.most / limit.before
-            parts.append(f"{share:.2%} of the {_NOUNS[limit.resource]} (asked for: {asked:.2%})")
+            parts.append(f"{share:.2%} of the {NOUNS[limit.resource]} (asked for: {asked:.2%})")
     return (
         "no masks meet this budget: the least that can be had is about "
         + ", ".join(parts)
         + "; allow more, or leave fewer layers alone"
     )
-
-
-_NOUNS = {"macs": "multiply-adds", "parameters": "parameters", "latency": "latency"}
 
 
 def _document(
