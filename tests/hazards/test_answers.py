@@ -10,19 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hazards import (
-    Around,
-    Builder,
-    Call,
-    Case,
-    Flat,
-    around,
-    drawn,
-    holds,
-    images,
-    resized,
-    variants,
-)
+from hazard_networks import Around, Flat, around, drawn, images, resized
+from hazards import Builder, Call, Case, holds, variants
 from test_numbers import given
 from test_shapes import dead
 from torch import Tensor

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hazards import Around, Builder, Call, Case, drawn, holds, images, resized, variants
+from hazard_networks import Around, drawn, images, resized
+from hazards import Builder, Call, Case, holds, variants
 from torch import Tensor, nn
 
 

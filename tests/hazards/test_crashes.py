@@ -12,20 +12,8 @@ from typing import Any
 import pytest
 import torch
 from comparing import size
-from hazards import (
-    Around,
-    Builder,
-    Call,
-    Case,
-    around,
-    difference,
-    drawn,
-    hazard,
-    holds,
-    images,
-    other_sizes,
-    variants,
-)
+from hazard_networks import Around, around, drawn, images, other_sizes
+from hazards import Builder, Call, Case, difference, hazard, holds, variants
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import prune as torch_prune

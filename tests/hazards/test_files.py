@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from hazards import Around, difference, drawn, hazard, images
+from hazard_networks import Around, drawn, images
+from hazards import difference, hazard
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -9,19 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from hazards import (
-    Around,
-    Builder,
-    Call,
-    Case,
-    around,
-    drawn,
-    holds,
-    images,
-    other_sizes,
-    resized,
-    variants,
-)
+from hazard_networks import Around, around, drawn, images, other_sizes, resized
+from hazards import Builder, Call, Case, holds, variants
 from torch import Tensor, nn
 from torch.nn import functional
 

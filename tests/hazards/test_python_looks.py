@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from hazards import Builder, around, holds, variants
+from hazard_networks import around
+from hazards import Builder, holds, variants
 from torch import Tensor
 from torch._jit_internal import is_scripting
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from hazards import Around, Builder, Call, Case, around, drawn, holds, images, resized, variants
+from hazard_networks import Around, around, drawn, images, resized
+from hazards import Builder, Call, Case, holds, variants
 from torch import Tensor, nn
 from torch.nn import functional
 

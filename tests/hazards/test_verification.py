@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hazards import Around, drawn, hazard, images
+from hazard_networks import Around, drawn, images
+from hazards import hazard
 from torch import Tensor, nn
 
 import upscale_opt as uo
