@@ -23,12 +23,15 @@ from upscale_opt.experiments.bench.records import BenchRecord
 from upscale_opt.experiments.coverage.records import NetworkRecord
 from upscale_opt.experiments.study.records import Results
 from upscale_opt.ir.base import SCHEMA_VERSION, Record
+from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.cost_model import KINDS, CostModel
 from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.losses import Losses
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.saving.file import Manifest
 from upscale_opt.solver.checking.removal import Removal
+from upscale_opt.solver.choosing import ChoiceComparison
 from upscale_opt.solver.comparing import Comparison
 from upscale_opt.solver.problem.instance_file import InstanceFile
 
@@ -57,8 +60,13 @@ GROUPS = {
             "`upscale_opt.solver.problem.instance_file`; read by `upscale-opt compare --instance`",
         ),
     ),
+    "Within a budget": (
+        Entry(Losses, "`losses.json`: `result.losses` of `uo.prune`, `upscale-opt prune`"),
+        Entry(Choice, "`choice.json`: `uo.solver.choose`, `upscale-opt prune`"),
+    ),
     "Reports": (
         Entry(Comparison, "`uo.solver.compare`, `upscale-opt compare`"),
+        Entry(ChoiceComparison, "`uo.solver.compare_choices`"),
         Entry(Removal, "`uo.solver.removal`, `upscale-opt removed --json`"),
         Entry(Fronts, "`upscale-opt pareto`"),
     ),

@@ -10,14 +10,17 @@ import doctest
 import re
 import shlex
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from comparing import benchmark
+from house import modules
 
 import upscale_opt as uo
 from upscale_opt.cli import main
+from upscale_opt.ir.base import Document
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [DOCS / "tutorial.md", *sorted(DOCS.glob("howto-*.md"))]
@@ -93,6 +96,17 @@ def test_the_reference_is_what_the_models_say() -> None:
     assert "\n".join(benchmark("json_reference").page()) + "\n" == written, (
         "run: python benchmarks/json_reference.py --out docs/json-reference.md"
     )
+
+
+def test_every_document_is_in_the_reference() -> None:
+    listed = {e.model for own in benchmark("json_reference").GROUPS.values() for e in own}
+    found = set()
+    for name, path in modules().items():
+        if "(Document)" in path.read_text(encoding="utf-8"):
+            known = vars(import_module(name)).values()
+            own = (v for v in known if isinstance(v, type) and v.__module__ == name)
+            found |= {v for v in own if issubclass(v, Document) and v.__name__[0] != "_"}
+    assert found - {Document} <= listed
 
 
 def test_every_field_has_a_meaning() -> None:
