@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,15 @@ from torch import Tensor, nn
 
 from upscale_opt.cli import main
 from upscale_opt.errors import UpscaleError
-from upscale_opt.experiments.coverage.covering import Task, cover
+from upscale_opt.experiments.coverage.covering import BATCH, Task, cover
 from upscale_opt.experiments.coverage.masking import mask, run, survey, zeros
 from upscale_opt.experiments.coverage.names import GROUPS
-from upscale_opt.experiments.coverage.records import NetworkRecord, Reason, SideRecord
+from upscale_opt.experiments.coverage.records import (
+    NetworkRecord,
+    OtherInputs,
+    Reason,
+    SideRecord,
+)
 from upscale_opt.experiments.coverage.sweeping import done_before, record_of, sweep
 from upscale_opt.experiments.coverage.table import BEGIN, END, page, summary, tables
 from upscale_opt.experiments.processes import Ended
@@ -87,6 +93,10 @@ def test_a_network_is_covered_on_all_sides() -> None:
         assert side.masked > 0
         assert 0 <= side.left < side.masked
         assert side.parameters < record.parameters
+        assert [(other.what, other.status) for other in side.elsewhere] == [
+            ("another batch", "equal"),
+            ("other sizes", "equal"),
+        ]
     assert NetworkRecord.from_json(record.to_json()) == record
 
 
@@ -139,6 +149,26 @@ def test_a_deviation_is_lossy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not record.lossless
 
 
+def test_an_export_that_is_wrong_for_another_batch_is_not_lossless(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def export(masked: nn.Module, *_: object) -> nn.Module:
+        right = copy.deepcopy(masked)
+        forward = right.forward
+        right.forward = lambda x: forward(x) * (1 if len(x) == BATCH else 2)  # type: ignore[method-assign]
+        return right
+
+    monkeypatch.setattr("upscale_opt.experiments.coverage.covering.materialize", export)
+    record = cover(Task(SMALL))
+    assert record is not None
+    assert {side.status for side in record.sides} == {"lossless"}
+    for side in record.sides:
+        batch, size = side.elsewhere
+        assert (batch.status, size.status) == ("differs", "equal")
+        assert "deviates" in batch.reason
+    assert not record.lossless
+
+
 def a_record(name: str, group: str = "timm", **side: object) -> NetworkRecord:
     sides = tuple(
         SideRecord.model_validate(
@@ -152,19 +182,25 @@ def a_record(name: str, group: str = "timm", **side: object) -> NetworkRecord:
 
 def test_tables_say_what_is_opaque_and_what_is_lossy() -> None:
     rolls = Reason(text="rolls a_b", operations=2)
+    batch = OtherInputs(what="another batch", status="refused", reason="a batch of two, only")
+    size = OtherInputs(what="other sizes", status="failed", reason="KeyError: 7")
     text = tables(
         [
             a_record("timm/one"),
             a_record("timm/two", opaque=(rolls, Reason(text="pads", operations=1))),
             a_record("timm/three", status="lossy", deviation=0.25),
+            a_record("timm/five", elsewhere=(batch, size)),
             NetworkRecord(name="timm/four", group="timm", amount=0.5, problem="build: no timm"),
         ]
     )
-    assert "2 of 4 lossless on all sides, 1 of 4 without opaque operations" in text
+    assert "2 of 5 lossless on all sides, 1 of 5 without opaque operations" in text
+    assert "another batch: 1 refused; other sizes: 1 failed; removed" in text
     rows = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}
-    assert rows["one"].startswith("| one | 2.0 M | fx | 1e-15 | 75.0 % | 75.0 % | 75.0 % |")
+    assert rows["one"].startswith("| one | 2.0 M | fx | 1e-15 | - | - | 75.0 % | 75.0 % | 75.0 % |")
     assert "| 2 a, 1 b |" in rows["two"]
     assert "**lossy**" in rows["three"]
+    assert "| refused | **failed** |" in rows["five"]
+    assert "* timm/five, input, other sizes failed: KeyError: 7" in text
     assert "| failed | failed | failed |" in rows["four"]
     assert "* **a**: rolls a\\_b (2 operations, 1 network)" in text
     assert "* timm/three, both: deviates by 2.5e-01" in text

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from upscale_opt.errors import ArgumentError, VerificationError
+from upscale_opt.errors import VerificationError
 from upscale_opt.materializing.used import kind_of
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name
 from upscale_opt.verifying.both import Both, DoesNotRunError, Outcome
-from upscale_opt.verifying.other_inputs import another_batch, at_random, of_other_sizes, shapes
+from upscale_opt.verifying.elsewhere import elsewhere as elsewhere_of
+from upscale_opt.verifying.other_inputs import at_random, shapes
 
 
 @dataclass(frozen=True)
@@ -172,34 +173,18 @@ def _elsewhere(both: Both, inputs: Inputs, dtype: torch.dtype, notes: _Notes) ->
     Raises:
         VerificationError: if the models differ there.
     """
-    batch = another_batch(inputs)
-    if batch is not None:
-        _try(both, [batch], dtype, "another batch", notes)
-    _try(both, of_other_sizes(inputs), dtype, "other sizes", notes)
-
-
-def _try(
-    both: Both, candidates: list[Inputs], dtype: torch.dtype, what: str, notes: _Notes
-) -> None:
-    """Compare on the first of some inputs on which the masked model runs."""
-    for given in candidates:
-        try:
-            both.compare(given, dtype)
-        except DoesNotRunError as failure:
-            if failure.masked:
-                continue
-            how = "refuses" if isinstance(failure.__cause__, ArgumentError) else "fails on"
-            notes.add(f"the pruned model {how} {what}, {shapes(given)}: {failure.reason}")
-            return
-        except VerificationError as error:
-            if "not finite" in str(error) and "masked" in str(error):
-                continue
+    for found in elsewhere_of(both, inputs, dtype):
+        where = f"{found.what}, {found.shapes}"
+        if found.status == "differs":
             raise VerificationError(
-                f"the pruned model is right for the given inputs, and wrong on {what}, "
-                f"{shapes(given)}: what depends on sizes was captured as a number (use x.shape[0] "
-                f"instead of len(x) and the like); {error}"
-            ) from None
-        notes.also.append(f"{what}, {shapes(given)}")
-        return
-    if candidates:
-        notes.add(f"not compared on {what}: the masked model takes none that were tried")
+                f"the pruned model is right for the given inputs, and wrong on {where}: what "
+                "depends on sizes was captured as a number (use x.shape[0] instead of len(x) and "
+                f"the like); {found.reason}"
+            )
+        if found.status == "equal":
+            notes.also.append(where)
+        elif found.status == "not taken":
+            notes.add(f"not compared on {found.what}: the masked model takes none that were tried")
+        else:
+            how = "refuses" if found.status == "refused" else "fails on"
+            notes.add(f"the pruned model {how} {where}: {found.reason}")

@@ -26,6 +26,7 @@ from upscale_opt.experiments.coverage.records import (
     ROUGH,
     SIDES,
     NetworkRecord,
+    OtherInputs,
     SideRecord,
 )
 from upscale_opt.ir.graph import ChannelGraph
@@ -37,7 +38,9 @@ from upscale_opt.pruning.submodules import prune_submodules
 from upscale_opt.solver.api import solve
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import map_tensors
+from upscale_opt.verifying.both import Both
 from upscale_opt.verifying.deviation import deviation
+from upscale_opt.verifying.elsewhere import elsewhere
 
 BATCH = 2
 """Images per input: with one, some reshapes of the batch cannot be told from those of channels."""
@@ -166,6 +169,8 @@ def _cover_side(
         got, kept = run(export.module, inputs)
         step[0] = "compare"
         error = deviation(want, got) if export.deviation is None else export.deviation
+        step[0] = "compare elsewhere"
+        others = _elsewhere(model, export, inputs, dtype)
     except Exception as problem:  # the record says so, and the sweep goes on
         return record.model_copy(update={"problem": _problem(step[0], problem)})
     found = {
@@ -177,11 +182,22 @@ def _cover_side(
         "parameters": sum(map(torch.numel, kept)),
         "copied": sum(solution.objective_value for solution in export.solutions),
         "opaque": reasons(export.graphs),
+        "elsewhere": others,
         "trace": export.seconds[0],
         "solve": export.seconds[1],
         "materialize": export.seconds[2],
     }
     return record.model_copy(update=found)
+
+
+def _elsewhere(
+    model: nn.Module, export: _Export, inputs: Any, dtype: str
+) -> tuple[OtherInputs, ...]:
+    """Compare on other inputs, unless the model was pruned in place, part by part."""
+    if export.module is model:
+        return ()
+    found = elsewhere(Both(model, export.module), inputs, getattr(torch, dtype))
+    return tuple(OtherInputs(what=o.what, status=o.status, reason=o.reason[:500]) for o in found)
 
 
 def _export(model: nn.Module, inputs: Any, task: Task, step: list[str]) -> _Export:

@@ -32,6 +32,21 @@ class Reason(Record):
     operations: int
 
 
+class OtherInputs(Record):
+    """An export beside the masked model, on inputs unlike those traced.
+
+    Attributes:
+        what: what is different about them.
+        status: ``"refused"`` if the export says by name that it does not take them, ``"failed"`` if
+            it fails otherwise; ``"not taken"`` if the masked model takes none that were tried.
+        reason: why it is none of ``"equal"`` and ``"not taken"``.
+    """
+
+    what: Literal["another batch", "other sizes"]
+    status: Literal["equal", "differs", "refused", "failed", "not taken"]
+    reason: str = ""
+
+
 class SideRecord(Record):
     """A network with masks on one side, exported.
 
@@ -48,6 +63,7 @@ class SideRecord(Record):
         parameters: numbers in the export's parameters.
         copied: channels that the export copies.
         opaque: why operations are opaque, the most frequent reason first.
+        elsewhere: how it does on another batch, and on other sizes.
         trace, solve, materialize: seconds.
     """
 
@@ -63,6 +79,7 @@ class SideRecord(Record):
     parameters: int = 0
     copied: int = 0
     opaque: tuple[Reason, ...] = ()
+    elsewhere: tuple[OtherInputs, ...] = ()
     trace: float = 0.0
     solve: float = 0.0
     materialize: float = 0.0
@@ -99,8 +116,12 @@ class NetworkRecord(Document):
 
     @property
     def lossless(self) -> bool:
-        """Tell whether all sides are lossless."""
-        return bool(self.sides) and all(side.status == "lossless" for side in self.sides)
+        """Tell whether all sides are lossless, on whatever their exports take."""
+        return bool(self.sides) and all(
+            side.status == "lossless"
+            and not any(other.status in ("differs", "failed") for other in side.elsewhere)
+            for side in self.sides
+        )
 
     @property
     def understood(self) -> bool:

@@ -18,6 +18,8 @@ _COLUMNS = (
     ("parameters", "---:"),
     ("capture", "---"),
     ("deviation", "---:"),
+    ("another batch", "---"),
+    ("another size", "---"),
     ("removed: input", "---:"),
     ("output", "---:"),
     ("both", "---:"),
@@ -29,13 +31,19 @@ _COLUMNS = (
     ("memory", "---:"),
 )
 
+_OTHERS = ("another batch", "other sizes")
+
+_STATUSES = ("differs", "failed", "refused", "equal", "not taken")
+"""From the worst to what says nothing about the export."""
+
 _LEGEND = """\
 *Deviation*: the largest of the three sides, relative to the largest output; in float64 (up to 1e-10
-counts as lossless), or in float32 where it says so (up to 1e-4). *Removed*: of the weights that the
-masks set to zero, the share that the export lacks. *Copied channels*: with masks on the input side,
-output side, and both. *Opaque*: operations around which all channels stay, by reason; these are
-listed below the table. Seconds are those of the slowest side, on one thread; memory is the peak of
-the whole process."""
+counts as lossless), or in float32 where it says so (up to 1e-4). *Another batch*, *another size*:
+the same export beside the masked model on a batch and on images that were not traced: equal,
+refused by name, or not taken by the model itself. *Removed*: of the weights that the masks set to
+zero, the share that the export lacks. *Copied channels*: with masks on the input side, output side,
+and both. *Opaque*: operations around which all channels stay, by reason; these are listed below the
+table. Seconds are those of the slowest side, on one thread; memory is the peak of the process."""
 
 
 def page(before: str | None, records: Sequence[NetworkRecord], heading: str) -> str:
@@ -81,12 +89,17 @@ def _share_line(records: Sequence[NetworkRecord]) -> str:
         for side in record.sides:
             masked[side.side] += side.masked
             left[side.side] += side.left
+    others = "; ".join(
+        f"{what}: {', '.join(f'{counts[s]} {s}' for s in _STATUSES if counts[s])}"
+        for what in _OTHERS
+        if (counts := Counter(_worst(record.sides, what) for record in records)).total()
+    )
     removed = ", ".join(
         f"{100 * (1 - left[side] / masked[side]):.1f} % ({side})" for side in masked if masked[side]
     )
     return (
         f"{lossless} of {len(records)} lossless on all sides, {understood} of {len(records)} "
-        f"without opaque operations; removed of what was masked: {removed or '-'}"
+        f"without opaque operations; {others}; removed of what was masked: {removed or '-'}"
     )
 
 
@@ -107,7 +120,7 @@ def _section(group: str, records: Sequence[NetworkRecord]) -> str:
         )
     problems = list(_problems(records))
     if problems:
-        lines += ["", "What is not lossless:", "", *problems]
+        lines += ["", "What is not lossless, or refused:", "", *problems]
     return "\n".join([*lines, ""])
 
 
@@ -141,6 +154,7 @@ def _cells(record: NetworkRecord, letters: dict[str, str]) -> list[str]:
         f"{record.parameters / 1e6:.1f} M" if record.parameters else "-",
         ", ".join(dict.fromkeys(side.capture for side in done)) or "-",
         _deviation(done),
+        *(_elsewhere(done, what) for what in _OTHERS),
         *([_removed(side) for side in sides] if sides else ["failed"] * 3),
         " / ".join(f"{side.copied:,}" if side in done else "-" for side in sides) or "-",
         opaque or ("-" if done else ""),
@@ -160,6 +174,17 @@ def _deviation(done: Sequence[SideRecord]) -> str:
     return f"{max(known):.0e}" + ("" if dtype == "float64" else f" ({dtype})")
 
 
+def _elsewhere(done: Sequence[SideRecord], what: str) -> str:
+    worst = _worst(done, what)
+    return f"**{worst}**" if worst in ("differs", "failed") else worst
+
+
+def _worst(sides: Sequence[SideRecord], what: str) -> str:
+    """How the worst of the sides does on other inputs; ``"-"`` if none was tried."""
+    found = {other.status for side in sides for other in side.elsewhere if other.what == what}
+    return next((status for status in _STATUSES if status in found), "-")
+
+
 def _removed(side: SideRecord) -> str:
     if side.status == "failed":
         return "failed"
@@ -176,6 +201,10 @@ def _problems(records: Iterable[NetworkRecord]) -> Iterable[str]:
                 yield f"* {record.name}, {side.side}: deviates by {side.deviation or 0:.1e}"
             elif side.status == "failed":
                 yield f"* {record.name}, {side.side}: {_plain(side.problem.splitlines()[0])}"
+            for other in side.elsewhere:
+                if other.reason:
+                    what = f"{other.what} {other.status}: {_plain(other.reason.splitlines()[0])}"
+                    yield f"* {record.name}, {side.side}, {what}"
 
 
 def _counted(number: int, what: str) -> str:

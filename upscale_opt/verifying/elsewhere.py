@@ -1,0 +1,66 @@
+"""The comparison on another batch, and on inputs of other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from upscale_opt.errors import ArgumentError, VerificationError
+from upscale_opt.tracing.examples import Inputs
+from upscale_opt.verifying.both import Both, DoesNotRunError
+from upscale_opt.verifying.other_inputs import another_batch, of_other_sizes, shapes
+
+What = Literal["another batch", "other sizes"]
+Status = Literal["equal", "differs", "refused", "failed", "not taken"]
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A comparison of a masked model and its export on inputs like the given ones.
+
+    Attributes:
+        what: what is different about these.
+        status: ``"refused"`` if the export says by name that it does not take them, ``"failed"`` if
+            it fails otherwise; ``"not taken"`` if the masked model takes none that were tried.
+        shapes: of the inputs, such as ``"4 x 3 x 224 x 224"``.
+        reason: what differs, or the error.
+    """
+
+    what: What
+    status: Status
+    shapes: str = ""
+    reason: str = ""
+
+
+def elsewhere(both: Both, inputs: Inputs, dtype: torch.dtype) -> list[Elsewhere]:
+    """Compare on another batch, and on other sizes, where there are such inputs."""
+    batch = another_batch(inputs)
+    found = [
+        _first_taken(both, [] if batch is None else [batch], dtype, "another batch"),
+        _first_taken(both, of_other_sizes(inputs), dtype, "other sizes"),
+    ]
+    return [one for one in found if one is not None]
+
+
+def _first_taken(
+    both: Both, candidates: Sequence[Inputs], dtype: torch.dtype, what: What
+) -> Elsewhere | None:
+    """Compare on the first of some inputs on which the masked model runs."""
+    for given in candidates:
+        size = str(shapes(given))
+        try:
+            both.compare(given, dtype)
+        except DoesNotRunError as failure:
+            if failure.masked:
+                continue
+            by_name = isinstance(failure.__cause__, ArgumentError)
+            return Elsewhere(what, "refused" if by_name else "failed", size, failure.reason)
+        except VerificationError as error:
+            if "not finite" in str(error) and "masked" in str(error):
+                continue
+            return Elsewhere(what, "differs", size, str(error))
+        return Elsewhere(what, "equal", size)
+    return Elsewhere(what, "not taken") if candidates else None
