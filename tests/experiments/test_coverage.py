@@ -155,7 +155,7 @@ def test_an_export_that_is_wrong_for_another_batch_is_not_lossless(
     def export(masked: nn.Module, *_: object) -> nn.Module:
         right = copy.deepcopy(masked)
         forward = right.forward
-        right.forward = lambda x: forward(x) * (1 if len(x) == BATCH else 2)  # type: ignore[method-assign]
+        right.forward = lambda x: forward(x) * (1 if len(x) == BATCH else 2)
         return right
 
     monkeypatch.setattr("upscale_opt.experiments.coverage.covering.materialize", export)
