@@ -65,7 +65,7 @@ def halved(
     shift = torch.zeros_like(added[:, 0])
     if mean is not None:
         shift = -(mean[:, :, None] * added).sum(1)
-    return Change(added.float(), shift.float(), quadratic.loss(units))
+    return Change(added.float(), shift.float(), float(quadratic.own_losses[count]))
 
 
 def effects(

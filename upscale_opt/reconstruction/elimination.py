@@ -99,19 +99,31 @@ class Quadratic:
             total += float((factor.T @ weights[own[-gone:]]).square().sum())
         return total
 
-    @cached_property
+    @property
     def own_order(self) -> Tensor:
         """The order in which the units go, each time those that cost least, as in :meth:`losses`.
 
         With more than some 256 units, a step drops a 64th of them at once.
         """
+        return self._eliminated[0]
+
+    @cached_property
+    def own_losses(self) -> Tensor:
+        """The losses of this order."""
+        return self.losses(self.own_order)
+
+    @cached_property
+    def _eliminated(self) -> tuple[Tensor, Tensor]:
+        """The own order; and what every unit costs alone, of shape (groups, parts, units)."""
         going = Elimination(self)
+        scores = singles = going.scores()
         found = []
         while going.left:
             count = at_once(going.left * self.parts, going.left)
-            picked = going.scores().topk(count, dim=2, largest=False, sorted=True).indices
+            picked = scores.topk(count, dim=2, largest=False, sorted=True).indices
             found.append(going.drop(picked))
-        return torch.cat(found, dim=2) if found else torch.zeros(0, dtype=torch.int64)
+            scores = going.scores() if going.left else scores
+        return torch.cat(found, dim=2), singles
 
     def norm_order(self) -> Tensor:
         """The order by the L2 norms of the units' weights, least first, as in :meth:`losses`."""
@@ -130,8 +142,7 @@ class Quadratic:
         units = self.units
         rank = torch.zeros(units + 1, dtype=torch.float64)
         singles = torch.zeros(units + 1, dtype=torch.float64)
-        scores = Elimination(self).scores()
-        for gram, weights, own in zip(self.gram, self.weights, scores, strict=True):
+        for gram, weights, own in zip(self.gram, self.weights, self._eliminated[1], strict=True):
             values = torch.linalg.eigvalsh(weights.T @ gram @ weights).clamp(min=0)
             tails = torch.cat([values.new_zeros(1), values.cumsum(0)])
             left = torch.arange(units, -1, -1) * self.parts * self.columns

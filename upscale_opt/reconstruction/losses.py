@@ -326,7 +326,13 @@ class _Measured:
 
     def chain(self, origin: str, order: Tensor) -> Chain:
         """The chain that drops units in this order, as :meth:`Quadratic.losses` takes it."""
-        losses = self.quadratic.losses(order)
+        return self._chain(origin, order, self.quadratic.losses(order))
+
+    def own_chain(self) -> Chain:
+        """The chain in the layer's own order."""
+        return self._chain("own", self.quadratic.own_order, self.quadratic.own_losses)
+
+    def _chain(self, origin: str, order: Tensor, losses: Tensor) -> Chain:
         whole = all(self.site.free) and order.shape[2] == self.steps
         values = torch.cummax(self.weighed(losses, empty=whole), dim=0).values
         return Chain(origin=origin, steps=self.slices(order), losses=tuple(values.tolist()))
@@ -427,7 +433,7 @@ class Oracle:
         for one in self.measured:
             chains = []
             if "own" in origins:
-                chains.append(one.chain("own", one.quadratic.own_order))
+                chains.append(one.own_chain())
             if "norm" in origins:
                 norms = Quadratic(
                     one.quadratic.gram, one.norms, one.site.parts, one.quadratic.columns
@@ -436,7 +442,7 @@ class Oracle:
             if one.site.weight in together:
                 chains.append(one.chain("space", together[one.site.weight]))
             if not chains:  # alone in its space
-                chains.append(one.chain("own", one.quadratic.own_order))
+                chains.append(one.own_chain())
             readers.append(self._reader(one, chains))
         return Losses(
             graph_fingerprint=self.graph.masks_fingerprint,
