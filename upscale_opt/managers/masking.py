@@ -15,6 +15,7 @@ from upscale_opt.managers.inputs import trace_without_inputs
 from upscale_opt.masking.segments import Layers, Method, Segment, Side, find_segments
 from upscale_opt.masking.zeros import apply_masks
 from upscale_opt.tracing import trace
+from upscale_opt.tracing.wrappings import unwrapped
 
 if TYPE_CHECKING:
     from upscale_opt.tracing.examples import Inputs
@@ -74,7 +75,7 @@ class MaskingManager:
     ) -> None:
         if not isinstance(model, nn.Module):
             raise MaskError(f"cannot mask a {type(model).__name__}; give an nn.Module")
-        self.model = model
+        self.model = model = unwrapped(model)
         self.side = side
         self.method = method
         self.is_global = is_global

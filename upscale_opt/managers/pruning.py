@@ -26,6 +26,7 @@ from upscale_opt.solver.options import SolveFields, SolveOptions
 from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import Inputs
+from upscale_opt.tracing.wrappings import unwrapped
 from upscale_opt.verifying.verify import VerificationReport, verify
 
 Channels = Iterable[tuple[str, int]]
@@ -62,7 +63,7 @@ class PruningManager(nn.Module):
         super().__init__()
         if not isinstance(net, nn.Module):
             raise MaskError(f"cannot prune a {type(net).__name__}; give an nn.Module")
-        self.net = net
+        self.net = unwrapped(net)
         self.graph: ChannelGraph | None = None
         self.masks: Masks | None = None
         self.solution: Solution | None = None

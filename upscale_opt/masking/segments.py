@@ -23,6 +23,7 @@ from upscale_opt.masking.slices import channel_rows
 from upscale_opt.masking.zeros import apply_masks, state_of
 from upscale_opt.shown import Shown
 from upscale_opt.solver.network.coupling import groups
+from upscale_opt.tracing.wrappings import unwrapped
 
 Side = Literal["input", "output", "both"]
 Method = Literal["unconstrained", "constrained"]
@@ -191,6 +192,7 @@ def find_segments(
     ):
         if value not in choices:
             raise MaskError(f"{name} must be one of {', '.join(choices)}, not {value!r}")
+    model = unwrapped(model)
     state_of(model, graph)  # or else the graph is another model's
     both: tuple[_OneSide, ...] = ("input", "output")
     sides = [one for one in both if side in (one, "both")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -23,19 +23,26 @@ from upscale_opt.ir.graph import (
 )
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.slices import nonzero_slices, zero_slices
+from upscale_opt.masking.tensors import NamedTensors, masks_in
 from upscale_opt.tracing.copying import copied
+from upscale_opt.tracing.wrappings import unwrapped
 
 
-def masks_of(model: nn.Module, graph: ChannelGraph) -> Masks:
+def masks_of(model: nn.Module | NamedTensors, graph: ChannelGraph) -> Masks:
     """Read masks off the model's zeros: a slice is kept unless it is zero throughout.
 
     Args:
-        model: the (masked) model.
+        model: the (masked) model; or masks, or weights, as tensors by the names of parameters or
+            modules (see :func:`upscale_opt.masking.tensors.masks_in`).
         graph: its graph.
 
     Raises:
-        MaskError: if the model lacks a parameter that the graph names, or has it in another shape.
+        MaskError: if the model lacks a parameter that the graph names, or has it in another shape;
+            if tensors do not fit the graph.
     """
+    if isinstance(model, Mapping) and not isinstance(model, nn.Module):
+        ChannelGraph.require(graph)
+        return masks_in(model, graph)
     tensors = state_of(model, graph)
     kept: dict[str, dict[int, tuple[int, ...]]] = {}
     for name, axes in maskable_axes(graph).items():
@@ -54,6 +61,7 @@ def state_of(model: nn.Module, graph: ChannelGraph) -> dict[str, torch.Tensor]:
     if not isinstance(model, nn.Module):
         raise MaskError(f"expected a model, but got an object of class {type(model).__name__}")
     ChannelGraph.require(graph)
+    model = unwrapped(model)
     tensors: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
     tensors.update(model.named_buffers(remove_duplicate=False))
     for name, shape in graph.parameters.items():

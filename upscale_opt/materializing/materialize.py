@@ -15,6 +15,7 @@ from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.recent import recall
 from upscale_opt.tracing.running import run_as
+from upscale_opt.tracing.wrappings import unwrapped
 
 
 def materialize(
@@ -48,6 +49,7 @@ def materialize(
         given = f"an object of class {type(model).__name__}"
         raise MaterializeError(f"expected a model, but got {given}")
     Solution.require(solution)
+    model = unwrapped(model)
     program = _program(model, solution)
     lost = losses(program.graph, masks_of(model, program.graph), solution)
     if lost:

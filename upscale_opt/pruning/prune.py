@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,12 +20,12 @@ from upscale_opt.ir.losses import Losses
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.segments import Layers, Method, Side
+from upscale_opt.masking.tensors import NamedTensors
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.measuring.in_turn import Times, beside
 from upscale_opt.pruning.notes import notes_of, warn
 from upscale_opt.pruning.within import Wish, Within, masked_within
-from upscale_opt.pruning.wrappings import few, make_permanent, masked_by_torch
 from upscale_opt.reconstruction.refitting import RefitReport
 from upscale_opt.reconstruction.refitting import refit as refitted
 from upscale_opt.solver.api import solve
@@ -35,6 +35,13 @@ from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs
+from upscale_opt.tracing.wrappings import (
+    computed_by_torch,
+    few,
+    make_permanent,
+    masked_by_torch,
+    unwrapped,
+)
 from upscale_opt.verifying.verify import VerificationReport, verify
 
 
@@ -100,7 +107,7 @@ def prune(
     method: Method = "unconstrained",
     is_global: bool = False,
     round_to: int = 1,
-    masks: Masks | None = None,
+    masks: Masks | NamedTensors | None = None,
     losses: Losses | None = None,
     check: bool = True,
     options: SolveOptions | None = None,
@@ -140,7 +147,8 @@ def prune(
         is_global: with ``amount``: rank the channels of all layers together.
         round_to: with ``amount``: every layer keeps a multiple of so many channels. A budget has
             its own.
-        masks: explicit masks.
+        masks: explicit masks; or tensors by the names of parameters or modules, zero where
+            something shall go (:func:`upscale_opt.masks_of`).
         losses: with a budget: losses that are known already (``result.losses`` of another budget).
         check: verify the result on ``inputs``.
         options: how to solve.
@@ -170,21 +178,25 @@ def prune(
         raise BudgetError(f"data refit what a budget or masks leave: give masks={chosen}")
     asked = Wish.of(budget, data, losses, criterion, refit)
     options = SolveOptions.of(options, **fields)
+    model = unwrapped(model)
     tell: Listener = progress or (lambda event: None)
     own_zeros = amount is None and masks is None and method == "unconstrained"
-    masks_before = masked_by_torch(model)
-    masked = model if own_zeros and not masks_before else copied(model)
-    make_permanent(masked)
+    wrapped = _Wrapped(tuple(masked_by_torch(model)), tuple(computed_by_torch(model)))
+    masked = model if own_zeros and not wrapped else copied(model)
+    if wrapped:
+        make_permanent(masked)
     tell(Progress("trace"))
     graph = trace(masked, inputs)
-    base = masked if masks_before else model
-    chain = _Chain(base, inputs, graph, options, tell, check, tuple(masks_before))
+    base = masked if wrapped else model
+    chain = _Chain(base, inputs, graph, options, tell, check, wrapped.notes)
     if budget is not None:
         solver = "joint" if method == "unconstrained" else "constrained"
         result = chain.within(masked_within(base, graph, asked, options, solver=solver, tell=tell))
         return chain.faster(result, asked) if measure else result
     refitting = None
     tell(Progress("mask"))
+    if isinstance(masks, Mapping):
+        masks = masks_of(masks, graph)
     if amount is not None:
         masks = choose_masks(
             masked,
@@ -212,6 +224,33 @@ def prune(
 
 
 @dataclass(frozen=True)
+class _Wrapped:
+    """The tensors that hooks and parametrizations make before every call, by name."""
+
+    masked: tuple[str, ...]
+    computed: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.masked or self.computed)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What became of them."""
+        found = []
+        if self.masked:
+            found.append(
+                f"the masks that torch.nn.utils.prune holds in {few(self.masked)} were made "
+                "permanent in the pruned copy, as torch.nn.utils.prune.remove does"
+            )
+        if self.computed:
+            found.append(
+                f"{few(self.computed)}, computed before every call (by a weight norm or another "
+                "parametrization), became parameters of the pruned copy"
+            )
+        return tuple(found)
+
+
+@dataclass(frozen=True)
 class _Chain:
     """The steps behind the masks.
 
@@ -222,7 +261,7 @@ class _Chain:
         options: how to solve.
         tell: told of every step.
         check: verify.
-        masked_before: tensors that torch.nn.utils.prune had masked.
+        notes: on what was done to the copy first.
     """
 
     model: nn.Module
@@ -231,7 +270,7 @@ class _Chain:
     options: SolveOptions
     tell: Listener
     check: bool
-    masked_before: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def export(self, masked: nn.Module, masks: Masks) -> Pruned:
         """Solve, materialise and verify."""
@@ -245,11 +284,7 @@ class _Chain:
             report = verify(masked, pruned, self.inputs)
         notes = notes_of(masked, pruned, self.graph, masks, solution)
         warn(notes)
-        if self.masked_before:
-            notes += (
-                f"the masks that torch.nn.utils.prune holds in {few(self.masked_before)} were made "
-                "permanent in the pruned copy, as torch.nn.utils.prune.remove does",
-            )
+        notes += self.notes
         notes += () if report is None else report.notes
         return Pruned(pruned, masked, self.graph, masks, solution, report, notes)
 

@@ -30,6 +30,7 @@ from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs, require_model
+from upscale_opt.tracing.wrappings import unwrapped
 
 _Choose = Callable[[nn.Module, ChannelGraph], Masks]
 """Chooses the masks of a submodule."""
@@ -160,6 +161,7 @@ def prune_submodules(
         UpscaleError: the error of any other step that failed.
     """
     require_model(model, "prune")
+    model = unwrapped(model)
     options = SolveOptions.of(options, **fields)
     tell: Listener = progress or (lambda event: None)
     choose: _Choose | None = None

@@ -26,6 +26,7 @@ from upscale_opt.reconstruction.sensitivity import sensitivities
 from upscale_opt.reconstruction.sites import Site, sites_of
 from upscale_opt.reconstruction.together import orders_together
 from upscale_opt.tracing.program import Program
+from upscale_opt.tracing.wrappings import unwrapped
 
 Weighting = Literal["effect", "variance", "log", "sensitivity", "sensitivity-log"]
 """A way to make losses of different layers comparable."""
@@ -142,6 +143,7 @@ def measure(
         raise BudgetError(f"a ridge is a share of the mean of the diagonal, not {ridge!r}")
     if data is not None and criterion is not None:
         raise BudgetError("losses come from data or from a criterion; give one of them")
+    model = unwrapped(model)
     tensors = state_of(model, graph)
     sites = [site for site in sites_of(graph) if any(site.free)]
     if data is None:

@@ -23,6 +23,7 @@ from upscale_opt.shown import Shown
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.unchanged import undisturbed
+from upscale_opt.tracing.wrappings import unwrapped
 
 _HELD_OUT = 0.25
 """The share of each batch by which ridges are chosen."""
@@ -134,6 +135,7 @@ def refit(
         if not isinstance(ridge, (int, float)) or not ridge >= 0:
             raise ArgumentError(f"a ridge is 'auto' or a share from 0 on, not {ridge!r}")
         grid = (float(ridge),)
+    model = unwrapped(model)
     batches = listed(data)
     if graph is None:
         graph = trace(model, batches[0])

@@ -24,6 +24,12 @@ from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.running import run_as
+from upscale_opt.tracing.wrappings import (
+    computed_by_torch,
+    make_permanent,
+    masked_by_torch,
+    unwrapped,
+)
 
 
 def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedModule:
@@ -52,6 +58,7 @@ def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedMod
             f"cannot load into {given}, which is not a module; give an instance of the original's "
             "class, such as torchvision.models.resnet18()"
         )
+    model_definition = unwrapped(model_definition)
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -75,6 +82,7 @@ def _rebuilt(definition: nn.Module, contents: Contents) -> PrunedModule:
     done = len(known) if known == stages[: len(known)] and len(known) < len(stages) else 0
     blank = copied(definition)
     _leave_meta(blank)
+    _unwrap(blank, stages[0].origin)
     for stage in stages[done:]:
         _dress(blank, stage.origin)
         program = _captured(blank, stage, manifest)
@@ -105,6 +113,17 @@ def _leave_meta(model: nn.Module) -> None:
                     nn.Parameter(empty, learns) if isinstance(tensor, nn.Parameter) else empty
                 )
             _replace(model, name, made[id(tensor)])
+
+
+def _unwrap(blank: nn.Module, origin: Origin) -> None:
+    """Make parameters of what is computed in the definition, and was no longer in the original."""
+    modes = {module: module.training for module in blank.modules()}
+    blank.eval()
+    names = [*masked_by_torch(blank), *computed_by_torch(blank)]
+    if any(name in origin.shapes for name in names):
+        make_permanent(blank)
+    for module, training in modes.items():
+        module.training = training
 
 
 def _dress(blank: nn.Module, origin: Origin) -> None:

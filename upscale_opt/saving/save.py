@@ -17,6 +17,7 @@ from upscale_opt.materializing.used import modules_of, tensors_of
 from upscale_opt.saving.file import Contents, Manifest, pack
 from upscale_opt.saving.module_settings import settings_of
 from upscale_opt.tracing.examples import DTYPES
+from upscale_opt.tracing.wrappings import unwrapped
 from upscale_opt.version import VERSION
 
 
@@ -39,7 +40,8 @@ def save(pruned: nn.Module, path: str | os.PathLike[str]) -> None:
         MaterializeError: if it is not a pruned model, or no longer fits its solution.
         OSError: if the file cannot be written; a file that was there is as before.
     """
-    module, making = pruned, making_of(pruned)
+    module = unwrapped(pruned)
+    making = making_of(module)
     solution, origin = making.solution, making.origin
     if not isinstance(module, PrunedModule) or solution is None or origin is None:
         inside = isinstance(getattr(module, "model", None), PrunedModule)

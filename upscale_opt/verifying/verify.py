@@ -11,6 +11,7 @@ from torch import nn
 from upscale_opt.errors import VerificationError
 from upscale_opt.materializing.used import kind_of
 from upscale_opt.tracing.examples import Inputs, as_call, dtype_name
+from upscale_opt.tracing.wrappings import unwrapped
 from upscale_opt.verifying.both import Both, DoesNotRunError, Outcome
 from upscale_opt.verifying.elsewhere import elsewhere as elsewhere_of
 from upscale_opt.verifying.other_inputs import at_random, shapes
@@ -66,6 +67,7 @@ def verify(
         if not isinstance(module, nn.Module):
             given = f"an object of class {type(module).__name__}"
             raise VerificationError(f"expected a model, but got {given}")
+    model, pruned = unwrapped(model), unwrapped(pruned)
     as_call(inputs)  # what is none of the accepted forms is refused as that
     own = kind_of(model)[0]
     both = Both(model, pruned)
