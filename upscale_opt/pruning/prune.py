@@ -235,7 +235,7 @@ class _Wrapped:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What became of them."""
+        """Say what became of them."""
         found = []
         if self.masked:
             found.append(

@@ -180,7 +180,7 @@ def _elsewhere(done: Sequence[SideRecord], what: str) -> str:
 
 
 def _worst(sides: Sequence[SideRecord], what: str) -> str:
-    """How the worst of the sides does on other inputs; ``"-"`` if none was tried."""
+    """The worst status of the sides on other inputs; ``"-"`` if none was tried."""
     found = {other.status for side in sides for other in side.elsewhere if other.what == what}
     return next((status for status in _STATUSES if status in found), "-")
 
