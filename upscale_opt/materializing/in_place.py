@@ -31,6 +31,19 @@ _COMPUTING_MODULES = frozenset(
 """The files that define the modules which do the same."""
 
 
+_HANDING_ON = frozenset(
+    {
+        *(f"torch.nn.modules.dropout.{name}" for name in ("Dropout", "Dropout1d", "Dropout2d")),
+        *(f"torch.nn.modules.dropout.{name}" for name in ("Dropout3d", "AlphaDropout")),
+        "torch.nn.modules.dropout.FeatureAlphaDropout",
+        "torch.nn.modules.linear.Identity",
+        "torchvision.ops.stochastic_depth.StochasticDepth",
+        "timm.layers.drop.DropPath",
+    }
+)
+"""Modules that return what they get, or else something new, and keep neither."""
+
+
 def protect(state: State) -> None:
     """Let no call modify in place what others still read, and let sums modify what none does.
 
@@ -62,6 +75,10 @@ class _Protection:
         for call, node in written.items():
             if self._makes_its_result(call, call in fresh):
                 owned.add(call)
+            source = self._handed_on(call)
+            if source in fresh:
+                fresh.add(call)
+                owned.update({call} if source in owned else ())
             if self._is_placed_sum(call):
                 fresh.add(call)
                 self._let_write(call, owned)
@@ -108,6 +125,16 @@ class _Protection:
         module = self.program.captured.modules.get(str(call.target))
         known = type(module).__module__ in _COMPUTING_MODULES
         return computes and known and module is not None and not module._forward_hooks
+
+    def _handed_on(self, call: fx.Node) -> fx.Node | None:
+        """What a call may return as it is, if it gets it alone and returns nothing else of old."""
+        module = self.program.captured.modules.get(str(call.target))
+        if call.op != "call_module" or module is None or module._forward_hooks:
+            return None
+        kind, source = type(module), call.args[0] if call.args else None
+        if f"{kind.__module__}.{kind.__qualname__}" not in _HANDING_ON:
+            return None
+        return source if isinstance(source, fx.Node) and len(source.users) == 1 else None
 
     def _returns_what_it_modifies(self, call: fx.Node) -> bool:
         """Tell whether a call modifies its first argument, and gives just that back."""
