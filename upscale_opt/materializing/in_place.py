@@ -127,7 +127,7 @@ class _Protection:
         return computes and known and module is not None and not module._forward_hooks
 
     def _handed_on(self, call: fx.Node) -> fx.Node | None:
-        """What a call may return as it is, if it gets it alone and returns nothing else of old."""
+        """The input that a call may return as it is, if nothing else reads it."""
         module = self.program.captured.modules.get(str(call.target))
         if call.op != "call_module" or module is None or module._forward_hooks:
             return None
