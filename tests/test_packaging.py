@@ -33,7 +33,7 @@ NOT_SHIPPED = (
 """What only tests and benchmarks use; tests/test_house.py checks that nothing else imports it."""
 
 JSON_PAGE = ROOT / "docs" / "json.md"
-PROSE = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def sources() -> dict[str, Path]:
@@ -52,16 +52,26 @@ def modules() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel built from a clean copy of the sources, without network."""
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source distribution built from a clean copy of the sources, without network."""
     copy = tmp_path_factory.mktemp("sources")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     for folder in FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+    target = tmp_path_factory.mktemp("sdist")
+    build = "import sys, setuptools.build_meta as b; b.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", build, str(target), folder=copy)
+    (built,) = target.glob("*.tar.gz")
+    return built
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from that."""
     target = tmp_path_factory.mktemp("wheel")
-    pip("wheel", "--no-build-isolation", "--wheel-dir", str(target), str(copy))
+    pip("wheel", "--no-build-isolation", "--wheel-dir", str(target), str(sdist))
     (built,) = target.glob("*.whl")
     return built
 
@@ -71,9 +81,9 @@ def pip(command: str, *options: str) -> None:
     run(sys.executable, "-m", "pip", command, *offline, *options)
 
 
-def run(*command: str, **variables: str) -> str:
+def run(*command: str, folder: Path = Path("/"), **variables: str) -> str:
     environment = {**os.environ, **variables}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/")
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
