@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-import time
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -373,13 +373,12 @@ def test_solutions_of_another_graph(seed: int) -> None:
 
 
 @hazard("crashes", "a mistyped network")
-def test_a_mistyped_network_is_refused_at_once() -> None:
+def test_a_mistyped_network_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from upscale_opt.models import catalogue
 
-    start = time.perf_counter()
-    with pytest.raises(uo.UpscaleError):
+    monkeypatch.setitem(sys.modules, "timm", None)  # whose import would fail, and takes seconds
+    with pytest.raises(uo.UpscaleError, match=r"resnett50.*resnet50"):
         catalogue.build("resnett50")
-    assert time.perf_counter() - start < 4
 
 
 # Nothing is removed, and nobody says so.
