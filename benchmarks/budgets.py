@@ -38,6 +38,7 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.segments import Method, find_segments
 from upscale_opt.reconstruction.losses import WEIGHTINGS, Weighting, losses_of, measure
 from upscale_opt.solver import choose
+from upscale_opt.solver.network.segments import find_segments as segments_of
 from upscale_opt.solver.selection.accounts import account
 from upscale_opt.solver.selection.rates import Rates
 
@@ -280,9 +281,13 @@ WITH_LOSSES = ("joint", "constrained", "greedy", "even")
 """Methods that look at refitted losses."""
 
 
+def _macs(graph: uo.ChannelGraph, masks: Masks) -> int:
+    return account(graph, *segments_of(graph, masks), Rates(graph, None)).macs
+
+
 def macs_left(graph: uo.ChannelGraph, masks: Masks) -> float:
     """The share of the multiply-adds that masks leave."""
-    counted = [account(graph, own, Rates(graph, None)).macs for own in (masks, Masks(kept={}))]
+    counted = [_macs(graph, own) for own in (masks, Masks(kept={}))]
     return counted[0] / counted[1]
 
 
@@ -348,7 +353,7 @@ def whole(task: Task) -> Whole:
     found = store.find(name)
     if found is None:
         one = subject(task)
-        macs = account(one.graph, Masks(kept={}), Rates(one.graph, None)).macs
+        macs = _macs(one.graph, Masks(kept={}))
         found = Whole(net=task.net, seed=task.seed, accuracy=one.test(one.model), macs=macs)
         store.put(name, found)
     return found

@@ -11,6 +11,7 @@ from upscale_opt.ir.cost_model import CostModel, KernelCost
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Layer, Operation, Tensor
 from upscale_opt.ir.solution import Arena, Solution
 from upscale_opt.solver.network.objectives import bytes_per_channel
+from upscale_opt.solver.network.segments import Segments
 from upscale_opt.solver.network.sets import Edge
 from upscale_opt.solver.network.windows import Chain, Windows
 
@@ -62,6 +63,20 @@ class Pricing:
             cost += windows.of_layer(layer) * kernel.ns_per_mac
             cost += bytes_per_channel(read) * kernel.ns_per_byte
         return math.ceil(self._sane(cost))
+
+    def of_views(self, segments: Segments) -> float:
+        """The cost of copying, in front of operations that cannot read them so, views of a part.
+
+        It is what :meth:`gather` leaves out, and the same for all orders.
+        """
+        cost = 0.0
+        for (name, operand), ids in segments.selects.items():
+            op = self._operations[name]
+            tensor = op.inputs[operand]
+            structure, stored = self._graph.tensors[tensor], segments.stored.get(tensor)
+            if stored is not None and ids != stored and self._compacts(op, structure):
+                cost += self._copy(tensor, sum(map(ids.__contains__, structure.channels)))
+        return self._sane(cost)
 
     def of_plan(self, solution: Solution) -> int:
         """The cost of all moving of data in a solution for latency, windows included.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from upscale_opt.ir.budget import Resource
 from upscale_opt.ir.graph import ChannelGraph, Layer, Operation
-from upscale_opt.ir.masks import Masks
-from upscale_opt.solver.network.segments import find_segments
+from upscale_opt.solver.network.segments import Segments
+from upscale_opt.solver.network.sets import ChannelSets
 from upscale_opt.solver.network.windows import Windows
 from upscale_opt.solver.selection.rates import WRITTEN, Rates, Side, entries
 
@@ -41,15 +41,15 @@ class Account:
         return amounts[resource]
 
 
-def account(graph: ChannelGraph, masks: Masks, rates: Rates) -> Account:
-    """Count the resources that ``masks`` leave.
+def account(graph: ChannelGraph, sets: ChannelSets, segments: Segments, rates: Rates) -> Account:
+    """Count the resources that masks leave.
 
     Args:
         graph: the channel graph.
-        masks: masks that fit it.
+        sets: what the masks let be needed.
+        segments: where channels are selected, then.
         rates: of the graph.
     """
-    sets, segments = find_segments(graph, masks)
     macs = Windows(graph, sets, segments).total()
     written = {
         name: entries(graph.tensors[name], stored) for name, stored in segments.stored.items()

@@ -146,11 +146,11 @@ class Bound:
         self._channels: dict[int, set[int]] = {}
         for reader, own in families.items():
             for picker, (until, *_) in own.items():
-                ranks = np.fromiter(until.values(), np.int64, len(until))
+                ranks = until[until > 0]
                 levels = len(self._pickers[picker].families[0].losses)
                 kept = (ranks[None, :] > np.arange(levels)[:, None]).sum(axis=1)
                 self._kept[picker][reader] = kept.astype(np.float64)
-                self._channels[reader] = {c for c, rank in until.items() if rank > 0}
+                self._channels[reader] = set(np.flatnonzero(until > 0).tolist())
 
     def _find_mortals(self) -> dict[int, set[int]]:
         """For pickers whose layers may be left unread: the nodes that those write."""

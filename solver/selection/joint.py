@@ -51,17 +51,18 @@ def choose_jointly(task: Task) -> None:
     total = task.hurry.left
     coupled = space_pickers(setting)
     if coupled:
-        fit(task, coupled, uniform)
+        together = Widths(setting, coupled)
+        fit(task, together, uniform)
         first = Hurry(total * 0.15)
-        fit(task, coupled, lambda widths, most: lagrangian(widths, most, first))
-    aligned = setting.budget.round_to > 1
-    pickers = single_pickers(setting, aligned=aligned)
-    fit(task, pickers, uniform)
+        fit(task, together, lambda widths, most: lagrangian(widths, most, first))
+    timed = any(limit.resource == "latency" for limit in setting.limits)
+    apart = Widths(setting, single_pickers(setting, aligned=timed or setting.budget.round_to > 1))
+    fit(task, apart, uniform)
     share = Hurry(total * 0.2)
-    fit(task, pickers, lambda widths, most: greedy(widths, most, share))
-    fit(task, pickers, lambda widths, most: _search(task, widths, most))
-    if any(limit.resource == "latency" for limit in setting.limits):
-        views = single_pickers(setting, aligned=True, only_aligned=True)
+    fit(task, apart, lambda widths, most: greedy(widths, most, share))
+    fit(task, apart, lambda widths, most: _search(task, widths, most))
+    if timed:
+        views = Widths(setting, single_pickers(setting, aligned=True, only_aligned=True))
         last = Hurry(min(total * 0.15, task.hurry.left))
         fit(task, views, lambda widths, most: lagrangian(widths, most, last))
 

@@ -239,18 +239,30 @@ def uniform(widths: Widths, most: Floats) -> State | None:
     best: State | None = None
     origins = dict.fromkeys(f.origin for p in widths.pickers for f in p.families)
     for origin in origins:
-        for share in np.linspace(1.0, 0.0, 201):
+        low, high = 0, _PARTS + 1  # what a greater share takes is more, or as good as
+        while high > low:
+            middle = (low + high) // 2
+            share = 1 - middle / _PARTS
             picks = [at_share(widths, p, share, origin) for p in range(len(widths.pickers))]
             state = State(widths, picks)
             if within(state.used, most):
+                high = middle
                 if best is None or state.loss < best.loss:
                     best = state
-                break
+            else:
+                low = middle + 1
     return best
 
 
+_PARTS = 200
+"""Uniform shares are multiples of one part in so many."""
+
+
 def greedy(widths: Widths, most: Floats, hurry: Hurry) -> State | None:
-    """One step after the other, each time that which loses least for what it saves."""
+    """One step after the other, each time that which loses least for what it saves.
+
+    If time runs out before the limits hold, uniform shares.
+    """
     state = State(widths, widths.start())
     waiting: list[tuple[float, int]] = []
 
@@ -280,12 +292,14 @@ def greedy(widths: Widths, most: Floats, hurry: Hurry) -> State | None:
             heapq.heappush(waiting, (first[0], picker))
     stuck: set[int] = set()
     while waiting and not within(state.used, most):
+        if hurry.over:
+            return uniform(widths, most)
         _, picker = heapq.heappop(waiting)
         now = offer(picker)
         if now is None:
             stuck.add(picker)
             continue
-        if waiting and now[0] > waiting[0][0] * (1 + 1e-9) and not hurry.over:
+        if waiting and now[0] > waiting[0][0] * (1 + 1e-9):
             heapq.heappush(waiting, (now[0], picker))
             continue
         state.pick(picker, *now[1])

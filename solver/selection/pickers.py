@@ -71,6 +71,9 @@ class Picker:
     partial: bool = False
 
 
+ORDERED = ("space", "aligned", "whole")
+"""Origins of sets in which all readers of a space follow one order: no gathers are needed."""
+
 Picks = list[tuple[int, int]]
 """For every picker, its family and level."""
 
@@ -102,7 +105,7 @@ def single_pickers(
     """
     extra = aligned_chains(setting) if aligned else {}
     only_aligned |= aligned and setting.budget.round_to > 1
-    shared = _sharing(setting) if only_aligned else set()
+    shared = setting.sharing if only_aligned else frozenset()
     pickers: list[Picker] = []
     tied = {i: members for members in setting.equal for i in members}
     for i, place in enumerate(setting.places):
@@ -193,7 +196,7 @@ def _consensus(setting: Setting) -> dict[int, list[int]]:
     spaces: dict[int, list[int]] = defaultdict(list)
     for channel in worth:
         spaces[setting.graph.space_of[channel]].append(channel)
-    readers = _readers_of_spaces(setting)
+    readers = setting.readers_of
     found: dict[int, list[int]] = {}
     for space, channels in spaces.items():
         common = _common_order(setting, readers[space])
@@ -202,14 +205,6 @@ def _consensus(setting: Setting) -> dict[int, list[int]]:
         else:
             found[space] = sorted(channels, key=lambda c: (worth[c], order.get(c, 0), c))
     return found
-
-
-def _readers_of_spaces(setting: Setting) -> dict[int, list[int]]:
-    readers: dict[int, list[int]] = defaultdict(list)
-    for i, place in enumerate(setting.places):
-        for space in {setting.graph.space_of[place.channels[s]] for s in place.reader.slices}:
-            readers[space].append(i)
-    return readers
 
 
 def _common_order(setting: Setting, members: Sequence[int]) -> list[int] | None:
@@ -238,12 +233,6 @@ class Aligned:
     steps: Steps
     losses: Floats
     ends: Ints
-
-
-def _sharing(setting: Setting) -> set[int]:
-    """The readers that share a space with others."""
-    members = _readers_of_spaces(setting).values()
-    return {i for readers in members if len(readers) > 1 for i in readers}
 
 
 def aligned_chains(setting: Setting) -> dict[int, Aligned]:
@@ -321,7 +310,7 @@ def space_pickers(setting: Setting) -> list[Picker]:
     """
     graph, budget = setting.graph, setting.budget
     orders = _consensus(setting)
-    readers = _readers_of_spaces(setting)
+    readers = setting.readers_of
     coupled = groups(graph)
     known = {(p.reader.parameter, p.reader.axis): i for i, p in enumerate(setting.places)}
     alone = _alone(setting)

@@ -10,6 +10,7 @@ from upscale_opt.solver.selection.joint import choose_jointly
 from upscale_opt.solver.selection.moves import greedy, lagrangian, uniform
 from upscale_opt.solver.selection.pickers import single_pickers, space_pickers
 from upscale_opt.solver.selection.tasks import Task, fit
+from upscale_opt.solver.selection.widths import Widths
 
 Selector = Callable[[Task], None]
 """Looks for good choices, and offers them to the task."""
@@ -19,26 +20,27 @@ def _constrained(task: Task) -> None:
     """All readers of a space keep the same channels: a knapsack over coupled groups."""
     pickers = space_pickers(task.setting)
     if pickers:
-        fit(task, pickers, lambda widths, most: lagrangian(widths, most, task.hurry))
+        together = Widths(task.setting, pickers)
+        fit(task, together, lambda widths, most: lagrangian(widths, most, task.hurry))
 
 
 def _greedy(task: Task) -> None:
     """Unconstrained: the least loss per saved cost, step by step."""
     pickers = single_pickers(task.setting, aligned=task.setting.budget.round_to > 1)
-    fit(task, pickers, lambda widths, most: greedy(widths, most, task.hurry))
+    fit(task, Widths(task.setting, pickers), lambda widths, most: greedy(widths, most, task.hurry))
 
 
 def _uniform(task: Task) -> None:
     """The same share of every layer's channels."""
     pickers = single_pickers(task.setting, aligned=task.setting.budget.round_to > 1)
-    fit(task, pickers, uniform)
+    fit(task, Widths(task.setting, pickers), uniform)
 
 
 def _uniform_constrained(task: Task) -> None:
     """The same share of every space's channels."""
     pickers = space_pickers(task.setting)
     if pickers:
-        fit(task, pickers, uniform)
+        fit(task, Widths(task.setting, pickers), uniform)
 
 
 SELECTORS: dict[str, Selector] = {

@@ -18,6 +18,7 @@ from upscale_opt.ir.graph import ChannelGraph, Layer, slices_of
 from upscale_opt.ir.losses import Losses, Reader
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.profiles import profile
+from upscale_opt.solver.network.segments import find_segments
 from upscale_opt.solver.selection.accounts import Account, account
 from upscale_opt.solver.selection.rates import Rates
 
@@ -139,7 +140,7 @@ class Setting:
         self.rates = Rates(graph, self.cost_model)
         self.places = [Place(graph, reader) for reader in losses.readers]
         self._check_readers()
-        self.before = account(graph, Masks(kept={}), self.rates)
+        self.before = self.account(tuple(frozenset() for _ in self.places))
         self.limits = self._limits()
         self.equal: list[list[int]] = []
         self._constrain()
@@ -180,6 +181,22 @@ class Setting:
         if times:
             limits.append(Limit("latency", min(times), before.latency))
         return tuple(limits)
+
+    @cached_property
+    def readers_of(self) -> dict[int, list[int]]:
+        """For every space, the readers that may drop channels of it."""
+        readers: dict[int, list[int]] = {}
+        space_of = self.graph.space_of
+        for i, place in enumerate(self.places):
+            for space in {space_of[place.channels[s]] for s in place.reader.slices}:
+                readers.setdefault(space, []).append(i)
+        return readers
+
+    @cached_property
+    def sharing(self) -> frozenset[int]:
+        """The readers that share a space with others."""
+        shared = [own for own in self.readers_of.values() if len(own) > 1]
+        return frozenset(i for own in shared for i in own)
 
     # What a person wants.
 
@@ -289,7 +306,7 @@ class Setting:
 
     def account(self, dropped: Dropped) -> Account:
         """The resources that a choice takes, copies apart."""
-        return account(self.graph, self.masks(dropped), self.rates)
+        return account(self.graph, *find_segments(self.graph, self.masks(dropped)), self.rates)
 
     def meets(self, account: Account) -> bool:
         """All limits hold, copies apart."""

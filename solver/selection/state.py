@@ -15,11 +15,18 @@ class State:
     Args:
         widths: the functions.
         picks: where to start.
+
+    Attributes:
+        sizes: of shape (nodes,): their widths.
+        copies: of shape (resources,): what gathers take of what the picks do.
     """
 
     def __init__(self, widths: Widths, picks: Picks) -> None:
         self.widths = widths
         self.picks = list(picks)
+        self.copies = widths.constant * 0
+        for copies, (family, level) in zip(widths.copies, picks, strict=True):
+            self.copies = self.copies + copies[family][:, level]
         flat = widths.flat
         self._asks = np.zeros(len(flat.fixed), dtype=np.int32)
         for picker, (family, level) in enumerate(picks):
@@ -34,7 +41,7 @@ class State:
         """Of shape (resources,): what the picks take."""
         w = self.widths
         used: Floats = w.constant + w.coefficients @ (self.sizes[w.left] * self.sizes[w.right])
-        return used
+        return used + self.copies
 
     @property
     def loss(self) -> float:
@@ -46,6 +53,8 @@ class State:
         flat, (old, before) = self.widths.flat, self.picks[picker]
         own = flat.pickers[picker]
         self.picks[picker] = (family, level)
+        copies = self.widths.copies[picker]
+        self.copies = self.copies + copies[family][:, level] - copies[old][:, before]
         others = self._asks[own.entries] - (own.ranks[old] > before)
         now = others + (own.ranks[family] > level)
         change = (now > 0).astype(np.int64) - (self._asks[own.entries] > 0)
@@ -59,13 +68,14 @@ class State:
         """For every family, of shape (resources, levels): what the network would take then."""
         w, flat = self.widths, self.widths.flat
         own, terms = flat.pickers[picker], w.terms_of[picker]
-        total = self.used
+        old, before = self.picks[picker]
+        copies = w.copies[picker]
+        total = self.used - copies[old][:, before]
         families = w.pickers[picker].families
         if not len(terms):
-            return [np.repeat(total[:, None], len(f.losses), axis=1) for f in families]
+            return [total[:, None] + own for own in copies]
         coefficients = w.coefficients[:, terms]
         rest = total - coefficients @ (self.sizes[w.left[terms]] * self.sizes[w.right[terms]])
-        old, before = self.picks[picker]
         free = self._asks[own.entries] - (own.ranks[old] > before) <= 0
         on_now = np.bincount(own.local, self._asks[own.entries] > 0, minlength=len(own.known))
         base = self._slots[own.known] - on_now
@@ -86,7 +96,7 @@ class State:
             else:
                 left = _rows(self.sizes, own.place[w.left[terms]], w.left[terms], widths)
                 right = _rows(self.sizes, own.place[w.right[terms]], w.right[terms], widths)
-            results.append(rest[:, None] + coefficients @ (left * right))
+            results.append(rest[:, None] + coefficients @ (left * right) + copies[number])
         return results
 
 

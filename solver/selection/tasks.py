@@ -9,7 +9,9 @@ import numpy as np
 
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.solver.algorithms.registry import solve_instance
-from upscale_opt.solver.network.posing import pose
+from upscale_opt.solver.network.posing import Problem, pose
+from upscale_opt.solver.network.prices import Pricing
+from upscale_opt.solver.selection.accounts import account
 from upscale_opt.solver.selection.moves import Hurry
 from upscale_opt.solver.selection.pickers import Picker, dropped_by
 from upscale_opt.solver.selection.setting import Dropped, Floats, Setting
@@ -58,7 +60,7 @@ class Task:
     told: Told | None = None
     bound: float = 0.0
     best: Found | None = None
-    _gathers: dict[Dropped, float] = field(default_factory=dict)
+    _used: dict[Dropped, Floats] = field(default_factory=dict)
 
     @property
     def graph(self) -> ChannelGraph:
@@ -71,30 +73,33 @@ class Task:
         return np.array([limit.most for limit in self.setting.limits], dtype=np.float64)
 
     def used(self, dropped: Dropped) -> Floats:
-        """Of shape (resources,): what a choice takes, gathers included."""
-        account = self.setting.account(dropped)
-        used = [
-            account.of(limit.resource)
-            + (self.gathers(dropped) if limit.resource == "latency" else 0.0)
-            for limit in self.setting.limits
-        ]
+        """Of shape (resources,): what a choice takes, copies included."""
+        if dropped not in self._used:
+            self._used[dropped] = self._count(dropped)
+        return self._used[dropped]
+
+    def _count(self, dropped: Dropped) -> Floats:
+        setting = self.setting
+        names = [limit.resource for limit in setting.limits]
+        if setting.cost_model is None:
+            counted = setting.account(dropped)
+            return np.array([counted.of(name) for name in names], dtype=np.float64)
+        masks = setting.masks(dropped)
+        problem = pose(self.graph, masks, "latency", cost_model=setting.cost_model)
+        counted = account(self.graph, problem.sets, problem.segments, setting.rates)
+        copies = self._copies(problem)
+        used = [counted.of(name) + (copies if name == "latency" else 0.0) for name in names]
         return np.array(used, dtype=np.float64)
 
-    def gathers(self, dropped: Dropped) -> float:
-        """The nanoseconds of gathers and windows under good orders."""
-        if dropped not in self._gathers:
-            problem = pose(
-                self.graph,
-                self.setting.masks(dropped),
-                "latency",
-                cost_model=self.setting.cost_model,
-            )
-            seconds = min(_GATHER_SECONDS, max(self.hurry.left / 8, 0.2))
-            outcome = solve_instance(
-                problem.formulation.instance, "local-search", time_limit=seconds, seed=self.seed
-            )
-            self._gathers[dropped] = float(outcome.objective)
-        return self._gathers[dropped]
+    def _copies(self, problem: Problem) -> float:
+        """The nanoseconds of gathers and windows under good orders, and of views made compact."""
+        seconds = min(_GATHER_SECONDS, max(self.hurry.left / 16, 0.1))
+        outcome = solve_instance(
+            problem.formulation.instance, "local-search", time_limit=seconds, seed=self.seed
+        )
+        assert problem.cost_model is not None
+        pricing = Pricing(self.graph, problem.cost_model)
+        return float(outcome.objective) + pricing.of_views(problem.segments)
 
     def offer(self, dropped: Dropped) -> Found | None:
         """Count a choice; it is kept if it is the best within the budget. ``None`` if it is not."""
@@ -117,20 +122,18 @@ Search = Callable[[Widths, Floats], State | None]
 """Find picks within limits."""
 
 
-def fit(task: Task, pickers: Sequence[Picker], search: Search, rounds: int = 5) -> State | None:
-    """Search with limits such that the exact count (gathers included) meets the budget's.
+def fit(task: Task, widths: Widths, search: Search, rounds: int = 5) -> State | None:
+    """Search with limits such that the exact count (copies included) meets the budget's.
 
     Args:
         task: the question.
-        pickers: the decisions.
+        widths: what picks take, in general position.
         search: called with limits for the widths in general position.
         rounds: how often at most.
 
     Returns:
         The best picks that meet the budget.
     """
-    setting = task.setting
-    widths = Widths(setting, pickers)
     inner = task.most
     best: tuple[float, State] | None = None
     for _ in range(rounds):
@@ -139,7 +142,7 @@ def fit(task: Task, pickers: Sequence[Picker], search: Search, rounds: int = 5) 
         state = search(widths, inner)
         if state is None:
             break
-        dropped = dropped_by(setting, pickers, state.picks)
+        dropped = dropped_by(task.setting, widths.pickers, state.picks)
         used = task.used(dropped)
         found = task.offer(dropped)
         if found is not None and (best is None or found.loss < best[0]):

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from upscale_opt.ir.graph import Attention, Layer, Operation
+from upscale_opt.solver.network.prices import Pricing
 from upscale_opt.solver.network.segments import Joints, find_joints
-from upscale_opt.solver.selection.pickers import Family, Ints, Picker, Picks, dropped_by
+from upscale_opt.solver.selection.pickers import ORDERED, Family, Ints, Picker, Picks, dropped_by
 from upscale_opt.solver.selection.rates import WRITTEN, Side
 from upscale_opt.solver.selection.setting import Bools, Floats, Setting
 
@@ -87,6 +88,7 @@ class Widths:
         left, right: of shape (terms,): nodes, whose products are paid for.
         coefficients: of shape (resources, terms), for the limits of the setting.
         constant: of shape (resources,).
+        copies: by picker and family, of shape (resources, levels): about what gathers take.
     """
 
     def __init__(
@@ -110,6 +112,7 @@ class Widths:
         self._demands: dict[str, Demand] = defaultdict(Demand)
         self._spread()
         self.families = self._tabulate()
+        self._left: dict[int, Bools] = {}
         self._known: dict[tuple[object, ...], int] = {}
         one = Node(np.zeros(1, dtype=np.int64), np.ones(1, dtype=bool), 1)
         self.nodes: list[Node] = [one]
@@ -123,6 +126,7 @@ class Widths:
             for own in self.nodes_of
         ]
         self.flat = _Flat(self)
+        self.copies = [[self._copies_of(family) for family in p.families] for p in pickers]
 
     # Who needs what.
 
@@ -208,9 +212,13 @@ class Widths:
 
     # What picks ask for.
 
-    def _tabulate(self) -> dict[int, dict[int, list[dict[int, int]]]]:
-        """For every reader and its pickers, by family: at how many levels each channel is kept."""
-        found: dict[int, dict[int, list[dict[int, int]]]] = defaultdict(dict)
+    def _tabulate(self) -> dict[int, dict[int, list[Ints]]]:
+        """For every reader and its pickers, by family: at how many levels each channel is kept.
+
+        Of shape (channels,), by their numbers; -1 if the picker does not decide.
+        """
+        self._count = max(self._graph.space_of, default=-1) + 1
+        found: dict[int, dict[int, list[Ints]]] = defaultdict(dict)
         for number, picker in enumerate(self.pickers):
             readers = {part.reader for family in picker.families for part in family.parts}
             for reader in readers:
@@ -219,22 +227,34 @@ class Widths:
                 ]
         return found
 
-    def _kept_until(self, reader: int, family: Family, partial: bool) -> dict[int, int]:
+    def _kept_until(self, reader: int, family: Family, partial: bool) -> Ints:
         place = self.setting.places[reader]
         levels = len(family.losses)
         part_at = next(at for at, part in enumerate(family.parts) if part.reader == reader)
         steps, cuts = family.parts[part_at].steps, family.cuts[:, part_at]
-        until: dict[int, int] = {}
+        channels = np.array(place.channels, dtype=np.int64)
+        until = np.full(self._count, -1, dtype=np.int64)
         counts = np.searchsorted(cuts, np.arange(len(steps)), side="right")
         for at, step in enumerate(steps):
             for slice in step:
                 channel = place.channels[slice]
-                until[channel] = max(until.get(channel, 0), int(counts[at]))
-        gone = {slice for step in steps for slice in step}
-        for slice in place.reader.slices:  # those that this family never drops
-            if slice not in gone and not partial:
-                until[place.channels[slice]] = levels
+                until[channel] = max(until[channel], int(counts[at]))
+        if not partial:  # those that this family never drops
+            gone = {slice for step in steps for slice in step}
+            until[channels[[s for s in place.reader.slices if s not in gone]]] = levels
         return until
+
+    def _undecided(self, reader: int) -> Bools:
+        """Of shape (channels,): those that the reader might drop, but no picker lets it."""
+        if reader not in self._left:
+            place = self.setting.places[reader]
+            left = np.zeros(self._count, dtype=bool)
+            left[[place.channels[s] for s in place.reader.slices]] = True
+            for families in self.families[reader].values():
+                for until in families:
+                    left &= until < 0
+            self._left[reader] = left
+        return self._left[reader]
 
     # Widths.
 
@@ -260,26 +280,16 @@ class Widths:
             if reader not in self.families:  # no picker decides for it: it keeps all it reads
                 fixed |= np.isin(ids, list(self.setting.places[reader].channels))
                 continue
-            place = self.setting.places[reader]
-            covered: set[int] = set()
-            for families in self.families[reader].values():
-                covered.update(*families)
-            left = {place.channels[s] for s in place.reader.slices} - covered
-            if left:
-                fixed |= np.isin(ids, list(left))
+            fixed |= self._undecided(reader)[ids]
         node = Node(ids, fixed, groups)
         node.readers = demand.readers
         if fixed.all():
             return node
-        own = set(channels)
         for reader in sorted(demand.readers):
             for picker, families in self.families.get(reader, {}).items():
-                if own.isdisjoint(families[0]):
+                if (families[0][ids] < 0).all():
                     continue
-                ranks = [
-                    np.fromiter((until.get(c, 0) for c in channels), np.int64, len(channels))
-                    for until in families
-                ]
+                ranks = [np.maximum(until[ids], 0) for until in families]
                 if picker in node.ranks:
                     pairs = zip(node.ranks[picker], ranks, strict=True)
                     ranks = [np.maximum(one, other) for one, other in pairs]
@@ -311,6 +321,25 @@ class Widths:
         self.right = np.array([p[1] for p in pairs], dtype=np.int64)
         shape = (len(resources), len(pairs))
         self.coefficients = np.array([sums[p] for p in pairs]).reshape(shape[::-1]).T
+
+    def _copies_of(self, family: Family) -> Floats:
+        """What gathering takes, if readers of a space that others read, too, follow own orders."""
+        setting = self.setting
+        found = np.zeros((len(setting.limits), len(family.losses)))
+        rows = [at for at, limit in enumerate(setting.limits) if limit.resource == "latency"]
+        model = setting.cost_model
+        if not rows or model is None or self._relaxed or family.origin in ORDERED:
+            return found
+        pricing = Pricing(self._graph, model)
+        for part, cuts in zip(family.parts, family.cuts.T, strict=True):
+            place = setting.places[part.reader]
+            if part.reader not in setting.sharing or not place.reads:
+                continue
+            edge = place.reader.operation, 0
+            for level, cut in enumerate(cuts.tolist()):
+                if cut:
+                    found[rows, level] += pricing.gather(edge, place.tensor, place.width(cut))
+        return found
 
     def _side(self, name: str, side: Side) -> int:
         op = self._operations[name]

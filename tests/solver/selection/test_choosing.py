@@ -13,6 +13,7 @@ from upscale_opt.errors import BudgetError, SchemaError, SolverError
 from upscale_opt.ir.budget import Budget
 from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.losses import Losses, Reader
+from upscale_opt.ir.profiles import CPU
 from upscale_opt.models import catalogue
 from upscale_opt.solver import choose, compare_choices, explain_layer
 from upscale_opt.solver.selection.setting import Setting
@@ -107,6 +108,17 @@ def test_latency_counts_gathers(resnet: Question) -> None:
         for p in setting.places
     ]
     assert use.used >= setting.account(tuple(gone)).latency
+
+
+def test_gathers_that_cost_more_than_they_save_are_not_chosen(resnet: Question) -> None:
+    graph, losses = resnet
+    kernels = {**CPU.kernels, "gather": CPU.kernels["gather"].model_copy(update={"launch": 1e9})}
+    budget = Budget(latency=0.7, cost_model=CPU.model_copy(update={"kernels": kernels}))
+    choice = choose(graph, losses, budget, time_limit=3)
+    (use,) = choice.resources
+    assert use.used <= use.limit < 1e9
+    solution = uo.solve(graph, choice.masks, objective="latency", cost_model=budget.cost_model)
+    assert solution.objective_value < 1e9
 
 
 def test_widths_are_multiples(resnet: Question) -> None:
