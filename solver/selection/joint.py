@@ -2,7 +2,8 @@
 
 Every reader picks a column. Descents at a price for the resources give a first answer (and prices);
 the constrained answer and uniform shares are tried as well, so that the program is not worse than
-they are by its own measure, if time allows for both; then random restarts improve on it. Where
+they are by its own measure, if time allows for both; then random restarts improve on it. Where time
+is limited, gathers are paid for afterwards, and once more in advance: either may do better. Where
 there are few columns, the exact program searches them all.
 """
 
@@ -55,48 +56,47 @@ def choose_jointly(task: Task) -> None:
         fit(task, together, uniform)
         first = Hurry(total * 0.15)
         fit(task, together, lambda widths, most: lagrangian(widths, most, first))
-    timed = any(limit.resource == "latency" for limit in setting.limits)
-    apart = Widths(setting, single_pickers(setting, aligned=timed or setting.budget.round_to > 1))
+    apart = Widths(setting, single_pickers(setting, aligned=setting.budget.round_to > 1))
+    timed = setting.budget.limits_time
     fit(task, apart, uniform)
     share = Hurry(total * 0.2)
     fit(task, apart, lambda widths, most: greedy(widths, most, share))
-    fit(task, apart, lambda widths, most: _search(task, widths, most))
-    if timed:
-        views = Widths(setting, single_pickers(setting, aligned=True, only_aligned=True))
-        last = Hurry(min(total * 0.15, task.hurry.left))
-        fit(task, views, lambda widths, most: lagrangian(widths, most, last))
+    fit(task, apart, lambda widths, most: _search(task, widths, most, 0.5 if timed else 1.0))
+    if timed and not task.hurry.over:
+        priced = Widths(setting, single_pickers(setting, aligned=True), gathers=True)
+        fit(task, priced, lambda widths, most: _search(task, widths, most))
 
 
-def _search(task: Task, widths: Widths, most: Floats) -> State | None:
-    """Picks within limits: coarse descents, then fine ones, then restarts."""
-    budget = task.hurry.left
-    start = _coarse(task, widths, most)
+def _search(task: Task, widths: Widths, most: Floats, share: float = 1.0) -> State | None:
+    """Picks within limits, in a share of the time: coarse descents, fine ones, then restarts."""
+    budget = task.hurry.left * share
+    start = _coarse(task, widths, most, budget)
     if start is None:
         return lagrangian(widths, most, Hurry(budget * 0.4))
     state = State(widths, start)
     improve(state, most, Hurry(budget * 0.1))
     if is_small(widths.pickers):  # they are searched exactly, later
         return state
-    share = Hurry(budget * 0.25)
-    finer = lagrangian(widths, most, share, [state.picks], price_at(state, most))
+    fine = Hurry(budget * 0.25)
+    finer = lagrangian(widths, most, fine, [state.picks], price_at(state, most))
     if finer is not None and finer.loss < state.loss:
         state = finer
     return _restarts(task, state, most, Hurry(budget * 0.35))
 
 
-def _coarse(task: Task, widths: Widths, most: Floats) -> Picks | None:
-    """Picks of few levels each."""
+def _coarse(task: Task, widths: Widths, most: Floats, budget: float) -> Picks | None:
+    """Picks of few levels each, in a part of so many seconds."""
     pickers, levels = thinned(widths.pickers, _COARSE)
-    coarse = Widths(task.setting, pickers, widths.joints)
+    coarse = Widths(task.setting, pickers, widths.joints, gathers=widths.gathers)
     starts = [
         state.picks
         for state in (
-            greedy(coarse, most, Hurry(task.hurry.left * 0.1)),
+            greedy(coarse, most, Hurry(budget * 0.1)),
             uniform(coarse, most),
         )
         if state is not None
     ]
-    found = lagrangian(coarse, most, Hurry(task.hurry.left * 0.3), starts)
+    found = lagrangian(coarse, most, Hurry(budget * 0.3), starts)
     if found is None:
         return None
     return [(f, levels[p][f][level]) for p, (f, level) in enumerate(found.picks)]

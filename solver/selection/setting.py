@@ -147,7 +147,7 @@ class Setting:
 
     def _cost_model(self) -> CostModel | None:
         budget = self.budget
-        if budget.latency is budget.milliseconds is None:
+        if not budget.limits_time:
             return None
         return budget.prices or profile("cpu")
 

@@ -18,7 +18,7 @@ class State:
 
     Attributes:
         sizes: of shape (nodes,): their widths.
-        copies: of shape (resources,): what gathers take of what the picks do.
+        copies: of shape (resources,): what gathers are guessed to take of it.
     """
 
     def __init__(self, widths: Widths, picks: Picks) -> None:

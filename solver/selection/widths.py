@@ -82,13 +82,15 @@ class Widths:
         joints: the shape of segments; by default that of random picks.
         relaxed: promise no width that might not be needed: groups need not be equally long, and
             grouped convolutions, whose groups may die one by one, cost and ask for nothing.
+        gathers: let readers of a space that others read, too, pay for gathers unless they follow a
+            common order. They may do better, by windows and good orders: it is a guess.
 
     Attributes:
         nodes: all widths; the first is the constant 1.
         left, right: of shape (terms,): nodes, whose products are paid for.
         coefficients: of shape (resources, terms), for the limits of the setting.
         constant: of shape (resources,).
-        copies: by picker and family, of shape (resources, levels): about what gathers take.
+        copies: by picker and family, of shape (resources, levels): a guess of what gathers take.
     """
 
     def __init__(
@@ -98,8 +100,10 @@ class Widths:
         joints: Joints | None = None,
         *,
         relaxed: bool = False,
+        gathers: bool = False,
     ) -> None:
         self._relaxed = relaxed
+        self.gathers = gathers
         self.setting = setting
         self.pickers = pickers
         self.joints = joints or joints_of(setting, pickers)
@@ -323,12 +327,12 @@ class Widths:
         self.coefficients = np.array([sums[p] for p in pairs]).reshape(shape[::-1]).T
 
     def _copies_of(self, family: Family) -> Floats:
-        """What gathering takes, if readers of a space that others read, too, follow own orders."""
+        """What gathering takes, if it is to be paid for."""
         setting = self.setting
         found = np.zeros((len(setting.limits), len(family.losses)))
         rows = [at for at, limit in enumerate(setting.limits) if limit.resource == "latency"]
         model = setting.cost_model
-        if not rows or model is None or self._relaxed or family.origin in ORDERED:
+        if not rows or model is None or not self.gathers or family.origin in ORDERED:
             return found
         pricing = Pricing(self._graph, model)
         for part, cuts in zip(family.parts, family.cuts.T, strict=True):

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import upscale_opt as uo
+from upscale_opt.ir.cost_model import KernelCost
+from upscale_opt.ir.profiles import CPU
 from upscale_opt.measuring.costs import count_costs
 from upscale_opt.measuring.in_turn import Times, beside
 from upscale_opt.models.small_networks import build_small
-from upscale_opt.pruning import prune as pruning
+from upscale_opt.pruning import by_clock
 from upscale_opt.pruning.rounds import prune_in_rounds
 
 
@@ -137,7 +139,7 @@ def test_times_stand_beside_the_unpruned_models() -> None:
     ("milliseconds", "name"),
     [
         ((10.0, 11.0, 3.0), "constrained"),
-        ((10.0, 4.0, 3.0), "pruned"),
+        ((10.0, 9.6, 9.5), "pruned"),
         ((10.0, 11.0, 12.0), "pruned"),
     ],
     ids=["late", "kept", "both late"],
@@ -152,11 +154,39 @@ def test_the_clock_decides_where_the_budget_is_of_time(
         times = {"unpruned": unpruned, "pruned": ours, "constrained": constrained}
         return Times({one: times[one] for one in models}, 10, 1, "cpu")
 
-    monkeypatch.setattr(pruning, "beside", clock)
+    monkeypatch.setattr(by_clock, "beside", clock)
     result = shrunk(budget=uo.Budget(latency=0.97), measure=True, time_limit=1)
     assert result.choice is not None
     assert f"this is the one called {name!r}" in result.notes[-1]
     assert (result.choice.solver == "constrained") == (name == "constrained")
+
+
+def test_the_choice_is_made_again_for_as_much_as_the_cost_model_was_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the clock the share of the time is the square root of that of the multiply-adds."""
+    kernels = {kind: KernelCost(launch=1, ns_per_byte=0, ns_per_mac=1) for kind in CPU.kernels}
+    prices = CPU.model_copy(update={"kernels": kernels})
+    model, inputs = network(), batches()[0][:1]
+    whole = count_costs(model, inputs).multiply_adds
+
+    def clock(models: dict[str, nn.Module], inputs: Any) -> Times:
+        shares = {name: count_costs(m, inputs).multiply_adds / whole for name, m in models.items()}
+        return Times({name: 10 * share**0.5 for name, share in shares.items()}, 10, 1, "cpu")
+
+    monkeypatch.setattr(by_clock, "beside", clock)
+    for asked in (
+        uo.Budget(latency=0.6, cost_model=prices),
+        uo.Budget(milliseconds=6.0, cost_model=prices),
+    ):
+        result = uo.prune(model, inputs, budget=asked, measure=True, time_limit=1)
+        assert result.times is not None
+        assert 5.6 < result.times.milliseconds["pruned"] < 6.3
+        assert "to keep the budget by the clock" in result.notes[-1]
+    guess = uo.prune(model, inputs, budget=uo.Budget(latency=0.6, cost_model=prices), time_limit=1)
+    assert guess.times is None
+    assert clock({"guess": guess.model}, inputs).milliseconds["guess"] > 7
+    assert guess.solution.objective == "latency"
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

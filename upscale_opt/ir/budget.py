@@ -83,6 +83,11 @@ class Budget(Record):
         }
 
     @property
+    def limits_time(self) -> bool:
+        """There is a limit for latency."""
+        return self.latency is not None or self.milliseconds is not None
+
+    @property
     def prices(self) -> CostModel | None:
         """The cost model, if there is one."""
         return profile(self.cost_model) if isinstance(self.cost_model, str) else self.cost_model
@@ -139,7 +144,7 @@ class Budget(Record):
             raise BudgetError(
                 "a budget needs a limit: macs=0.5, parameters=0.5, latency=0.6 or milliseconds=12"
             )
-        if self.cost_model is not None and self.latency is self.milliseconds is None:
+        if self.cost_model is not None and not self.limits_time:
             raise BudgetError("a cost model prices latency: give latency or milliseconds, too")
         return self
 

@@ -25,20 +25,23 @@ Clock = Callable[[], float]
 WARM_UP = 3
 """Rounds that are not counted: memory is allocated, kernels are chosen."""
 
+_FINE = 1e-5
+"""The resolution, in seconds, that clocks of models must have."""
+
 FEWEST, MOST = 10, 1000
 """Rounds, where their number follows from the time."""
 
 
-def clock(call: Call, device: torch.device) -> Clock:
-    """A clock that times one run of ``call``: by events on a GPU, elsewhere by the CPU's clock."""
-    return _on_gpu(call) if device.type == "cuda" else _on_cpu(call)
+def clock(call: Call, device: torch.device, now: Callable[[], float] = time.perf_counter) -> Clock:
+    """A clock that times one run of ``call``: by events on a GPU, elsewhere by ``now``."""
+    return _on_gpu(call) if device.type == "cuda" else _on_cpu(call, now)
 
 
-def _on_cpu(call: Call) -> Clock:
+def _on_cpu(call: Call, now: Callable[[], float]) -> Clock:
     def measure() -> float:
-        start = time.perf_counter()
+        start = now()
         call()
-        return time.perf_counter() - start
+        return now() - start
 
     return measure
 
@@ -179,6 +182,9 @@ class Times(Shown):
 def beside(models: Mapping[str, nn.Module], inputs: Inputs, *, seconds: float = 2.0) -> Times:
     """Time several models on the same inputs, in turn, in one process.
 
+    On one thread of a CPU it is the time that the thread computes for: it is the same where other
+    programs run, too.
+
     Args:
         models: by name; all on the inputs' device and in evaluation mode.
         inputs: as for :func:`upscale_opt.trace`.
@@ -189,12 +195,14 @@ def beside(models: Mapping[str, nn.Module], inputs: Inputs, *, seconds: float = 
     """
     args, kwargs = as_call(inputs)
     device = torch.device("cpu")
+    fine = time.get_clock_info("thread_time").resolution < _FINE
+    now = time.thread_time if fine and torch.get_num_threads() == 1 else time.perf_counter
     clocks = {}
     for name, model in models.items():
         require_model(model, "measure")
         parameter = next(model.parameters(), None)
         device = device if parameter is None else parameter.device
-        clocks[name] = clock(partial(model, *args, **kwargs), device)
+        clocks[name] = clock(partial(model, *args, **kwargs), device, now)
     found = interleaved(clocks, rounds=None, seconds=seconds)
     return Times(
         {name: 1e3 * statistics.median(own) for name, own in found.items()},

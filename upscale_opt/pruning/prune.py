@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,8 +23,9 @@ from upscale_opt.masking.tensors import NamedTensors
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.measuring.in_turn import Times, beside
+from upscale_opt.pruning.by_clock import ByClock
 from upscale_opt.pruning.notes import notes_of, warn
-from upscale_opt.pruning.within import Wish, Within, masked_within
+from upscale_opt.pruning.within import Wish, chosen_within, masked_by
 from upscale_opt.reconstruction.refitting import RefitReport
 from upscale_opt.reconstruction.refitting import refit as refitted
 from upscale_opt.solver.api import solve
@@ -100,7 +100,7 @@ def prune(
     budget: Budget | None = None,
     data: Iterable[Any] | None = None,
     refit: bool | None = None,
-    measure: bool = False,
+    measure: bool | None = None,
     side: Side = "input",
     layers: Layers = "all",
     criterion: Criterion | None = None,
@@ -135,7 +135,10 @@ def prune(
         measure: put the export on the clock, beside the unpruned model and, with a budget, beside
             the best export whose layers agree on their channels. That one is returned, and named
             in the notes, if by the clock it alone keeps a budget of time, or if it is faster and
-            loses no more. A budget of time that is not kept is tried again with less.
+            loses no more. A budget of time is then kept by the clock: the choice is made again, up
+            to three times, for as much more or less as the cost model was wrong. That is also done
+            (but nothing put beside it) if this is not given, and the budget limits time without a
+            cost model of its own; with ``False``, time is what the cost model says.
         side: with ``amount``: drop input channels, output channels, or both.
         layers: with ``amount``: prune all layers, or convolutions only.
         criterion: with ``amount``, or a budget without data: which channels are important: a name
@@ -191,8 +194,7 @@ def prune(
     chain = _Chain(base, inputs, graph, options, tell, check, wrapped.notes)
     if budget is not None:
         solver = "joint" if method == "unconstrained" else "constrained"
-        result = chain.within(masked_within(base, graph, asked, options, solver=solver, tell=tell))
-        return chain.faster(result, asked) if measure else result
+        return chain.within(asked, solver, measure)
     refitting = None
     tell(Progress("mask"))
     if isinstance(masks, Mapping):
@@ -272,10 +274,11 @@ class _Chain:
     check: bool
     notes: tuple[str, ...] = ()
 
-    def export(self, masked: nn.Module, masks: Masks) -> Pruned:
-        """Solve, materialise and verify."""
-        self.tell(Progress("solve"))
-        solution = solve(self.graph, masks, options=self.options, progress=self.tell)
+    def export(self, masked: nn.Module, masks: Masks, solution: Solution | None = None) -> Pruned:
+        """Solve, if there is no solution, materialise and verify."""
+        if solution is None:
+            self.tell(Progress("solve"))
+            solution = solve(self.graph, masks, options=self.options, progress=self.tell)
         self.tell(Progress("materialize"))
         pruned = materialize(masked, solution)
         report = None
@@ -288,90 +291,47 @@ class _Chain:
         notes += () if report is None else report.notes
         return Pruned(pruned, masked, self.graph, masks, solution, report, notes)
 
-    def within(self, found: Within) -> Pruned:
-        """Export a choice."""
-        result = self.export(found.masked, masks_of(found.masked, self.graph))
-        return replace(result, choice=found.choice, losses=found.losses, refitting=found.refitting)
+    def within(self, wish: Wish, solver: str, measure: bool | None) -> Pruned:
+        """Choose, by the clock if that is asked, refit and export."""
+        budget = wish.budget
+        assert budget is not None
+        only_time = budget.limits_time and budget.macs is budget.parameters is None
+        if only_time and not {"objective", "max_extra_macs"} & self.options.model_fields_set:
+            # What the choice counts on; windows would take more of other resources.
+            options = SolveOptions.of(
+                self.options, objective="latency", cost_model=budget.cost_model
+            )
+            return replace(self, options=options)._within(wish, solver, measure)
+        return self._within(wish, solver, measure)
+
+    def _within(self, wish: Wish, solver: str, measure: bool | None) -> Pruned:
+        budget = wish.budget
+        assert budget is not None
+        clocked = None
+        if measure or (measure is None and budget.limits_time and budget.cost_model is None):
+            work = ByClock(self.model, self.inputs, self.graph, self.options, self.tell)
+            clocked = work.best(wish, solver, rival=bool(measure))
+            chosen = clocked.draft.chosen
+        else:
+            chosen = chosen_within(
+                self.model, self.graph, wish, self.options, solver=solver, tell=self.tell
+            )
+        masked, refitting = masked_by(self.model, self.graph, chosen, wish, tell=self.tell)
+        masks, solution = masks_of(masked, self.graph), None
+        if clocked is not None and clocked.draft.masks == masks:
+            solution = clocked.draft.solution
+        result = replace(
+            self.export(masked, masks, solution),
+            choice=chosen.choice,
+            losses=chosen.losses,
+            refitting=refitting,
+        )
+        if clocked is None:
+            return result
+        return replace(result, times=clocked.times, notes=(*result.notes, clocked.note))
 
     def timed(self, result: Pruned) -> Pruned:
         """With times beside the unpruned model's."""
         self.tell(Progress("measure"))
         models = {"unpruned": self.model, "pruned": result.model}
         return replace(result, times=beside(models, self.inputs))
-
-    def faster(self, result: Pruned, asked: Wish) -> Pruned:
-        """The export on the clock, within the budget there; or the constrained one, if better.
-
-        Where the clock says that a latency budget is not kept, the choice is made again for less,
-        by as much as the cost model was wrong.
-        """
-        assert result.choice is not None
-        assert asked.budget is not None
-        known = replace(asked, losses=result.losses)
-        result = self._on_the_clock(result, known, result.choice.solver)
-        assert result.choice is not None
-        if result.choice.solver == "constrained":
-            return result
-        other = self._on_the_clock(self._chosen(known, "constrained"), known, "constrained")
-        self.tell(Progress("measure"))
-        models = {"unpruned": self.model, "pruned": result.model, "constrained": other.model}
-        times = beside(models, self.inputs)
-        assert other.choice is not None
-        quicker = times.share("constrained", "pruned") < 1 - _NOISE
-        late = not _kept(times, "pruned", asked.budget) and _kept(
-            times, "constrained", asked.budget
-        )
-        better = quicker and other.choice.loss <= result.choice.loss
-        taken, name = (other, "constrained") if late or better else (result, "pruned")
-        note = f"measured: {times}; this is the one called {name!r}"
-        return replace(taken, times=times, notes=(*taken.notes, note))
-
-    def _chosen(self, wish: Wish, solver: str) -> Pruned:
-        return self.within(
-            masked_within(self.model, self.graph, wish, self.options, solver=solver, tell=self.tell)
-        )
-
-    def _on_the_clock(self, result: Pruned, wish: Wish, solver: str) -> Pruned:
-        """The result, timed; for a latency budget, one that keeps it when timed."""
-        budget = inner = wish.budget
-        assert budget is not None
-        assert inner is not None
-        result = self.timed(result)
-        for _ in range(_AGAIN):
-            assert result.times is not None
-            if _kept(result.times, "pruned", budget):
-                break
-            wrong = _allowed(result.times, budget) / result.times.milliseconds["pruned"]
-            scaled = {
-                name: getattr(inner, name) * wrong
-                for name in ("latency", "milliseconds")
-                if getattr(inner, name) is not None
-            }
-            inner = inner.model_copy(update=scaled)
-            wish = replace(wish, budget=inner)
-            try:
-                chosen = self._chosen(wish, solver)
-            except BudgetError:  # it is late, and cannot be less so
-                break
-            result = self.timed(chosen)
-        return result
-
-
-def _allowed(times: Times, budget: Budget) -> float:
-    """The milliseconds that a budget allows, by the clock; infinite if it limits no time."""
-    limits = [] if budget.milliseconds is None else [budget.milliseconds]
-    if budget.latency is not None:
-        limits.append(budget.latency * times.milliseconds["unpruned"])
-    return min(limits, default=math.inf)
-
-
-def _kept(times: Times, name: str, budget: Budget) -> bool:
-    """The budget is kept by the clock, as far as that can be told."""
-    return times.milliseconds[name] <= _allowed(times, budget) * (1 + _NOISE)
-
-
-_AGAIN = 3
-"""Tries to keep a latency budget by the clock."""
-
-_NOISE = 0.05
-"""The share by which a measured time may be above the budget: clocks err by as much."""

@@ -119,15 +119,22 @@ def prune_in_rounds(
         if tune is not None:
             tune(current)
             current.eval()
-        assert last.choice is not None
-        left = {
-            use.resource: state.left.get(use.resource, 1.0) * use.share
-            for use in last.choice.resources
-        }
+        left = {name: state.left.get(name, 1.0) * share for name, share in _shares(last).items()}
         state = state.model_copy(update={"done": state.done + 1, "left": left})
         if place is not None:
             _keep(place, state, current)
     return Rounds(current, last, dict(state.left))
+
+
+def _shares(result: Pruned) -> dict[str, float]:
+    """What a round left of what it began with; of time by the clock, if it was on the clock."""
+    assert result.choice is not None
+    shares: dict[str, float] = {use.resource: use.share for use in result.choice.resources}
+    if result.times is not None and "latency" in shares:
+        rivals = {"constrained"} & result.times.milliseconds.keys()
+        taken = "constrained" if rivals and result.choice.solver == "constrained" else "pruned"
+        shares["latency"] = result.times.share(taken)
+    return shares
 
 
 def _this_round(state: _State) -> Budget:

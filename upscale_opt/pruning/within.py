@@ -24,20 +24,16 @@ from upscale_opt.solver.progress import Listener, Progress
 
 
 @dataclass(frozen=True)
-class Within:
-    """A masked model within a budget.
+class Chosen:
+    """A choice.
 
     Attributes:
-        masked: the masked model, refitted if there were data.
         losses: what every set of channels would have cost.
         choice: the masks chosen, with their bound.
-        refitting: what refitting did; ``None`` without data.
     """
 
-    masked: nn.Module
     losses: Losses
     choice: Choice
-    refitting: RefitReport | None
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ class Wish:
         )
 
 
-def masked_within(
+def chosen_within(
     model: nn.Module,
     graph: ChannelGraph,
     wish: Wish,
@@ -97,8 +93,8 @@ def masked_within(
     *,
     solver: str = "joint",
     tell: Listener,
-) -> Within:
-    """Measure losses, choose masks, and refit what is left.
+) -> Chosen:
+    """Measure losses, and choose masks.
 
     Args:
         model: the model. It is not changed.
@@ -128,9 +124,24 @@ def masked_within(
         workers=options.workers,
         progress=tell,
     )
+    return Chosen(losses, choice)
+
+
+def masked_by(
+    model: nn.Module, graph: ChannelGraph, chosen: Chosen, wish: Wish, *, tell: Listener
+) -> tuple[nn.Module, RefitReport | None]:
+    """The masked model, with what is left of its weights refitted if that was asked.
+
+    Args:
+        model: the model. It is not changed.
+        graph: its graph.
+        chosen: the choice.
+        wish: what was asked.
+        tell: told of every step.
+    """
+    masks = chosen.choice.masks
     if not wish.refits:
-        return Within(masked_copy(model, graph, choice.masks), losses, choice, None)
+        return masked_copy(model, graph, masks), None
     tell(Progress("refit"))
     assert wish.data is not None
-    masked, report = refit(model, choice.masks, wish.data, graph=graph)
-    return Within(masked, losses, choice, report)
+    return refit(model, masks, wish.data, graph=graph)

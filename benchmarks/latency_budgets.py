@@ -1,0 +1,101 @@
+"""Budgets of time against the clock: what was asked for, predicted and measured.
+
+python benchmarks/latency_budgets.py --out docs/latency-budgets.md
+python benchmarks/latency_budgets.py mobilenet_v2 --share 0.6 --time-limit 10
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+import upscale_opt as uo
+from upscale_opt.ir.base import write_atomically
+from upscale_opt.measuring.in_turn import beside
+from upscale_opt.models import catalogue
+from upscale_opt.reconstruction.losses import losses_of
+
+NETWORKS = ["mobilenet_v2", "resnet50", "densenet121"]
+
+
+def rows(name: str, options: argparse.Namespace) -> Iterator[str]:
+    """A line of the table for every share."""
+    example = catalogue.example_inputs(name)
+    model = catalogue.randomize(catalogue.build(name), 0, example).eval()
+    inputs = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(options.samples, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    losses = losses_of(model, uo.trace(model, inputs), list(torch.split(noise, 4)))
+    for share in options.share:
+        found = {
+            measure: uo.prune(
+                model,
+                inputs,
+                budget=uo.Budget(latency=share),
+                losses=losses,
+                measure=measure,
+                check=False,
+                time_limit=options.time_limit,
+            )
+            for measure in (False, None)
+        }
+        models = {
+            "unpruned": model,
+            "predicted": found[False].model,
+            "measured": found[None].model,
+        }
+        times = beside(models, inputs, seconds=options.seconds)
+        choices = [one.choice for one in found.values() if one.choice is not None]
+        predicted, told = (choice.resources[0] for choice in choices)
+        copied = sum(
+            len(read.channels) for read in found[None].solution.reads if read.plan == "gather"
+        )
+        yield (
+            f"| {name} | {share:.0%} | {predicted.share:.1%} | {times.share('predicted'):.1%} "
+            f"| {told.limit / told.before:.1%} | {times.share('measured'):.1%} "
+            f"| {times.milliseconds['unpruned']:.1f} | {copied:,} |"
+        )
+
+
+def main() -> int:
+    """Print the table, and write it where asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("networks", nargs="*", default=NETWORKS, help="catalogue names")
+    parser.add_argument("--share", type=float, nargs="+", default=[0.8, 0.6, 0.4])
+    parser.add_argument("--samples", type=int, default=8, help="of noise, behind the losses")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--time-limit", type=float, default=20.0, help="of a choice, in seconds")
+    parser.add_argument("--seconds", type=float, default=10.0, help="on the clock")
+    parser.add_argument("--out", type=Path, help="write the table to this Markdown file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    lines = [
+        "# Budgets of time",
+        "",
+        "The share of an unpruned network's time that was asked for, and what the export takes by "
+        "the clock: in an order drawn anew for every round, beside the unpruned network, in one "
+        "process. First as the built-in cost model predicts it (`measure=False`); then as "
+        "`prune` does by default: what the cost model is asked for is changed by as much as it was "
+        f"wrong, and the choice is made again. Random weights, {options.samples} images of noise, "
+        f"batch 1, {options.threads} thread(s), torch {torch.__version__}. Written by "
+        "`python benchmarks/latency_budgets.py`.",
+        "",
+        "| network | asked for | predicted | its time | asked of the model | its time "
+        "| unpruned, ms | copied channels |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    print("\n".join(lines), flush=True)
+    for name in options.networks:
+        for line in rows(name, options):
+            lines.append(line)
+            print(line, flush=True)
+    if options.out is not None:
+        write_atomically(options.out, ("\n".join(lines) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
