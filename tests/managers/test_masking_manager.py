@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.masking.segments import find_segments
+from upscale_opt.measuring.costs import count_costs
 from upscale_opt.models import catalogue
+from upscale_opt.models.small_networks import build_small
 
 
 def zeros(weight: Tensor, axis: int) -> list[int]:
@@ -295,3 +297,52 @@ def test_rows_of_one_channel_go_together() -> None:
     want = call(model, x)
     uo.PruningManager(model).compute([x]).prune()
     assert torch.allclose(call(model, x), want, atol=1e-6)
+
+
+def test_a_budget_chooses_and_refits_in_place() -> None:
+    torch.manual_seed(0)
+    model = build_small("resnet", image=8, seed=1)
+    before = copy.deepcopy(model)
+    batches = [torch.randn(16, 1, 8, 8) for _ in range(2)]
+    fresh = torch.randn(32, 1, 8, 8)
+    manager = uo.MaskingManager(model, inputs=batches[0][:1])
+    assert manager.mask(budget=uo.Budget(macs=0.4), data=batches, time_limit=1).model is model
+    assert manager.choice is not None
+    assert manager.choice.resources[0].share <= 0.4
+    assert all(len(manager.graph.parameters[one.parameter]) > 2 for one in manager.choice.layers)
+    zeroed = uo.masks_of(model, manager.graph)
+    for name, by_axis in manager.choice.masks.kept.items():
+        for axis, kept in by_axis.items():
+            assert set(zeroed.kept[name][axis]) <= set(kept)
+    unfitted = copy.deepcopy(before)
+    uo.apply_masks(unfitted, manager.graph, manager.choice.masks)
+    with torch.no_grad():
+        wanted = before(fresh)
+        errors = [float((one(fresh) - wanted).norm()) for one in (model, unfitted)]
+        masked = model(fresh)
+    assert errors[0] < errors[1]
+    uo.PruningManager(model).compute([batches[0][:1]]).prune()
+    assert count_costs(model, batches[0][:1]).multiply_adds < 0.5 * (
+        count_costs(before, batches[0][:1]).multiply_adds
+    )
+    with torch.no_grad():
+        assert torch.allclose(model(fresh), masked, atol=1e-4)
+
+
+def test_a_budget_without_data_goes_by_scores() -> None:
+    model = build_small("resnet", image=8, seed=1)
+    manager = uo.MaskingManager(
+        model, method="constrained", inputs=torch.zeros(1, 1, 8, 8), layers="all"
+    )
+    manager.importance("l1").mask(budget=uo.Budget(parameters=0.5), time_limit=1)
+    assert manager.choice is not None
+    assert manager.choice.solver == "constrained"
+    assert uo.solve(manager.graph, uo.masks_of(model, manager.graph)).objective_value == 0
+
+
+def test_budgets_that_make_no_sense_for_a_manager() -> None:
+    model, x = build_small("resnet", image=8), torch.zeros(1, 1, 8, 8)
+    with pytest.raises(uo.UpscaleError, match="side='output'"):
+        uo.MaskingManager(model, "output", inputs=x).mask(budget=uo.Budget(macs=0.5))
+    with pytest.raises(uo.UpscaleError, match="data are for a budget"):
+        uo.MaskingManager(model, inputs=x).importance().mask(0.5, data=[x])
