@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import upscale_opt as uo
+from upscale_opt.importance.choosing import round_masks
 from upscale_opt.models import catalogue
 
 
@@ -68,8 +69,53 @@ def test_together_with_other_options(options: dict[str, Any]) -> None:
         assert result.solution.objective_value == 0
 
 
+EIGHT = [0, 1, 8, 9, 16, 17, 24, 25]
+"""Two of the eight channels of every group."""
+
+
+@pytest.mark.parametrize("criterion", [None, "l1"])
+def test_masks_from_elsewhere_are_rounded_by_scores(criterion: str | None) -> None:
+    torch.manual_seed(0)
+    model = Widths().eval()
+    graph = uo.trace(model, torch.zeros(2, 3, 5, 5))
+    given = {"wide.weight": range(2, 13), "grouped.weight": range(5), "groups.weight": EIGHT}
+    masks = uo.Masks(kept={name: {1: tuple(kept)} for name, kept in given.items()})
+    found = round_masks(model, graph, masks, 4, criterion=criterion).kept
+    assert len(found["wide.weight"][1]) == 12
+    assert set(found["wide.weight"][1]) > set(given["wide.weight"])
+    (back,) = set(found["wide.weight"][1]) - set(given["wide.weight"])
+    norms = model.wide.weight.detach().flatten(2).norm(1 if criterion else 2, dim=(0, 2))
+    assert norms[back] == max(norms[i] for i in (*range(2), *range(13, 20)))
+    assert len(found["grouped.weight"][1]) == 8
+    assert len(found["groups.weight"][1]) == 16
+    assert set(found["groups.weight"][1]) > set(EIGHT)
+    assert "narrow.weight" not in found
+    result = uo.prune(model, torch.randn(2, 3, 5, 5), masks=masks, round_to=4, criterion=criterion)
+    widths = [len(result.masks.kept[name][1]) for name in given]
+    assert widths == [12, 8, 16]
+
+
+def test_masks_on_which_layers_agree_still_do_when_rounded() -> None:
+    name = "topology/residual_stage"
+    model, inputs = catalogue.build(name), catalogue.example_inputs(name, 2)
+    graph = uo.trace(model, inputs)
+    masks = uo.choose_masks(model, graph, 0.4, side="both")
+    result = uo.prune(model, inputs, masks=masks, round_to=4, method="constrained")
+    assert result.solution.objective_value == 0
+    pruned = [
+        len(kept)
+        for name, by_axis in result.masks.kept.items()
+        for axis, kept in by_axis.items()
+        if len(kept) < graph.parameters[name][axis]
+    ]
+    assert all(width % 4 == 0 for width in pruned)
+
+
 @pytest.mark.parametrize("round_to", [0, -8, 2.5, "8", True])
 def test_what_is_no_width_is_refused(round_to: Any) -> None:
     model = Widths().eval()
     with pytest.raises(uo.MaskError, match="round_to"):
         uo.prune(model, torch.zeros(2, 3, 5, 5), amount=0.5, round_to=round_to)
+    graph = uo.trace(model, torch.zeros(2, 3, 5, 5))
+    with pytest.raises(uo.MaskError, match="round_to"):
+        round_masks(model, graph, uo.Masks(kept={}), round_to)

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from upscale_opt.errors import BudgetError, MaskError
 from upscale_opt.importance import Criterion
-from upscale_opt.importance.choosing import choose_masks
+from upscale_opt.importance.choosing import choose_masks, round_masks
 from upscale_opt.ir.budget import Budget
 from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.graph import ChannelGraph
@@ -141,15 +141,16 @@ def prune(
             cost model of its own; with ``False``, time is what the cost model says.
         side: with ``amount``: drop input channels, output channels, or both.
         layers: with ``amount``: prune all layers, or convolutions only.
-        criterion: with ``amount``, or a budget without data: which channels are important: a name
-            such as ``"l1"``, one of :mod:`upscale_opt.importance`, or a function; the L2 norm by
-            default.
+        criterion: with ``amount``, with ``masks`` to be rounded, or a budget without data: which
+            channels are important: a name such as ``"l1"``, one of
+            :mod:`upscale_opt.importance`, or a function; the L2 norm by default.
         method: ``"unconstrained"``: every layer decides for itself; ``"constrained"``: layers that
             share a channel drop it together (:func:`upscale_opt.constrain`), so that nothing is
             copied.
         is_global: with ``amount``: rank the channels of all layers together.
-        round_to: with ``amount``: every layer keeps a multiple of so many channels. A budget has
-            its own.
+        round_to: with ``amount`` or ``masks``: every layer (of which masks drop something) keeps a
+            multiple of so many channels. Masks get back the best of what they drop; the weights
+            must be there. A budget has its own.
         masks: explicit masks; or tensors by the names of parameters or modules, zero where
             something shall go (:func:`upscale_opt.masks_of`).
         losses: with a budget: losses that are known already (``result.losses`` of another budget).
@@ -168,11 +169,13 @@ def prune(
     """
     if sum(one is not None for one in (amount, budget, masks)) > 1:
         raise MaskError("give one of amount, budget and masks: each says what to drop")
-    if amount is None and ((budget is None and criterion is not None) or is_global):
+    rounds = masks is not None and round_to != 1
+    if amount is None and ((budget is None and criterion is not None and not rounds) or is_global):
         raise MaskError("a criterion chooses channels: give the amount to drop, such as amount=0.5")
-    if amount is None and round_to != 1:
+    if amount is None and masks is None and round_to != 1:
         raise MaskError(
-            "round_to goes with amount; a budget has its own, such as Budget(macs=0.5, round_to=8)"
+            "round_to goes with amount or masks; a budget has its own, such as "
+            "Budget(macs=0.5, round_to=8)"
         )
     if budget is None and losses is not None:
         raise BudgetError("losses are for a budget: give one, such as budget=Budget(macs=0.5)")
@@ -212,6 +215,9 @@ def prune(
             round_to=round_to,
         )
     if masks is not None:
+        if rounds:
+            agreed = masks if method == "unconstrained" else constrain(graph, masks)
+            masks = round_masks(masked, graph, agreed, round_to, criterion=criterion, method=method)
         apply_masks(masked, graph, masks)
     found = masks_of(masked, graph)
     if method == "constrained":
