@@ -150,7 +150,7 @@ def test_the_clock_decides_where_the_budget_is_of_time(
     """The budget is 9.7 milliseconds: 11 are too late, by more than clocks err."""
     unpruned, ours, constrained = milliseconds
 
-    def clock(models: dict[str, nn.Module], inputs: Any) -> Times:
+    def clock(models: dict[str, nn.Module], inputs: Any, seconds: float = 1) -> Times:
         times = {"unpruned": unpruned, "pruned": ours, "constrained": constrained}
         return Times({one: times[one] for one in models}, 10, 1, "cpu")
 
@@ -170,7 +170,7 @@ def test_the_choice_is_made_again_for_as_much_as_the_cost_model_was_wrong(
     model, inputs = network(), batches()[0][:1]
     whole = count_costs(model, inputs).multiply_adds
 
-    def clock(models: dict[str, nn.Module], inputs: Any) -> Times:
+    def clock(models: dict[str, nn.Module], inputs: Any, seconds: float = 1) -> Times:
         shares = {name: count_costs(m, inputs).multiply_adds / whole for name, m in models.items()}
         return Times({name: 10 * share**0.5 for name, share in shares.items()}, 10, 1, "cpu")
 

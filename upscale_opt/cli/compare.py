@@ -13,7 +13,9 @@ from typing import Annotated
 import typer
 
 from upscale_opt.cli.cases import graph_case, instance_cases, network_cases
+from upscale_opt.cli.choices import compare_on_budget
 from upscale_opt.cli.options import (
+    CHOOSERS,
     Amounts,
     Layers,
     LayersOption,
@@ -32,6 +34,7 @@ from upscale_opt.errors import UpscaleError
 from upscale_opt.experiments.pictures import check_pictures
 from upscale_opt.experiments.running import Place
 from upscale_opt.ir.base import write_atomically
+from upscale_opt.solver.algorithms.registry import SOLVERS
 from upscale_opt.solver.comparing import (
     USUAL_SOLVERS,
     Case,
@@ -71,6 +74,17 @@ def compare(
         list[Path] | None,
         typer.Option(metavar="FILE...", help="Problems without a network, one per JSON file."),
     ] = None,
+    losses: Annotated[
+        Path | None,
+        typer.Option(help="Losses for --graph, from `prune`: compare choices within --budget."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON|FILE",
+            help="""What may remain, such as '{"macs": 0.5, "round_to": 8}', or a choice.json.""",
+        ),
+    ] = None,
     solver: SolverNames = _SOLVERS,
     *,
     options: SolveOptions,
@@ -88,10 +102,25 @@ def compare(
     """Compare solvers on networks and amounts, one row per solver.
 
     Prunes the networks as `run` does, or takes --graph and --masks, or --instance; these need no
-    PyTorch. Writes compare.csv, compare.json, and with the extra `plots` compare.svg or .png.
+    PyTorch. With --graph, --losses and --budget it compares choices of masks, without PyTorch, too.
+    Writes compare.csv, compare.json, and with the extra `plots` compare.svg or .png.
     Ctrl-C stops, with what is finished.
     """
     names = list(dict.fromkeys(networks or ()))
+    if losses is not None or budget is not None:
+        if graph is None or losses is None or budget is None:
+            raise typer.BadParameter("--graph, --losses and --budget go together")
+        if names or masks or instance:
+            raise typer.BadParameter("--losses and --budget go with --graph alone")
+        asked_for = CHOOSERS if solver == _SOLVERS else tuple(solver)
+        for name in asked_for:
+            if name not in CHOOSERS:
+                raise typer.BadParameter(f"{name} does not choose masks: {', '.join(CHOOSERS)} do")
+        compare_on_budget(graph, losses, budget, asked_for, options, out)
+        return
+    for name in solver:
+        if name not in SOLVERS:
+            raise typer.BadParameter(f"{name} chooses masks: give --losses and --budget")
     if (graph is None) != (masks is None):
         raise typer.BadParameter("--graph and --masks go together")
     if not names and graph is None and not instance:

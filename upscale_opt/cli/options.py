@@ -107,6 +107,15 @@ def _solvers(values: list[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
+CHOOSERS = ("joint", "constrained", "greedy", "uniform", "uniform-constrained")
+"""The solvers that choose masks within a budget."""
+
+
+def _any_solvers(values: list[str]) -> list[str]:
+    _solvers([value for value in values if value not in CHOOSERS])
+    return list(dict.fromkeys(values))
+
+
 def share(value: float) -> float:
     """A share of the multiply-adds, if it is one.
 
@@ -195,9 +204,10 @@ SolverNames = Annotated[
     list[str],
     typer.Option(
         "--solver",
-        callback=_solvers,
+        callback=_any_solvers,
         metavar="SOLVER...",
-        help=f"One or several of {', '.join(SOLVERS)}.",
+        help=f"One or several of {', '.join(SOLVERS)}; "
+        f"with --losses, of {', '.join(CHOOSERS)} (all of them by default).",
     ),
 ]
 GroupNames = Annotated[

@@ -13,6 +13,7 @@ from rich.table import Table
 from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.graph import ChannelGraph, Opaque
 from upscale_opt.ir.solution import Solution
+from upscale_opt.solver.choosing import ChoiceRow
 from upscale_opt.solver.comparing import ComparisonRow
 from upscale_opt.solver.network.objectives import UNITS
 
@@ -104,6 +105,24 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
             *((_number(row.windows), _number(row.extra_macs)) if windows else ()),
             _number(row.lower_bound),
             "-" if row.gap is None else f"{100 * row.gap:.2f} %",
+            row.status,
+            f"{row.seconds:.2f}",
+        )
+    return table
+
+
+def choices_table(rows: Sequence[ChoiceRow]) -> Table:
+    """One row per solver that chose masks."""
+    names = [use.resource for use in next((row.resources for row in rows if row.resources), ())]
+    table = new_table("solver", "loss", "lower bound", *names, "channels", "status", "seconds")
+    for row in rows:
+        shares = {use.resource: f"{use.share:.1%}" for use in row.resources}
+        table.add_row(
+            row.solver,
+            "-" if row.loss is None else f"{row.loss:.4g}",
+            "-" if row.lower_bound is None else f"{row.lower_bound:.4g}",
+            *(shares.get(name, "-") for name in names),
+            _number(row.channels),
             row.status,
             f"{row.seconds:.2f}",
         )

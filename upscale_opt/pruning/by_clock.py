@@ -25,8 +25,14 @@ from upscale_opt.tracing.examples import Inputs
 _AGAIN = 3
 """Choices after the first, to keep a budget of time by the clock."""
 
-_NEAR = 0.03
-"""The share by which a time may miss the budget before the choice is made again."""
+_NEAR = 0.94, 1.01
+"""Shares of the time allowed between which a choice is good enough."""
+
+_AIM = 0.98
+"""The share of the time allowed that later choices aim at: half of them turn out slower."""
+
+_SECONDS = 4.0
+"""On the clock, each time."""
 
 _NOISE = 0.05
 """The share by which a time may be above the budget in the end: clocks err by as much."""
@@ -122,7 +128,7 @@ class ByClock:
 
     def _timed(self, models: Mapping[str, nn.Module]) -> Times:
         self.tell(Progress("measure"))
-        return beside({"unpruned": self.model, **models}, self.inputs)
+        return beside({"unpruned": self.model, **models}, self.inputs, seconds=_SECONDS)
 
     def _draft(self, wish: Wish, solver: str) -> Draft:
         chosen = chosen_within(
@@ -158,8 +164,8 @@ class ByClock:
             times = self._timed({"pruned": draft.model})
             rate = times.milliseconds["pruned"] / _allowed(times, asked)
             tries.append((rate, draft))
-            latency = min(inner.latency / rate, 1.0)
-            is_near = abs(rate - 1) <= _NEAR or latency == inner.latency
+            latency = min(inner.latency * _AIM / rate, 1.0)
+            is_near = _NEAR[0] <= rate <= _NEAR[1] or latency == inner.latency
             if is_near or (rate < 1 and not _is_bound(draft.chosen)):
                 break
             inner = inner.model_copy(update={"latency": latency})
