@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
 from comparing import call
 from fitted_layers import KINDS, least_loss, made
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import upscale_opt as uo
 from upscale_opt.errors import ArgumentError, TraceError
 from upscale_opt.ir.graph import maskable_axes
 from upscale_opt.models.small_networks import SMALL_NETWORKS, build_small
 from upscale_opt.reconstruction.least_squares import Sums, fitted, ridge
+from upscale_opt.reconstruction.stepping import Stepper
 
 
 def lively(name: str) -> nn.Module:
@@ -241,3 +244,26 @@ def test_bad_data_are_refused() -> None:
         uo.refit(network, masks, [x], ridge="much")
     with pytest.raises(TraceError, match="training mode"):
         uo.refit(network.train(), masks, [x])
+
+
+def test_only_what_is_still_to_be_read_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a chain, one tensor for each batch and model, and the result of one call."""
+    model = nn.Sequential(*[nn.Conv2d(4, 4, 1) if i % 2 else nn.ReLU() for i in range(9)]).eval()
+    batches = [torch.randn(2, 4, 5, 5) for _ in range(5)]
+    graph = uo.trace(model, batches[0])
+    held: dict[int, Mapping[fx.Node, Any]] = {}
+    most = 0
+    plain = Stepper.call
+
+    def counted(
+        self: Stepper, node: fx.Node, values: Mapping[fx.Node, Any], *, apart: bool = False
+    ) -> Any:
+        nonlocal most
+        held[id(values)] = values
+        most = max(most, sum(map(len, held.values())) + 1)
+        return plain(self, node, values, apart=apart)
+
+    monkeypatch.setattr(Stepper, "call", counted)
+    uo.refit(model, uo.choose_masks(model, graph, 0.5), batches, graph=graph)
+    assert len(held) == 2 * len(batches)
+    assert most == 2 * len(batches) + 1

@@ -215,14 +215,14 @@ class _Fitting:
             if node.op == "output":
                 return
             if node.op != "placeholder":
-                self._advance(node, values)
-            for pair in values:
-                for own in pair:
-                    for old in done:
-                        own.pop(old, None)
+                self._advance(node, values, done)
 
-    def _advance(self, node: fx.Node, values: list[_Pair]) -> None:
-        """Fit what the node works with, one after the other, and compute its results."""
+    def _advance(self, node: fx.Node, values: list[_Pair], done: list[fx.Node]) -> None:
+        """Fit what the node works with, one after the other, and compute its results.
+
+        What nobody needs after it is forgotten batch by batch: results and what they are made of
+        are held for one batch at a time.
+        """
         writes = node in self.program.mutations or node in self.program.effects
         fit_able = bool(self.program.operations.get(node)) and node.op != "get_attr"
         at = 0
@@ -243,6 +243,8 @@ class _Fitting:
         for pair in values:
             for stepper, own in zip(self.steppers, pair, strict=True):
                 own[node] = stepper.call(node, own)
+                for old in done:
+                    own.pop(old, None)
 
     def _seen(
         self, node: fx.Node, before: dict[fx.Node, Any], after: dict[fx.Node, Any], *, apart: bool
