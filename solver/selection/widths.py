@@ -327,7 +327,7 @@ class Widths:
         self.coefficients = np.array([sums[p] for p in pairs]).reshape(shape[::-1]).T
 
     def _copies_of(self, family: Family) -> Floats:
-        """What gathering takes, if it is to be paid for."""
+        """The nanoseconds of gathering, by level, if it is to be paid for; else zeros."""
         setting = self.setting
         found = np.zeros((len(setting.limits), len(family.losses)))
         rows = [at for at, limit in enumerate(setting.limits) if limit.resource == "latency"]

@@ -169,9 +169,10 @@ class ByClock:
             if is_near or (rate < 1 and not _is_bound(draft.chosen)):
                 break
             inner = inner.model_copy(update={"latency": latency})
-        kept = [draft for rate, draft in tries if rate <= 1 + _NOISE]
-        if kept:
-            return min(kept, key=lambda draft: draft.chosen.choice.loss)
+        for most in (_NEAR[1], 1 + _NOISE):
+            kept = [draft for rate, draft in tries if rate <= most]
+            if kept:
+                return min(kept, key=lambda draft: draft.chosen.choice.loss)
         return min(tries, key=lambda one: one[0])[1]
 
     def _in_shares(self, budget: Budget) -> Budget:

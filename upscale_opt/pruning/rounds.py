@@ -127,7 +127,7 @@ def prune_in_rounds(
 
 
 def _shares(result: Pruned) -> dict[str, float]:
-    """What a round left of what it began with; of time by the clock, if it was on the clock."""
+    """The shares that a round left of what it began with; of time by the clock, if it was on it."""
     assert result.choice is not None
     shares: dict[str, float] = {use.resource: use.share for use in result.choice.resources}
     if result.times is not None and "latency" in shares:
