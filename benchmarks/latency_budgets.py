@@ -81,7 +81,7 @@ def main() -> int:
         "`prune` does by default: what the cost model is asked for is changed by as much as it was "
         f"wrong, and the choice is made again. Random weights, {options.samples} images of noise, "
         f"batch 1, {options.threads} thread(s), torch {torch.__version__}. Written by "
-        "`python benchmarks/latency_budgets.py`.",
+        f"`python {' '.join(sys.argv)}`.",
         "",
         "| network | asked for | predicted | its time | asked of the model | its time "
         "| unpruned, ms | copied channels |",

@@ -25,7 +25,7 @@ from upscale_opt.tracing.examples import Inputs
 _AGAIN = 3
 """Choices after the first, to keep a budget of time by the clock."""
 
-_NEAR = 0.94, 1.01
+_NEAR = 0.95, 1.01
 """Shares of the time allowed between which a choice is good enough."""
 
 _AIM = 0.98
