@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.graph import ChannelGraph, Opaque
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.comparing import ComparisonRow
+from upscale_opt.solver.layers import LayerTable
 from upscale_opt.solver.network.objectives import UNITS
 
 if TYPE_CHECKING:
@@ -45,21 +46,18 @@ def costs_table(before: Costs, after: Costs) -> Table:
     return table
 
 
-def layers_table(choice: Choice) -> Table:
-    """One row per layer that could choose its channels: what it read and wrote, and reads now."""
-    table = new_table("layer", "reads", "of", "writes", "of", "loss")
-    for layer in choice.layers:
-        name = layer.parameter.rpartition(".")[0] or layer.operation
-        writes = (f"{layer.written:,}", f"{layer.written_before:,}")
-        table.add_row(
-            name,
-            f"{layer.kept:,}",
-            f"{layer.before:,}",
-            *(writes if layer.written_before else ("-", "-")),
-            f"{layer.loss:.4g}",
-        )
+def layers_table(layers: LayerTable) -> Table:
+    """One row per layer, before and after."""
+    *_, total = rows = list(layers.cells())
+    columns = layers.columns
+    table = new_table(*columns)
+    table.columns[1].justify = "left"
+    for row in rows[:-1]:
+        table.add_row(*map(escape, row))
     table.add_section()
-    table.add_row("all", "", "", "", "", f"{choice.loss:.4g}")
+    table.add_row(*total)
+    table.caption = layers.note or None
+    table.caption_justify = "left"
     return table
 
 
