@@ -92,9 +92,10 @@ def test_losses_are_the_choices() -> None:
 
 
 def test_what_is_there_is_shown_and_nothing_else() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    reader = nn.Conv2d(8, 4, 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), reader)
     with torch.no_grad():
-        model[2].weight[:, [0, 5]] = 0
+        reader.weight[:, [0, 5]] = 0
     graph = uo.trace(model, torch.randn(2, 3, 8, 8))
     bare = layers_of(graph)
     assert bare.columns == ("layer", "kind", "reads", "writes", "parameters", "multiply-adds")

@@ -111,12 +111,7 @@ def prune(
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the files go.")] = Path("out"),
 ) -> None:
-    """Prune MODEL to a budget: choose what goes, refit what stays, export and verify.
-
-    For example: `upscale-opt prune resnet50 --latency 0.6 --data photographs/ --round-to 8`, or
-    `upscale-opt prune shop.models:classifier --weights best.pt --input 1x3x224x224 --macs 0.5
-    --data photographs/ --export onnx`.
-    """
+    """Prune MODEL to a budget: choose what goes, refit what stays, export and verify."""
     budget = Budget(
         macs=macs,
         parameters=parameters,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.markup import escape
 from rich.table import Table
 
@@ -25,8 +25,8 @@ _MAX_REASONS = 8
 
 def output() -> Console:
     """The place of results: stdout, and not squeezed into 80 columns if that is a file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=100)
+    console = Console(highlight=False, emoji=False)  # :Name: may be a model's
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=100)
 
 
 def say(console: Console, line: str) -> None:
@@ -139,7 +139,9 @@ def new_table(*columns: str) -> Table:
     """An empty table; the first column is aligned to the left, the others to the right."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+        # A name that is cut short cannot be copied.
+        overflow: OverflowMethod = "ellipsis" if number else "fold"
+        table.add_column(column, justify="right" if number else "left", overflow=overflow)
     return table
 
 
