@@ -359,7 +359,7 @@ class _Chain:
         )
         better = quicker and other.choice.loss <= result.choice.loss
         taken, name = (other, "constrained") if late or better else (result, "pruned")
-        note = f"measured: {times}; this is the one called {name!r}"
+        note = f"of the exports that were measured, this is the one called {name!r}"
         return replace(taken, times=times, notes=(*taken.notes, note))
 
     def _chosen(self, wish: Wish, solver: str) -> Pruned:
