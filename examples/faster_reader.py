@@ -72,7 +72,7 @@ def faster(
         tell: told of every step of pruning.
     """
     model, test = recogniser(), words_to_read()  # load
-    batches = list(words_to_calibrate().pixels[:calibration].split(32))
+    batches = list(torch.split(words_to_calibrate().pixels[:calibration], 32))
     example = test.pixels[:batch]
 
     start = time.perf_counter()
@@ -104,7 +104,7 @@ def faster(
 def share_read(model: nn.Module, test: Words, words: int) -> float:
     """The share of the words that the model reads without a fault."""
     with torch.no_grad():
-        texts = [t for x in test.pixels[:words].split(50) for t in read(model(x))]
+        texts = [t for x in torch.split(test.pixels[:words], 50) for t in read(model(x))]
     return sum(map(str.__eq__, texts, test.texts)) / len(texts)
 
 
@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-measure", action="store_true", help="trust the estimated times")
     parser.add_argument("--out", type=Path, default=Path("out/run"), help="where the files go")
     options = parser.parse_args(arguments)
-    shown = ""
+    shown, start = "", time.perf_counter()
     for kind in (FutureWarning, UserWarning):  # of torch.export, and of code that it writes
         warnings.filterwarnings("ignore", category=kind)
 
@@ -141,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         nonlocal shown
         step = str(event).partition(":")[0]
         if step != shown:
-            print(f"{step} ...", flush=True)
+            print(f"{time.perf_counter() - start:6.1f} s  {step} ...", flush=True)
             shown = step
 
     print(f"An OCR network with real weights, to be pruned to {options.latency:.0%} of its time")
