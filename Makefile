@@ -15,13 +15,16 @@ MYPY := MYPYPATH=build/typecheck:benchmarks:tests/support $(RUN) -m mypy --stric
 SCRIPTS := tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help run test quick lint setup bench solvers study fuzz wheel clean
+.PHONY: help run orders test quick lint setup bench solvers study fuzz wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list.
 	@sed -n 's/^\([a-z]*\):.*##/\1:/p' Makefile | awk -F': *' '{ printf "make %-7s %s\n", $$1, $$2 }'
 
-run: $(READY)  ## Prune ResNet-50, prove its channel orders optimal, export and verify it.
+run: $(READY)  ## Prune an OCR network with its real weights to half of its time; see what it costs.
+	@$(RUN) examples/faster_reader.py
+
+orders: $(READY)  ## Drop half of ResNet-50's channels, prove the channel orders optimal, export and verify.
 	@$(VENV)/bin/upscale-opt run resnet50 --amount 0.5 --side input --layers conv --out out/resnet50
 	@echo "Look at it: $(VENV)/bin/upscale-opt report out/resnet50/solution.json -o report.html"
 

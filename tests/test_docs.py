@@ -45,6 +45,7 @@ def test_pages_run(
 
 
 def run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Run a page; a block ``figures`` may have other numbers, of the same kind."""
     namespace: dict[str, Any] = {"__name__": "page"}
     printed = ""
     for line, language, text in blocks(path):
@@ -59,7 +60,21 @@ def run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             assert doctest.OutputChecker().check_output(text, printed, ALIKE), (
                 f"line {line} shows\n{text}\nbut what is printed is\n{printed}"
             )
+        elif language == "figures":
+            assert shape_of(text) == shape_of(printed), (
+                f"line {line}: run python benchmarks/recipes.py {path.name}; it prints\n{printed}"
+            )
         printed = capsys.readouterr().out
+
+
+def shape_of(text: str) -> str:
+    """What stays of measured figures: all but numbers, blanks and rules.
+
+    >>> shape_of("12.5 ms → 3,000 kB")
+    '# ms → # kB'
+    """
+    unchanged = re.sub(r"(#) → #", r"\1", re.sub(r"\d[\d,.]*(e-\d+)?[kMG]?", "#", text))
+    return " ".join(unchanged.replace("─", "").split())
 
 
 def blocks(path: Path) -> Iterator[tuple[int, str, str]]:
@@ -81,8 +96,9 @@ def test_what_is_shown_is_compared() -> None:
     """Every page has Python, and the tutorial has commands, and both have outputs."""
     for path in PAGES:
         languages = [language for _, language, _ in blocks(path)]
-        assert {"python", "text"} <= set(languages), path.name
-        assert set(languages) <= {"python", "text", "sh", "json"}, path.name
+        assert "python" in languages, path.name
+        assert {"text", "figures"} & set(languages), path.name
+        assert set(languages) <= {"python", "text", "figures", "sh", "json"}, path.name
     assert any(list(commands(text)) for _, kind, text in blocks(PAGES[0]) if kind == "sh")
 
 
@@ -142,3 +158,21 @@ def test_files_that_pages_name_are_there(path: Path) -> None:
         assert any(
             any((root / place).rglob(name)) for place in ("solver", "upscale_opt", "tests")
         ), name
+
+
+def test_the_first_page_needs_no_glossary() -> None:
+    """It begins with what it is good for and two commands; words of the mathematics come later."""
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    for word in ("bound", "window", "arena", "floor", "segment", "gather", "space"):
+        assert not re.search(rf"\b{word}s?\b", text, re.IGNORECASE), word
+    benefit, commands = (text.index(name) for name in ("<!-- benefit:begin -->", "make run "))
+    assert benefit < commands < text.index("## ")
+    table = text[benefit : text.index("<!-- benefit:end -->")]
+    assert table.count("of its time |") >= 1
+    assert "benchmarks/first_page.py" in table
+
+
+def test_every_recipe_is_linked_from_the_first_page_or_the_index() -> None:
+    index = (DOCS / "README.md").read_text(encoding="utf-8").partition("## Reference")[0]
+    for path in DOCS.glob("howto-*.md"):
+        assert f"({path.name})" in index, path.name

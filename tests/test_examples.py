@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import upscale_opt as uo
+from upscale_opt.ir.choice import Choice
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -67,6 +68,20 @@ def test_teach_a_rule(capsys: Output) -> None:
     assert "without a rule: 2,088 parameters; opaque: cummax: aten.cummax" in printed
     assert "a wrong rule: the rule for Companding, at call '_1': fails with 21 channels" in printed
     assert "with the rule: 1,624 parameters; opaque: nothing" in printed
+
+
+def test_faster_reader(tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``make run`` runs, with fewer pictures and without the clock."""
+    options = ("--no-measure", "--words", "8", "--calibration", "4", "--latency", "0.7")
+    monkeypatch.setattr(sys, "argv", ["faster_reader.py", *options, "--out", str(tmp_path)])
+    printed = run("faster_reader.py", capsys)
+    for words in ("words read correctly", "ms in onnxruntime", "Proof: ", "Where to look next"):
+        assert words in printed
+    assert "FeatureExtraction.ConvNet.14" in printed
+    assert (tmp_path / "pruned.onnx").stat().st_size < (tmp_path / "reader.onnx").stat().st_size
+    choice = Choice.load(tmp_path / "choice.json")
+    assert choice.resources[0].used <= choice.resources[0].limit
+    assert uo.Solution.load(tmp_path / "solution.json").status == "optimal"
 
 
 def test_every_example_is_tested() -> None:

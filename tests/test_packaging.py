@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {
@@ -181,6 +182,24 @@ for arguments in (
     assert (tmp_path / "report.html").stat().st_size > 1000
 
 
+MINE = """
+import torch
+from torch import nn
+
+batches = [torch.randn(16, 3, 32, 32) for _ in range(2)]
+
+class Network(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 4, 3)
+        )
+
+def accuracy(network):
+    return float(network(batches[0]).argmax(1).eq(0).float().mean())
+"""
+"""A reader's own network, test and inputs."""
+
+
 def snippets() -> list[tuple[Path, int, str]]:
     """The Python examples in README and docs: file, first line, code."""
     found = []
@@ -199,8 +218,14 @@ def snippets() -> list[tuple[Path, int, str]]:
 def test_snippets_run(
     path: Path, line: int, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each stands for itself, as a reader would paste it."""
+    """Each stands for itself, as a reader would paste it; what is the reader's own is there."""
     monkeypatch.chdir(tmp_path)
+    if "from mine import" in code:
+        (tmp_path / "mine.py").write_text(MINE)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        mine = importlib.import_module("mine")
+        torch.save(mine.Network().state_dict(), "best.pt")
     exec(compile("\n" * (line - 1) + code, str(path), "exec"), {"__name__": "snippet"})
 
 

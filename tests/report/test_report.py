@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 import typer
 from sample_networks import Documents, documents_of
+from synthetic_losses import synthetic_losses
 
 import upscale_opt as uo
 from upscale_opt.cli.report import report
 from upscale_opt.errors import SchemaError, UpscaleError, VerificationError
 from upscale_opt.ir.ids import parse_ids
+from upscale_opt.ir.profiles import profile
 from upscale_opt.measuring.costs import count_costs
 from upscale_opt.models import catalogue
 from upscale_opt.report import page
-from upscale_opt.report.sizes import sizes
+from upscale_opt.solver.layers import layers_of
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -91,9 +93,10 @@ def test_sizes_are_those_of_the_models(name: str) -> None:
     pruned = uo.prune(model, inputs, amount=0.5, check=False)
     before, after = count_costs(pruned.masked, inputs), count_costs(pruned.model, inputs)
     for costs, found in (
-        (before, sizes(pruned.graph)),
-        (after, sizes(pruned.graph, pruned.solution)),
+        (before, pruned.table.before),
+        (after, pruned.table.after),
     ):
+        assert found is not None
         assert (found.parameters, found.multiply_adds) == (costs.parameters, costs.multiply_adds)
 
 
@@ -145,6 +148,36 @@ def test_the_command_finds_what_lies_beside(
     with pytest.raises(typer.BadParameter, match="--graph"):
         report(solution, tmp_path / "no.html", masks=tmp_path / "masks.json")
     assert not (tmp_path / "no.html").exists()
+
+
+def test_layers_stand_in_the_page(
+    resnet18_documents: Documents, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every one of them; and what it gave up, where a choice lies beside the solution."""
+    documents = resnet18_documents
+    table = layers_of(documents.graph, documents.solution, cost_model=profile("cpu"))
+    made = page(documents.solution, documents.graph, documents.masks)
+    found = re.search(r'<details class="more layers" open>(.*?)</details>', made, re.S)
+    assert found is not None
+    for name, *cells in table.cells():
+        assert f'<th scope="row">{name}</th>' in found[1]
+        assert all(f">{cell}</td>" in found[1] for cell in cells)
+    assert 'data-title="loss"' not in made
+    choice = uo.solver.choose(
+        documents.graph,
+        synthetic_losses(documents.graph),
+        uo.Budget(macs=0.5),
+        solver="constrained",
+    )
+    choice.save(tmp_path / "choice.json")
+    report(save(documents, tmp_path), tmp_path / "page.html")
+    assert 'data-title="loss"' in (tmp_path / "page.html").read_text()
+    other = choice.model_copy(update={"graph_fingerprint": "0" * 32})
+    other.save(tmp_path / "choice.json")
+    report(tmp_path / "solution.json", tmp_path / "page.html")
+    assert 'data-title="loss"' not in (tmp_path / "page.html").read_text()
+    with pytest.raises(VerificationError, match="the choice was made for another graph"):
+        report(tmp_path / "solution.json", tmp_path / "no.html", choice=tmp_path / "choice.json")
 
 
 def test_the_command_fails_in_one_line(tmp_path: Path) -> None:

@@ -46,6 +46,20 @@ def test_it_opens_by_itself_and_shows_the_totals(
     assert visit.complaints == []
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_layers_fit_the_screen(browser: Any, file: Path, width: int) -> None:
+    """Nothing is cut off, or has to be scrolled to, and every figure has its title at hand."""
+    visit = Visit(browser, file, viewport={"width": width, "height": 720})
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    box = visit.page.locator(".layers .wide")
+    assert box.evaluate("e => e.scrollWidth <= e.clientWidth")
+    row = box.locator("tbody tr", has_text="layer2.0.conv1").first
+    before = row.locator("td").nth(1).evaluate("e => getComputedStyle(e, '::before').content")
+    head = box.locator("thead").evaluate("e => e.getBoundingClientRect().right")
+    assert ("reads" in before) == (width == 360)
+    assert (head > 0) == (width == 1280)
+
+
 def test_every_gather_shows_its_explanation(
     browser: Any, file: Path, resnet18_documents: Documents
 ) -> None:

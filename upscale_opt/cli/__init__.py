@@ -16,7 +16,9 @@ from upscale_opt.cli.calibrate import calibrate
 from upscale_opt.cli.check import check
 from upscale_opt.cli.compare import compare
 from upscale_opt.cli.coverage import coverage
+from upscale_opt.cli.examples import EXAMPLES
 from upscale_opt.cli.explain import explain
+from upscale_opt.cli.inspect import inspect
 from upscale_opt.cli.models import models
 from upscale_opt.cli.options import spread
 from upscale_opt.cli.pareto import pareto
@@ -36,32 +38,34 @@ _INTERRUPTED = 130
 """The exit code after Ctrl-C, which newer versions of Typer turn into a normal exit."""
 
 app = typer.Typer(
-    help="Lossless export of channel-pruned PyTorch networks, with proven optimal channel orders.",
+    help="Smaller and faster PyTorch networks, by whole channels and without loss.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (
-    calibrate,
+    inspect,
     prune,
+    report,
+    bench,
+    calibrate,
     run,
     trace,
     solve,
     check,
     explain,
-    report,
     removed,
     compare,
     pareto,
     coverage,
-    bench,
     study,
     models,
     serve,
     worker,
 ):
-    app.command()(_command)
+    _name = _command.__name__
+    app.command(epilog=f"For example: `{EXAMPLES[_name]}`")(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,10 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: always.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] in (["bench"], ["compare"], ["coverage"], ["pareto"], ["study"]):
-        given = spread(given)
+    given = spread_for(list(sys.argv[1:] if arguments is None else arguments))
     sys.exit(_exit_code(given or ["--help"]))
+
+
+def spread_for(given: list[str]) -> list[str]:
+    """The arguments of a command, with flags repeated for those that take several values."""
+    several = given[:1] in (["bench"], ["compare"], ["coverage"], ["pareto"], ["study"])
+    return spread(given) if several else given
 
 
 def _exit_code(arguments: list[str]) -> int:

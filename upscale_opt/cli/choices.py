@@ -10,7 +10,7 @@ from pathlib import Path
 
 from upscale_opt.cli.options import check_file
 from upscale_opt.cli.progress import Steps
-from upscale_opt.cli.tables import choices_table, layers_table, output, say
+from upscale_opt.cli.tables import choices_table, kept_table, output, say
 from upscale_opt.errors import BudgetError, SchemaError, UpscaleError
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.ir.budget import Budget
@@ -121,7 +121,7 @@ def explain_choice(
     """
     console = output()
     if layer is None:
-        console.print(layers_table(choice))
+        console.print(kept_table(choice))
         say(console, str(choice))
         say(console, f"Name a layer to see why it keeps what it does: explain {place} LAYER")
         return

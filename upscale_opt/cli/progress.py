@@ -32,7 +32,9 @@ class Steps:
 
     def __init__(self, console: Console | None = None) -> None:
         self.seconds: dict[str, float] = {}
-        self._console = Console(stderr=True, highlight=False) if console is None else console
+        if console is None:
+            console = Console(stderr=True, highlight=False, emoji=False)
+        self._console = console
 
     @contextmanager
     def step(self, name: str) -> Iterator[Tell]:

@@ -27,7 +27,8 @@ from upscale_opt.cli.tables import costs_table, layers_table, opaque_lines, outp
 from upscale_opt.ir.budget import Budget
 from upscale_opt.solver.options import SolveOptions
 
-_FILES = ("graph.json", "losses.json", "choice.json", "solution.json", "pruned.safetensors")
+_DOCUMENTS = ("graph.json", "losses.json", "choice.json", "masks.json", "solution.json")
+_FILES = (*_DOCUMENTS, "pruned.safetensors")
 
 
 @solving("seed", "time_limit", "workers")
@@ -110,12 +111,7 @@ def prune(
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the files go.")] = Path("out"),
 ) -> None:
-    """Prune MODEL to a budget: choose what goes, refit what stays, export and verify.
-
-    For example: `upscale-opt prune resnet50 --latency 0.6 --data photographs/ --round-to 8`, or
-    `upscale-opt prune shop.models:classifier --weights best.pt --input 1x3x224x224 --macs 0.5
-    --data photographs/ --export onnx`.
-    """
+    """Prune MODEL to a budget: choose what goes, refit what stays, export and verify."""
     budget = Budget(
         macs=macs,
         parameters=parameters,
@@ -180,8 +176,14 @@ def prune(
     assert result.choice is not None
     assert result.losses is not None
     with steps.step("write"):
-        documents = (result.graph, result.losses, result.choice, result.solution)
-        for name, document in zip(_FILES[:-1], documents, strict=True):
+        documents = (
+            result.graph,
+            result.losses,
+            result.choice,
+            result.masks,
+            result.solution,
+        )
+        for name, document in zip(_DOCUMENTS, documents, strict=True):
             document.save(out / name)
         save(result.model, out / _FILES[-1])
     deployed = []
@@ -193,7 +195,7 @@ def prune(
     if result.times is not None:
         say(console, f"Time: {result.times}")
     console.print("", costs_table(before, after))
-    console.print("", layers_table(result.choice))
+    console.print("", layers_table(result.table))
     console.print()
     say(console, str(result.choice))
     if batches is None:
@@ -209,6 +211,7 @@ def prune(
     for note in result.notes:
         say(console, f"Note: {note}")
     say(console, f"Written to {out}: {', '.join(_FILES)}")
+    say(console, f"Look at it: upscale-opt report {out / 'solution.json'}")
     for file in deployed:
         say(
             console,

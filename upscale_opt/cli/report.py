@@ -12,6 +12,7 @@ from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
 from upscale_opt.errors import SchemaError
 from upscale_opt.ir.base import write_atomically
+from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
@@ -36,6 +37,13 @@ def report(
             help="The masks that it was solved with.",
         ),
     ] = None,
+    choice: Annotated[
+        Path | None,
+        typer.Option(
+            show_default="choice.json beside that graph.json",
+            help="The choice that a budget made: shows what each layer gave up.",
+        ),
+    ] = None,
     title: Annotated[
         str | None,
         typer.Option(
@@ -44,7 +52,7 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write one HTML page that shows a solution: every read before and after, and why it copies.
+    """Write one HTML page that shows a solution: layers, reads, and why they copy.
 
     The page needs no network and no server. With the graph, all reads are drawn; with the masks,
     too, the solution is checked, and compared with the original order. Needs no PyTorch.
@@ -57,13 +65,16 @@ def report(
         beside = solution.parent / "masks.json"
         if masks is None and graph is None and channel_graph is not None and beside.is_file():
             masks = beside
+        if choice is None and graph is None and channel_graph is not None:
+            choice = _choice(solution.parent / "choice.json", channel_graph)
+        chosen = None if choice is None else Choice.load(choice)
         kept = None if masks is None else Masks.load(masks)
         if kept is not None and channel_graph is None:
             raise typer.BadParameter("--masks are of no use without the graph; give --graph, too")
     with steps.step("draw"):
         from upscale_opt.report import page
 
-        text = page(plan, channel_graph, kept, title=title or _title(solution))
+        text = page(plan, channel_graph, kept, chosen, title=title or _title(solution))
         write_atomically(out, text.encode())
     console = output()
     say(console, f"{out}: {len(text) / 1e6:.2f} MB; open it in a browser")
@@ -84,6 +95,17 @@ def _graph(given: Path | None, beside: Path, plan: Solution) -> ChannelGraph | N
     except SchemaError:
         return None  # some other file
     return found if found.fingerprint == plan.graph_fingerprint else None
+
+
+def _choice(beside: Path, graph: ChannelGraph) -> Path | None:
+    """The choice beside the solution, if it is the graph's."""
+    if not beside.is_file():
+        return None
+    try:
+        found = Choice.load(beside)
+    except SchemaError:
+        return None  # some other file
+    return beside if found.graph_fingerprint == graph.masks_fingerprint else None
 
 
 def _title(solution: Path) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, OverflowMethod
+from rich.markup import escape
 from rich.table import Table
 
 from upscale_opt.ir.choice import Choice
@@ -15,6 +16,7 @@ from upscale_opt.ir.graph import ChannelGraph, Opaque
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.choosing import ChoiceRow
 from upscale_opt.solver.comparing import ComparisonRow
+from upscale_opt.solver.layers import LayerTable
 from upscale_opt.solver.network.objectives import UNITS
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ _MAX_REASONS = 8
 
 def output() -> Console:
     """The place of results: stdout, and not squeezed into 80 columns if that is a file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=100)
+    console = Console(highlight=False, emoji=False)  # :Name: may be a model's
+    return console if console.is_terminal else Console(highlight=False, emoji=False, width=100)
 
 
 def say(console: Console, line: str) -> None:
@@ -46,7 +48,22 @@ def costs_table(before: Costs, after: Costs) -> Table:
     return table
 
 
-def layers_table(choice: Choice) -> Table:
+def layers_table(layers: LayerTable) -> Table:
+    """One row per layer, before and after."""
+    *_, total = rows = list(layers.cells())
+    columns = layers.columns
+    table = new_table(*columns)
+    table.columns[1].justify = "left"
+    for row in rows[:-1]:
+        table.add_row(*map(escape, row))
+    table.add_section()
+    table.add_row(*total)
+    table.caption = layers.note or None
+    table.caption_justify = "left"
+    return table
+
+
+def kept_table(choice: Choice) -> Table:
     """One row per layer that could choose its channels: what it read and wrote, and reads now."""
     table = new_table("layer", "reads", "of", "writes", "of", "loss")
     for layer in choice.layers:
@@ -160,7 +177,9 @@ def new_table(*columns: str) -> Table:
     """An empty table; the first column is aligned to the left, the others to the right."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left")
+        # A name that is cut short cannot be copied.
+        overflow: OverflowMethod = "ellipsis" if number else "fold"
+        table.add_column(column, justify="right" if number else "left", overflow=overflow)
     return table
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -29,6 +31,7 @@ from upscale_opt.pruning.within import Wish, chosen_within, masked_by
 from upscale_opt.reconstruction.refitting import RefitReport
 from upscale_opt.reconstruction.refitting import refit as refitted
 from upscale_opt.solver.api import solve
+from upscale_opt.solver.layers import LayerTable, layers_of, prices_of
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.options import SolveFields, SolveOptions
 from upscale_opt.solver.progress import Listener, Progress
@@ -47,7 +50,7 @@ from upscale_opt.verifying.verify import VerificationReport, verify
 
 @dataclass(frozen=True)
 class Pruned:
-    """The result of :func:`prune`.
+    """The result of :func:`prune`; ``print`` says what is left, and ``table`` of which layer.
 
     Attributes:
         model: the pruned model.
@@ -77,8 +80,41 @@ class Pruned:
     refitting: RefitReport | None = None
     times: Times | None = None
 
+    @cached_property
+    def table(self) -> LayerTable:
+        """Every layer before and after: widths, sizes, estimated time, loss, and copies.
+
+        The times are by the cost model that the budget or the solution had, or else by the
+        built-in one of a CPU.
+        """
+        prices = prices_of(self.solution, self.choice)
+        return layers_of(self.graph, self.solution, self.choice, cost_model=prices)
+
+    @property
+    def _left(self) -> str:
+        """Say in a line what is left, and how long it takes."""
+        before, after = self.table.before, self.table.after
+        assert after is not None
+        parts = [
+            f"{100 * new / old:.1f} % of the {name}"
+            for name, new, old in (
+                ("parameters", after.parameters, before.parameters),
+                ("multiply-adds", after.multiply_adds, before.multiply_adds),
+                ("estimated time", after.nanoseconds, before.nanoseconds),
+            )
+            if old
+        ]
+        timed = "" if self.times is None else f"; measured: {self.times}"
+        return f"left: {', '.join(parts)}{timed}"
+
     def __str__(self) -> str:
-        return "\n".join([repr(self), *(f"note: {note}" for note in self.notes)])
+        notes = (f"note: {note}" for note in self.notes)
+        return "\n".join([repr(self), self._left, *notes])
+
+    def _repr_html_(self) -> str:
+        """The same in a notebook, and every layer."""
+        lines = "<br>".join(html.escape(line) for line in str(self).splitlines())
+        return f"<p>{lines}</p>{self.table._repr_html_()}"
 
     def __repr__(self) -> str:
         before, after = (

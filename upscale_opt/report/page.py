@@ -11,6 +11,7 @@ from string import Template
 from typing import Any
 
 from upscale_opt.errors import VerificationError
+from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.ids import format_ids
 from upscale_opt.ir.masks import Masks
@@ -27,13 +28,15 @@ def page(
     solution: Solution,
     graph: ChannelGraph | None = None,
     masks: Masks | None = None,
+    choice: Choice | None = None,
     *,
     title: str = "Channel orders",
 ) -> str:
     """A report on ``solution`` as one HTML page that loads nothing from anywhere.
 
-    It shows, for every segment of the network, which channels each read takes, before and after
-    ordering; what is copied, and why; and the bound. PyTorch is not needed.
+    It shows every layer before and after; for every segment of the network, which channels each
+    read takes, before and after ordering; what is copied, and why; and the bound. PyTorch is not
+    needed.
 
     Args:
         solution: what to report on.
@@ -41,6 +44,7 @@ def page(
             but not drawn, and the unpruned network's sizes are missing.
         masks: the masks it was solved with. With graph and masks, the solution is checked, and
             compared with the original order of channels.
+        choice: what chose the masks, if a budget did: then layers show what they gave up.
         title: the page's heading; the network's name, say.
 
     Raises:
@@ -60,8 +64,12 @@ def page(
             raise VerificationError(f"the solution is damaged: {broken}; solve again")
     if masks is not None:
         Masks.require(masks)
+    if choice is not None:
+        Choice.require(choice)
+        if graph is not None and choice.graph_fingerprint != graph.masks_fingerprint:
+            raise VerificationError("the choice was made for another graph; give its own")
     explanations = {found.read: found for found in explain(solution)}
-    summary = summarise(solution, graph, masks, tuple(explanations.values()))
+    summary = summarise(solution, graph, masks, choice, tuple(explanations.values()))
     segments = find_segments(solution, graph)
     first_arena = len(solution.orders) - len(solution.arenas)
     fixed = {} if graph is None else {i: s.fixed for i, s in enumerate(graph.spaces) if s.fixed}

@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.graph import Attention, ChannelGraph, Opaque
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.report.sizes import Sizes, sizes
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.checking.audit import AuditReport, check
 from upscale_opt.solver.checking.explaining import Explanation
+from upscale_opt.solver.layers import LayerTable, Size, layers_of, prices_of
 from upscale_opt.solver.network.objectives import UNITS
 
 _REASONS = {
@@ -29,8 +30,7 @@ class Summary:
 
     Attributes:
         solution: the solution.
-        unpruned: the sizes before, if the graph is known.
-        pruned: the sizes after.
+        layers: every layer before and after, if the graph is known.
         original: the solution without reordering, if it could be had.
         checked: what checking it showed, if it could be checked.
         explanations: of all gathers and windows.
@@ -38,8 +38,7 @@ class Summary:
     """
 
     solution: Solution
-    unpruned: Sizes | None
-    pruned: Sizes | None
+    layers: LayerTable | None
     original: Solution | None
     checked: AuditReport | None
     explanations: tuple[Explanation, ...]
@@ -56,6 +55,7 @@ class Summary:
                 _table("Reads", ("", "original order", "chosen order"), self._orders()),
                 _table("Size", ("", "unpruned", "pruned", "left"), self._sizes()),
                 "</div>",
+                *(() if self.layers is None else _layers(self.layers)),
                 _list("Why there are copies", self._reasons()),
                 _list("What to know", self.notes),
                 '<details class="more"><summary>How it was found</summary><dl>',
@@ -113,7 +113,10 @@ class Summary:
             yield UNITS[after.objective], _number(old), _number(after.objective_value)
 
     def _sizes(self) -> Iterator[tuple[str, ...]]:
-        old, new = self.unpruned, self.pruned
+        old: Size | None = None
+        new: Size | None = None
+        if self.layers is not None:
+            old, new = self.layers.before, self.layers.after
         for name, attribute in (("parameters", "parameters"), ("multiply-adds", "multiply_adds")):
             before = None if old is None else getattr(old, attribute)
             after = None if new is None else getattr(new, attribute)
@@ -121,6 +124,9 @@ class Summary:
                 after = self.solution.macs + self.solution.extra_macs
             share = f"{100 * after / before:.1f} %" if before and after is not None else "–"
             yield name, _number(before), _number(after), share
+        if old is not None and new is not None:
+            times = [f"{size.nanoseconds / 1e6:.3g}" for size in (old, new)]
+            yield "estimated ms", *times, f"{100 * new.nanoseconds / old.nanoseconds:.1f} %"
         if self.solution.extra_macs:
             share = f"{100 * self.solution.extra_macs / self.solution.macs:.2g} % more"
             yield "added by windows", "–", _number(self.solution.extra_macs), share
@@ -166,6 +172,7 @@ def summarise(
     solution: Solution,
     graph: ChannelGraph | None,
     masks: Masks | None,
+    choice: Choice | None,
     explanations: tuple[Explanation, ...],
 ) -> Summary:
     """Find out what can be said with what is there.
@@ -186,10 +193,10 @@ def summarise(
             weights=solution.weights,
             cost_model=solution.cost_model,
         )
+    prices = prices_of(solution, choice)
     return Summary(
         solution,
-        None if graph is None else sizes(graph),
-        None if graph is None else sizes(graph, solution),
+        None if graph is None else layers_of(graph, solution, choice, cost_model=prices),
         original,
         checked,
         explanations,
@@ -261,6 +268,25 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> 
         data = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
         lines.append(f'<tr><th scope="row">{_text(name)}</th>{data}</tr>')
     return "".join([*lines, "</tbody></table>"])
+
+
+def _layers(table: LayerTable) -> Iterator[str]:
+    """The network layer by layer; every cell has its title, for screens too narrow for a table."""
+    yield f'<details class="more layers"{" open" if len(table.rows) <= _FEW_LAYERS else ""}>'
+    yield f"<summary>Layer by layer ({len(table.rows) - 1:,} layers)</summary>"
+    titles = "".join(f'<th scope="col">{_text(title)}</th>' for title in table.columns)
+    yield f'<div class="wide"><table><thead><tr>{titles}</tr></thead><tbody>'
+    for name, *cells in table.cells():
+        columns = zip(table.columns[1:], cells, strict=True)
+        data = "".join(
+            f'<td data-title="{_text(title)}">{_text(cell)}</td>' for title, cell in columns
+        )
+        yield f'<tr><th scope="row">{_text(name)}</th>{data}</tr>'
+    yield f'</tbody></table></div><p class="note">{_text(table.note)}</p></details>'
+
+
+_FEW_LAYERS = 40
+"""A table of more layers is folded."""
 
 
 def _list(title: str, items: Iterable[str]) -> str:
