@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
 from upscale_opt.ir import graph as ir
+from upscale_opt.runtime.assigning import assign
 from upscale_opt.tracing.capture import Captured, quiet
 from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.classify import classify, opaque
@@ -151,6 +152,11 @@ class Builder:
             loose=frozenset(name for name, by in self._loose.items() if by - self._rigid),
         )
 
+    @property
+    def settled(self) -> set[fx.Node]:
+        """The calls that give numbers of channels, or what is made of these alone."""
+        return self._sizes.settled
+
     def result(self) -> Any:
         """The results of the program, in fake tensors."""
         found = [
@@ -263,7 +269,8 @@ class Builder:
             for call in recorder.calls:
                 event = self._numbers.event(call.func, call.args, call.kwargs)
                 self._numbers.follow(event, call.func, call.args, call.kwargs, call.result)
-        self._follow_changes(node, recorder.calls, tensors_in(result))
+        changed = _changed(node, recorder.calls, tensors_in(faked))
+        self._follow_changes(node, recorder.calls, changed, tensors_in(result))
         inputs = _distinct(leaves)
         if not tensors_in(result):
             self._values[node] = result
@@ -274,7 +281,7 @@ class Builder:
             return
         if _is_fresh(recorder.calls, tensors_in(faked), tensors_in(result)):
             self._fresh.add(node)
-        site = self._site(node, arguments, inputs, recorder.calls, result)
+        site = self._site(node, arguments, inputs, recorder.calls, result, changed)
         self._understand(site, [leaf for leaf in leaves if isinstance(leaf, Parameter)])
 
     def _understand(self, site: CallSite, held: list[Parameter]) -> None:
@@ -507,8 +514,8 @@ class Builder:
         inputs: list[Traced],
         calls: list[Call],
         result: Any,
+        changed: Mapping[int, torch.Tensor],
     ) -> CallSite:
-        changed = {id(tensor) for call in calls for tensor in call.changed}
         known = {id(tensor.fake): tensor for tensor in inputs if id(tensor.fake) not in changed}
         outputs: list[Traced] = []
         numbers: list[int] = []
@@ -542,11 +549,15 @@ class Builder:
         )
 
     def _follow_changes(
-        self, node: fx.Node, calls: list[Call], results: list[torch.Tensor]
+        self,
+        node: fx.Node,
+        calls: list[Call],
+        changed: Mapping[int, torch.Tensor],
+        results: list[torch.Tensor],
     ) -> None:
         """Let later readers of a tensor modified in place read the result instead."""
         returned = {id(tensor) for tensor in results}
-        for fake in {id(f): f for call in calls for f in call.changed}.values():
+        for fake in changed.values():
             if node.op != "call_module" and memory(fake) in self.fakes.names:
                 self._effects.add(node)
                 name = self.fakes.names[memory(fake)]
@@ -699,6 +710,14 @@ def _is_arithmetic(node: fx.Node, args: tuple[Any, ...], leaves: list[Any]) -> b
     )
 
 
+def _changed(
+    node: fx.Node, calls: list[Call], given: list[torch.Tensor]
+) -> dict[int, torch.Tensor]:
+    """The tensors that a call modifies, by ``id``; of an assignment to a part, the whole."""
+    changed = [given[0]] if node.target is assign else [f for call in calls for f in call.changed]
+    return {id(fake): fake for fake in changed}
+
+
 def _is_fresh(calls: list[Call], read: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
     """Tell whether a call computes something, into memory of its own."""
     own = {memory(tensor) for tensor in read}.isdisjoint(memory(tensor) for tensor in made)
@@ -719,7 +738,8 @@ def _constant(node: fx.Node, parameter: Parameter, channels: Channels) -> Traced
     """A tensor that holds ``parameter``, for a call that treats it like an activation."""
     traced = Traced(f"{node.name}.{parameter.name}", parameter.fake, is_constant=True)
     long = [axis for axis, size in enumerate(traced.shape) if size > 1]
-    if len(long) == 1:
+    counts = not (parameter.fake.is_floating_point() or parameter.fake.is_complex())
+    if len(long) == 1 and (not counts or parameter.fake.dtype is torch.bool):  # else indices
         traced.axis = long[0]
         traced.ids = channels.fresh(traced.shape[long[0]])
     return traced

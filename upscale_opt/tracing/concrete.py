@@ -6,10 +6,12 @@ Most models never ask, so nothing is computed until one does.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterator, Mapping
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -88,11 +90,15 @@ _MAKERS = (
 )
 """Functions of PyTorch that take sizes for plain numbers, and are to take proxies for them."""
 
+_LIMITS = ("finfo", "iinfo")
+"""Functions that take a dtype, and are to take proxies for it."""
+
 
 @contextmanager
 def following(
     length: Callable[[fx.Proxy], Any],
     extreme: Callable[[Any, tuple[Any, ...]], Any],
+    kind: Callable[[fx.Proxy], type],
     record: Callable[..., Any],
 ) -> Iterator[None]:
     """Let functions answer with proxies where they are given any.
@@ -103,6 +109,7 @@ def following(
     Args:
         length: what ``len`` says of a proxy.
         extreme: what ``max`` or ``min`` say of values, a proxy among them.
+        kind: the class of what a proxy stands for.
         record: records a call of a function.
     """
 
@@ -117,6 +124,11 @@ def following(
 
         return call
 
+    def is_tensor(value: Any, /) -> bool:
+        if isinstance(value, fx.Proxy):
+            return issubclass(kind(value), torch.Tensor)
+        return isinstance(value, torch.Tensor)
+
     def made(function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
@@ -125,10 +137,45 @@ def following(
 
         return call
 
+    made_of = {name: made(getattr(torch, name)) for name in (*_MAKERS, *_LIMITS)}
     patches: list[tuple[Any, dict[str, Any]]] = [
         (builtins, {"len": len_of, "max": either(_max), "min": either(_min)}),
-        (torch, {name: made(getattr(torch, name)) for name in _MAKERS}),
+        (torch, {"is_tensor": is_tensor, **made_of}),
     ]
+    with _patched(patches):
+        yield
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Let random numbers of Python and NumPy be drawn only by code that does not look at them."""
+
+    def draw(*_: Any, **__: Any) -> Any:
+        return _Drawn()
+
+    names = ("random", "uniform", "randint")
+    with _patched([(place, dict.fromkeys(names, draw)) for place in (random, np.random)]):
+        yield
+
+
+class _Drawn:
+    """A random number that is of no use."""
+
+
+def _refuse(*_: Any) -> Any:
+    raise TraceError("the model draws random numbers from Python or NumPy, not from PyTorch")
+
+
+for _name in (
+    *("bool", "eq", "ne", "lt", "le", "gt", "ge", "hash", "index", "int", "float", "str", "repr"),
+    *("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "floordiv", "mod", "pow"),
+    *("neg", "abs", "round", "len", "iter", "getitem", "getattr", "format", "array", "call"),
+):
+    setattr(_Drawn, f"__{_name}__", _refuse)
+
+
+@contextmanager
+def _patched(patches: Sequence[tuple[Any, dict[str, Any]]]) -> Iterator[None]:
     before = [(place, {name: vars(place)[name] for name in names}) for place, names in patches]
     try:
         for place, names in patches:

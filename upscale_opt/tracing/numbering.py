@@ -81,6 +81,9 @@ class Numbers:
 
     def event(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """The number of an operation on these values, before it is run."""
+        if _is_like(func):
+            like, *rest = args
+            args = (tuple(like.shape), like.dtype, *rest)
         key: Any = (func, self._key(args), self._key(kwargs))
         if torch.Tag.nondeterministic_seeded in func.tags:
             self._drawn += 1
@@ -166,6 +169,13 @@ def content(tensor: torch.Tensor) -> Any:
     with torch.no_grad(), _disable_current_modes():
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return str(tensor.dtype), tuple(tensor.shape), data
+
+
+@cache
+def _is_like(func: Any) -> bool:
+    """Tell whether an operation makes a tensor like its first argument, whatever that holds."""
+    name = str(func._schema.name).split("::")[1]
+    return name.startswith("new_") or name.endswith("_like")
 
 
 @cache

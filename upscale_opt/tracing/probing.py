@@ -48,6 +48,7 @@ def built(
             program = builder.build(args, kwargs)
         _fix(captured, fixed)
     _fix(captured, builder.broadcast())
+    captured.checks = [c for c in captured.checks if not builder.settled.issuperset(c.inputs)]
     for node, value in builder.guarded.items():
         wanted = list(value) if isinstance(value, tuple) else value
         captured.checks.append(Check((node,), (text(node),), (wanted,), _tracer(captured)))

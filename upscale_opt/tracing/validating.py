@@ -21,7 +21,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import ArgumentError, TraceError
-from upscale_opt.tracing.capture import Captured, KeepsState, by_fx, without_hooks
+from upscale_opt.tracing.capture import Captured, KeepsState, StoresResults, by_fx, without_hooks
 from upscale_opt.tracing.differences import close, differing
 from upscale_opt.tracing.executing import execute, placed
 from upscale_opt.tracing.numbering import Numbering, Numbers
@@ -45,9 +45,12 @@ def validate(trial: Trial, captured: Captured, result: Any, numbers: Numbers) ->
     Raises:
         Differs: if they compute something else.
         KeepsState: if the model computes something else when it is called again.
+        StoresResults: if it does so at other inputs.
     """
     if captured.kind == "fx":
         found = trial.numbered(numbers)
+        if captured.stored and (found is None or not trial.remembers_nothing(numbers)):
+            raise StoresResults(captured.stored)
         if found is not None:
             same = not captured.apart and found.difference(result, numbers) is None
             if same or trial.agrees(captured, found):
@@ -142,6 +145,43 @@ class Trial:
                 return None
         return first
 
+    def remembers_nothing(self, beside: Numbers) -> bool:
+        """Tell whether calls after the first give what they would give without it.
+
+        What the model's code has stored in its attributes may be kept for inputs of the same sizes,
+        but no more.
+        """
+        example = self.args, self.kwargs
+        others = [
+            pytree.tree_map_only(torch.Tensor, torch.clone, example),
+            _changed(example, sizes=True, filled=False),
+        ]
+        numbers = beside.beginning()
+        with unchanged(self.model), composed_attention(), answering(True):
+            without_hooks(self.model)
+            with self._on_meta(numbers) as first:
+                calls = [self._entered(call, numbers) for call in others]
+                alone: list[Outcome | None] = []
+                for args, kwargs in calls:
+                    own = numbers.copied()
+                    with unchanged(self.model), Numbering(own):
+                        try:
+                            alone.append(Outcome(self.model(*args, **kwargs), own))
+                        except Exception:  # of any kind, where the model takes no such inputs
+                            alone.append(None)
+                known = numbers.copied()
+                with Numbering(known):
+                    self.model(*first[0], **first[1])
+                for (args, kwargs), outcome in zip(calls, alone, strict=True):
+                    if outcome is None:
+                        continue
+                    known = known.copied()
+                    with Numbering(known):
+                        result = self.model(*args, **kwargs)
+                    if outcome.difference(result, known) is not None:
+                        return False
+        return alone[0] is not None
+
     def agrees(self, captured: Captured, found: Outcome) -> bool:
         """Tell whether the program, on such tensors, gives what the model gave, or refuses them."""
         try:
@@ -195,12 +235,17 @@ class Trial:
                         own.append((tensor, copied))
         numbers.name_own(own)
 
+        yield self._entered((self.args, self.kwargs), numbers)
+
+    def _entered(self, call: Any, numbers: Numbers) -> Any:
+        """A call with tensors on the meta device, as inputs with numbers of their own."""
+
         def enter(tensor: torch.Tensor) -> torch.Tensor:
             copied = self._to_meta(tensor)
             numbers.name(copied, ("input", id(tensor)))
             return copied
 
-        yield pytree.tree_map_only(torch.Tensor, enter, (self.args, self.kwargs))
+        return pytree.tree_map_only(torch.Tensor, enter, call)
 
     def _to_meta(self, tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in self._copies:
