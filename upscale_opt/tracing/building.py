@@ -272,7 +272,8 @@ class Builder:
         changed = _changed(node, recorder.calls, tensors_in(faked))
         self._follow_changes(node, recorder.calls, changed, tensors_in(result))
         inputs = _distinct(leaves)
-        if not tensors_in(result):
+        # Tensors in objects that are no containers to PyTorch are not followed any further.
+        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result)):
             self._values[node] = result
             self._sizes.ask(node, inputs, result)
             if inputs:

@@ -337,7 +337,7 @@ def _is_open(size: int | torch.SymInt, guarded: set[str]) -> bool:
 
 
 class StoresResults(TraceError):  # noqa: N818 - caught by `run`
-    """The model's code stores what it computes in attributes, and the next call depends on it.
+    """The model's code stores what it computes in attributes, and the next call may depend on it.
 
     Attributes:
         names: these attributes.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +18,15 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from upscale_opt.errors import TraceError
+from upscale_opt.tracing.record import without_data
 
-_len, _max, _min = len, max, min
+_len, _max, _min, _is = len, max, min, isinstance
+
+_TRUSTED = ("torch", "upscale_opt")
+"""Packages whose code sees proxies as what they are."""
 
 
 class Values:
@@ -57,7 +62,12 @@ class Values:
         if node not in self._known:
             before = _len(self._asked)
             try:
-                with _maybe_revert_all_patches(), _disable_current_modes(), self._mode:
+                with (
+                    _maybe_revert_all_patches(),
+                    _disable_current_modes(),
+                    self._mode,
+                    _Quick(),  # type: ignore[no-untyped-call]
+                ):
                     while node not in self._known:
                         following = next(self._nodes)
                         self._known[following] = self._run(following)
@@ -82,6 +92,11 @@ class Values:
         if node.op == "call_method":
             return getattr(args[0], str(target))(*args[1:], **kwargs)
         return target(*args, **kwargs)
+
+
+class _Quick(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return without_data(func, args, kwargs or {})
 
 
 _MAKERS = (
@@ -124,10 +139,18 @@ def following(
 
         return call
 
+    def is_instance(value: Any, classes: Any, /) -> bool:
+        if _is(value, classes):
+            return True
+        if not issubclass(type(value), fx.Proxy):
+            return False
+        asking = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
+        return asking not in _TRUSTED and issubclass(kind(value), classes)
+
     def is_tensor(value: Any, /) -> bool:
-        if isinstance(value, fx.Proxy):
-            return issubclass(kind(value), torch.Tensor)
-        return isinstance(value, torch.Tensor)
+        return _is(value, torch.Tensor) or (
+            issubclass(type(value), fx.Proxy) and issubclass(kind(value), torch.Tensor)
+        )
 
     def made(function: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -140,6 +163,7 @@ def following(
     made_of = {name: made(getattr(torch, name)) for name in (*_MAKERS, *_LIMITS)}
     patches: list[tuple[Any, dict[str, Any]]] = [
         (builtins, {"len": len_of, "max": either(_max), "min": either(_min)}),
+        (builtins, {"isinstance": is_instance}),
         (torch, {"is_tensor": is_tensor, **made_of}),
     ]
     with _patched(patches):

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from upscale_opt.tracing.record import without_data
+
 _MOST = 2**16
 """Constants of more elements are told apart by where they are, and not by what they hold."""
 
@@ -152,7 +154,7 @@ class Numbering(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.namespace == "prim":
             return func(*args, **kwargs)
         event = self._to.event(func, args, kwargs)
-        result = func(*args, **kwargs)
+        result = without_data(func, args, kwargs)
         self._to.follow(event, func, args, kwargs, result)
         return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import dis
 import functools
 import inspect
 import math
@@ -11,7 +12,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -51,15 +52,6 @@ class _Questions:
     def __hash__(self: Any) -> int:
         found: int = self.tracer.hashed(self)
         return found
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        """The class that ``isinstance`` is told."""
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] in _TRUSTED:
-            return type(self)  # torch.fx is to know what it deals with
-        tracer: Any = vars(self)["tracer"]
-        kind: type = tracer.kind(self)
-        return kind
 
     def __setitem__(self: Any, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", assign, (self, index, value), {})
@@ -123,10 +115,6 @@ class _Questions:
         return _Attribute(self, name)
 
 
-_TRUSTED = ("torch", "upscale_opt")
-"""Packages whose code sees proxies as what they are."""
-
-
 class _Own(_Questions, fx.Proxy):
     """A parameter or buffer, whose sizes are those of the original."""
 
@@ -164,8 +152,10 @@ class _Attribute(_Questions, fx.proxy.Attribute):
     __hash__ = _Questions.__hash__
 
 
-def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_place(function: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: fx.Proxy, other: Any) -> Any:
+        if _stores_back(sys._getframe(1)):  # `x[index] += other`
+            return self.tracer.create_proxy("call_function", plain, (self, other), {})
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     return method
@@ -183,7 +173,26 @@ _ASSIGNING = [
 ]
 for _name in _ASSIGNING:
     for _class in (_Proxy, _Own):
-        setattr(_class, f"__{_name}__", _in_place(getattr(operator, _name)))
+        _pair = getattr(operator, _name), getattr(operator, f"__{_name[1:]}__")
+        setattr(_class, f"__{_name}__", _in_place(*_pair))
+
+
+@functools.cache
+def _stores(code: CodeType) -> set[int]:
+    """Where the operations of ``x[index] += y`` are in a function's code."""
+    found: set[int] = set()
+    last = 0
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "STORE_SUBSCR":
+            found.add(last)
+        if not instruction.opname.startswith(("SWAP", "ROT_", "CACHE")):
+            last = instruction.offset
+    return found
+
+
+def _stores_back(frame: FrameType) -> bool:
+    return frame.f_lasti in _stores(frame.f_code)
+
 
 _IN_PLACE = {name for name in _ASSIGNING if hasattr(torch.Tensor, f"__{name}__")}
 """The operators ``x += y`` and so on that modify tensors, where others make new ones."""

@@ -45,11 +45,12 @@ def validate(trial: Trial, captured: Captured, result: Any, numbers: Numbers) ->
     Raises:
         Differs: if they compute something else.
         KeepsState: if the model computes something else when it is called again.
-        StoresResults: if it does so at other inputs.
+        StoresResults: if it may do so, as it stores what it computes.
     """
     if captured.kind == "fx":
         found = trial.numbered(numbers)
         if captured.stored and (found is None or not trial.remembers_nothing(numbers)):
+            _require_no_memory(trial, captured.stored[0])
             raise StoresResults(captured.stored)
         if found is not None:
             same = not captured.apart and found.difference(result, numbers) is None
@@ -343,6 +344,34 @@ def _compare_once(trial: Trial, captured: Captured, call: Any, reset: Callable[[
     if differing(wanted, _called(trial, call, reset, warm=False), close) is not None:
         raise Differs("the model does not compute the same twice, from the same random state")
     raise Differs(f"the program differs from the model in {found}")
+
+
+def _require_no_memory(trial: Trial, name: str) -> None:
+    """Run the model on values, alone and after another call.
+
+    Raises:
+        KeepsState: if it computes something else then.
+    """
+    model, example = trial.model, (trial.args, trial.kwargs)
+    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(example)]
+    if model.training or any(t.is_meta for t in tensors if isinstance(t, torch.Tensor)):
+        return
+    with same_random_state(model, example), _quiet_buffers(model) as reset:
+        for sizes in (False, True):
+            other = _changed(example, sizes=sizes, filled=True)
+            try:
+                alone = _called(trial, other, reset, warm=False)[0]
+            except Exception:  # of any kind: the model takes no such inputs
+                continue
+            with unchanged(model), answering(True):
+                without_hooks(model)
+                for call in (example, other):
+                    _seed(1)
+                    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, call)
+                    result = model(*args, **kwargs)
+                    reset()
+            if differing(alone, result, close) is not None:
+                raise _state(name)
 
 
 def _seed(number: int) -> None:
