@@ -33,11 +33,11 @@ class Around(nn.Module):
         return self.leave(self.middle(self, y) if self.middle is not None else y)
 
 
-def images(batch: int = 2, size: int = 8) -> Tensor:
+def images(batch: int = 2, size: int = 16) -> Tensor:
     return torch.randn(batch, 3, size, size + 2, generator=torch.Generator().manual_seed(1))
 
 
-OTHERS = (images(2), images(3, 6), images(1, 9), images(2))
+OTHERS = (images(2), images(3, 12), images(1, 18), images(2))
 
 
 def holds(model: nn.Module, capture: str = "fx", others: tuple[Tensor, ...] = OTHERS) -> Any:
@@ -77,7 +77,8 @@ def by_kind(m: Any, y: Any) -> Tensor:
         raise TypeError("a tensor, please")
     if isinstance(y.shape, torch.Size) and isinstance(y.shape[2], int):
         y = y / y.shape[2]
-    return y.sample() if hasattr(y, "sample") else y
+    z: Tensor = y.sample() if hasattr(y, "sample") else y
+    return z
 
 
 def halves(m: Any, y: Tensor) -> Tensor:
@@ -113,13 +114,32 @@ def layers_dropped(m: Any, y: Tensor) -> Tensor:
     return y if m.training and drawn[0] < 0.5 and drawn[1] < 0.5 else y.relu()
 
 
+def resized(m: Any, y: Tensor) -> Tensor:
+    height, width = int(y.shape[2] * 1.5), int(float(y.shape[3]) / 2)
+    return nn.functional.interpolate(y, (height, width)) / float(height)
+
+
+def padded(m: Any, y: Tensor) -> Tensor:
+    missing = int(y.shape[3]) % 4
+    return nn.functional.pad(y, (0, missing, 0, int(2.0)))
+
+
 def by_dtype(m: Any, y: Tensor) -> Tensor:
     return y * {torch.float32: 2.0, torch.float64: 3.0}[y.dtype]
 
 
+@functools.lru_cache
+def ramp(size: int) -> Tensor:
+    return torch.linspace(0, 1, size)
+
+
+def from_a_cache(m: Any, y: Tensor) -> Tensor:
+    return y + ramp(y.shape[3])
+
+
 KEPT = (
     *(split_transform, fused, by_kind, halves, limits, strides, assigned, border),
-    *(layers_dropped, by_dtype),
+    *(layers_dropped, by_dtype, resized, padded, from_a_cache),
 )
 
 
@@ -135,26 +155,18 @@ def rows(m: Any, y: Tensor) -> Tensor:
     return torch.stack([row + number for number, row in enumerate(y)])
 
 
-def strips(m: Any, y: Tensor) -> Tensor:
+def strips(m: Any, y: Any) -> Tensor:
     return torch.cat([strip.relu() for strip in y.split(4, 2)][::-1], 2)
 
 
 def looked_up(m: Any, y: Tensor) -> Tensor:
-    return y * {(8, 10): 2.0, (6, 8): 3.0, (9, 11): 4.0}[tuple(y.shape[2:])]
-
-
-@functools.lru_cache
-def ramp(size: int) -> Tensor:
-    return torch.linspace(0, 1, size)
-
-
-def from_a_cache(m: Any, y: Tensor) -> Tensor:
-    return y + ramp(y.shape[3])
+    height, width = y.shape[2:]
+    return y * {(16, 18): 2.0, (12, 14): 3.0, (18, 20): 4.0}[height, width]
 
 
 @pytest.mark.parametrize(
     ("middle", "refused"),
-    [(rows, {1, 2}), (strips, {2}), (looked_up, {1, 2}), (from_a_cache, {1, 2})],
+    [(rows, {1, 2}), (strips, {1, 2}), (looked_up, {1, 2})],
 )
 def test_what_decides_is_checked(middle: Callable[[Any, Tensor], Any], refused: set[int]) -> None:
     found = holds(Around(middle))
@@ -192,11 +204,32 @@ class Rows(Around):
         return self.leave(y * self.grids["grid"])
 
 
+@pytest.mark.parametrize("before", [None, 0, 1])
 @pytest.mark.parametrize("make", [Anchors, Rows])
-def test_what_is_kept_for_sizes(make: Callable[[], nn.Module]) -> None:
-    model = make()
+def test_what_is_kept_for_sizes(make: Callable[[], nn.Module], before: int | None) -> None:
+    model = make().double()
+    if before is not None:
+        model(OTHERS[before].double())
     assert holds(model) == {}
     assert not any(isinstance(v, torch.fx.Proxy) for v in pytree.tree_leaves(vars(model)))
+
+
+class Remembering(Around):
+    """Has a method that keeps what it returned."""
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019
+    def ramp(self, size: int) -> Tensor:
+        return torch.linspace(1, 2, size)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.leave(self.enter(x) * self.ramp(x.shape[3]))
+
+
+def test_what_functions_keep() -> None:
+    ramp.cache_clear()
+    assert holds(Remembering()) == {}
+    assert isinstance(vars(Remembering)["ramp"], functools._lru_cache_wrapper)
+    assert isinstance(ramp(3), Tensor)
 
 
 class First(Around):

@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
 from upscale_opt.ir import graph as ir
-from upscale_opt.runtime.assigning import assign
+from upscale_opt.runtime import recorded
+from upscale_opt.runtime.recorded import assign
 from upscale_opt.tracing.capture import Captured, quiet
 from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.classify import classify, opaque
@@ -47,7 +48,7 @@ from upscale_opt.tracing.varying import (
 )
 
 
-class NotInFX(Exception):  # noqa: N818 - caught in tracing: try the other tracer
+class NotInFX(TraceError):  # noqa: N818 - caught in tracing: try the other tracer
     """The program does something that only the functional form of torch.export expresses."""
 
 
@@ -63,6 +64,9 @@ _ON_MEMORY = frozenset(
     }
 )
 """Calls that look at memory rather than at values, and memory is not what it was in an export."""
+
+_PLAIN = ("_operator", "builtins", "math", recorded.__name__)
+"""Modules of functions of numbers."""
 
 _COUNTS = "does not do the same to any number of channels"
 
@@ -706,7 +710,7 @@ def _is_arithmetic(node: fx.Node, args: tuple[Any, ...], leaves: list[Any]) -> b
         return True
     return (
         node.op == "call_function"
-        and getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
+        and getattr(node.target, "__module__", "") in _PLAIN
         and not any(isinstance(leaf, (Traced, Parameter)) for leaf in leaves)
     )
 

@@ -181,7 +181,9 @@ def by_fx(
         stored = snapshot.holding_proxies()
         if {name for name, _ in model.named_buffers()}.intersection(stored):
             raise StoresResults(stored)
-        _refuse_state([name for name in snapshot.changed() if name not in stored], "torch.fx")
+        within = tuple(f"{name}." for name in stored)
+        changed = [n for n in snapshot.changed() if n not in stored and not n.startswith(within)]
+        _refuse_state(changed, "torch.fx")
     if watch.reason is not None:  # and the model's code went on
         raise TraceError(f"torch.fx: {watch.reason}")
     tracer.tidy()

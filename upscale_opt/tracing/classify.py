@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from upscale_opt.ir import graph as ir
-from upscale_opt.runtime.assigning import assign
+from upscale_opt.runtime.recorded import assign
 from upscale_opt.tracing.attention import on_heads
 from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.claims import operation_of

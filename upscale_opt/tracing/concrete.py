@@ -6,10 +6,12 @@ Most models never ask, so nothing is computed until one does.
 from __future__ import annotations
 
 import builtins
+import functools
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from upscale_opt.errors import TraceError
+from upscale_opt.runtime.recorded import finfo, iinfo, real, whole
 from upscale_opt.tracing.record import without_data
 
 _len, _max, _min, _is = len, max, min, isinstance
@@ -105,8 +108,8 @@ _MAKERS = (
 )
 """Functions of PyTorch that take sizes for plain numbers, and are to take proxies for them."""
 
-_LIMITS = ("finfo", "iinfo")
-"""Functions that take a dtype, and are to take proxies for it."""
+_LIMITS = {"finfo": (torch.finfo, finfo), "iinfo": (torch.iinfo, iinfo)}
+"""Functions that take a dtype, and what is recorded where it is a proxy."""
 
 
 @contextmanager
@@ -115,6 +118,7 @@ def following(
     extreme: Callable[[Any, tuple[Any, ...]], Any],
     kind: Callable[[fx.Proxy], type],
     record: Callable[..., Any],
+    places: Iterable[ModuleType],
 ) -> Iterator[None]:
     """Let functions answer with proxies where they are given any.
 
@@ -126,6 +130,7 @@ def following(
         extreme: what ``max`` or ``min`` say of values, a proxy among them.
         kind: the class of what a proxy stands for.
         record: records a call of a function.
+        places: the modules in which the model's code is, and where ``int`` and ``float`` follow.
     """
 
     def len_of(value: Any, /) -> Any:
@@ -152,22 +157,99 @@ def following(
             issubclass(type(value), fx.Proxy) and issubclass(kind(value), torch.Tensor)
         )
 
-    def made(function: Any) -> Any:
+    def made(function: Any, recorded: Any = None) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
-                return record("call_function", function, args, kwargs)
+                return record("call_function", recorded or function, args, kwargs)
             return function(*args, **kwargs)
 
         return call
 
-    made_of = {name: made(getattr(torch, name)) for name in (*_MAKERS, *_LIMITS)}
+    made_of = {name: made(getattr(torch, name)) for name in _MAKERS}
+    made_of |= {name: made(*functions) for name, functions in _LIMITS.items()}
     patches: list[tuple[Any, dict[str, Any]]] = [
         (builtins, {"len": len_of, "max": either(_max), "min": either(_min)}),
         (builtins, {"isinstance": is_instance}),
         (torch, {"is_tensor": is_tensor, **made_of}),
     ]
+    patches += [
+        (place, {"int": _Int, "float": _Float})
+        for place in places
+        if not {"int", "float"} & vars(place).keys()
+    ]
     with _patched(patches):
         yield
+
+
+@contextmanager
+def uncached(places: Iterable[type | ModuleType]) -> Iterator[None]:
+    """Let functions compute that keep what they have computed; a cache would ask for numbers.
+
+    Args:
+        places: the classes and modules in whose functions, and functions around them, to look.
+    """
+    with ExitStack() as undo:
+        for place in places:
+            for name, value in list(vars(place).items()):
+                if _is(value, _Cached):
+                    setattr(place, name, value.__wrapped__)
+                    undo.callback(setattr, place, name, value)
+                    continue
+                if _is(value, (staticmethod, classmethod)):
+                    value = value.__func__
+                while _is(value, FunctionType):
+                    for cell in value.__closure__ or ():
+                        held = _held(cell)
+                        if _is(held, _Cached):
+                            cell.cell_contents = held.__wrapped__
+                            undo.callback(setattr, cell, "cell_contents", held)
+                    value = getattr(value, "__wrapped__", None)
+        yield
+
+
+_Cached = functools._lru_cache_wrapper
+
+
+def _held(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing was put there yet
+        return None
+
+
+class _Following(type):
+    """The class of what stands for `int` and `float` in the code of models."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Follow the number that a proxy stands for, where that is one."""
+        plain, recorded = cls._pair  # type: ignore[attr-defined]
+        if _len(args) == 1 and issubclass(type(args[0]), fx.Proxy):
+            kind = args[0].tracer.kind(args[0])
+            if kind is plain:
+                return args[0]
+            if kind in (int, float):
+                return recorded(args[0])
+        return plain(*args, **kwargs)
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return _is(value, cls._pair[0])  # type: ignore[attr-defined]
+
+    def __subclasscheck__(cls, other: Any) -> bool:
+        return issubclass(other, cls._pair[0])  # type: ignore[attr-defined]
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls._pair[0]  # type: ignore[attr-defined]
+
+    def __hash__(cls) -> int:
+        return hash(cls._pair[0])  # type: ignore[attr-defined]
+
+
+class _Int(int, metaclass=_Following):
+    _pair = int, whole
+
+
+class _Float(float, metaclass=_Following):
+    _pair = float, real
 
 
 @contextmanager
@@ -200,11 +282,21 @@ for _name in (
 
 @contextmanager
 def _patched(patches: Sequence[tuple[Any, dict[str, Any]]]) -> Iterator[None]:
-    before = [(place, {name: vars(place)[name] for name in names}) for place, names in patches]
+    before = [
+        (place, {name: vars(place).get(name, _ABSENT) for name in names})
+        for place, names in patches
+    ]
     try:
         for place, names in patches:
             vars(place).update(names)
         yield
     finally:
         for place, names in before:
-            vars(place).update(names)
+            for name, value in names.items():
+                if value is _ABSENT:
+                    vars(place).pop(name, None)
+                else:
+                    vars(place)[name] = value
+
+
+_ABSENT = object()

@@ -12,7 +12,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import CodeType, FrameType, FunctionType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from upscale_opt.errors import TraceError
-from upscale_opt.runtime.assigning import assign
-from upscale_opt.tracing.concrete import Values, following, undrawn
+from upscale_opt.runtime.recorded import assign
+from upscale_opt.tracing.concrete import Values, following, uncached, undrawn
 from upscale_opt.tracing.guards import MANY, stand_in, wanted_of
 from upscale_opt.tracing.rules import find_rule
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
+from upscale_opt.tracing.unchanged import owners
 
 _STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
 """Leaves by class name: their behaviour depends on the training mode at run time."""
@@ -179,7 +180,7 @@ for _name in _ASSIGNING:
 
 @functools.cache
 def _stores(code: CodeType) -> set[int]:
-    """Where the operations of ``x[index] += y`` are in a function's code."""
+    """The places in a function's code of the operations of ``x[index] += y``."""
     found: set[int] = set()
     last = 0
     for instruction in dis.get_instructions(code):
@@ -317,7 +318,10 @@ class Tracer(fx.Tracer):
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """Record what the model does; ``len`` and the like follow what they are asked about."""
         self._hooked = {module for module in root.modules() if hooked(module)}
-        with following(self.length, self._extreme, self.kind, self.create_proxy), undrawn():
+        places = list(owners(root))
+        modules = [place for place in places if isinstance(place, ModuleType)]
+        answers = following(self.length, self._extreme, self.kind, self.create_proxy, modules)
+        with answers, undrawn(), uncached(places):
             return super().trace(root, concrete_args)
 
     def value_of(self, proxy: fx.Proxy) -> Any:

@@ -118,7 +118,7 @@ class Snapshot:
         self._owned: list[tuple[type | ModuleType, dict[str, Any]]] = []
         for prefix, module in model.named_modules():
             self._save(module.__dict__, f"{prefix}." if prefix else "")
-        for owner in _owners(model):
+        for owner in owners(model):
             self._owned.append((owner, dict(vars(owner))))
             for name, value in list(vars(owner).items()):
                 if isinstance(value, CONTAINERS) and not name.startswith("__"):
@@ -282,7 +282,7 @@ def _untouched(container: Any, saved: Any) -> bool:
 
 
 def _raw(container: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
-    """What a dict holds, and not what its class makes of it when it is asked."""
+    """The items of a dict, and not what its class makes of them when it is asked."""
     if isinstance(container, OrderedDict):
         return OrderedDict.items(container)
     return dict.items(container)
@@ -301,7 +301,7 @@ def _refill(container: Any, saved: Any) -> None:
         container.update(saved) if isinstance(container, set) else container.extend(saved)
 
 
-def _owners(model: nn.Module) -> Iterator[type | ModuleType]:
+def owners(model: nn.Module) -> Iterator[type | ModuleType]:
     """The places where a model's code may keep what outlasts a call: classes, and modules."""
     named: dict[str, None] = {}
     for cls in {cls for module in model.modules() for cls in type(module).__mro__}:

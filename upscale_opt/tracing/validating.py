@@ -26,7 +26,13 @@ from upscale_opt.tracing.differences import close, differing
 from upscale_opt.tracing.executing import execute, placed
 from upscale_opt.tracing.numbering import Numbering, Numbers
 from upscale_opt.tracing.questions import answering, gradients_watched
-from upscale_opt.tracing.unchanged import Snapshot, composed_attention, same_random_state, unchanged
+from upscale_opt.tracing.unchanged import (
+    CONTAINERS,
+    Snapshot,
+    composed_attention,
+    same_random_state,
+    unchanged,
+)
 
 
 class Differs(TraceError):  # noqa: N818 - caught in `running`: try the other tracer
@@ -58,7 +64,7 @@ def validate(trial: Trial, captured: Captured, result: Any, numbers: Numbers) ->
                 if captured.wrote:
                     _try_other_sizes(trial, captured, numbers)
                 return
-    _compare(trial, captured)
+    compare(trial, captured)
     if captured.kind == "export" and trial.switches_gradients:
         captured.notes.append(
             "forward switches gradients off or on (torch.no_grad), which torch.export does not "
@@ -183,6 +189,30 @@ class Trial:
                         return False
         return alone[0] is not None
 
+    def kept_for_sizes(self, captured: Captured) -> list[str]:
+        """The attributes that earlier calls have left, and that calls of other sizes write anew."""
+        if captured.kind != "fx" or not (captured.constants or captured.stored):
+            return []
+        other = _changed((self.args, self.kwargs), sizes=True, filled=False)
+        with unchanged(self.model) as snapshot, composed_attention(), answering(True):
+            try:
+                with self._on_meta(Numbers({})):
+                    args, kwargs = self._entered(other, Numbers({}))
+                    before = set(snapshot.touched())
+                    self.model(*args, **kwargs)
+                    touched = snapshot.touched(besides=before)
+            except Exception:  # of any kind, where the model takes no such inputs
+                return []
+        found: dict[str, None] = {}
+        modules = dict(self.model.named_modules())
+        for name in touched:
+            parts = name.split(".")
+            owner = max(n for n in range(len(parts)) if ".".join(parts[:n]) in modules)
+            left = vars(modules[".".join(parts[:owner])]).get(parts[owner])
+            if left is not None and not (isinstance(left, CONTAINERS) and not left):
+                found[".".join(parts[: owner + 1])] = None
+        return list(found)
+
     def agrees(self, captured: Captured, found: Outcome) -> bool:
         """Tell whether the program, on such tensors, gives what the model gave, or refuses them."""
         try:
@@ -293,8 +323,8 @@ def _state(name: str) -> KeepsState:
 # On values.
 
 
-def _compare(trial: Trial, captured: Captured) -> None:
-    """Run both on random values.
+def compare(trial: Trial, captured: Captured) -> None:
+    """Run both on random values, also of other sizes.
 
     Raises:
         Differs: if they compute something else.
