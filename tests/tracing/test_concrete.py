@@ -75,6 +75,8 @@ def fused(m: Any, y: Tensor) -> Tensor:
 def by_kind(m: Any, y: Any) -> Tensor:
     if isinstance(y, (list, tuple)) or not isinstance(y, Tensor) or not torch.is_tensor(y):
         raise TypeError("a tensor, please")
+    if not torch.jit.isinstance(y, Tensor):
+        return y * 2
     if isinstance(y.shape, torch.Size) and isinstance(y.shape[2], int):
         y = y / y.shape[2]
     z: Tensor = y.sample() if hasattr(y, "sample") else y
@@ -159,6 +161,12 @@ def strips(m: Any, y: Any) -> Tensor:
     return torch.cat([strip.relu() for strip in y.split(4, 2)][::-1], 2)
 
 
+def in_numpy(m: Any, y: Tensor) -> Tensor:
+    if (np.array(y.shape[2:]) % 2).any():
+        raise ValueError("even sizes, please")
+    return y * float(np.array(y.shape[2]))
+
+
 def looked_up(m: Any, y: Tensor) -> Tensor:
     height, width = y.shape[2:]
     return y * {(16, 18): 2.0, (12, 14): 3.0, (18, 20): 4.0}[height, width]
@@ -166,7 +174,7 @@ def looked_up(m: Any, y: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("middle", "refused"),
-    [(rows, {1, 2}), (strips, {1, 2}), (looked_up, {1, 2})],
+    [(rows, {1, 2}), (strips, {1, 2}), (looked_up, {1, 2}), (in_numpy, {1, 2})],
 )
 def test_what_decides_is_checked(middle: Callable[[Any, Tensor], Any], refused: set[int]) -> None:
     found = holds(Around(middle))

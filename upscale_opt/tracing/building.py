@@ -65,6 +65,9 @@ _ON_MEMORY = frozenset(
 )
 """Calls that look at memory rather than at values, and memory is not what it was in an export."""
 
+_OF_KIND = {"dtype", "device", "is_floating_point", "is_cuda"}
+"""Questions whose answers are the same for whatever is rearranged."""
+
 _PLAIN = ("_operator", "builtins", "math", recorded.__name__)
 """Modules of functions of numbers."""
 
@@ -257,6 +260,8 @@ class Builder:
     def _call(self, node: fx.Node) -> None:
         if asked(node) in _ON_MEMORY:
             raise TraceError(f"call {node.name!r} looks at memory, which in an export is another")
+        if asked(node) in _OF_KIND:
+            self._ask_source(node)
         arguments = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self._values[n])
         leaves = pytree.tree_leaves(arguments)
         if _is_arithmetic(node, arguments[0], leaves):
@@ -288,6 +293,24 @@ class Builder:
             self._fresh.add(node)
         site = self._site(node, arguments, inputs, recorder.calls, result, changed)
         self._understand(site, [leaf for leaf in leaves if isinstance(leaf, Parameter)])
+
+    def _ask_source(self, node: fx.Node) -> None:
+        """Let ``node`` ask what a tensor is of the one that it was rearranged from.
+
+        The rearrangement may be left out.
+        """
+        source = node.args[0] if node.args else None
+        while isinstance(source, fx.Node):
+            value: Any = self._values.get(source)
+            before = source.args[0] if source.args else None
+            held: Any = self._values.get(before) if isinstance(before, fx.Node) else None
+            if not (isinstance(value, Traced) and isinstance(held, Traced)):
+                break
+            if value.spread is None or value.fake.dtype != held.fake.dtype:
+                break
+            source = before
+        if source is not node.args[0]:
+            node.update_arg(0, source)
 
     def _understand(self, site: CallSite, held: list[Parameter]) -> None:
         """Add what a call amounts to; ``held`` are the parameters among its arguments."""

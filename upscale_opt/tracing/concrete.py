@@ -27,6 +27,7 @@ from upscale_opt.runtime.recorded import finfo, iinfo, real, whole
 from upscale_opt.tracing.record import without_data
 
 _len, _max, _min, _is = len, max, min, isinstance
+_of_jit: Any = torch.jit.isinstance
 
 _TRUSTED = ("torch", "upscale_opt")
 """Packages whose code sees proxies as what they are."""
@@ -152,6 +153,11 @@ def following(
         asking = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
         return asking not in _TRUSTED and issubclass(kind(value), classes)
 
+    def is_scripted(value: Any, classes: Any) -> bool:
+        if issubclass(type(value), fx.Proxy) and _is(classes, (type, tuple)):
+            return issubclass(kind(value), classes)
+        return bool(_of_jit(value, classes))
+
     def is_tensor(value: Any, /) -> bool:
         return _is(value, torch.Tensor) or (
             issubclass(type(value), fx.Proxy) and issubclass(kind(value), torch.Tensor)
@@ -170,6 +176,7 @@ def following(
     patches: list[tuple[Any, dict[str, Any]]] = [
         (builtins, {"len": len_of, "max": either(_max), "min": either(_min)}),
         (builtins, {"isinstance": is_instance}),
+        (torch.jit, {"isinstance": is_scripted}),
         (torch, {"is_tensor": is_tensor, **made_of}),
     ]
     patches += [

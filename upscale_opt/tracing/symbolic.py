@@ -72,6 +72,9 @@ class _Questions:
             return NotImplemented
         return self.tracer.create_proxy("call_function", plain, values, {})
 
+    def __array__(self: Any, dtype: Any = None, copy: Any = None) -> Any:
+        return np.asarray(self.tracer.decided_by(self), dtype)
+
     def __len__(self: Any) -> int:
         return operator.index(self.tracer.length(self))
 
@@ -130,7 +133,10 @@ class _Own(_Questions, fx.Proxy):
 
 
 _UFUNCS: dict[str, Any] = {
-    **{name: getattr(math, name) for name in ("sqrt", "exp", "log", "log2", "log10")},
+    **{
+        name: getattr(math, name)
+        for name in ("sqrt", "exp", "log", "log2", "log10", "ceil", "floor")
+    },
     **{name: getattr(operator, short) for name, short in {"add": "add", "subtract": "sub"}.items()},
     "multiply": operator.mul,
     "divide": operator.truediv,
@@ -335,12 +341,15 @@ class Tracer(fx.Tracer):
         return self._values.of(proxy.node)
 
     def decided_by(self, proxy: fx.Proxy) -> Any:
-        """A number, a truth value or a dtype, which is to be the same in later calls.
+        """A number, several, a truth value or a dtype, which is to be the same in later calls.
 
         Raises:
             TraceError: if it is none, but depends on data, say.
         """
         value = self.value_of(proxy)
+        if isinstance(value, (tuple, list)) and _is_number(value):
+            parts: Any = proxy
+            return tuple(self.decided_by(parts[number]) for number in range(len(value)))
         if type(value) not in (bool, int, float, str, torch.dtype) or _asks_memory(proxy.node):
             raise TraceError("decides by what is computed")
         self.decided[proxy.node] = value
@@ -373,8 +382,6 @@ class Tracer(fx.Tracer):
         value = self.value_of(proxy)
         if isinstance(value, torch.Tensor):
             return id(proxy)
-        if isinstance(value, (tuple, list)) and _is_number(value):
-            return hash(tuple(self.decided_by(proxy[number]) for number in range(len(value))))
         if isinstance(value, torch.device):  # which in validation is another
             return hash(value)
         return hash(self.decided_by(proxy))
