@@ -1,4 +1,4 @@
-"""The networks a user can name: torchvision's, timm's, and ``topology/…`` from this package.
+"""The networks a user can name: torchvision's, timm's, those that people prune, and topologies.
 
     >>> "resnet18" in names() and "topology/unet" in names()
     True
@@ -23,7 +23,7 @@ from torch import nn
 
 from upscale_opt.errors import ArgumentError
 from upscale_opt.models import topologies
-from upscale_opt.models.catalogue import timm, torchvision
+from upscale_opt.models.catalogue import timm, torchvision, wild
 from upscale_opt.models.catalogue.entries import Entry, ExampleInputs, Group
 from upscale_opt.models.catalogue.values import randomize
 from upscale_opt.models.topologies import TOPOLOGIES
@@ -49,6 +49,7 @@ GROUPS: dict[str, Callable[[], Group]] = {
     "quantizable": torchvision.quantizable,
     "detection": torchvision.detection,
     "timm": timm.networks,
+    "wild": wild.networks,
 }
 """Group → its networks. Classifiers go by torchvision's names; others have the group before them,
 as in ``video/r3d_18``."""

@@ -109,3 +109,19 @@ def test_wrong_names_are_hinted_at() -> None:
         catalogue.build("r3d_18")
     with pytest.raises(UpscaleError, match="timm/resnet10t"):
         catalogue.build("timm/resnet10")
+
+
+def test_what_people_prune_is_listed_without_its_packages() -> None:
+    names = catalogue.names("wild")
+    assert len(names) >= 55
+    assert not {"ultralytics", "transformers", "diffusers", "monai"} & sys.modules.keys()
+    for name in names:
+        leaves = pytree.tree_leaves(catalogue.example_inputs(name, 3))
+        assert [len(leaf) for leaf in leaves] == [3] * len(leaves)
+
+
+def test_building_what_people_prune_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ultralytics.nn.tasks", None)
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    with pytest.raises(UpscaleError, match=r'"upscale-opt\[wild\]"'):
+        catalogue.build("wild/yolov8n")

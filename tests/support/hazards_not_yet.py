@@ -5,7 +5,5 @@ Written by `python benchmarks/hazard_table.py --write`; whoever mends one may re
 
 from __future__ import annotations
 
-NOT_YET: dict[str, tuple[str, ...]] = {
-    "S": ("detached chunks",),
-}
+NOT_YET: dict[str, tuple[str, ...]] = {}
 """Kind → its variants. An empty table is the aim."""

@@ -61,7 +61,9 @@ class Power(nn.Module):
         self.offset = nn.Parameter(torch.rand(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        assert isinstance(x, Tensor) and x.shape[1] == self.channels  # noqa: PT018 - not for torch.fx
+        assert x.shape[1] == self.channels
+        x = x.clone()
+        x.view(x.shape).mul_(1)  # which torch.fx does not capture
         x = torch.cummax(x.sign() * x.abs() ** self.exponent, dim=-1).values
         return x * self.gain[:, None, None] + self.offset[:, None, None]
 

@@ -17,7 +17,7 @@ import upscale_opt as uo
 
 
 class Assigns(nn.Module):
-    """What torch.fx cannot capture: it assigns to a slice."""
+    """What torch.fx does not capture: it modifies a tensor in place through a view."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Assigns(nn.Module):
 
     def body(self, x: Tensor) -> Tensor:
         y = self.first(x).clone()
-        y[:, 0] = 0
+        y[:, 0].zero_()
         return self.last(y.relu())  # type: ignore[no-any-return]
 
 

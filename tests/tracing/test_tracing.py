@@ -365,7 +365,7 @@ def test_inputs_that_the_model_does_not_take_are_a_trace_error(inputs: Any) -> N
 
 
 class Loop(nn.Module):
-    """Iterates over a tensor's rows: torch.export unrolls it, torch.fx cannot."""
+    """Iterates over a tensor's rows: how many there are is part of the program."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -379,15 +379,18 @@ class Loop(nn.Module):
         return {"all": [self.head(row) for row in rows], "first": self.head(rows[0])}
 
 
-def test_export_takes_what_fx_does_not() -> None:
+def test_loops_over_rows() -> None:
     model = Loop().double().eval()
     x = torch.randn(3, 2, 6, dtype=torch.float64)
     pruned = pruned_of(model, x)
-    assert pruned.graph.capture == "export"
+    assert pruned.graph.capture == "fx"
     out = call(pruned.model, x)
     assert isinstance(out, dict)
     assert isinstance(out["all"], list)
     assert_lossless(pruned.masked, pruned.model, x)
+    assert_lossless(pruned.masked, pruned.model, torch.randn(3, 5, 6).double())
+    with pytest.raises(uo.ArgumentError, match=r"x\.shape\[0\]' is 4"):
+        call(pruned.model, torch.randn(4, 2, 6).double())
 
 
 def test_an_exported_model_shrinks_and_takes_other_batches() -> None:

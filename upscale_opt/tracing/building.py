@@ -17,6 +17,8 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
 from upscale_opt.ir import graph as ir
+from upscale_opt.runtime import recorded
+from upscale_opt.runtime.recorded import assign
 from upscale_opt.tracing.capture import Captured, quiet
 from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.classify import classify, opaque
@@ -46,7 +48,7 @@ from upscale_opt.tracing.varying import (
 )
 
 
-class NotInFX(Exception):  # noqa: N818 - caught in tracing: try the other tracer
+class NotInFX(TraceError):  # noqa: N818 - caught in tracing: try the other tracer
     """The program does something that only the functional form of torch.export expresses."""
 
 
@@ -62,6 +64,12 @@ _ON_MEMORY = frozenset(
     }
 )
 """Calls that look at memory rather than at values, and memory is not what it was in an export."""
+
+_OF_KIND = {"dtype", "device", "is_floating_point", "is_cuda"}
+"""Questions whose answers are the same for whatever is rearranged."""
+
+_PLAIN = ("_operator", "builtins", "math", recorded.__name__)
+"""Modules of functions of numbers."""
 
 _COUNTS = "does not do the same to any number of channels"
 
@@ -150,6 +158,11 @@ class Builder:
             sizes=self._sizes.axes,
             loose=frozenset(name for name, by in self._loose.items() if by - self._rigid),
         )
+
+    @property
+    def settled(self) -> set[fx.Node]:
+        """The calls that give numbers of channels, or what is made of these alone."""
+        return self._sizes.settled
 
     def result(self) -> Any:
         """The results of the program, in fake tensors."""
@@ -247,6 +260,8 @@ class Builder:
     def _call(self, node: fx.Node) -> None:
         if asked(node) in _ON_MEMORY:
             raise TraceError(f"call {node.name!r} looks at memory, which in an export is another")
+        if asked(node) in _OF_KIND:
+            self._ask_source(node)
         arguments = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self._values[n])
         leaves = pytree.tree_leaves(arguments)
         if _is_arithmetic(node, arguments[0], leaves):
@@ -263,9 +278,11 @@ class Builder:
             for call in recorder.calls:
                 event = self._numbers.event(call.func, call.args, call.kwargs)
                 self._numbers.follow(event, call.func, call.args, call.kwargs, call.result)
-        self._follow_changes(node, recorder.calls, tensors_in(result))
+        changed = _changed(node, recorder.calls, tensors_in(faked))
+        self._follow_changes(node, recorder.calls, changed, tensors_in(result))
         inputs = _distinct(leaves)
-        if not tensors_in(result):
+        # Tensors in objects that are no containers to PyTorch are not followed any further.
+        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(result)):
             self._values[node] = result
             self._sizes.ask(node, inputs, result)
             if inputs:
@@ -274,8 +291,26 @@ class Builder:
             return
         if _is_fresh(recorder.calls, tensors_in(faked), tensors_in(result)):
             self._fresh.add(node)
-        site = self._site(node, arguments, inputs, recorder.calls, result)
+        site = self._site(node, arguments, inputs, recorder.calls, result, changed)
         self._understand(site, [leaf for leaf in leaves if isinstance(leaf, Parameter)])
+
+    def _ask_source(self, node: fx.Node) -> None:
+        """Let ``node`` ask what a tensor is of the one that it was rearranged from.
+
+        The rearrangement may be left out.
+        """
+        source = node.args[0] if node.args else None
+        while isinstance(source, fx.Node):
+            value: Any = self._values.get(source)
+            before = source.args[0] if source.args else None
+            held: Any = self._values.get(before) if isinstance(before, fx.Node) else None
+            if not (isinstance(value, Traced) and isinstance(held, Traced)):
+                break
+            if value.spread is None or value.fake.dtype != held.fake.dtype:
+                break
+            source = before
+        if source is not node.args[0]:
+            node.update_arg(0, source)
 
     def _understand(self, site: CallSite, held: list[Parameter]) -> None:
         """Add what a call amounts to; ``held`` are the parameters among its arguments."""
@@ -507,8 +542,8 @@ class Builder:
         inputs: list[Traced],
         calls: list[Call],
         result: Any,
+        changed: Mapping[int, torch.Tensor],
     ) -> CallSite:
-        changed = {id(tensor) for call in calls for tensor in call.changed}
         known = {id(tensor.fake): tensor for tensor in inputs if id(tensor.fake) not in changed}
         outputs: list[Traced] = []
         numbers: list[int] = []
@@ -542,11 +577,15 @@ class Builder:
         )
 
     def _follow_changes(
-        self, node: fx.Node, calls: list[Call], results: list[torch.Tensor]
+        self,
+        node: fx.Node,
+        calls: list[Call],
+        changed: Mapping[int, torch.Tensor],
+        results: list[torch.Tensor],
     ) -> None:
         """Let later readers of a tensor modified in place read the result instead."""
         returned = {id(tensor) for tensor in results}
-        for fake in {id(f): f for call in calls for f in call.changed}.values():
+        for fake in changed.values():
             if node.op != "call_module" and memory(fake) in self.fakes.names:
                 self._effects.add(node)
                 name = self.fakes.names[memory(fake)]
@@ -694,9 +733,17 @@ def _is_arithmetic(node: fx.Node, args: tuple[Any, ...], leaves: list[Any]) -> b
         return True
     return (
         node.op == "call_function"
-        and getattr(node.target, "__module__", "") in ("_operator", "builtins", "math")
+        and getattr(node.target, "__module__", "") in _PLAIN
         and not any(isinstance(leaf, (Traced, Parameter)) for leaf in leaves)
     )
+
+
+def _changed(
+    node: fx.Node, calls: list[Call], given: list[torch.Tensor]
+) -> dict[int, torch.Tensor]:
+    """The tensors that a call modifies, by ``id``; of an assignment to a part, the whole."""
+    changed = [given[0]] if node.target is assign else [f for call in calls for f in call.changed]
+    return {id(fake): fake for fake in changed}
 
 
 def _is_fresh(calls: list[Call], read: list[torch.Tensor], made: list[torch.Tensor]) -> bool:
@@ -719,7 +766,8 @@ def _constant(node: fx.Node, parameter: Parameter, channels: Channels) -> Traced
     """A tensor that holds ``parameter``, for a call that treats it like an activation."""
     traced = Traced(f"{node.name}.{parameter.name}", parameter.fake, is_constant=True)
     long = [axis for axis, size in enumerate(traced.shape) if size > 1]
-    if len(long) == 1:
+    counts = not (parameter.fake.is_floating_point() or parameter.fake.is_complex())
+    if len(long) == 1 and (not counts or parameter.fake.dtype is torch.bool):  # else indices
         traced.axis = long[0]
         traced.ids = channels.fresh(traced.shape[long[0]])
     return traced

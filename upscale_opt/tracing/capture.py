@@ -31,7 +31,12 @@ from upscale_opt.tracing.symbolic import (
     modes_asked,
     updates_in_place,
 )
-from upscale_opt.tracing.unchanged import Snapshot, composed_attention, unchanged
+from upscale_opt.tracing.unchanged import (
+    Snapshot,
+    composed_attention,
+    same_random_state,
+    unchanged,
+)
 from upscale_opt.tracing.varying import text
 
 Capture = Literal["fx", "export"]
@@ -56,6 +61,8 @@ class Captured:
         leaves: all that the arguments hold, in order.
         notes: what could not be checked of it, or is not kept.
         detached: the calls that the model makes without gradients.
+        stored: the attributes in which the model's code has stored what it computes; see
+            :meth:`upscale_opt.tracing.validating.Trial.require_no_memory`.
     """
 
     kind: Capture
@@ -72,6 +79,7 @@ class Captured:
     leaves: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     detached: set[fx.Node] = field(default_factory=set)
+    stored: list[str] = field(default_factory=list)
 
 
 def capture(
@@ -171,9 +179,11 @@ def by_fx(
         # FX itself sets attributes, for constants; the model's code must not set any.
         added = {name: value for name, value in vars(model).items() if name not in before}
         stored = snapshot.holding_proxies()
-        if stored:
+        if {name for name, _ in model.named_buffers()}.intersection(stored):
             raise StoresResults(stored)
-        _refuse_state(snapshot.changed(), "torch.fx")
+        within = tuple(f"{name}." for name in stored)
+        changed = [n for n in snapshot.changed() if n not in stored and not n.startswith(within)]
+        _refuse_state(changed, "torch.fx")
     if watch.reason is not None:  # and the model's code went on
         raise TraceError(f"torch.fx: {watch.reason}")
     tracer.tidy()
@@ -196,13 +206,15 @@ def by_fx(
             value = added[target] if target in added else _attribute(model, target)
             if not isinstance(value, torch.Tensor):
                 raise TraceError(f"torch.fx: the model uses its attribute {target!r} in its graph")
+            if isinstance(value, FakeTensor):
+                raise TraceError("torch.fx: a hook has kept what it was given where it was tried")
             tensors[target] = value
     named = {id(t) for t in (*model.parameters(), *model.buffers())}
     constants = {name: value for name, value in tensors.items() if id(value) not in named}
     captured = Captured(
         "fx", graph, modules, tensors, constants, checks, tracer.given, tracer.apart
     )
-    captured.decided = decided
+    captured.decided, captured.stored = decided, stored
     captured.wrote, captured.detached = tracer.wrote, tracer.detached
     captured.by_mode = bool(asked) and _differs_by_mode(model, args, kwargs, graph)
     return captured
@@ -213,7 +225,8 @@ def _differs_by_mode(
 ) -> bool:
     """Tell whether torch.fx captures another program in the other mode."""
     tracer = Tracer(called_of(model), args, kwargs)
-    with unchanged(model), kept_as_calls(), composed_attention():
+    drawing = same_random_state(model, args, dict(kwargs))
+    with drawing, unchanged(model), kept_as_calls(), composed_attention():
         for module in model.modules():
             module.training = not module.training
         try:
@@ -326,7 +339,7 @@ def _is_open(size: int | torch.SymInt, guarded: set[str]) -> bool:
 
 
 class StoresResults(TraceError):  # noqa: N818 - caught by `run`
-    """The model's code stores what it computes in attributes: FX cannot tell what for.
+    """The model's code stores what it computes in attributes, and the next call may depend on it.
 
     Attributes:
         names: these attributes.

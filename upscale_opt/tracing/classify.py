@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from upscale_opt.ir import graph as ir
+from upscale_opt.runtime.recorded import assign
 from upscale_opt.tracing.attention import on_heads
 from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.claims import operation_of
@@ -65,6 +66,8 @@ def _understood(
         raise NotUnderstood("the module has hooks")
     if isinstance(site.module, torch.jit.ScriptModule):
         raise NotUnderstood("TorchScript module")
+    if site.node.target is assign:
+        raise NotUnderstood("assigns to a part of a tensor")
     if not site.inputs:
         raise NotUnderstood("made from no channels")
     if rule is not None:

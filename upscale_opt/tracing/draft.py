@@ -161,7 +161,7 @@ class Draft:
                     ids = self.tensors[name].ids
                     if ids is not None:
                         self.channels.fix(ids, f"{op.name}: {op.reason}")
-            read.update((*op.inputs, *op.whole))
+            read.update((*op.inputs, *op.whole, *op.sizes))
             kept.append(op)
         self.operations = kept[::-1]
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from upscale_opt.tracing.record import without_data
+
 _MOST = 2**16
 """Constants of more elements are told apart by where they are, and not by what they hold."""
 
@@ -81,6 +83,9 @@ class Numbers:
 
     def event(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """The number of an operation on these values, before it is run."""
+        if _is_like(func):
+            like, *rest = args
+            args = (tuple(like.shape), like.dtype, *rest)
         key: Any = (func, self._key(args), self._key(kwargs))
         if torch.Tag.nondeterministic_seeded in func.tags:
             self._drawn += 1
@@ -149,7 +154,7 @@ class Numbering(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.namespace == "prim":
             return func(*args, **kwargs)
         event = self._to.event(func, args, kwargs)
-        result = func(*args, **kwargs)
+        result = without_data(func, args, kwargs)
         self._to.follow(event, func, args, kwargs, result)
         return result
 
@@ -166,6 +171,13 @@ def content(tensor: torch.Tensor) -> Any:
     with torch.no_grad(), _disable_current_modes():
         data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return str(tensor.dtype), tuple(tensor.shape), data
+
+
+@cache
+def _is_like(func: Any) -> bool:
+    """Tell whether an operation makes a tensor like its first argument, whatever that holds."""
+    name = str(func._schema.name).split("::")[1]
+    return name.startswith("new_") or name.endswith("_like")
 
 
 @cache

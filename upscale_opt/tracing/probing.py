@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import TraceError
-from upscale_opt.tracing.building import Builder, NotInFX
+from upscale_opt.tracing.building import Builder
 from upscale_opt.tracing.capture import Captured, quiet
 from upscale_opt.tracing.guards import Check
 from upscale_opt.tracing.heads import HeadsRefused
@@ -48,6 +48,7 @@ def built(
             program = builder.build(args, kwargs)
         _fix(captured, fixed)
     _fix(captured, builder.broadcast())
+    captured.checks = [c for c in captured.checks if not builder.settled.issuperset(c.inputs)]
     for node, value in builder.guarded.items():
         wanted = list(value) if isinstance(value, tuple) else value
         captured.checks.append(Check((node,), (text(node),), (wanted,), _tracer(captured)))
@@ -110,7 +111,7 @@ class _Probe:
                 graph = builder.build(*self._call).graph
         except HeadsRefused:
             return False
-        except (TraceError, NotInFX):
+        except TraceError:
             return None
         ours = {op.name: op for op in self._graph.operations}
         theirs = {op.name: op for op in graph.operations}

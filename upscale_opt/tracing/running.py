@@ -11,12 +11,18 @@ from torch import fx, nn
 
 from upscale_opt.errors import TraceError
 from upscale_opt.tracing.building import NotInFX
-from upscale_opt.tracing.capture import Capture, KeepsState, StoresResults, capture
+from upscale_opt.tracing.capture import (
+    Capture,
+    Captured,
+    KeepsState,
+    StoresResults,
+    capture,
+)
 from upscale_opt.tracing.heads import HeadsRefused
 from upscale_opt.tracing.probing import built
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.unchanged import CONTAINERS, same_random_state, unchanged
-from upscale_opt.tracing.validating import Trial, validate
+from upscale_opt.tracing.validating import Trial, compare, validate
 
 _DATA_DEPENDENT = ("control flow", "data-dependent", "DataDependent", "DynamicOutputShape")
 """Words in torch's refusals of code that depends on data."""
@@ -40,7 +46,7 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> P
                 return program
         except KeepsState as error:
             raise TraceError(f"{type(model).__name__} cannot be traced: {error}") from None
-        except (TraceError, NotInFX) as error:
+        except TraceError as error:
             stored = error.names if isinstance(error, StoresResults) else []
             reasons.append(str(error))
     message = f"{type(model).__name__} cannot be traced: " + "; ".join(reasons)
@@ -52,13 +58,22 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> P
     raise TraceError(message)
 
 
-def _forget(model: nn.Module, names: list[str]) -> None:
-    """Delete attributes that are written by the model's code: what reads them first must fail."""
+def _forget(model: nn.Module, names: list[str], *, renew: bool = False) -> None:
+    """Delete attributes that are written by the model's code: what reads them first must fail.
+
+    Args:
+        model: the model.
+        names: of the attributes.
+        renew: let those that no class has be ``None`` instead, as before the first call.
+    """
     for name in names:
         prefix, _, key = name.rpartition(".")
-        attributes = vars(model.get_submodule(prefix))  # but never a buffer
+        module = model.get_submodule(prefix)
+        attributes = vars(module)  # but never a buffer
         if isinstance(attributes.get(key), CONTAINERS):
             attributes[key].clear()
+        elif renew and not hasattr(type(module), key):
+            attributes[key] = None
         else:
             attributes.pop(key, None)
 
@@ -115,9 +130,25 @@ def _build(
     understands_heads: bool,
 ) -> Program:
     """Capture the model, build its graph, and see whether the program does what the model does."""
-    captured = capture(model, args, kwargs, kind)
-    program, result, numbers = built(
-        model, captured, args, kwargs, understands_heads=understands_heads
-    )
-    validate(Trial(model, args, dict(kwargs)), captured, result, numbers)
+
+    def build() -> tuple[Program, Captured]:
+        captured = capture(model, args, kwargs, kind)
+        program, result, numbers = built(
+            model, captured, args, kwargs, understands_heads=understands_heads
+        )
+        validate(trial, captured, result, numbers)
+        return program, captured
+
+    trial = Trial(model, args, dict(kwargs))
+    program, captured = build()
+    kept = trial.kept_for_sizes(captured)
+    if kept:
+        try:
+            with unchanged(model):
+                _forget(model, kept, renew=True)
+                other, captured = build()
+            compare(trial, captured)
+            return other
+        except TraceError:
+            pass
     return program

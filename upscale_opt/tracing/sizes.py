@@ -34,6 +34,7 @@ class Sizes:
             model.
         given: those of ``varying`` that are inputs, or made of inputs that are numbers.
         axes: which size of which tensor a number is, by tensor and axis.
+        settled: the calls whose numbers are of channels alone, and so the same in each call.
     """
 
     draft: Draft
@@ -42,6 +43,7 @@ class Sizes:
     varying: set[fx.Node] = field(default_factory=set, init=False)
     given: set[fx.Node] = field(default_factory=set, init=False)
     axes: dict[fx.Node, tuple[str, int]] = field(default_factory=dict, init=False)
+    settled: set[fx.Node] = field(default_factory=set, init=False)
     _tuples: dict[fx.Node, tuple[Traced, list[int]]] = field(default_factory=dict, init=False)
     _sources: dict[fx.Node, dict[str, None]] = field(default_factory=dict, init=False)
 
@@ -57,6 +59,8 @@ class Sizes:
         sources = node.all_input_nodes
         if any(source in self.given for source in sources) and not isinstance(result, Traced):
             self.given.add(node)
+        if sources and all(source in self.settled for source in sources):
+            self.settled.add(node)
         if sources and all(source in self.fixed for source in sources) and _is_number(result):
             self.fixed.add(node)
         elif node.target is operator.getitem and node.args[0] in self._tuples:
@@ -139,6 +143,7 @@ class Sizes:
         self.axes[node] = tensor.name, axis
         if not self._varies(tensor, axis):
             self.varying.discard(node)
+            self.settled.add(node)
 
     def _varies(self, tensor: Traced, axis: int) -> bool:
         """Tell whether a size may be another in another call: all but numbers of channels."""

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import dis
 import functools
 import inspect
 import math
 import operator
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import FunctionType
+from types import CodeType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from upscale_opt.errors import TraceError
-from upscale_opt.tracing.concrete import Values, following
+from upscale_opt.runtime.recorded import assign
+from upscale_opt.tracing.concrete import Values, following, uncached, undrawn
 from upscale_opt.tracing.guards import MANY, stand_in, wanted_of
 from upscale_opt.tracing.rules import find_rule
 from upscale_opt.tracing.taking_apart import multihead, shifted_windows
+from upscale_opt.tracing.unchanged import owners
 
 _STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
 """Leaves by class name: their behaviour depends on the training mode at run time."""
@@ -44,7 +51,11 @@ class _Questions:
     """Questions of Python code about a value that a proxy alone cannot answer."""
 
     def __hash__(self: Any) -> int:
-        return hash(self.tracer.decided_by(self))
+        found: int = self.tracer.hashed(self)
+        return found
+
+    def __setitem__(self: Any, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", assign, (self, index, value), {})
 
     def __index__(self: Any) -> int:
         return operator.index(self.tracer.decided_by(self))
@@ -60,6 +71,9 @@ class _Questions:
         if plain is None or method != "__call__" or options:
             return NotImplemented
         return self.tracer.create_proxy("call_function", plain, values, {})
+
+    def __array__(self: Any, dtype: Any = None, copy: Any = None) -> Any:
+        return np.asarray(self.tracer.decided_by(self), dtype)
 
     def __len__(self: Any) -> int:
         return operator.index(self.tracer.length(self))
@@ -99,7 +113,9 @@ class _Questions:
     def __copy__(self: Any) -> Any:
         return self.tracer.create_proxy("call_function", torch.ops.aten.alias.default, (self,), {})
 
-    def __getattr__(self: Any, name: str) -> fx.proxy.Attribute:
+    def __getattr__(self: Any, name: str) -> Any:
+        if not hasattr(torch.Tensor, name) and not self.tracer.has(self, name):
+            raise AttributeError(f"{self.tracer.kind(self).__name__!r} has no attribute {name!r}")
         return _Attribute(self, name)
 
 
@@ -117,7 +133,10 @@ class _Own(_Questions, fx.Proxy):
 
 
 _UFUNCS: dict[str, Any] = {
-    **{name: getattr(math, name) for name in ("sqrt", "exp", "log", "log2", "log10")},
+    **{
+        name: getattr(math, name)
+        for name in ("sqrt", "exp", "log", "log2", "log10", "ceil", "floor")
+    },
     **{name: getattr(operator, short) for name, short in {"add": "add", "subtract": "sub"}.items()},
     "multiply": operator.mul,
     "divide": operator.truediv,
@@ -140,12 +159,20 @@ class _Attribute(_Questions, fx.proxy.Attribute):
     __hash__ = _Questions.__hash__
 
 
-def _in_place(function: Callable[..., Any]) -> Callable[..., Any]:
+def _in_place(function: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
     def method(self: fx.Proxy, other: Any) -> Any:
+        if _stores_back(sys._getframe(1)):  # `x[index] += other`
+            return self.tracer.create_proxy("call_function", plain, (self, other), {})
         return self.tracer.create_proxy("call_function", function, (self, other), {})
 
     return method
 
+
+_CUTS = {
+    **{"split": ("split_size", "dim"), "split_with_sizes": ("split_sizes", "dim")},
+    **{"chunk": ("chunks", "dim"), "unbind": ("dim",)},
+}
+"""Calls that cut tensors into pieces, and their arguments besides the tensor."""
 
 _ASSIGNING = [
     *("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul"),
@@ -153,7 +180,26 @@ _ASSIGNING = [
 ]
 for _name in _ASSIGNING:
     for _class in (_Proxy, _Own):
-        setattr(_class, f"__{_name}__", _in_place(getattr(operator, _name)))
+        _pair = getattr(operator, _name), getattr(operator, f"__{_name[1:]}__")
+        setattr(_class, f"__{_name}__", _in_place(*_pair))
+
+
+@functools.cache
+def _stores(code: CodeType) -> set[int]:
+    """The places in a function's code of the operations of ``x[index] += y``."""
+    found: set[int] = set()
+    last = 0
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "STORE_SUBSCR":
+            found.add(last)
+        if not instruction.opname.startswith(("SWAP", "ROT_", "CACHE")):
+            last = instruction.offset
+    return found
+
+
+def _stores_back(frame: FrameType) -> bool:
+    return frame.f_lasti in _stores(frame.f_code)
+
 
 _IN_PLACE = {name for name in _ASSIGNING if hasattr(torch.Tensor, f"__{name}__")}
 """The operators ``x += y`` and so on that modify tensors, where others make new ones."""
@@ -195,10 +241,13 @@ class Tracer(fx.Tracer):
         self.asked: list[nn.Module] = []
         """The modules that were asked for their mode."""
         self._values: Values | None = None
+        self._counted: set[fx.Node] = set()
+        self._hooked: set[nn.Module] = set()
         self.wanted: dict[fx.Node, Any] = {}
         self._called = called
         self._signature = inspect.signature(called)
         self._bound = self._signature.bind(*args, **kwargs)
+        self._positional = len(args)
 
     # Arguments.
 
@@ -216,16 +265,18 @@ class Tracer(fx.Tracer):
             name: self.create_node("placeholder", *stand_in(name, parameter), {})
             for name, parameter in parameters.items()
         }
-        for name, parameter in parameters.items():
+        for number, (name, parameter) in enumerate(parameters.items()):
             value = self._enter(name, nodes[name], parameter)
             if parameter.kind is parameter.VAR_KEYWORD:
                 named.update(value)
             elif parameter.kind is parameter.VAR_POSITIONAL:
                 positional.extend(value)
-            elif parameter.kind is parameter.KEYWORD_ONLY:
-                named[name] = value
-            else:
+            elif name not in self._bound.arguments:
+                continue  # decorators may tell what was left out
+            elif number < self._positional:
                 positional.append(value)
+            else:
+                named[name] = value
 
         def call(*_: Any) -> Any:
             return self._called(*positional, **named)
@@ -242,7 +293,7 @@ class Tracer(fx.Tracer):
             value = self._bound.arguments.get(name, () if many == "*" else {})
         self.given[node], self.wanted[node] = value, wanted_of(value)
         if left_out:
-            return parameter.default
+            return None
         return self._proxied(self.proxy(node), value, self.wanted, node)
 
     def _proxied(self, proxy: Any, value: Any, place: Any, key: Any) -> Any:
@@ -272,7 +323,11 @@ class Tracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: Any = None) -> fx.Graph:
         """Record what the model does; ``len`` and the like follow what they are asked about."""
-        with following(self.length, self._extreme, self.create_proxy):
+        self._hooked = {module for module in root.modules() if hooked(module)}
+        places = list(owners(root))
+        modules = [place for place in places if isinstance(place, ModuleType)]
+        answers = following(self.length, self._extreme, self.kind, self.create_proxy, modules)
+        with answers, undrawn(), uncached(places):
             return super().trace(root, concrete_args)
 
     def value_of(self, proxy: fx.Proxy) -> Any:
@@ -286,13 +341,16 @@ class Tracer(fx.Tracer):
         return self._values.of(proxy.node)
 
     def decided_by(self, proxy: fx.Proxy) -> Any:
-        """A number or a truth value, which is to be the same in later calls.
+        """A number, several, a truth value or a dtype, which is to be the same in later calls.
 
         Raises:
             TraceError: if it is none, but depends on data, say.
         """
         value = self.value_of(proxy)
-        if type(value) not in (bool, int, float, str) or _asks_memory(proxy.node):
+        if isinstance(value, (tuple, list)) and _is_number(value):
+            parts: Any = proxy
+            return tuple(self.decided_by(parts[number]) for number in range(len(value)))
+        if type(value) not in (bool, int, float, str, torch.dtype) or _asks_memory(proxy.node):
             raise TraceError("decides by what is computed")
         self.decided[proxy.node] = value
         return value
@@ -304,12 +362,78 @@ class Tracer(fx.Tracer):
             return bool(value)  # where there is another rank, inputs have one
         return bool(self.decided_by(obj))
 
+    def kind(self, proxy: fx.Proxy) -> type:
+        """The class of what a proxy stands for; the proxy's own if that cannot be told."""
+        try:
+            value = self.value_of(proxy)
+        except TraceError:
+            return type(proxy)
+        return torch.Tensor if isinstance(value, FakeTensor) else type(value)
+
+    def has(self, proxy: fx.Proxy, name: str) -> bool:
+        """Tell whether what a proxy stands for has an attribute; true if that cannot be told."""
+        try:
+            return hasattr(self.value_of(proxy), name)
+        except TraceError:
+            return True
+
+    def hashed(self, proxy: Any) -> int:
+        """The ``hash`` of what a proxy stands for: tensors are what they are, and not equal."""
+        value = self.value_of(proxy)
+        if isinstance(value, torch.Tensor):
+            return id(proxy)
+        if isinstance(value, torch.device):  # which in validation is another
+            return hash(value)
+        return hash(self.decided_by(proxy))
+
     def iter(self, obj: Any) -> Iterator[Any]:
-        """Take sizes one by one; how many there are depends on ranks, which are guarded."""
+        """Take sizes one by one; how many there are depends on ranks, which are guarded.
+
+        And so is how many pieces a tensor was cut into.
+        """
         value = self.value_of(obj)
-        if not isinstance(value, (tuple, list)) or not _is_number(value):
+        if isinstance(value, torch.Tensor) and value.ndim:
+            return self.iter(obj.unbind(0))
+        if not isinstance(value, (tuple, list)):
             raise TraceError("loops over what is computed")
+        if not _is_number(value):
+            self._require_number(obj, len(value))
         return iter([obj[number] for number in range(len(value))])
+
+    def _require_number(self, proxy: Any, number: int) -> None:
+        """Let a call give as many results as in the example."""
+        if proxy.node in self._counted:
+            return
+        self._counted.add(proxy.node)
+        counted = self._pieces(proxy.node)
+        if counted is None:
+            return
+        if not isinstance(counted, fx.Proxy) or self.value_of(counted) != number:
+            counted = self.create_proxy("call_function", len, (proxy,), {})
+        self.decided_by(counted)
+
+    def _pieces(self, node: fx.Node) -> Any:
+        """The number of pieces that a call cuts a tensor into; ``None`` if it is the same always.
+
+        By sizes, as ``len`` alone would ask for the pieces themselves, which pruning may reorder.
+        """
+        name = str(getattr(node.target, "__name__", node.target))
+        if node.op not in ("call_function", "call_method") or name not in _CUTS:
+            return ... if node.op == "call_module" else None
+        names = _CUTS[name]
+        given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+        by: Any = given.get(names[0]) if len(names) > 1 else 1
+        axis = given.get("dim", 0)
+        if isinstance(by, (tuple, list)):
+            return None
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or not isinstance(axis, int):
+            return ...
+        of: Any = self.proxy(source)
+        size = of.shape[axis]
+        by = self.proxy(by) if isinstance(by, fx.Node) else by
+        step = (size + by - 1) // by if name == "chunk" else by
+        return size if len(names) == 1 else (size + step - 1) // step
 
     def length(self, proxy: Any) -> Any:
         """The ``len`` of a tensor is a size, and that of sizes a rank."""
@@ -318,7 +442,9 @@ class Tracer(fx.Tracer):
         value = self.value_of(proxy)
         if isinstance(value, torch.Tensor) and value.ndim:
             return proxy.shape[0]
-        if isinstance(value, (tuple, list)) and _is_number(value):
+        if isinstance(value, (tuple, list)):
+            if not _is_number(value):
+                self._require_number(proxy, len(value))
             return len(value)
         raise TraceError("asks how long what is computed is")
 
@@ -360,6 +486,11 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> Any:
         """FX alone would make a plain dict of an ordered one, or of any other."""
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if dataclasses.is_dataclass(a) and not isinstance(a, type):  # a dict, too, perhaps
+            own = {f.name: self.create_arg(getattr(a, f.name)) for f in _given(a)}
+            return self.create_node("call_function", type(a), (), own)
         if isinstance(a, np.generic):
             return a.item()  # code could not spell it
         if type(a) is OrderedDict:
@@ -372,7 +503,7 @@ class Tracer(fx.Tracer):
         if m is self.root:
             return False
         patched = any("forward" in vars(module) for module in m.modules())
-        if hooked(m):
+        if m in self._hooked:  # and not by the code that is running, whose hooks run now
             if patched:
                 raise TraceError(
                     f"{module_qualified_name!r} has hooks, and a forward of its own instead of its "
@@ -413,6 +544,8 @@ class Tracer(fx.Tracer):
         self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
     ) -> Any:
         """And so is that of Swin."""
+        if str(getattr(target, "__name__", target)) in _FILLING:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, _as_number, (args, kwargs))
         if kind == "call_function" and self.takes_apart:
             apart = shifted_windows(target, args, kwargs, self._shape_of)
             if apart is not None:
@@ -492,6 +625,8 @@ def modified(node: fx.Node) -> str | None:
 def writes_to(node: fx.Node) -> bool:
     """Tell whether a call modifies its first argument in place, and returns that."""
     name = str(getattr(node.target, "__name__", node.target))
+    if node.target is assign:
+        return True
     if node.op == "call_function":
         return node.target is getattr(operator, name, None) and name in _IN_PLACE
     return node.op == "call_method" and name.endswith("_") and not name.endswith("__")
@@ -549,6 +684,28 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         raise TraceError(self.reason)
 
 
+_FILLING = ("full", "full_like", "new_full", "fill_")
+"""Calls that take a number, and take it from a tensor if they are given one."""
+
+
+def _given(record: Any) -> list[dataclasses.Field[Any]]:
+    """The fields that a dataclass was made with, but for those that are as they are by default.
+
+    Raises:
+        TraceError: if it is made in another way.
+    """
+    fields = [f for f in dataclasses.fields(record) if getattr(record, f.name) is not f.default]
+    if not all(f.init for f in fields):
+        raise TraceError(f"makes a {type(record).__name__}, some fields of which are not arguments")
+    return fields
+
+
+def _as_number(tensor: torch.Tensor) -> Any:
+    """The number that a constant holds, for what would ask it for that."""
+    single = tensor.ndim == 0 and not isinstance(tensor, nn.Parameter) and not tensor.is_meta
+    return tensor.item() if single else tensor
+
+
 def _asks_memory(node: fx.Node) -> bool:
     """Tell whether a number says how a tensor lies in memory, which in an export is otherwise."""
     if node.op == "call_method" and node.target in ("is_contiguous", "stride"):
@@ -592,8 +749,16 @@ def called_of(model: nn.Module) -> Callable[..., Any]:
 
 
 def hooked(module: nn.Module) -> bool:
-    """Tell whether calling the module runs code besides its ``forward``."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+    """Tell whether calling the module runs code besides its ``forward``.
+
+    Hooks that only collect what their model returns do not count: proxies run through them.
+    """
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    return any(getattr(hook, "__module__", None) not in _COLLECTING for hook in hooks)
+
+
+_COLLECTING = ("transformers.utils.output_capturing",)
+"""Modules whose hooks put results where the code of the model that installed them finds them."""
 
 
 def holds_others(module: nn.Module) -> str | None:

@@ -6,8 +6,8 @@ import functools
 import operator
 import random
 import sys
-from collections import deque
-from collections.abc import Iterator, Set
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Set
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -118,7 +118,7 @@ class Snapshot:
         self._owned: list[tuple[type | ModuleType, dict[str, Any]]] = []
         for prefix, module in model.named_modules():
             self._save(module.__dict__, f"{prefix}." if prefix else "")
-        for owner in _owners(model):
+        for owner in owners(model):
             self._owned.append((owner, dict(vars(owner))))
             for name, value in list(vars(owner).items()):
                 if isinstance(value, CONTAINERS) and not name.startswith("__"):
@@ -130,7 +130,7 @@ class Snapshot:
         if id(container) in self._seen:
             return
         self._seen.add(id(container))
-        items = dict(container) if isinstance(container, dict) else list(container)
+        items = dict(_raw(container)) if isinstance(container, dict) else list(container)
         self._saved.append((name, container, items))
         if depth < _DEEP:
             for key, value in items.items() if isinstance(items, dict) else enumerate(items):
@@ -199,12 +199,13 @@ class Snapshot:
         ]
         for name, container, saved in self._saved:
             if isinstance(container, dict):
+                now = dict(_raw(container))
                 found += [
                     f"{name}{key}"
                     for key, value in saved.items()
                     if value is not None
                     and (tensors or not isinstance(value, torch.Tensor))
-                    and not _same(container.get(key), value)
+                    and not _same(now.get(key), value)
                 ]
             elif isinstance(container, set):
                 found += [name.rstrip(".")] if container != set(saved) else []
@@ -227,10 +228,11 @@ class Snapshot:
             if _untouched(container, saved):
                 continue
             if isinstance(container, dict):
+                now = dict(_raw(container))
                 found += [
                     f"{name}{key}"
-                    for key in {**saved, **container}
-                    if key not in saved or key not in container or container[key] is not saved[key]
+                    for key in {**saved, **now}
+                    if key not in saved or key not in now or now[key] is not saved[key]
                 ]
             else:
                 found.append(name.rstrip("."))
@@ -272,23 +274,34 @@ def _untouched(container: Any, saved: Any) -> bool:
     if len(container) != len(saved):
         return False
     if isinstance(container, dict):
-        if container.keys() != saved.keys():
+        now = dict(_raw(container))
+        if now.keys() != saved.keys():
             return False
-        return all(map(operator.is_, container.values(), saved.values()))
+        return all(map(operator.is_, now.values(), saved.values()))
     return all(map(operator.is_, container, saved))
 
 
+def _raw(container: dict[Any, Any]) -> Iterable[tuple[Any, Any]]:
+    """The items of a dict, and not what its class makes of them when it is asked."""
+    if isinstance(container, OrderedDict):
+        return OrderedDict.items(container)
+    return dict.items(container)
+
+
 def _refill(container: Any, saved: Any) -> None:
-    try:
+    if isinstance(container, OrderedDict):
+        OrderedDict.clear(container)
+        for key, value in saved.items():
+            OrderedDict.__setitem__(container, key, value)
+    elif isinstance(container, dict):
+        dict.clear(container)
+        dict.update(container, saved)
+    else:
         container.clear()
-        container.update(saved) if isinstance(container, (dict, set)) else container.extend(saved)
-    except Exception:  # of a class of its own, which does not let itself be written so
-        if isinstance(container, dict):
-            dict.clear(container)
-            dict.update(container, saved)
+        container.update(saved) if isinstance(container, set) else container.extend(saved)
 
 
-def _owners(model: nn.Module) -> Iterator[type | ModuleType]:
+def owners(model: nn.Module) -> Iterator[type | ModuleType]:
     """The places where a model's code may keep what outlasts a call: classes, and modules."""
     named: dict[str, None] = {}
     for cls in {cls for module in model.modules() for cls in type(module).__mro__}:

@@ -21,12 +21,18 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from upscale_opt.errors import ArgumentError, TraceError
-from upscale_opt.tracing.capture import Captured, KeepsState, by_fx, without_hooks
+from upscale_opt.tracing.capture import Captured, KeepsState, StoresResults, by_fx, without_hooks
 from upscale_opt.tracing.differences import close, differing
 from upscale_opt.tracing.executing import execute, placed
 from upscale_opt.tracing.numbering import Numbering, Numbers
 from upscale_opt.tracing.questions import answering, gradients_watched
-from upscale_opt.tracing.unchanged import Snapshot, composed_attention, same_random_state, unchanged
+from upscale_opt.tracing.unchanged import (
+    CONTAINERS,
+    Snapshot,
+    composed_attention,
+    same_random_state,
+    unchanged,
+)
 
 
 class Differs(TraceError):  # noqa: N818 - caught in `running`: try the other tracer
@@ -45,16 +51,20 @@ def validate(trial: Trial, captured: Captured, result: Any, numbers: Numbers) ->
     Raises:
         Differs: if they compute something else.
         KeepsState: if the model computes something else when it is called again.
+        StoresResults: if it may do so, as it stores what it computes.
     """
     if captured.kind == "fx":
         found = trial.numbered(numbers)
+        if captured.stored and (found is None or not trial.remembers_nothing(numbers)):
+            _require_no_memory(trial, captured.stored[0])
+            raise StoresResults(captured.stored)
         if found is not None:
             same = not captured.apart and found.difference(result, numbers) is None
             if same or trial.agrees(captured, found):
                 if captured.wrote:
                     _try_other_sizes(trial, captured, numbers)
                 return
-    _compare(trial, captured)
+    compare(trial, captured)
     if captured.kind == "export" and trial.switches_gradients:
         captured.notes.append(
             "forward switches gradients off or on (torch.no_grad), which torch.export does not "
@@ -142,6 +152,67 @@ class Trial:
                 return None
         return first
 
+    def remembers_nothing(self, beside: Numbers) -> bool:
+        """Tell whether calls after the first give what they would give without it.
+
+        What the model's code has stored in its attributes may be kept for inputs of the same sizes,
+        but no more.
+        """
+        example = self.args, self.kwargs
+        others = [
+            pytree.tree_map_only(torch.Tensor, torch.clone, example),
+            _changed(example, sizes=True, filled=False),
+        ]
+        numbers = beside.beginning()
+        with unchanged(self.model), composed_attention(), answering(True):
+            without_hooks(self.model)
+            with self._on_meta(numbers) as first:
+                calls = [self._entered(call, numbers) for call in others]
+                alone: list[Outcome | None] = []
+                for args, kwargs in calls:
+                    own = numbers.copied()
+                    with unchanged(self.model), Numbering(own):
+                        try:
+                            alone.append(Outcome(self.model(*args, **kwargs), own))
+                        except Exception:  # of any kind, where the model takes no such inputs
+                            alone.append(None)
+                known = numbers.copied()
+                with Numbering(known):
+                    self.model(*first[0], **first[1])
+                for (args, kwargs), outcome in zip(calls, alone, strict=True):
+                    if outcome is None:
+                        continue
+                    known = known.copied()
+                    with Numbering(known):
+                        result = self.model(*args, **kwargs)
+                    if outcome.difference(result, known) is not None:
+                        return False
+        return alone[0] is not None
+
+    def kept_for_sizes(self, captured: Captured) -> list[str]:
+        """The attributes that earlier calls have left, and that calls of other sizes write anew."""
+        if captured.kind != "fx" or not (captured.constants or captured.stored):
+            return []
+        other = _changed((self.args, self.kwargs), sizes=True, filled=False)
+        with unchanged(self.model) as snapshot, composed_attention(), answering(True):
+            try:
+                with self._on_meta(Numbers({})):
+                    args, kwargs = self._entered(other, Numbers({}))
+                    before = set(snapshot.touched())
+                    self.model(*args, **kwargs)
+                    touched = snapshot.touched(besides=before)
+            except Exception:  # of any kind, where the model takes no such inputs
+                return []
+        found: dict[str, None] = {}
+        modules = dict(self.model.named_modules())
+        for name in touched:
+            parts = name.split(".")
+            owner = max(n for n in range(len(parts)) if ".".join(parts[:n]) in modules)
+            left = vars(modules[".".join(parts[:owner])]).get(parts[owner])
+            if left is not None and not (isinstance(left, CONTAINERS) and not left):
+                found[".".join(parts[: owner + 1])] = None
+        return list(found)
+
     def agrees(self, captured: Captured, found: Outcome) -> bool:
         """Tell whether the program, on such tensors, gives what the model gave, or refuses them."""
         try:
@@ -195,12 +266,17 @@ class Trial:
                         own.append((tensor, copied))
         numbers.name_own(own)
 
+        yield self._entered((self.args, self.kwargs), numbers)
+
+    def _entered(self, call: Any, numbers: Numbers) -> Any:
+        """A call with tensors on the meta device, as inputs with numbers of their own."""
+
         def enter(tensor: torch.Tensor) -> torch.Tensor:
             copied = self._to_meta(tensor)
             numbers.name(copied, ("input", id(tensor)))
             return copied
 
-        yield pytree.tree_map_only(torch.Tensor, enter, (self.args, self.kwargs))
+        return pytree.tree_map_only(torch.Tensor, enter, call)
 
     def _to_meta(self, tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in self._copies:
@@ -247,8 +323,8 @@ def _state(name: str) -> KeepsState:
 # On values.
 
 
-def _compare(trial: Trial, captured: Captured) -> None:
-    """Run both on random values.
+def compare(trial: Trial, captured: Captured) -> None:
+    """Run both on random values, also of other sizes.
 
     Raises:
         Differs: if they compute something else.
@@ -298,6 +374,34 @@ def _compare_once(trial: Trial, captured: Captured, call: Any, reset: Callable[[
     if differing(wanted, _called(trial, call, reset, warm=False), close) is not None:
         raise Differs("the model does not compute the same twice, from the same random state")
     raise Differs(f"the program differs from the model in {found}")
+
+
+def _require_no_memory(trial: Trial, name: str) -> None:
+    """Run the model on values, alone and after another call.
+
+    Raises:
+        KeepsState: if it computes something else then.
+    """
+    model, example = trial.model, (trial.args, trial.kwargs)
+    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves(example)]
+    if model.training or any(t.is_meta for t in tensors if isinstance(t, torch.Tensor)):
+        return
+    with same_random_state(model, example), _quiet_buffers(model) as reset:
+        for sizes in (False, True):
+            other = _changed(example, sizes=sizes, filled=True)
+            try:
+                alone = _called(trial, other, reset, warm=False)[0]
+            except Exception:  # of any kind: the model takes no such inputs
+                continue
+            with unchanged(model), answering(True):
+                without_hooks(model)
+                for call in (example, other):
+                    _seed(1)
+                    args, kwargs = pytree.tree_map_only(torch.Tensor, torch.clone, call)
+                    result = model(*args, **kwargs)
+                    reset()
+            if differing(alone, result, close) is not None:
+                raise _state(name)
 
 
 def _seed(number: int) -> None:

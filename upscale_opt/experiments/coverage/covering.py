@@ -45,7 +45,10 @@ from upscale_opt.verifying.elsewhere import elsewhere
 BATCH = 2
 """Images per input: with one, some reshapes of the batch cannot be told from those of channels."""
 
-_PACKAGES = ("torch", "torchvision", "timm")
+_PACKAGES = (
+    *("torch", "torchvision", "timm", "ultralytics", "segmentation-models-pytorch"),
+    *("transformers", "diffusers", "monai"),
+)
 _LINES = 3
 
 

@@ -10,6 +10,7 @@ GROUPS = (
     "quantizable",
     "detection",
     "timm",
+    "wild",
     "topology",
 )
 ALL = "all"
