@@ -290,4 +290,4 @@ _READS: dict[str, Callable[[int], ExampleInputs]] = {
     "conditioned": _conditioned,
     "labelled": _labelled,
 }
-"""What networks read, by name."""
+"""The inputs of networks, by name."""

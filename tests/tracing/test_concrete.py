@@ -75,7 +75,7 @@ def fused(m: Any, y: Tensor) -> Tensor:
 def by_kind(m: Any, y: Any) -> Tensor:
     if isinstance(y, (list, tuple)) or not isinstance(y, Tensor) or not torch.is_tensor(y):
         raise TypeError("a tensor, please")
-    if not torch.jit.isinstance(y, Tensor):
+    if not torch.jit.isinstance(y, Tensor):  # type: ignore[no-untyped-call]
         return y * 2
     if isinstance(y.shape, torch.Size) and isinstance(y.shape[2], int):
         y = y / y.shape[2]
