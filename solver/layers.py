@@ -175,9 +175,11 @@ class LayerTable:
 
     def _repr_html_(self) -> str:
         """The table in a notebook: wider than its cell, it scrolls."""
-        style = ' style="text-align:right;white-space:nowrap"'
-        left = ' style="text-align:left;white-space:nowrap"'
-        places = [left, left] + [style] * (len(self.columns) - 2)
+        left, right = (
+            f' style="text-align:{side};white-space:nowrap;padding:2px 8px"'
+            for side in ("left", "right")
+        )
+        places = [left, left] + [right] * (len(self.columns) - 2)
 
         def row(tag: str, texts: Sequence[str]) -> str:
             cells = zip(places, texts, strict=True)

@@ -150,9 +150,7 @@ print("all imported")
     assert run_alone(installed, program, installed) == "all imported\n"
 
 
-def test_the_default_install_does_what_the_readme_begins_with(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_the_default_install_prunes_solves_and_reports(installed: Path, tmp_path: Path) -> None:
     """Prunes, solves once more from the files, and shows it, where no extra can be imported."""
     program = """
 extras = (
