@@ -264,7 +264,20 @@ class FirstOfItsSize(Around):
         return self.leave(y + self.kept)
 
 
-@pytest.mark.parametrize("make", [First, FirstOfItsSize])
+class Averaging(Around):
+    """Keeps an average over its calls, for whoever asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average: Any = 0.0
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.enter(x)
+        self.average = 0.9 * self.average + 0.1 * y.mean()
+        return self.leave(y)
+
+
+@pytest.mark.parametrize("make", [First, FirstOfItsSize, Averaging])
 def test_what_is_kept_of_data_is_refused(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(uo.TraceError):
         uo.trace(make().eval(), images())

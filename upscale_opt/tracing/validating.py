@@ -55,7 +55,7 @@ def validate(trial: Trial, captured: Captured, result: Any, numbers: Numbers) ->
     """
     if captured.kind == "fx":
         found = trial.numbered(numbers)
-        if captured.stored and (found is None or not trial.remembers_nothing(numbers)):
+        if captured.stored and (found is None or not trial.remembers_nothing(captured, numbers)):
             _require_no_memory(trial, captured.stored[0])
             raise StoresResults(captured.stored)
         if found is not None:
@@ -152,12 +152,19 @@ class Trial:
                 return None
         return first
 
-    def remembers_nothing(self, beside: Numbers) -> bool:
+    def remembers_nothing(self, captured: Captured, beside: Numbers) -> bool:
         """Tell whether calls after the first give what they would give without it.
 
-        What the model's code has stored in its attributes may be kept for inputs of the same sizes,
-        but no more.
+        They must also store the same in the model's attributes: what is kept for inputs of the same
+        sizes, say, but no averages over calls.
         """
+
+        def called(args: Any, kwargs: Any) -> Any:
+            result = self.model(*args, **kwargs)
+            owners = [name.rpartition(".") for name in captured.stored]
+            held = [vars(self.model.get_submodule(o)).get(key) for o, _, key in owners]
+            return result, pytree.tree_map(lambda leaf: leaf, held)  # containers as they are now
+
         example = self.args, self.kwargs
         others = [
             pytree.tree_map_only(torch.Tensor, torch.clone, example),
@@ -173,7 +180,7 @@ class Trial:
                     own = numbers.copied()
                     with unchanged(self.model), Numbering(own):
                         try:
-                            alone.append(Outcome(self.model(*args, **kwargs), own))
+                            alone.append(Outcome(called(args, kwargs), own))
                         except Exception:  # of any kind, where the model takes no such inputs
                             alone.append(None)
                 known = numbers.copied()
@@ -184,7 +191,7 @@ class Trial:
                         continue
                     known = known.copied()
                     with Numbering(known):
-                        result = self.model(*args, **kwargs)
+                        result = called(args, kwargs)
                     if outcome.difference(result, known) is not None:
                         return False
         return alone[0] is not None
