@@ -21,6 +21,7 @@ from house import modules
 import upscale_opt as uo
 from upscale_opt.cli import main
 from upscale_opt.ir.base import Document
+from upscale_opt.pruning import by_clock
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [DOCS / "tutorial.md", *sorted(DOCS.glob("howto-*.md"))]
@@ -40,6 +41,7 @@ def test_pages_run(
     """Python in one namespace, commands of ours, and under each, in ``text``, what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(by_clock, "_SECONDS", 0.5)
     with uo.rules.local_rules():
         run(path, capsys)
 

@@ -18,6 +18,7 @@ from upscale_opt.materializing.materialize import materialize
 from upscale_opt.measuring.in_turn import Times, beside
 from upscale_opt.pruning.within import Chosen, Wish, chosen_within
 from upscale_opt.solver.api import solve
+from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.options import SolveOptions
 from upscale_opt.solver.progress import Listener, Progress
 from upscale_opt.tracing.examples import Inputs
@@ -97,9 +98,9 @@ class ByClock:
         Args:
             wish: what was asked.
             solver: of the choice.
-            rival: put the best choice whose layers agree on their channels beside it. It is taken
-                if by the clock it alone keeps a budget of time, or if it is faster and loses no
-                more.
+            rival: put the best choice whose layers agree on their channels beside it, if this
+                one's do not. It is taken if by the clock it alone keeps a budget of time, or if it
+                is faster and loses no more.
 
         Raises:
             BudgetError: if the budget cannot be met by the cost model.
@@ -107,7 +108,7 @@ class ByClock:
         budget = wish.budget
         assert budget is not None
         drafts = {"pruned": self._kept(wish, solver)}
-        if rival and solver != "constrained":
+        if rival and not self._agrees(drafts["pruned"].masks):
             known = replace(wish, losses=drafts["pruned"].chosen.losses)
             drafts["constrained"] = self._kept(known, "constrained")
         times = self._timed({name: draft.model for name, draft in drafts.items()})
@@ -125,6 +126,10 @@ class ByClock:
                 "by the cost model"
             )
         return Clocked(draft, times, note)
+
+    def _agrees(self, masks: Masks) -> bool:
+        """All layers that read a channel drop it together: no other choice is constrained more."""
+        return constrain(self.graph, masks).kept == masks.kept
 
     def _timed(self, models: Mapping[str, nn.Module]) -> Times:
         self.tell(Progress("measure"))
