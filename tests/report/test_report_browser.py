@@ -141,15 +141,10 @@ def test_narrow_and_dark(browser: Any, file: Path, scheme: str) -> None:
     assert visit.complaints == []
 
 
-def test_densenet201_is_small(browser: Any, json_folder: Path, tmp_path: Path) -> None:
+def test_densenet201_is_small(json_folder: Path) -> None:
     graph = uo.ChannelGraph.load(json_folder / "densenet201.graph.json")
     solution = uo.solve(graph, uo.Masks.load(json_folder / "densenet201.masks.json"))
-    path = tmp_path / "densenet201.html"
-    path.write_text(page(solution, graph))
-    assert path.stat().st_size < 5_000_000
-    visit = Visit(browser, path)
-    assert visit.complaints == []
-    assert visit.page.locator("*").count() < 20_000
+    assert len(page(solution, graph).encode()) < 5_000_000
 
 
 def test_a_hostile_name_runs_nothing(
