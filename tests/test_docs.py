@@ -41,7 +41,8 @@ def test_pages_run(
     """Python in one namespace, commands of ours, and under each, in ``text``, what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(by_clock, "_SECONDS", 0.5)
+    monkeypatch.setattr(by_clock, "_SECONDS", 0.3)
+    monkeypatch.setattr(by_clock, "_AGAIN", 1)
     with uo.rules.local_rules():
         run(path, capsys)
 

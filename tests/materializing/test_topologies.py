@@ -25,7 +25,7 @@ from upscale_opt.models.generated.masks import (
 )
 from upscale_opt.models.topologies import TOPOLOGIES, UNTRACEABLE, example_inputs
 
-MASKS = 20
+MASKS = 15
 SIDES: tuple[Side, ...] = ("in", "out", "both")
 
 

@@ -1,6 +1,7 @@
 """Faults of all kinds: every job that was accepted ends once, with the solution it ought to have.
 
-The faults themselves are in ``benchmarks/service_faults.py``; here they are short.
+The faults themselves are in ``benchmarks/service_faults.py``, which tries all of them; here they
+are short, and those left out that have tests of their own.
 """
 
 from __future__ import annotations
@@ -21,11 +22,26 @@ PACE = FAULTS.Pace(
 )
 
 
-@pytest.mark.parametrize("name", FAULTS.FAULTS)
+ELSEWHERE = {
+    "worker killed": "test_service.py::test_workers_are_killed",
+    "service killed": "test_service_jobs.py::test_the_service_is_killed_and_another_one_stopped",
+    "Redis gone": "test_service_jobs.py::test_redis_goes_away",
+    "cancelled": "test_service.py::test_progress_and_cancel",
+}
+
+
+@pytest.mark.parametrize("name", [name for name in FAULTS.FAULTS if name not in ELSEWHERE])
 def test_promises_are_kept(name: str, tmp_path: Path) -> None:
     outcome = FAULTS.FAULTS[name](tmp_path, PACE)
     assert outcome.wrong == []
     assert outcome.jobs >= 3
+
+
+def test_the_others_are_tested() -> None:
+    assert ELSEWHERE.keys() < FAULTS.FAULTS.keys()
+    for place in ELSEWHERE.values():
+        file, _, test = place.partition("::")
+        assert f"def {test}(" in (Path(__file__).parent / file).read_text(encoding="utf-8")
 
 
 def test_sections_of_pages(tmp_path: Path) -> None:
