@@ -155,10 +155,33 @@ def test_the_clock_decides_where_the_budget_is_of_time(
         return Times({one: times[one] for one in models}, 10, 1, "cpu")
 
     monkeypatch.setattr(by_clock, "beside", clock)
+    monkeypatch.setattr(by_clock.ByClock, "_agrees", lambda self, draft: False)
     result = shrunk(budget=uo.Budget(latency=0.97), measure=True, time_limit=1)
     assert result.choice is not None
     assert f"this is the one called {name!r}" in result.notes[-1]
     assert (result.choice.solver == "constrained") == (name == "constrained")
+
+
+def test_what_is_late_has_a_rival_even_if_its_layers_agree(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def clock(models: dict[str, nn.Module], inputs: Any, seconds: float = 1) -> Times:
+        times = {"unpruned": 10.0, "pruned": 11.0, "constrained": 3.0}
+        return Times({one: times[one] for one in models}, 10, 1, "cpu")
+
+    monkeypatch.setattr(by_clock, "beside", clock)
+    monkeypatch.setattr(by_clock.ByClock, "_agrees", lambda self, draft: True)
+    result = shrunk(budget=uo.Budget(latency=0.97), measure=True, time_limit=1)
+    assert "this is the one called 'constrained'" in result.notes[-1]
+
+
+def test_nothing_is_put_beside_a_choice_on_which_layers_agree() -> None:
+    chain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    x = torch.randn(4, 3, 9, 9)
+    result = uo.prune(chain.eval(), x, budget=uo.Budget(macs=0.7), data=[x], measure=True)
+    assert result.times is not None
+    assert result.times.milliseconds.keys() == {"unpruned", "pruned"}
+    assert "called" not in result.notes[-1]
 
 
 def test_the_choice_is_made_again_for_as_much_as_the_cost_model_was_wrong(

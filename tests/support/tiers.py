@@ -25,6 +25,7 @@ SLOW = {
     "materializing/test_topologies.py": "many masks on each topology",
     "models/": "builds every network of the catalogue",
     "pruning/test_budgets.py": "chooses masks and refits, a second or more each",
+    "pruning/test_wrappings.py": "compiles",
     "reconstruction/test_refitting.py": "refits networks of many kinds",
     "report/": "whole pages, a browser",
     "runtime/": "compares with PyTorch's kernels at many sizes",

@@ -15,7 +15,6 @@ import typer
 from upscale_opt.cli.cases import graph_case, instance_cases, network_cases
 from upscale_opt.cli.choices import compare_on_budget
 from upscale_opt.cli.options import (
-    CHOOSERS,
     Amounts,
     Layers,
     LayersOption,
@@ -45,6 +44,7 @@ from upscale_opt.solver.comparing import (
     with_gaps,
 )
 from upscale_opt.solver.options import SolveOptions
+from upscale_opt.solver.selection.registry import SELECTORS
 
 
 class Picture(str, Enum):
@@ -112,10 +112,10 @@ def compare(
             raise typer.BadParameter("--graph, --losses and --budget go together")
         if names or masks or instance:
             raise typer.BadParameter("--losses and --budget go with --graph alone")
-        asked_for = CHOOSERS if solver == _SOLVERS else tuple(solver)
+        asked_for = tuple(SELECTORS if solver == _SOLVERS else solver)
         for name in asked_for:
-            if name not in CHOOSERS:
-                raise typer.BadParameter(f"{name} does not choose masks: {', '.join(CHOOSERS)} do")
+            if name not in SELECTORS:
+                raise typer.BadParameter(f"{name} does not choose masks: {', '.join(SELECTORS)} do")
         compare_on_budget(graph, losses, budget, asked_for, options, out)
         return
     for name in solver:

@@ -21,6 +21,7 @@ from upscale_opt.solver.algorithms.registry import SOLVERS
 from upscale_opt.solver.network.objectives import OBJECTIVES
 from upscale_opt.solver.network.segments import SELECTIONS
 from upscale_opt.solver.options import SolveOptions
+from upscale_opt.solver.selection.registry import SELECTORS
 
 
 class Side(str, Enum):
@@ -107,12 +108,8 @@ def _solvers(values: list[str]) -> list[str]:
     return list(dict.fromkeys(values))
 
 
-CHOOSERS = ("joint", "constrained", "greedy", "uniform", "uniform-constrained")
-"""The solvers that choose masks within a budget."""
-
-
 def _any_solvers(values: list[str]) -> list[str]:
-    _solvers([value for value in values if value not in CHOOSERS])
+    _solvers([value for value in values if value not in SELECTORS])
     return list(dict.fromkeys(values))
 
 
@@ -207,7 +204,7 @@ SolverNames = Annotated[
         callback=_any_solvers,
         metavar="SOLVER...",
         help=f"One or several of {', '.join(SOLVERS)}; "
-        f"with --losses, of {', '.join(CHOOSERS)} (all of them by default).",
+        f"with --losses, of {', '.join(SELECTORS)} (all of them by default).",
     ),
 ]
 GroupNames = Annotated[

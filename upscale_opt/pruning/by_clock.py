@@ -99,7 +99,7 @@ class ByClock:
             wish: what was asked.
             solver: of the choice.
             rival: put the best choice whose layers agree on their channels beside it, if this
-                one's do not. It is taken if by the clock it alone keeps a budget of time, or if it
+                one's do not, or it is late. It is taken if by the clock it alone keeps a budget of time, or if it
                 is faster and loses no more.
 
         Raises:
@@ -107,10 +107,12 @@ class ByClock:
         """
         budget = wish.budget
         assert budget is not None
-        drafts = {"pruned": self._kept(wish, solver)}
-        if rival and not self._agrees(drafts["pruned"].masks):
-            known = replace(wish, losses=drafts["pruned"].chosen.losses)
-            drafts["constrained"] = self._kept(known, "constrained")
+        rate, own = self._kept(wish, solver)
+        drafts = {"pruned": own}
+        needless = solver == "constrained" or (rate <= _NEAR[1] and self._agrees(own))
+        if rival and not needless:
+            known = replace(wish, losses=own.chosen.losses)
+            drafts["constrained"] = self._kept(known, "constrained")[1]
         times = self._timed({name: draft.model for name, draft in drafts.items()})
         name = "pruned"
         if len(drafts) > 1 and _is_better(times, drafts, budget):
@@ -127,9 +129,15 @@ class ByClock:
             )
         return Clocked(draft, times, note)
 
-    def _agrees(self, masks: Masks) -> bool:
-        """All layers that read a channel drop it together: no other choice is constrained more."""
-        return constrain(self.graph, masks).kept == masks.kept
+    def _agrees(self, draft: Draft) -> bool:
+        """All layers that read a channel drop it together: constraints would change nothing."""
+        masks = draft.chosen.choice.masks
+        together = constrain(self.graph, masks).kept
+        return all(
+            together[name][axis] == kept
+            for name, by_axis in masks.kept.items()
+            for axis, kept in by_axis.items()
+        )
 
     def _timed(self, models: Mapping[str, nn.Module]) -> Times:
         self.tell(Progress("measure"))
@@ -146,8 +154,10 @@ class ByClock:
         self.tell(Progress("materialize"))
         return Draft(chosen, masks, solution, materialize(masked, solution))
 
-    def _kept(self, wish: Wish, solver: str) -> Draft:
-        """The draft that loses least of those that keep the budget by the clock.
+    def _kept(self, wish: Wish, solver: str) -> tuple[float, Draft]:
+        """The draft that loses least of those that keep the budget by the clock, and its time.
+
+        The time is a share of what the budget allows; 0 if it allows any.
 
         What the cost model is asked for is changed by as much as it was wrong, until the time is
         near the budget.
@@ -165,7 +175,7 @@ class ByClock:
                 break  # it is late, and cannot be less so
             wish = replace(wish, losses=draft.chosen.losses)
             if inner.latency is None:
-                return draft
+                return 0.0, draft
             times = self._timed({"pruned": draft.model})
             rate = times.milliseconds["pruned"] / _allowed(times, asked)
             tries.append((rate, draft))
@@ -175,10 +185,10 @@ class ByClock:
                 break
             inner = inner.model_copy(update={"latency": latency})
         for most in (_NEAR[1], 1 + _NOISE):
-            kept = [draft for rate, draft in tries if rate <= most]
+            kept = [one for one in tries if one[0] <= most]
             if kept:
-                return min(kept, key=lambda draft: draft.chosen.choice.loss)
-        return min(tries, key=lambda one: one[0])[1]
+                return min(kept, key=lambda one: one[1].chosen.choice.loss)
+        return min(tries, key=lambda one: one[0])
 
     def _in_shares(self, budget: Budget) -> Budget:
         """The budget with a share of the time, by the clock, in place of milliseconds."""

@@ -40,7 +40,6 @@ from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.tracing.wrappings import (
     computed_by_torch,
-    few,
     make_permanent,
     masked_by_torch,
     unwrapped,
@@ -283,15 +282,21 @@ class _Wrapped:
         found = []
         if self.masked:
             found.append(
-                f"the masks that torch.nn.utils.prune holds in {few(self.masked)} were made "
+                f"the masks that torch.nn.utils.prune holds in {_few(self.masked)} were made "
                 "permanent in the pruned copy, as torch.nn.utils.prune.remove does"
             )
         if self.computed:
             found.append(
-                f"{few(self.computed)}, computed before every call (by a weight norm or another "
+                f"{_few(self.computed)}, computed before every call (by a weight norm or another "
                 "parametrization), became parameters of the pruned copy"
             )
         return tuple(found)
+
+
+def _few(names: tuple[str, ...]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class Summary:
                 after = self.solution.macs + self.solution.extra_macs
             share = f"{100 * after / before:.1f} %" if before and after is not None else "–"
             yield name, _number(before), _number(after), share
-        if old is not None and new is not None:
+        if old is not None and new is not None and old.nanoseconds:
             times = [f"{size.nanoseconds / 1e6:.3g}" for size in (old, new)]
             yield "estimated ms", *times, f"{100 * new.nanoseconds / old.nanoseconds:.1f} %"
         if self.solution.extra_macs:

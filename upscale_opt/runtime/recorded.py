@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
 
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that is a call in the program where its first argument is a proxy.
+
+    So it is, too, where a program that has such calls is read or traced again.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        if isinstance(args[0], fx.Proxy):
+            return args[0].tracer.create_proxy("call_function", call, args, {})
+        return function(*args)
+
+    return call
+
+
+@_recorded
 def assign(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
     """Run ``tensor[index] = value``, and return the tensor."""
-    if isinstance(tensor, fx.Proxy):  # read again, or traced again
-        arguments = tensor, index, value
-        made: Any = tensor.tracer.create_proxy("call_function", assign, arguments, {})
-        return made
     tensor[index] = value
     return tensor
 
@@ -21,29 +35,25 @@ def assign(tensor: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
 fx.node.has_side_effect(assign)
 
 
-def finfo(dtype: Any) -> Any:
+@_recorded
+def finfo(dtype: torch.dtype) -> torch.finfo:
     """The :class:`torch.finfo` of a dtype."""
-    if isinstance(dtype, fx.Proxy):
-        return dtype.tracer.create_proxy("call_function", finfo, (dtype,), {})
     return torch.finfo(dtype)
 
 
-def iinfo(dtype: Any) -> Any:
+@_recorded
+def iinfo(dtype: torch.dtype) -> torch.iinfo:
     """The :class:`torch.iinfo` of a dtype."""
-    if isinstance(dtype, fx.Proxy):
-        return dtype.tracer.create_proxy("call_function", iinfo, (dtype,), {})
     return torch.iinfo(dtype)
 
 
-def whole(number: Any) -> Any:
+@_recorded
+def whole(number: Any) -> int:
     """The ``int`` of a number."""
-    if isinstance(number, fx.Proxy):
-        return number.tracer.create_proxy("call_function", whole, (number,), {})
     return int(number)
 
 
-def real(number: Any) -> Any:
+@_recorded
+def real(number: Any) -> float:
     """The ``float`` of a number."""
-    if isinstance(number, fx.Proxy):
-        return number.tracer.create_proxy("call_function", real, (number,), {})
     return float(number)

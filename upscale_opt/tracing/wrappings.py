@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -126,11 +126,10 @@ def _is_constant(module: nn.Module, tensor: str) -> bool:
     before = {name: one.clone() for name, one in inside.named_buffers()}
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         first, second = getattr(module, tensor), getattr(module, tensor)
-    same = all(torch.equal(one, before[name]) for name, one in inside.named_buffers())
-    return same and isinstance(first, torch.Tensor) and torch.equal(first, second)
+    same = all(_equal(one, before[name]) for name, one in inside.named_buffers())
+    return same and isinstance(first, torch.Tensor) and _equal(first, second)
 
 
-def few(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(map(repr, names[:3])) + more
+def _equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """The same numbers; definitions that are loaded into may hold NaN."""
+    return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)

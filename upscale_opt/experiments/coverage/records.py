@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from upscale_opt.ir.base import Document, Record
+from upscale_opt.verifying.elsewhere import Status, What
 
 SIDES: tuple[Literal["input", "output", "both"], ...] = ("input", "output", "both")
 
@@ -42,8 +43,8 @@ class OtherInputs(Record):
         reason: why it is none of ``"equal"`` and ``"not taken"``.
     """
 
-    what: Literal["another batch", "other sizes"]
-    status: Literal["equal", "differs", "refused", "failed", "not taken"]
+    what: What
+    status: Status
     reason: str = ""
 
 

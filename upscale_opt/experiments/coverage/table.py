@@ -6,9 +6,11 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import product
+from typing import get_args
 
 from upscale_opt.errors import UpscaleError
 from upscale_opt.experiments.coverage.records import NetworkRecord, SideRecord
+from upscale_opt.verifying.elsewhere import What
 
 BEGIN = "<!-- coverage:begin -->"
 END = "<!-- coverage:end -->"
@@ -31,7 +33,7 @@ _COLUMNS = (
     ("memory", "---:"),
 )
 
-_OTHERS = ("another batch", "other sizes")
+_OTHERS: tuple[What, ...] = get_args(What)
 
 _STATUSES = ("differs", "failed", "refused", "equal", "not taken")
 """From the worst to what says nothing about the export."""
