@@ -99,8 +99,8 @@ class ByClock:
             wish: what was asked.
             solver: of the choice.
             rival: put the best choice whose layers agree on their channels beside it, if this
-                one's do not, or it is late. It is taken if by the clock it alone keeps a budget of time, or if it
-                is faster and loses no more.
+                one's do not, or it is late. It is taken if by the clock it alone keeps a budget of
+                time, or if it is faster and loses no more.
 
         Raises:
             BudgetError: if the budget cannot be met by the cost model.

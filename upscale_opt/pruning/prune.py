@@ -168,12 +168,13 @@ def prune(
         refit: set the remaining weights anew, by least squares on ``data``; by default if there
             are data.
         measure: put the export on the clock, beside the unpruned model and, with a budget, beside
-            the best export whose layers agree on their channels. That one is returned, and named
-            in the notes, if by the clock it alone keeps a budget of time, or if it is faster and
-            loses no more. A budget of time is then kept by the clock: the choice is made again, up
-            to three times, for as much more or less as the cost model was wrong. That is also done
-            (but nothing put beside it) if this is not given, and the budget limits time without a
-            cost model of its own; with ``False``, time is what the cost model says.
+            the best export whose layers agree on their channels, if those of this one do not, or
+            it is late. That one is returned, and named in the notes, if by the clock it alone keeps
+            a budget of time, or if it is faster and loses no more. A budget of time is then kept by
+            the clock: the choice is made again, up to three times, for as much more or less as the
+            cost model was wrong. That is also done (but nothing put beside it) if this is not
+            given, and the budget limits time without a cost model of its own; with ``False``, time
+            is what the cost model says.
         side: with ``amount``: drop input channels, output channels, or both.
         layers: with ``amount``: prune all layers, or convolutions only.
         criterion: with ``amount``, with ``masks`` to be rounded, or a budget without data: which
