@@ -25,7 +25,8 @@ from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import layers_table, new_table, output, say
 from upscale_opt.ir.graph import ChannelGraph, Layer, Opaque
 from upscale_opt.ir.profiles import profile
-from upscale_opt.solver.layers import REST, LayerTable, layers_of
+from upscale_opt.solver.layer_table import LayerTable
+from upscale_opt.solver.layers import REST, layers_of
 from upscale_opt.solver.network.coupling import Group, Member, groups
 
 _MOST = 12

@@ -16,7 +16,7 @@ from upscale_opt.ir.graph import ChannelGraph, Opaque
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.choosing import ChoiceRow
 from upscale_opt.solver.comparing import ComparisonRow
-from upscale_opt.solver.layers import LayerTable
+from upscale_opt.solver.layer_table import LayerTable
 from upscale_opt.solver.network.objectives import UNITS
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from upscale_opt.pruning.within import Wish, chosen_within, masked_by
 from upscale_opt.reconstruction.refitting import RefitReport
 from upscale_opt.reconstruction.refitting import refit as refitted
 from upscale_opt.solver.api import solve
-from upscale_opt.solver.layers import LayerTable, layers_of, prices_of
+from upscale_opt.solver.layer_table import LayerTable
+from upscale_opt.solver.layers import layers_of, prices_of
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.options import SolveFields, SolveOptions
 from upscale_opt.solver.progress import Listener, Progress

@@ -14,7 +14,8 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.checking.audit import AuditReport, check
 from upscale_opt.solver.checking.explaining import Explanation
-from upscale_opt.solver.layers import LayerTable, Size, layers_of, prices_of
+from upscale_opt.solver.layer_table import LayerTable, Size
+from upscale_opt.solver.layers import layers_of, prices_of
 from upscale_opt.solver.network.objectives import UNITS
 
 _REASONS = {
