@@ -197,6 +197,7 @@ def test_masks_are_read_off_tensors(tensors: Callable[[], dict[str, Any]]) -> No
         ({"block.2.weight": mask(), "blocks": mask()}, "called 'blocks'"),
         ({"block.2": mask()[:4]}, r"'block.2' has the shape \(4, 8, 1, 1\)"),
         ({"block.2": 0.5}, "is a float, not a tensor"),
+        ({"block.2": mask() * torch.nan}, "'block.2' holds NaN"),
         ({}, "there are no masks"),
         ({"block.2.bias": None}, "there are no masks"),
     ],

@@ -31,7 +31,7 @@ def masks_in(tensors: NamedTensors, graph: ChannelGraph) -> Masks:
         graph: the graph of the model that they are for.
 
     Raises:
-        MaskError: if a name or a shape is not the graph's. Of a state dict (which has all weights
+        MaskError: if a name or a shape is not the graph's, or a tensor holds NaN. Of a state dict (which has all weights
             that the graph names), other names are ignored.
     """
     found: dict[str, torch.Tensor] = {}
@@ -46,6 +46,8 @@ def masks_in(tensors: NamedTensors, graph: ChannelGraph) -> Masks:
                 f"the tensor for {key!r} has the shape {tuple(tensor.shape)}, and parameter "
                 f"{name!r} the shape {tuple(graph.parameters[name])}"
             )
+        if bool(tensor.isnan().any()):
+            raise MaskError(f"the tensor for {key!r} holds NaN, which neither keeps nor drops")
         there = tensor.detach().cpu() != 0
         found[name] = found[name] & there if name in found else there
     axes = maskable_axes(graph)
