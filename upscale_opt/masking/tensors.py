@@ -31,8 +31,8 @@ def masks_in(tensors: NamedTensors, graph: ChannelGraph) -> Masks:
         graph: the graph of the model that they are for.
 
     Raises:
-        MaskError: if a name or a shape is not the graph's, or a tensor holds NaN. Of a state dict (which has all weights
-            that the graph names), other names are ignored.
+        MaskError: if a name or a shape is not the graph's, or a tensor holds NaN. Of a state dict
+            (which has all weights that the graph names), other names are ignored.
     """
     found: dict[str, torch.Tensor] = {}
     unknown: list[str] = []
