@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from upscale_opt.errors import BudgetError
-from upscale_opt.ir.choice import Choice, ChoiceTimes, LayerChoice, ResourceUse
+from upscale_opt.ir.choice import Choice, ChoiceTimes, LayerChoice, ResourceUse, TradeOff
 from upscale_opt.ir.graph import Layer
 from upscale_opt.solver.selection.bound import Bound
 from upscale_opt.solver.selection.joint import is_small, polish, price_at, settle
@@ -25,6 +25,7 @@ from upscale_opt.solver.selection.registry import selector
 from upscale_opt.solver.selection.setting import NOUNS, Dropped, Setting
 from upscale_opt.solver.selection.state import State
 from upscale_opt.solver.selection.tasks import Found, Task
+from upscale_opt.solver.selection.trade_off import trade_off
 from upscale_opt.solver.selection.widths import Widths
 
 
@@ -42,8 +43,10 @@ def answer(task: Task, solver: str, time_limit: float) -> Choice:
     """
     start = searched = time.perf_counter()
     lower = 0.0
+    points: tuple[TradeOff, ...] = ()
     try:
         _find(task, solver, time_limit)
+        points = trade_off(task.setting, Hurry(time_limit * 0.05))
         searched = time.perf_counter()
         hurry = Hurry(max(time_limit * 0.2, task.hurry.left))
         lower, task.bound = _bounds(task, hurry, exactly=solver == "joint")
@@ -53,7 +56,8 @@ def answer(task: Task, solver: str, time_limit: float) -> Choice:
         searched = time.perf_counter() if searched == start else searched
     assert task.best is not None
     times = ChoiceTimes(search=searched - start, bound=time.perf_counter() - searched)
-    return _document(task, task.best, solver, lower, task.bound, times)
+    document = _document(task, task.best, solver, lower, task.bound, times)
+    return document.model_copy(update={"trade_off": points})
 
 
 def _find(task: Task, solver: str, time_limit: float) -> None:

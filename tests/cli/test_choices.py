@@ -65,6 +65,7 @@ def test_layers_of_a_choice_are_explained_without_torch(folder: Path, capsys: Ou
     assert call("explain", str(folder / "choice.json")) == 0
     printed = capsys.readouterr().out
     assert "Name a layer" in printed
+    assert "Loss at other shares of the multiply-adds, about: 90%: " in printed
     layer = next(line.split()[0] for line in printed.splitlines() if "conv" in line)
     command = [sys.executable, "-c", WITHOUT_TORCH, "explain", str(folder / "choice.json"), layer]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -171,11 +171,15 @@ def test_layers_stand_in_the_page(
     )
     choice.save(tmp_path / "choice.json")
     report(save(documents, tmp_path), tmp_path / "page.html")
-    assert 'data-title="loss"' in (tmp_path / "page.html").read_text()
+    made = (tmp_path / "page.html").read_text()
+    assert 'data-title="loss"' in made
+    assert f"{choice.resources[0].share:.0%} of the multiply-adds, loss {choice.loss:.3g}" in made
     other = choice.model_copy(update={"graph_fingerprint": "0" * 32})
     other.save(tmp_path / "choice.json")
     report(tmp_path / "solution.json", tmp_path / "page.html")
-    assert 'data-title="loss"' not in (tmp_path / "page.html").read_text()
+    made = (tmp_path / "page.html").read_text()
+    assert 'data-title="loss"' not in made
+    assert "What other budgets would lose" not in made
     with pytest.raises(VerificationError, match="the choice was made for another graph"):
         report(tmp_path / "solution.json", tmp_path / "no.html", choice=tmp_path / "choice.json")
 

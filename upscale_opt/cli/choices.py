@@ -10,7 +10,7 @@ from pathlib import Path
 
 from upscale_opt.cli.options import check_file
 from upscale_opt.cli.progress import Steps
-from upscale_opt.cli.tables import choices_table, kept_table, output, say
+from upscale_opt.cli.tables import choices_table, kept_table, other_budgets, output, say
 from upscale_opt.errors import BudgetError, SchemaError, UpscaleError
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.ir.budget import Budget
@@ -123,6 +123,8 @@ def explain_choice(
     if layer is None:
         console.print(kept_table(choice))
         say(console, str(choice))
+        for line in other_budgets(choice):
+            say(console, line)
         say(console, f"Name a layer to see why it keeps what it does: explain {place} LAYER")
         return
     channel_graph = ChannelGraph.load(graph or place.with_name("graph.json"))

@@ -23,7 +23,14 @@ from upscale_opt.cli.options import (
 )
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.run import Export
-from upscale_opt.cli.tables import costs_table, layers_table, opaque_lines, output, say
+from upscale_opt.cli.tables import (
+    costs_table,
+    layers_table,
+    opaque_lines,
+    other_budgets,
+    output,
+    say,
+)
 from upscale_opt.ir.budget import Budget
 from upscale_opt.solver.options import SolveOptions
 
@@ -198,6 +205,8 @@ def prune(
     console.print("", layers_table(result.table))
     console.print()
     say(console, str(result.choice))
+    for line in other_budgets(result.choice):
+        say(console, line)
     if batches is None:
         say(console, "No data: weights alone decided, and nothing was refitted. Give --data.")
     assert result.report is not None

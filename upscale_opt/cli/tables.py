@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -18,6 +18,7 @@ from upscale_opt.solver.choosing import ChoiceRow
 from upscale_opt.solver.comparing import ComparisonRow
 from upscale_opt.solver.layer_table import LayerTable
 from upscale_opt.solver.network.objectives import UNITS
+from upscale_opt.solver.selection.setting import NOUNS
 
 if TYPE_CHECKING:
     from upscale_opt.measuring.costs import Costs
@@ -34,6 +35,21 @@ def output() -> Console:
 def say(console: Console, line: str) -> None:
     """Print ``line`` as it is, without wrapping it."""
     console.print(line, markup=False, soft_wrap=True)
+
+
+def other_budgets(choice: Choice) -> Iterator[str]:
+    """One line on what other budgets would lose, if that is known."""
+    losses = ((share, choice.loss_at(share)) for share in _SHARES)
+    known = [f"{share:.0%}: {loss:.3g}" for share, loss in losses if loss is not None]
+    if known:
+        what = NOUNS[choice.resources[0].resource]
+        yield (
+            f"Loss at other shares of the {what}, about: {', '.join(known)} "
+            f"(here: {choice.loss:.3g})"
+        )
+
+
+_SHARES = (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 
 def costs_table(before: Costs, after: Costs) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -61,6 +62,19 @@ class LayerChoice(Record):
     dropped: int = Field(default=0, ge=0)
 
 
+class TradeOff(Record):
+    """A smaller or larger budget, and the loss that it would come with, about.
+
+    Attributes:
+        shares: of the unpruned network's resources that are left, in the order of the choice's
+            ``resources``; copies not counted.
+        loss: the sum over all layers.
+    """
+
+    shares: tuple[float, ...]
+    loss: float = Field(ge=0)
+
+
 class ChoiceTimes(Record):
     """Seconds spent, by step.
 
@@ -90,6 +104,8 @@ class Choice(Document):
         layers: every layer that could choose.
         masks: the choice itself.
         times: seconds by step.
+        trade_off: what other budgets would lose, from the whole network down; a quick look, so that
+            the choice may be better than its neighbours there.
     """
 
     what: ClassVar[str] = "choice"
@@ -106,11 +122,24 @@ class Choice(Document):
     layers: tuple[LayerChoice, ...]
     masks: Masks
     times: ChoiceTimes
+    trade_off: tuple[TradeOff, ...] = ()
 
     @property
     def gap(self) -> float:
         """By how much of its loss the choice may be off, among the given columns."""
         return (self.loss - min(self.column_bound, self.loss)) / self.loss if self.loss else 0.0
+
+    def loss_at(self, share: float) -> float | None:
+        """Loss if a share of the first resource were left, about: between two points' losses.
+
+        ``None`` if so little cannot be had, or no other budgets were looked at.
+        """
+        for before, after in itertools.pairwise(self.trade_off):
+            high, low = before.shares[0], after.shares[0]
+            if low <= share <= high:
+                part = (high - share) / (high - low) if high > low else 0.0
+                return before.loss + part * (after.loss - before.loss)
+        return None
 
     def __repr__(self) -> str:
         left = ", ".join(map(str, self.resources))

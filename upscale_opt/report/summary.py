@@ -11,6 +11,7 @@ from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.graph import Attention, ChannelGraph, Opaque
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
+from upscale_opt.report.curve import curves
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.checking.audit import AuditReport, check
 from upscale_opt.solver.checking.explaining import Explanation
@@ -31,6 +32,7 @@ class Summary:
 
     Attributes:
         solution: the solution.
+        choice: what chose the masks, if a budget did.
         layers: every layer before and after, if the graph is known.
         original: the solution without reordering, if it could be had.
         checked: what checking it showed, if it could be checked.
@@ -39,6 +41,7 @@ class Summary:
     """
 
     solution: Solution
+    choice: Choice | None
     layers: LayerTable | None
     original: Solution | None
     checked: AuditReport | None
@@ -56,6 +59,7 @@ class Summary:
                 _table("Reads", ("", "original order", "chosen order"), self._orders()),
                 _table("Size", ("", "unpruned", "pruned", "left"), self._sizes()),
                 "</div>",
+                *(() if self.choice is None else curves(self.choice)),
                 *(() if self.layers is None else _layers(self.layers)),
                 _list("Why there are copies", self._reasons()),
                 _list("What to know", self.notes),
@@ -197,6 +201,7 @@ def summarise(
     prices = prices_of(solution, choice)
     return Summary(
         solution,
+        choice,
         None if graph is None else layers_of(graph, solution, choice, cost_model=prices),
         original,
         checked,

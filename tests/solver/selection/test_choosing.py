@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -95,6 +96,31 @@ def test_what_is_used_is_what_the_solution_computes(resnet: Question) -> None:
     assert Choice.from_json(choice.to_json()) == choice
     assert 0 <= choice.lower_bound <= choice.column_bound <= choice.loss
     assert choice.loss == pytest.approx(sum(layer.loss for layer in choice.layers))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_points_of_the_curve_can_be_had(seed: int) -> None:
+    """Whoever asks for what is left there loses no more; who asks for less than that, no less."""
+    tiny = tiny_question(seed)
+    curve = choose(tiny.graph, tiny.losses, tiny.budget, time_limit=20).trade_off
+    assert curve[0].loss == 0
+    assert curve[0].shares == pytest.approx([1.0] * len(curve[0].shares))
+    for before, after in itertools.pairwise(curve):
+        assert before.loss < after.loss
+        assert sum(before.shares) > sum(after.shares)
+    for point in curve[1:-1:2]:
+        there = Budget(macs=min(point.shares[0] * (1 + 1e-9), 1.0))
+        least = choose(tiny.graph, tiny.losses, there, time_limit=20).loss
+        assert least <= point.loss * (1 + 1e-9)
+
+
+def test_the_curve_heeds_wishes(resnet: Question) -> None:
+    graph, losses = resnet
+    free, kept = (
+        choose(graph, losses, Budget(macs=0.7, keep=keep), solver="constrained", time_limit=3)
+        for keep in ((), ("layer4.*", "layer3.*"))
+    )
+    assert free.trade_off[-1].shares[0] < 0.1 < 0.4 < kept.trade_off[-1].shares[0]
 
 
 def test_latency_counts_gathers(resnet: Question) -> None:
