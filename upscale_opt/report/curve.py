@@ -13,7 +13,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 22.0, 12.0, 34.0
 """Margins, in the picture's units, which are pixels on a phone."""
 
 _ABOVE = 4.0
-"""How far the pictures go above the choice's own loss, as a factor."""
+"""Pictures end at so many times the choice's own loss."""
 
 
 def curves(choice: Choice) -> Iterator[str]:
