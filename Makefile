@@ -15,7 +15,7 @@ MYPY := MYPYPATH=build/typecheck:benchmarks:tests/support $(RUN) -m mypy --stric
 SCRIPTS := tests examples benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help run orders test quick lint setup bench solvers study fuzz wheel clean
+.PHONY: help run orders test quick lint setup bench solvers study fuzz site wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list.
@@ -63,6 +63,9 @@ study: $(READY)  ## Train small networks, prune them with and without constraint
 
 fuzz: $(READY)  ## Export thousands of random networks and check that nothing is lost.
 	@$(RUN) benchmarks/lossless.py --networks $(NETWORKS) --jobs $(WORKERS)
+
+site: $(READY)  ## Build the documentation as a site, into out/site.
+	@$(RUN) -m mkdocs build --quiet
 
 wheel: $(READY)  ## Build a wheel into dist.
 	@$(call fresh_sources)

@@ -139,8 +139,14 @@ def from_a_cache(m: Any, y: Tensor) -> Tensor:
     return y + ramp(y.shape[3])
 
 
+def made(m: Any, y: Tensor) -> Tensor:
+    """Tensors made of sizes, and of tensors."""
+    sides = torch.tensor([y.shape[2], 2.0]).sum() * torch.tensor(y.shape[3])
+    return torch.as_tensor(torch.as_tensor(y, dtype=torch.float64) / sides, dtype=y.dtype)
+
+
 KEPT = (
-    *(split_transform, fused, by_kind, halves, limits, strides, assigned, border),
+    *(split_transform, fused, by_kind, halves, limits, strides, assigned, border, made),
     *(layers_dropped, by_dtype, resized, padded, from_a_cache),
 )
 

@@ -24,7 +24,7 @@ from upscale_opt.ir.graph import (
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.slices import nonzero_slices, zero_slices
 from upscale_opt.masking.tensors import NamedTensors, masks_in
-from upscale_opt.tracing.copying import copied
+from upscale_opt.tracing.recent import copied_with_trace
 from upscale_opt.tracing.wrappings import unwrapped
 
 
@@ -101,7 +101,7 @@ def apply_masks(model: nn.Module, graph: ChannelGraph, masks: Masks) -> None:
 
 def masked_copy(model: nn.Module, graph: ChannelGraph, masks: Masks) -> nn.Module:
     """A copy of ``model`` that obeys ``masks``; see :func:`apply_masks`."""
-    masked = copied(model)
+    masked = copied_with_trace(model, graph)
     apply_masks(masked, graph, masks)
     return masked
 

@@ -105,7 +105,7 @@ class _Quick(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 _MAKERS = (
     *("arange", "empty", "eye", "full", "linspace", "logspace", "ones", "rand", "randint"),
-    *("randn", "randperm", "tril_indices", "triu_indices", "zeros"),
+    *("randn", "randperm", "tril_indices", "triu_indices", "zeros", "as_tensor", "tensor"),
 )
 """Functions of PyTorch that take sizes for plain numbers, and are to take proxies for them."""
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
+from collections.abc import Set
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from upscale_opt.ir.graph import Example
+from upscale_opt.ir.graph import ChannelGraph, Example
 from upscale_opt.tracing.capture import Capture
+from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.numbering import content
 from upscale_opt.tracing.program import Program
 
@@ -34,6 +38,42 @@ def recall(model: nn.Module, example: Example, capture: Capture) -> Program | No
     return program if same and signature is not None and signature == _signature(model) else None
 
 
+def copied_with_trace(model: nn.Module, graph: ChannelGraph) -> nn.Module:
+    """A deep copy of a model, that has its last trace as its own if that is ``graph``'s."""
+    memo: dict[int, Any] = {}
+    copy = copied(model, memo)
+    program = recall(model, graph.example, graph.capture)
+    if program is not None and program.graph.fingerprint == graph.fingerprint:
+        other = _among(memo, program)
+        if other is not None:
+            remember(copy, other)
+    return copy
+
+
+def _among(memo: dict[int, Any], program: Program) -> Program | None:
+    """The program with the copies of a model's modules and tensors for them.
+
+    ``None`` if it may name the originals elsewhere: a copy that has a hand of its own in how it is
+    copied, or a bound method, is better traced.
+    """
+    captured = program.captured
+    own = {name: t for name, t in captured.tensors.items() if name not in captured.constants}
+    if any(id(thing) not in memo for thing in (*captured.modules.values(), *own.values())):
+        return None
+    for node in captured.graph.nodes:
+        callable_ = node.target if node.op == "call_function" else None
+        held = (*pytree.tree_leaves((node.args, node.kwargs)), callable_)
+        if any(isinstance(x, (nn.Module, torch.Tensor, MethodType, partial)) for x in held):
+            return None
+        if getattr(callable_, "__closure__", None):
+            return None
+    modules = {name: memo[id(module)] for name, module in captured.modules.items()}
+    tensors = {name: memo.get(id(tensor), tensor) for name, tensor in captured.tensors.items()}
+    constants = {name: tensors[name] for name in captured.constants}
+    there = dataclasses.replace(captured, modules=modules, tensors=tensors, constants=constants)
+    return dataclasses.replace(program, captured=there)
+
+
 class _NotComparableError(Exception):
     """An attribute of which one cannot tell whether it has changed."""
 
@@ -43,13 +83,14 @@ def _signature(model: nn.Module) -> Any:
 
     ``None`` if the model has attributes of which one cannot tell.
     """
+    own = {id(parameter) for parameter in model.parameters()}
     try:
         return [
             (
                 name,
                 id(module),
                 [_registered(t) for t in (module._parameters, module._buffers)],
-                _frozen({k: v for k, v in vars(module).items() if k not in _APART}),
+                _frozen({k: v for k, v in vars(module).items() if k not in _APART}, own),
             )
             for name, module in model.named_modules(remove_duplicate=False)
         ]
@@ -67,20 +108,28 @@ def _registered(table: dict[str, Any]) -> Any:
     ]
 
 
-def _frozen(value: Any) -> Any:
-    """An immutable stand-in for ``value``, equal for equal values."""
+def _frozen(value: Any, own: Set[int]) -> Any:
+    """An immutable stand-in for ``value``, equal for equal values.
+
+    Args:
+        value: an attribute, or what is in it.
+        own: the model's parameters, by ``id``, whose values do not matter.
+    """
     if value is None or isinstance(value, _PLAIN):
         return type(value), value
     if isinstance(value, torch.Tensor):
-        return id(value), value.shape, value.dtype, value.device, content(value)
+        kind = id(value), value.shape, value.dtype, value.device
+        return kind if id(value) in own else (*kind, content(value))
+    if isinstance(value, ref):
+        return ref, id(value())
     if isinstance(value, _CODE):
         return id(value)
     if isinstance(value, dict):
-        return type(value), tuple((_frozen(k), _frozen(v)) for k, v in value.items())
+        return type(value), tuple((_frozen(k, own), _frozen(v, own)) for k, v in value.items())
     if isinstance(value, (list, tuple)):
-        return type(value), tuple(_frozen(item) for item in value)
+        return type(value), tuple(_frozen(item, own) for item in value)
     if isinstance(value, (set, frozenset)):
-        return type(value), frozenset(_frozen(item) for item in value)
+        return type(value), frozenset(_frozen(item, own) for item in value)
     raise _NotComparableError
 
 
