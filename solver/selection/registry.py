@@ -21,6 +21,7 @@ def _constrained(task: Task) -> None:
     pickers = space_pickers(task.setting)
     if pickers:
         together = Widths(task.setting, pickers)
+        fit(task, together, uniform)  # in case that time is short
         fit(task, together, lambda widths, most: lagrangian(widths, most, task.hurry))
 
 

@@ -57,6 +57,7 @@ SLOW = {
     "test_examples.py": "whole networks",
     "test_house.py::test_what_is_listed_is_there_before_and_after_it_is_loaded": "another process",
     "test_packaging.py": "builds the wheel",
+    "test_site.py": "another process",
     "tracing/test_conservative.py": "captures by torch.export",
     "tracing/test_export_inputs.py": "captures by torch.export",
     "tracing/test_hooks.py": "captures by torch.export",
