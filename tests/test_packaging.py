@@ -152,6 +152,33 @@ print("all imported")
     assert run_alone(installed, program, installed) == "all imported\n"
 
 
+def test_a_users_mypy_knows_our_types(installed: Path, tmp_path: Path) -> None:
+    """A strict one, which finds what is wrong in a program of theirs, and nothing else."""
+    program = """
+import upscale_opt as uo
+
+graph = uo.ChannelGraph.load("graph.json")
+solution = uo.solve(graph, uo.Masks.load("masks.json"), time_limit=1.0)
+left: int = solution.objective_value
+budget = uo.Budget(latency=0.6, round_to=8)
+wrong: str = solution.objective_value
+"""
+    (tmp_path / "user.py").write_text(program)
+    run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "theirs"))
+    (site,) = (tmp_path / "theirs" / "lib").glob("python3*/site-packages")
+    (site / "ours.pth").write_text(f"{installed}\n")
+    python = str(tmp_path / "theirs" / "bin" / "python")
+    checks = ("--strict", "--ignore-missing-imports", "--python-executable", python)  # no PyTorch
+    command = (sys.executable, "-m", "mypy", *checks, "user.py")
+    environment = {**os.environ, "MYPYPATH": ""}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("user.py:8: error: Incompatible types in assignment"), done.stdout
+    assert lines[1:] == ["Found 1 error in 1 file (checked 1 source file)"]
+
+
 def test_the_default_install_prunes_solves_and_reports(installed: Path, tmp_path: Path) -> None:
     """Prunes, solves once more from the files, and shows it, where no extra can be imported."""
     program = """

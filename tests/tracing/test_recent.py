@@ -47,7 +47,7 @@ class Reader(nn.Module):
 def exported(model: nn.Module, x: Tensor) -> tuple[nn.Module, nn.Module]:
     """A masked copy, and its export."""
     graph = uo.trace(model, x)
-    kept = {"second.weight": {1: (0, 2, 3, 7)}}
+    kept: dict[str, dict[int, tuple[int, ...]]] = {"second.weight": {1: (0, 2, 3, 7)}}
     masked = masked_copy(model, graph, uo.Masks(kept=kept))
     masks = uo.masks_of(masked, graph)
     return masked, uo.materialize(masked, uo.solve(graph, masks))
