@@ -58,13 +58,21 @@ def choose_jointly(task: Task) -> None:
         fit(task, together, lambda widths, most: lagrangian(widths, most, first))
     apart = Widths(setting, single_pickers(setting, aligned=setting.budget.round_to > 1))
     timed = setting.budget.limits_time
-    fit(task, apart, uniform)
+    fit(task, apart, lambda widths, most: _filled(task, widths, most))
     share = Hurry(total * 0.2)
     fit(task, apart, lambda widths, most: greedy(widths, most, share))
     fit(task, apart, lambda widths, most: _search(task, widths, most, 0.5 if timed else 1.0))
     if timed and not task.hurry.over:
         priced = Widths(setting, single_pickers(setting, aligned=True), gathers=True)
         fit(task, priced, lambda widths, most: _search(task, widths, most))
+
+
+def _filled(task: Task, widths: Widths, most: Floats) -> State | None:
+    """Uniform shares, and what still fits: quick, and uses the limits even where time is short."""
+    state = uniform(widths, most)
+    if state is not None:
+        improve(state, most, Hurry(max(task.hurry.left * 0.05, 0.3)))
+    return state
 
 
 def _search(task: Task, widths: Widths, most: Floats, share: float = 1.0) -> State | None:
