@@ -14,6 +14,9 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 MYPY := MYPYPATH=build/typecheck:benchmarks:tests/support $(RUN) -m mypy --strict
 SCRIPTS := tests examples benchmarks
 
+# Compiled once, not by every process of the tests.
+export PYTHONDONTWRITEBYTECODE =
+
 .DEFAULT_GOAL := help
 .PHONY: help run orders test quick lint setup bench solvers study fuzz site wheel clean
 .DELETE_ON_ERROR:
