@@ -2,13 +2,17 @@
 
 python benchmarks/recipes.py howto-timm.md howto-int8.md
 
-Of each page the blocks called ``figures`` are replaced; without names, those of all pages.
+Of each page the blocks called ``figures`` are replaced; without names, those of all pages whose
+packages are here. The frameworks of some are no dependencies: put a folder that has them on
+PYTHONPATH.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import importlib.util
 import io
 import os
 import re
@@ -43,16 +47,36 @@ def measured(page: str) -> str:
     return BLOCK.sub(renewed, page)
 
 
+def lacking(page: str) -> list[str]:
+    """The packages that a page imports, and that are not here."""
+    names = re.findall(r"^(?:import|from) (\w+)", page, re.MULTILINE)
+    return [name for name in dict.fromkeys(names) if importlib.util.find_spec(name) is None]
+
+
+def quieten() -> None:
+    """Let frameworks print nothing of their own, look for nothing, and need no tables."""
+    settings = {"YOLO_VERBOSE": "false", "YOLO_OFFLINE": "true", "HF_HUB_OFFLINE": "1"}
+    os.environ.update(settings, TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1")
+    if importlib.util.find_spec("polars") is None and importlib.util.find_spec("ultralytics"):
+        trainer: Any = importlib.import_module("ultralytics.engine.trainer")
+        trainer.BaseTrainer.read_results_csv = lambda self: {}  # what else polars would read
+
+
 def main() -> int:
     """Run the pages and write them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("pages", nargs="*", help="names in docs/")
     names = parser.parse_args().pages
     warnings.filterwarnings("ignore")  # of libraries; they are no figures
+    quieten()
     here = Path.cwd()
     for path in [DOCS / name for name in names] or sorted(DOCS.glob("howto-*.md")):
         text = path.read_text(encoding="utf-8")
         if "\n```figures\n" not in text:
+            continue
+        if lacking(text):
+            if names:
+                raise SystemExit(f"{path.name} needs {', '.join(lacking(text))}")
             continue
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)

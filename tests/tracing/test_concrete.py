@@ -380,3 +380,23 @@ def test_what_a_dict_holds_is_left_alone() -> None:
 def test_drawn_numbers_that_decide_are_refused() -> None:
     with pytest.raises(uo.TraceError, match="random numbers"):
         uo.trace(Around(lambda m, y: y * 2 if random.random() < 0.5 else y), images())
+
+
+class Asking(nn.Module):
+    """Asks for the parts of a batch norm's result, and for its own mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+    def forward(self, x: Tensor) -> Any:
+        first, second = list(self.norm(x).chunk(2, 1))
+        return first * second if self.training else first + second
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_answers_leave_buffers_alone(training: bool) -> None:
+    model = Asking().train(training)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert uo.trace(model, images()).capture == "fx"
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())

@@ -19,6 +19,7 @@ from upscale_opt.managers.mock import MockModel
 from upscale_opt.masking.zeros import masked_copy, masks_of
 from upscale_opt.materializing.gathered import gathered
 from upscale_opt.materializing.materialize import materialize
+from upscale_opt.materializing.own_code import put_into
 from upscale_opt.materializing.pruned_module import replace
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
@@ -174,7 +175,12 @@ class PruningManager(nn.Module):
         return mock
 
     def prune(
-        self, is_not_ane: bool = False, baseline: bool = False, *, check: bool = True
+        self,
+        is_not_ane: bool = False,
+        baseline: bool = False,
+        *,
+        check: bool = True,
+        own_code: bool = False,
     ) -> Self:
         """Prune the model in place, and verify it on the inputs given to :meth:`compute`.
 
@@ -187,9 +193,14 @@ class PruningManager(nn.Module):
             baseline: export without reordering, and gather even what could be viewed: what UPSCALE
                 compares with.
             check: verify that nothing was lost; if something is, the model stays as it was.
+            own_code: let the class's own code call the smaller layers, which is possible where
+                pruning changed sizes alone (``constrained=True``). Then the model keeps every
+                method and argument of its class
+                (:func:`upscale_opt.materializing.own_code.put_into`).
 
         Raises:
-            MaterializeError: if nothing has been computed, or the model was changed since.
+            MaterializeError: if nothing has been computed, or the model was changed since, or its
+                own code cannot stay.
             VerificationError: if the export deviates from the masked model.
         """
         graph, masks, solution = self._computed()
@@ -200,7 +211,8 @@ class PruningManager(nn.Module):
         self.report = verify(masked, pruned, self._inputs) if check else None
         for mock in self._mocks:
             mock.part_with_net()
-        replace(self.net, pruned)
+        put = put_into if own_code else replace
+        put(self.net, pruned)
         self.graph = self.masks = self.solution = self._given = None
         return self
 

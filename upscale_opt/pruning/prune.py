@@ -24,6 +24,7 @@ from upscale_opt.masking.segments import Layers, Method, Side
 from upscale_opt.masking.tensors import NamedTensors
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
+from upscale_opt.materializing.own_code import put_into
 from upscale_opt.measuring.in_turn import Times, beside
 from upscale_opt.pruning.by_clock import ByClock
 from upscale_opt.pruning.notes import notes_of, warn
@@ -89,6 +90,23 @@ class Pruned:
         """
         prices = prices_of(self.solution, self.choice)
         return layers_of(self.graph, self.solution, self.choice, cost_model=prices)
+
+    def into(self, model: nn.Module) -> dict[str, int]:
+        """Give ``model`` the smaller layers; it stays the object that it is, with its own code.
+
+        That is possible where pruning changed nothing but sizes (``method="constrained"``); see
+        :func:`upscale_opt.materializing.own_code.put_into`.
+
+        Args:
+            model: the original, or another of its class, made with the same arguments.
+
+        Returns:
+            The attributes that had to be set, as they are widths: ``{"model.2.c": 8}``.
+
+        Raises:
+            MaterializeError: naming the first call that the class's code does not make.
+        """
+        return put_into(unwrapped(model), self.model)
 
     @property
     def _left(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from itertools import zip_longest
 from pathlib import Path
+from typing import Literal, TypeVar, overload
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from upscale_opt.errors import MaterializeError, SchemaError, TraceError
 from upscale_opt.materializing.gathered import gathered
 from upscale_opt.materializing.names import new_name
 from upscale_opt.materializing.origin import Origin, Stage, set_modes
+from upscale_opt.materializing.own_code import put_into
 from upscale_opt.materializing.pruned_module import PrunedModule, carry, making_of
 from upscale_opt.materializing.rebuild import rebuild
 from upscale_opt.materializing.stages import stages_of
@@ -31,8 +33,18 @@ from upscale_opt.tracing.wrappings import (
     unwrapped,
 )
 
+M = TypeVar("M", bound=nn.Module)
 
-def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedModule:
+
+@overload
+def load(model_definition: M, path: str | os.PathLike[str], *, in_place: Literal[True]) -> M: ...
+@overload
+def load(
+    model_definition: nn.Module, path: str | os.PathLike[str], *, in_place: Literal[False] = False
+) -> PrunedModule: ...
+def load(
+    model_definition: nn.Module, path: str | os.PathLike[str], *, in_place: bool = False
+) -> nn.Module:
     """Read a pruned model that :func:`save` wrote, into the definition of its original.
 
     The definition is captured as the original was when it was pruned, made smaller as the solution
@@ -43,6 +55,8 @@ def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedMod
             weights do not matter, and it is not changed. Where a model was pruned several times,
             it may also be that model as it was in between.
         path: the file.
+        in_place: give the definition itself the smaller layers, for its own code, as
+            :meth:`upscale_opt.Pruned.into` does, and return it.
 
     Returns:
         The pruned model as it was saved, but on the definition's device (on the CPU, if that is
@@ -50,7 +64,8 @@ def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedMod
 
     Raises:
         SchemaError: if the file cannot be read, is damaged or foreign, or of a newer version.
-        MaterializeError: if the definition is that of another model.
+        MaterializeError: if the definition is that of another model, or, in place, its code cannot
+            stay.
     """
     if not isinstance(model_definition, nn.Module):
         given = getattr(model_definition, "__name__", type(model_definition).__name__)
@@ -71,7 +86,11 @@ def load(model_definition: nn.Module, path: str | os.PathLike[str]) -> PrunedMod
         raise type(error)(f"{path}: {error}") from None
     carry(pruned, model_definition, type(model_definition).__name__)
     set_modes(pruned, contents.manifest.modes)
-    return pruned
+    if not in_place:
+        return pruned
+    put_into(model_definition, pruned)
+    set_modes(model_definition, contents.manifest.modes)
+    return model_definition
 
 
 def _rebuilt(definition: nn.Module, contents: Contents) -> PrunedModule:

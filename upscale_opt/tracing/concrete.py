@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.fx._symbolic_trace import _maybe_revert_all_patches
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -92,7 +93,13 @@ class Values:
             return self._mode.from_tensor(value) if isinstance(value, torch.Tensor) else value
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self._known.__getitem__)
         if node.op == "call_module":
-            return self._root.get_submodule(str(target))(*args, **kwargs)
+            module = self._root.get_submodule(str(target))
+            # A batch norm in training mode counts, in whatever tensor it has.
+            buffers: dict[str, torch.Tensor]
+            buffers = {n: self._mode.from_tensor(b) for n, b in module.named_buffers()}
+            if not buffers:
+                return module(*args, **kwargs)
+            return functional_call(module, buffers, args, kwargs, tie_weights=True)
         if node.op == "call_method":
             return getattr(args[0], str(target))(*args[1:], **kwargs)
         return target(*args, **kwargs)

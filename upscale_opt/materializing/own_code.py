@@ -1,0 +1,299 @@
+"""A pruned model's layers in a model of the original's class, whose own code calls them."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from itertools import zip_longest
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from upscale_opt.errors import MaterializeError, TraceError
+from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.solution import Solution
+from upscale_opt.materializing.origin import Modes, calls_of, modes_of, set_modes
+from upscale_opt.materializing.pruned_module import Making, PrunedModule, making_of
+from upscale_opt.materializing.rebuild import rebuild
+from upscale_opt.materializing.used import kind_of, tensors_of
+from upscale_opt.runtime.modules import OURS
+from upscale_opt.solver.api import solve
+from upscale_opt.tracing.capture import quiet
+from upscale_opt.tracing.examples import remake
+from upscale_opt.tracing.program import Program
+from upscale_opt.tracing.running import run_as
+from upscale_opt.tracing.unchanged import undisturbed
+from upscale_opt.tracing.wrappings import computed_by_torch, masked_by_torch
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+_BARE = frozenset(vars(nn.Module()))
+
+
+def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
+    """Give ``model`` the smaller layers of ``pruned``; its own code stays, and calls them.
+
+    That is possible where pruning changed sizes alone, as it does with constraints
+    (``method="constrained"``): then no call is added, and every method, argument and exporter of
+    the class keeps working. ``model`` is traced with the new layers, and must make the same calls
+    as ``pruned``, one by one; otherwise it is left as it was.
+
+    Modules of one's own often keep a width as an attribute (``self.c``), and split by it. Where
+    all that a module's own code computes with that width now has one other width, and methods
+    other than ``__init__`` read the attribute, it is set to that, if the calls are the same then.
+
+    Args:
+        model: the original, or another of its class, made with the same arguments. Parameters that
+            changed are new ones; all other modules and tensors stay the same objects.
+        pruned: what pruning made of the original. It is not changed, and shares nothing.
+
+    Returns:
+        The attributes that were set, by name: ``{"model.2.c": 8}``.
+
+    Raises:
+        MaterializeError: naming the first call that the code does not make.
+    """
+    making = making_of(pruned)
+    if not isinstance(pruned, PrunedModule) or making.solution is None or making.origin is None:
+        raise MaterializeError(
+            f"a {type(pruned).__name__} carries no solution; give the model that prune, "
+            "materialize or load made"
+        )
+    if isinstance(model, PrunedModule):
+        raise MaterializeError(
+            f"this {type(model).__name__} was pruned in place before, and has no longer the code "
+            "of its class; give a new instance of the class"
+        )
+    wrapped = [*masked_by_torch(model), *computed_by_torch(model)]
+    if wrapped:
+        raise MaterializeError(
+            f"{wrapped[0]!r} is computed before every call (by torch.nn.utils.prune, a weight norm "
+            "or another parametrization); remove that first, as the pruned model did"
+        )
+    undo: list[Callable[[], None]] = []
+    try:
+        widths = _widths(_original(model, making), making.solution)
+        _install(model, pruned, undo)
+        layers = len(undo)
+        found = _set_widths(model, widths, undo)
+        try:
+            _compare(model, pruned, making.origin.modes)
+        except MaterializeError as reason:
+            if not found:
+                raise
+            _take_back(undo, layers)
+            found = {}
+            try:
+                _compare(model, pruned, making.origin.modes)
+            except MaterializeError:
+                raise reason from None  # which says more
+    except BaseException:
+        _take_back(undo, 0)
+        raise
+    return found
+
+
+_Widths = Mapping[str, Mapping[int, Set[int]]]
+"""By module and old width, the new widths of what its code computes."""
+
+
+def _original(model: nn.Module, making: Making) -> Program:
+    """The program of the model before it gets smaller layers.
+
+    Raises:
+        MaterializeError: if it is another model than the pruned one's original.
+    """
+    assert making.solution is not None
+    assert making.origin is not None
+    other = (
+        f"this {type(model).__name__} is another model than the original, a "
+        f"{making.origin.model}; give an instance of that class, made with the same arguments"
+    )
+    try:
+        program = _program(model, making.solution, making.origin.modes)
+    except TraceError as error:
+        raise MaterializeError(f"{other} ({error})") from None
+    same = program.graph.fingerprint == making.solution.graph_fingerprint
+    if not (same or making.earlier):
+        raise MaterializeError(other)
+    return program
+
+
+def _program(model: nn.Module, solution: Solution, modes: Modes) -> Program:
+    """The program of the class's code, in the modes of the original.
+
+    Raises:
+        TraceError: if it does not run.
+    """
+    own_modes = modes_of(model)
+    set_modes(model, modes)
+    try:
+        args, kwargs = remake(solution.example, *kind_of(model))
+        with quiet():
+            return run_as(model, args, kwargs, solution.capture)
+    finally:
+        set_modes(model, own_modes)
+
+
+def _widths(program: Program, solution: Solution) -> _Widths:
+    """The widths that what the code of each module reads and writes had, and has."""
+    found: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for node in program.captured.graph.nodes:
+        stack = [place for place, _ in node.meta.get("nn_module_stack", {}).values()]
+        if node.op == "call_module" and stack:
+            stack.pop()
+        for name in _tensors(program, (node, *node.all_input_nodes)):
+            tensor = program.graph.tensors[name]
+            if tensor.axis is not None and name in solution.tensors:
+                kept = len(solution.tensors[name]) * tensor.features
+                found[stack[-1] if stack else ""][tensor.shape[tensor.axis]].add(kept)
+    return found
+
+
+def _tensors(program: Program, nodes: Iterable[fx.Node]) -> Iterator[str]:
+    leaves = pytree.tree_leaves([program.values.get(node) for node in nodes])
+    return (leaf for leaf in leaves if isinstance(leaf, str) and leaf in program.graph.tensors)
+
+
+def _install(model: nn.Module, pruned: PrunedModule, undo: list[Callable[[], None]]) -> None:
+    """Set tensors and sizes; ``undo`` is filled with the way back."""
+    owners = dict(model.named_modules(remove_duplicate=False))
+    made: dict[int, torch.Tensor] = {}
+    for name, tensor in tensors_of(pruned).items():
+        place, _, leaf = name.rpartition(".")
+        owner = owners.get(place)
+        old = None if owner is None else {**owner._parameters, **owner._buffers}.get(leaf)
+        if owner is None or old is None:
+            continue  # the program's own, which _compare looks at
+        if id(tensor) not in made:
+            made[id(tensor)] = _like(tensor, old)
+        table: dict[str, Any] = owner._parameters if leaf in owner._parameters else owner._buffers
+        _set(table, leaf, made[id(tensor)], undo)
+    for name, module in pruned.named_modules():
+        own = owners.get(name)
+        if own is None or type(own) is not type(module):
+            continue
+        for key, value in vars(module).items():
+            if key not in _BARE and type(value) in _PLAIN and vars(own).get(key, value) != value:
+                _set(own.__dict__, key, value, undo)
+
+
+def _set_widths(
+    model: nn.Module, widths: _Widths, undo: list[Callable[[], None]]
+) -> dict[str, int]:
+    """Set the attributes that are a width of what the module computes, and now another one."""
+    found: dict[str, int] = {}
+    for name, now in widths.items():
+        module = model.get_submodule(name)
+        for key, value in list(vars(module).items()):
+            new = now.get(value, ()) if type(value) is int else ()
+            if len(new) == 1 and value not in new and key in _read_by(type(module)):
+                (width,) = new
+                _set(module.__dict__, key, width, undo)
+                found[f"{name}.{key}".lstrip(".")] = width
+    return found
+
+
+def _read_by(kind: type) -> set[str]:
+    """The names that the methods of a class read, but ``__init__``."""
+    methods = inspect.getmembers(kind, lambda value: isinstance(value, FunctionType))
+    own = (m.__code__.co_names for name, m in methods if name != "__init__")
+    return {name for names in own for name in names}
+
+
+def _set(table: dict[str, Any], key: str, value: Any, undo: list[Callable[[], None]]) -> None:
+    old = table[key]
+    undo.append(lambda: table.__setitem__(key, old))
+    table[key] = value
+
+
+def _take_back(undo: list[Callable[[], None]], left: int) -> None:
+    """Undo all but the first ``left`` settings, the last one first."""
+    while len(undo) > left:
+        undo.pop()()
+
+
+def _like(tensor: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """The values of ``tensor``: in ``old`` if they fit there, else in a new one of its kind."""
+    if tensor.shape == old.shape and torch.equal(tensor, old):
+        return old
+    new = tensor.detach().clone().to(old.device)
+    return nn.Parameter(new, tensor.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def _compare(model: nn.Module, pruned: PrunedModule, modes: Modes) -> None:
+    """See whether the class's code, on the smaller layers, makes the pruned model's calls.
+
+    Raises:
+        MaterializeError: naming the first that differs.
+    """
+    solution = making_of(pruned).solution
+    assert solution is not None
+    try:
+        program = _program(model, solution, modes)
+    except TraceError as error:
+        reason = _failure(model, solution) or str(error)
+        raise _refusal(model, f"with these layers it does not run: {reason}") from None
+    own = rebuild(model, program, solve(program.graph, Masks(kept={}), solver="identity"))
+    for call, wanted in zip_longest(calls_of(own.graph), calls_of(pruned.graph)):
+        if call != wanted:
+            reason = f"it makes the call {call or 'none'!r}, the pruned model {wanted or 'none'!r}"
+            raise _refusal(model, reason)
+    theirs, known = tensors_of(pruned), tensors_of(own)
+    for name, tensor in theirs.items():
+        if name not in known or not _equal(known[name], tensor):
+            raise _refusal(model, f"it computes with another {name!r} than the pruned model")
+    mine = dict(own.named_modules())
+    for name, module in pruned.named_modules():
+        if isinstance(module, OURS) and not _alike(mine.get(name), module):
+            raise _refusal(model, f"it takes other channels than the pruned model at {name!r}")
+
+
+def _failure(model: nn.Module, solution: Solution) -> str:
+    """The error of a plain call, which says more than that of a trace; nothing if there is none."""
+    args, kwargs = remake(solution.example, *kind_of(model))
+    try:
+        with undisturbed(model, args, kwargs), torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:  # of any kind, as any code may run there
+        frames = traceback.extract_tb(error.__traceback__)
+        torchs = str(Path(torch.__file__).parent)
+        last = [frame for frame in frames if not frame.filename.startswith(torchs)][-1]
+        return f"{(str(error).splitlines() or [''])[0]} (in {last.name}: {last.line})"
+    return ""
+
+
+def _alike(one: nn.Module | None, other: nn.Module) -> bool:
+    """Tell whether two modules of ours are of one kind, and have the same indices and settings."""
+    if type(one) is not type(other) or one is None:
+        return False
+    mine, theirs = dict(one.named_buffers()), dict(other.named_buffers())
+    settings = [
+        {key: value for key, value in vars(m).items() if type(value) in _PLAIN and key not in _BARE}
+        for m in (one, other)
+    ]
+    return (
+        settings[0] == settings[1]
+        and mine.keys() == theirs.keys()
+        and all(_equal(mine[name], theirs[name]) for name in mine)
+    )
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether two tensors, on any devices, have the same shape and values, or NaN in both."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.allclose(one.cpu(), other.cpu(), rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def _refusal(model: nn.Module, reason: str) -> MaterializeError:
+    return MaterializeError(
+        f"the code of {type(model).__name__} cannot stay as it is: {reason}; prune with "
+        'method="constrained", leave these layers whole, or take the pruned model itself, whose '
+        "program is its own"
+    )
