@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from upscale_opt.cli import main
 from upscale_opt.cli.calibration import read_data
+from upscale_opt.cli.given import Given, digest_of, short_name
 from upscale_opt.cli.networks import build_any
 from upscale_opt.cli.own_model import OwnModel, inputs_in, load_weights, stripped, tensors_in
 from upscale_opt.errors import UpscaleError
+from upscale_opt.experiments.bench.benching import Task, bench
+from upscale_opt.experiments.bench.records import BenchRecord
 
 SHOP = """
 import torch
@@ -69,13 +74,13 @@ def refused(action: Callable[[], Any]) -> str:
 def test_a_factory_makes_the_model(
     shop: Path, factory: str, arguments: str | None, classes: int
 ) -> None:
-    model, inputs = OwnModel(factory, arguments, shapes=("2x3x9x9",)).build(seed=1)
+    model, inputs = OwnModel(factory, Given(arguments, shapes=("2x3x9x9",))).build(seed=1)
     assert not model.training
     assert model(inputs).shape == (2, classes)
 
 
 def test_the_same_seed_makes_the_same_model(shop: Path) -> None:
-    own = OwnModel("own_shop:Net", shapes=("1x3x9x9",))
+    own = OwnModel("own_shop:Net", Given(shapes=("1x3x9x9",)))
     (first, x), (second, y), (third, _) = own.build(3), own.build(3), own.build(4)
     assert torch.equal(x, y)
     assert torch.equal(first(x), second(y))
@@ -89,14 +94,14 @@ def test_the_same_seed_makes_the_same_model(shop: Path) -> None:
         (OwnModel("own_shop:Nett"), "no 'Nett'"),
         (OwnModel("own_shop:number"), "cannot be called"),
         (OwnModel("own_shop:fails"), "no such backbone"),
-        (OwnModel("own_shop:Net", '{"clases": 3}'), "clases"),
-        (OwnModel("own_shop:Net", "{classes: 3}"), "no JSON"),
-        (OwnModel("own_shop:Net", "3"), "object or list"),
+        (OwnModel("own_shop:Net", Given('{"clases": 3}')), "clases"),
+        (OwnModel("own_shop:Net", Given("{classes: 3}")), "no JSON"),
+        (OwnModel("own_shop:Net", Given("3")), "object or list"),
         (OwnModel("own_shop:Net"), "--input 1x3x224x224"),
-        (OwnModel("own_shop:Net", shapes=("1,3,9,9",)), "1,3,9,9"),
-        (OwnModel("own_shop:Net", shapes=("1x3x9x9:float31",)), "float31"),
-        (OwnModel("own_shop:Net", shapes=("x=1x3x9x9", "1x2")), "every --input"),
-        (OwnModel("own_shop:Net", weights=Path("none.pt"), shapes=("1x3x9x9",)), "none.pt"),
+        (OwnModel("own_shop:Net", Given(shapes=("1,3,9,9",))), "1,3,9,9"),
+        (OwnModel("own_shop:Net", Given(shapes=("1x3x9x9:float31",))), "float31"),
+        (OwnModel("own_shop:Net", Given(shapes=("x=1x3x9x9", "1x2"))), "every --input"),
+        (OwnModel("own_shop:Net", Given(weights=Path("none.pt"), shapes=("1x3x9x9",))), "none.pt"),
     ],
     ids=range(12),
 )
@@ -105,7 +110,9 @@ def test_what_is_wrong_is_named(shop: Path, own: OwnModel, said: str) -> None:
 
 
 def test_inputs_of_whole_numbers_have_names(shop: Path) -> None:
-    _, inputs = OwnModel("own_shop:Net", shapes=("ids=1x16:int64", "mask=1x16:bool")).build(0)
+    _, inputs = OwnModel("own_shop:Net", Given(shapes=("ids=1x16:int64", "mask=1x16:bool"))).build(
+        0
+    )
     assert {name: (t.dtype, tuple(t.shape)) for name, t in inputs.items()} == {
         "ids": (torch.int64, (1, 16)),
         "mask": (torch.bool, (1, 16)),
@@ -113,7 +120,7 @@ def test_inputs_of_whole_numbers_have_names(shop: Path) -> None:
 
 
 def test_options_for_own_models_are_refused_for_others() -> None:
-    own = OwnModel("resnet18", shapes=("1x3x32x32",))
+    own = Given(shapes=("1x3x32x32",))
     device = torch.device("cpu")
     assert "--input" in refused(lambda: build_any("resnet18", own, seed=0, batch=1, device=device))
 
@@ -239,3 +246,142 @@ def test_data_that_are_none_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(4, 2), "b": torch.ones(4)}, tmp_path / "two.safetensors")
     said = refused(lambda: read_data(str(tmp_path / "two.safetensors"), image, samples=1))
     assert "a, b" in said
+
+
+def said_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[Any, str]:
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+    printed = capsys.readouterr()
+    return exited.value.code, printed.out + printed.err
+
+
+OWN = ["own_shop:Net", "--model-args", '{"classes": 5}', "--input", "2x3x9x9"]
+
+
+@pytest.fixture
+def trained(shop: Path) -> list[str]:
+    model, _ = OwnModel("own_shop:Net", Given('{"classes": 5}', shapes=("2x3x9x9",))).build(seed=7)
+    torch.save({"state_dict": model.state_dict()}, shop / "best.pt")
+    return [*OWN, "--weights", "best.pt"]
+
+
+def test_run_takes_a_checkpoint_to_another_runtime(
+    trained: list[str], shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = said_by(["run", *trained, "--export", "pt2"], capsys)
+    assert code == 0, said
+    assert "own_shop.Net(classes=5)" in said.replace("\n", "")
+    files = {path.name for path in (shop / "out" / "Net").iterdir()}
+    assert files >= {"graph.json", "solution.json", "pruned.safetensors", "pruned.pt2"}
+
+
+def test_masks_are_of_the_weights_given(
+    trained: list[str], shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in ("1", "2"):
+        command = ["trace", *trained, "--seed", seed, "--masks", f"masks{seed}.json"]
+        code, said = said_by(command, capsys)
+        assert code == 0, said
+    assert (shop / "masks1.json").read_text() == (shop / "masks2.json").read_text()
+    said_by(["trace", *OWN, "--seed", "2", "--masks", "drawn.json"], capsys)
+    assert (shop / "drawn.json").read_text() != (shop / "masks2.json").read_text()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["compare", "--solver", "greedy", "identity"],
+        ["pareto", "--budgets", "0", "0.1"],
+        ["calibrate", "--seconds", "0.01"],
+        ["inspect", "--no-measure"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_other_commands_take_one_too(
+    trained: list[str], command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = said_by([command[0], *trained, *command[1:]], capsys)
+    assert code == 0, said
+    assert "Net" in said
+
+
+COMMANDS = ["run", "trace", "compare", "pareto", "calibrate", "inspect", "bench"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["no_such_shop:Net", "--input", "1x3x9x9"], "cannot import 'no_such_shop'"),
+        (["own_shop:", "--input", "1x3x9x9"], "package.module:factory"),
+        (["own_shop:Net"], "needs example inputs"),
+        (["own_shop:Net", "--input", "1,3,9"], "--input is a shape"),
+        (["own_shop:Net", "--input", "1x3", "--weights", "none.pt"], "no file none.pt"),
+        (["own_shop:Net", "--input", "1x3", "--model-args", "{"], "no JSON"),
+        (["resnet18", "--input", "1x3x32x32"], "for models of your own"),
+    ],
+)
+def test_names_are_checked_before_pytorch_is_loaded(
+    shop: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    arguments: list[str],
+    words: str,
+) -> None:
+    def loaded(*given: Any, **named: Any) -> None:
+        raise AssertionError("a step was begun")
+
+    monkeypatch.setattr("upscale_opt.cli.progress.Steps.step", loaded)
+    code, said = said_by([command, *arguments], capsys)
+    assert code == 1
+    assert words in said
+
+
+def test_bench_times_one_too(
+    trained: list[str],
+    shop: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    timed: list[BenchRecord] = []
+
+    def sweep(tasks: list[Task], *_: object) -> Any:
+        for task in map(pickle.loads, map(pickle.dumps, tasks)):  # as for another process
+            timed.append(bench(task))
+            yield task, timed[-1]
+
+    monkeypatch.setattr("upscale_opt.experiments.bench.sweeping.sweep", sweep)
+    usual = ["--variants", "unpruned", "copies", "--rounds", "1", "--batch", "1", "3"]
+    code, said = said_by(["bench", *trained, *usual], capsys)
+    assert code == 0, said
+    assert "own_shop:Net" in said
+    (record,) = timed
+    assert record.settings.own == digest_of(TRAINED)
+    assert [cell.batch for cell in record.cells] == [1, 3]
+    assert all(time.milliseconds for cell in record.cells for time in cell.times)
+
+
+TRAINED = Given('{"classes": 5}', Path("best.pt"), ("2x3x9x9",))
+
+
+def test_other_weights_are_timed_anew(trained: list[str], shop: Path) -> None:
+    before = digest_of(TRAINED)
+    assert before == digest_of(TRAINED)
+    torch.save({}, shop / "best.pt")
+    assert digest_of(TRAINED) != before
+
+
+def test_bench_draws_batches_itself(
+    trained: list[str], shop: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"0": torch.zeros(2, 3, 9, 9)}, shop / "x.safetensors")
+    code, said = said_by(["bench", "own_shop:Net", "--inputs", "x.safetensors"], capsys)
+    assert code == 2
+    assert "give --input, and --batch" in said
+
+
+def test_one_model_of_ones_own_goes_alone(shop: Path) -> None:
+    given = Given(shapes=("1x3x9x9",))
+    assert "goes alone" in refused(lambda: given.check("own_shop:Net", "resnet18"))
+    assert short_name("own_shop:nested.net") == "nested.net"

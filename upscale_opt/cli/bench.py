@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from upscale_opt.cli.given import AnyModelsOrNone, Given, digest_of, is_own, own_model
 from upscale_opt.cli.options import (
     Amount,
     GroupNames,
@@ -68,10 +69,9 @@ _USUAL = list(DEFAULT_VARIANTS)
 _NO_FILES: list[Path] = []
 
 
+@own_model()
 def bench(
-    networks: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="Networks of the catalogue.")
-    ] = None,
+    networks: AnyModelsOrNone = None,
     group: GroupNames = _NO_GROUPS,
     amount: Amount = 0.5,
     side: SideOption = Side.input,
@@ -132,6 +132,8 @@ def bench(
     page: Annotated[
         Path | None, typer.Option(help="Write the tables into this page, between its markers.")
     ] = None,
+    *,
+    given: Given,
 ) -> None:
     """Time exports beside UPSCALE's, the unpruned network, and the floor where copies are free.
 
@@ -141,9 +143,18 @@ def bench(
     """
     if not networks and not group:
         raise typer.BadParameter("name networks, or give --group")
+    given.check(*(networks or ()))
+    own = [name for name in networks or () if is_own(name)]
+    if own and group:
+        raise typer.BadParameter("a model of your own goes alone, without --group")
+    if given.weights is not None and not own:
+        raise typer.BadParameter("--weights is for a model of your own here")
+    if given.inputs is not None:
+        raise typer.BadParameter("--inputs has a batch size of its own: give --input, and --batch")
     cost_models = {path: CostModel.load(path) for path in cost_model}
     steps = Steps()
     with steps.step("load PyTorch"):
+        from upscale_opt.cli.own_model import OwnModel
         from upscale_opt.experiments.bench.benching import Task
         from upscale_opt.experiments.bench.page import read_page, write_page
         from upscale_opt.experiments.bench.records import BenchRecord, Settings, done_before
@@ -151,7 +162,8 @@ def bench(
         from upscale_opt.experiments.pictures import check_pictures
         from upscale_opt.experiments.records import Store
 
-    names = named_networks(networks or [], group)
+    names = own or named_networks(networks or [], group)
+    maker = OwnModel(own[0], given) if own else None
     settings = Settings.model_validate(
         {
             "amount": amount,
@@ -170,6 +182,7 @@ def bench(
             "seconds": seconds,
             "variants": tuple(variants),
             "cost_models": tuple(map(_digest, cost_models.values())),
+            "own": digest_of(given),
         }
     )
     _check_device(settings)
@@ -179,7 +192,7 @@ def bench(
         check_pictures()
         read_page(page)
     store = Store(out, BenchRecord)
-    tasks = [Task(name, settings, tuple(cost_models.values())) for name in names]
+    tasks = [Task(name, settings, tuple(cost_models.values()), maker) for name in names]
     known = {name: None if force else done_before(store, name, settings) for name in names}
     records = {name: record for name, record in known.items() if record is not None}
     if records:
@@ -192,7 +205,7 @@ def bench(
         for line in summary(found):
             say(console, line)
     if page is not None:
-        for path in write_page(page, found, _command(networks or [], group, settings)):
+        for path in write_page(page, found, _command(networks or [], group, settings, given)):
             say(console, f"Written: {path}")
     failed = [record.name for record in found if record.problem]
     if failed:
@@ -256,11 +269,14 @@ def _line(record: BenchRecord) -> str:
     return f"{'; '.join(parts)}; {record.seconds:.0f} s"
 
 
-def _command(networks: Sequence[str], groups: Sequence[str], settings: Settings) -> str:
+def _command(
+    networks: Sequence[str], groups: Sequence[str], settings: Settings, given: Given
+) -> str:
     """The command that a page says it was written by."""
     from upscale_opt.experiments.bench.records import Settings
 
     words = ["upscale-opt", "bench", *networks]
+    words += given.words()
     if groups:
         words += ["--group", *groups]
     words += ["--batch", *map(str, settings.batches), "--format", *settings.formats]

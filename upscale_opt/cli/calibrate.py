@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from upscale_opt.cli.given import AnyModels, Given, own_model
 from upscale_opt.cli.options import Seed, check_file
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import new_table, output, say
@@ -39,10 +40,9 @@ def _seconds(value: float) -> float:
     return value
 
 
+@own_model()
 def calibrate(
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL...", help="Networks of `upscale-opt models`.")
-    ],
+    models: AnyModels,
     out: Annotated[Path, typer.Option("--out", "-o", help="The cost model to write.")] = Path(
         "cost-model.json"
     ),
@@ -57,8 +57,11 @@ def calibrate(
         float, typer.Option(callback=_seconds, help="How long to time each network, roughly.")
     ] = 5.0,
     seed: Seed = 0,
+    *,
+    given: Given,
 ) -> None:
     """Time the kernels of networks here, whole and pruned by half; write what kernels cost."""
+    given.check(*dict.fromkeys(models))
     check_file(out)
     steps = Steps()
     with steps.step("load PyTorch"):
@@ -73,7 +76,9 @@ def calibrate(
         subjects = []
         for name in dict.fromkeys(models):
             with steps.step(f"trace {name}"):
-                network, inputs = networks.build(name, seed=seed, batch=batch, device=place)
+                network, inputs = networks.build_any(
+                    name, given, seed=seed, batch=batch, device=place
+                )
                 subjects.append(Subject(network, trace(network, inputs), inputs, name))
         with steps.step("calibrate") as tell:
             cost_model = calibrate_all(

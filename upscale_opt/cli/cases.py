@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from upscale_opt.cli.given import Given, is_own, short_name
 from upscale_opt.cli.progress import Steps
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
@@ -47,6 +48,7 @@ def network_cases(
     layers: Literal["all", "conv"],
     seed: int,
     steps: Steps,
+    given: Given,
 ) -> Iterator[list[Case]]:
     """For each network, when its turn comes, one problem per amount.
 
@@ -60,8 +62,9 @@ def network_cases(
         from upscale_opt.models import catalogue
 
         for name in names:
-            catalogue.example_inputs(name)  # knows the names
-    return (_cases_of(name, amounts, side, layers, seed, steps) for name in names)
+            if not is_own(name):
+                catalogue.example_inputs(name)  # knows the names
+    return (_cases_of(name, amounts, side, layers, seed, steps, given) for name in names)
 
 
 def _cases_of(
@@ -71,6 +74,7 @@ def _cases_of(
     layers: Literal["all", "conv"],
     seed: int,
     steps: Steps,
+    given: Given,
 ) -> list[Case]:
     import gc
 
@@ -85,7 +89,7 @@ def _cases_of(
     with networks.memory_errors():
         with steps.step(f"build {name}"):
             place = torch.device("cpu")
-            network, inputs = networks.build(name, seed=seed, batch=1, device=place)
+            network, inputs = networks.build_any(name, given, seed=seed, batch=1, device=place)
         with steps.step(f"trace {name}"):
             graph = trace(network, inputs)
         cases = []
@@ -96,5 +100,5 @@ def _cases_of(
                     masked, graph, choose_masks(masked, graph, amount, side=side, layers=layers)
                 )
                 found = masks_of(masked, graph)
-                cases.append(Case((graph, found), name, amount, side))
+                cases.append(Case((graph, found), short_name(name), amount, side))
     return cases

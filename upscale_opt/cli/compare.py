@@ -14,6 +14,7 @@ import typer
 
 from upscale_opt.cli.cases import graph_case, instance_cases, network_cases
 from upscale_opt.cli.choices import compare_on_budget
+from upscale_opt.cli.given import AnyModelsOrNone, Given, own_model
 from upscale_opt.cli.options import (
     Amounts,
     Layers,
@@ -59,12 +60,10 @@ _SOLVERS = list(USUAL_SOLVERS)
 _FIELDS = [name for name in SolveOptions.model_fields if name != "solver"]
 
 
+@own_model()
 @solving(*_FIELDS)
 def compare(
-    networks: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="MODEL", help="Networks that `upscale-opt models` lists."),
-    ] = None,
+    networks: AnyModelsOrNone = None,
     amount: Amounts = _AMOUNTS,
     side: SideOption = Side.input,
     layers: LayersOption = Layers.all,
@@ -88,6 +87,7 @@ def compare(
     solver: SolverNames = _SOLVERS,
     *,
     options: SolveOptions,
+    given: Given,
     jobs: Jobs = None,
     backend: BackendOption = Backend.local,
     scheduler: Scheduler = None,
@@ -107,6 +107,7 @@ def compare(
     Ctrl-C stops, with what is finished.
     """
     names = list(dict.fromkeys(networks or ()))
+    given.check(*names)
     if losses is not None or budget is not None:
         if graph is None or losses is None or budget is None:
             raise typer.BadParameter("--graph, --losses and --budget go together")
@@ -136,7 +137,10 @@ def compare(
     if instance:
         batches.append([instance_cases(instance)])
     if names:
-        batches.append(network_cases(names, amount, side.value, layers.value, options.seed, steps))
+        asked_of = network_cases(
+            names, amount, side.value, layers.value, options.seed, steps, given
+        )
+        batches.append(asked_of)
     for file in files:
         check_file(file)
 

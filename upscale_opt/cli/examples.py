@@ -7,7 +7,8 @@ EXAMPLES = {
     "prune": "upscale-opt prune shop.models:classifier --weights best.pt --input 1x3x224x224 "
     "--latency 0.6 --data photographs/ --export onnx",
     "report": "upscale-opt report solution.json --out report.html",
-    "bench": "upscale-opt bench resnet18 --batch 1 8 --variants unpruned copies floor",
+    "bench": "upscale-opt bench shop.models:classifier --weights best.pt --input 1x3x224x224 "
+    "--batch 1 8 --variants unpruned copies floor",
     "calibrate": "upscale-opt calibrate resnet50 densenet121 --out mine.json",
     "run": "upscale-opt run resnet18 --layers conv --out out/resnet18",
     "trace": "upscale-opt trace resnet18 --out graph.json --masks masks.json",

@@ -11,13 +11,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from upscale_opt.cli.given import AnyModel, Given, own_model
 from upscale_opt.cli.options import (
-    AnyModel,
-    InputFile,
-    ModelArguments,
     Seed,
-    Shapes,
-    Weights,
     check_file,
     cost_model_of,
 )
@@ -36,12 +32,11 @@ _NAMES = 3
 """Names that are listed in a row."""
 
 
+@own_model()
 def inspect(
     model: AnyModel,
-    arguments: ModelArguments = None,
-    weights: Weights = None,
-    shapes: Shapes = None,
-    inputs: InputFile = None,
+    *,
+    given: Given,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of drawn example inputs.")] = 1,
     cost_model: Annotated[
         str | None,
@@ -64,6 +59,7 @@ def inspect(
 
     And where the time goes, by a cost model. Nothing is changed.
     """
+    given.check(model)
     if out is not None:
         check_file(out)
     prices = cost_model_of(cost_model, "latency") or "cpu"
@@ -72,14 +68,12 @@ def inspect(
         import torch
 
         from upscale_opt.cli import networks
-        from upscale_opt.cli.own_model import OwnModel
         from upscale_opt.measuring.in_turn import beside
         from upscale_opt.tracing import trace
     with networks.memory_errors():
         with steps.step("build"):
-            own = OwnModel(model, arguments, weights, tuple(shapes or ()), inputs)
             network, example = networks.build_any(
-                model, own, seed=seed, batch=batch, device=torch.device("cpu")
+                model, given, seed=seed, batch=batch, device=torch.device("cpu")
             )
         with steps.step("trace"):
             graph = trace(network, example)

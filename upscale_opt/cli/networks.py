@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from upscale_opt.cli.given import Given, is_own
 from upscale_opt.cli.own_model import OwnModel, load_weights
 from upscale_opt.errors import UpscaleError
 from upscale_opt.models import catalogue
@@ -28,24 +29,27 @@ def build(name: str, *, seed: int, batch: int, device: torch.device) -> tuple[nn
 
 
 def build_any(
-    name: str, own: OwnModel, *, seed: int, batch: int, device: torch.device
+    name: str, given: Given, *, seed: int, batch: int, device: torch.device
 ) -> tuple[nn.Module, Any]:
     """As :func:`build`, but ``"package.module:factory"`` is a model of one's own.
+
+    Args:
+        name: of the network.
+        given: what else the command line says of it.
+        seed: of what is drawn.
+        batch: the batch size for networks of the catalogue; one's own have that of their inputs.
+        device: where it shall be.
 
     Raises:
         UpscaleError: if there is no such network, or what is given for it is wrong.
     """
-    if ":" not in name:
-        if own.arguments or own.shapes or own.inputs:
-            raise UpscaleError(
-                f"--model-args, --input and --inputs are for models of your own "
-                f"(package.module:factory); {name!r} has none of them"
-            )
+    given.check(name)
+    if not is_own(name):
         network, inputs = build(name, seed=seed, batch=batch, device=device)
-        if own.weights is not None:
-            load_weights(network, own.weights)
+        if given.weights is not None:
+            load_weights(network, given.weights)
         return network, inputs
-    network, inputs = own.build(seed)
+    network, inputs = OwnModel(name, given).build(seed)
     return network.to(device), map_tensors(inputs, lambda tensor: tensor.to(device))
 
 

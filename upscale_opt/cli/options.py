@@ -136,40 +136,6 @@ def _criterion(value: str) -> str:
     return _one_of(DATA_FREE, value)
 
 
-ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A network that `upscale-opt models` lists.")
-]
-AnyModel = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A network that `upscale-opt models` lists, or package.module:factory.",
-    ),
-]
-ModelArguments = Annotated[
-    str | None,
-    typer.Option(
-        "--model-args",
-        metavar="JSON",
-        help="Arguments of the factory, such as '{\"classes\": 10}'.",
-    ),
-]
-Weights = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Its state dict: .safetensors, or .pt (weights only)."),
-]
-Shapes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        metavar="SHAPE",
-        help="An example input: 1x3x640x640, ids=1x16:int64; may be repeated.",
-    ),
-]
-InputFile = Annotated[
-    Path | None,
-    typer.Option("--inputs", metavar="FILE", help="Example inputs: a safetensors file."),
-]
 Amount = Annotated[
     float,
     typer.Option(callback=_amount, help="The share of every layer's channels to drop, in [0, 1)."),
@@ -293,27 +259,48 @@ def solving(
     narrowed = {"objective": _objective(objectives), "selection": _selection(selections)}
     declared = {**_DECLARED, **narrowed}
 
+    def parameters(kind: Any) -> list[inspect.Parameter]:
+        return [
+            inspect.Parameter(
+                field,
+                kind,
+                default=SolveOptions.model_fields[field].default,
+                annotation=declared[field],
+            )
+            for field in fields
+        ]
+
+    return replacing("options", parameters, _record)
+
+
+def replacing(
+    name: str,
+    parameters: Callable[[Any], list[inspect.Parameter]],
+    made: Callable[[dict[str, Any]], Any],
+) -> Callable[[Command], Command]:
+    """Give a command several options in the place of one parameter.
+
+    Args:
+        name: of the parameter.
+        parameters: the options, of the kind that it has.
+        made: what the command gets for it, of the options' values by name.
+    """
+
     def decorate(command: Command) -> Command:
-        parameters: list[inspect.Parameter] = []
         hints = get_type_hints(command, include_extras=True)
-        for parameter in inspect.signature(command).parameters.values():
-            if parameter.name != "options":
-                parameters.append(parameter.replace(annotation=hints[parameter.name]))
-                continue
-            for field in fields:
-                default = SolveOptions.model_fields[field].default
-                made = inspect.Parameter(
-                    field, parameter.kind, default=default, annotation=declared[field]
-                )
-                parameters.append(made)
+        found: list[inspect.Parameter] = []
+        for one in inspect.signature(command).parameters.values():
+            own = one.name != name
+            found += [one.replace(annotation=hints[one.name])] if own else parameters(one.kind)
+        names = [one.name for one in parameters(inspect.Parameter.KEYWORD_ONLY)]
 
         def run(**given: Any) -> None:
-            asked = {field: given.pop(field) for field in fields}
-            command(**given, options=_record(asked))
+            asked = {one: given.pop(one) for one in names}
+            command(**given, **{name: made(asked)})
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in found}
+        run.__signature__ = inspect.Signature(found)  # type: ignore[attr-defined]
         return run
 
     return decorate

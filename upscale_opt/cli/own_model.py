@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import json
-import re
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from upscale_opt.cli.given import NOTHING, Given, arguments_of, look_here, matched
 from upscale_opt.errors import UpscaleError
 from upscale_opt.tracing.examples import DTYPES
-
-_SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<sizes>\d+(?:x\d+)*)(?::(?P<dtype>\w+))?\Z")
 
 _INSIDE = ("state_dict", "model_state_dict", "model", "net", "ema")
 """Entries of checkpoints in which training scripts keep the weights."""
@@ -37,17 +33,11 @@ class OwnModel:
 
     Attributes:
         factory: ``"package.module:name"``; the name may have dots, and is called if it can be.
-        arguments: of the call, as JSON: an object (by name) or a list.
-        weights: a file with its state dict.
-        shapes: of example inputs, as :func:`input_of` reads them.
-        inputs: a safetensors file with example inputs, instead.
+        given: what else is said of it.
     """
 
     factory: str
-    arguments: str | None = None
-    weights: Path | None = None
-    shapes: Sequence[str] = ()
-    inputs: Path | None = None
+    given: Given = NOTHING
 
     def build(self, seed: int, batch: int | None = None) -> tuple[nn.Module, Any]:
         """The model in eval mode, and its inputs.
@@ -62,21 +52,31 @@ class OwnModel:
         factory = found(self.factory)  # importing it may draw random numbers
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = called(factory, self.factory, arguments_of(self.arguments))
-            inputs = self._inputs(batch)
-        if self.weights is not None:
-            load_weights(model, self.weights)
+            model = called(factory, self.factory, arguments_of(self.given.arguments))
+        inputs = self.inputs(seed, batch)
+        if self.given.weights is not None:
+            load_weights(model, self.given.weights)
         return model.eval(), inputs
 
-    def _inputs(self, batch: int | None) -> Any:
-        if self.inputs is not None:
-            return inputs_in(self.inputs)
-        if not self.shapes:
+    def inputs(self, seed: int, batch: int | None = None) -> Any:
+        """The inputs alone; see :meth:`build`.
+
+        Raises:
+            UpscaleError: naming what cannot be read, or what lacks.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self._drawn(batch)
+
+    def _drawn(self, batch: int | None) -> Any:
+        if self.given.inputs is not None:
+            return inputs_in(self.given.inputs)
+        if not self.given.shapes:
             raise UpscaleError(
                 f"{self.factory} needs example inputs: --input 1x3x224x224, or --inputs with a "
                 "safetensors file"
             )
-        named = [input_of(text, batch) for text in self.shapes]
+        named = [input_of(text, batch) for text in self.given.shapes]
         if any(name for name, _ in named):
             if not all(name for name, _ in named):
                 raise UpscaleError(
@@ -94,9 +94,7 @@ def found(factory: str) -> Any:
         UpscaleError: if there is none.
     """
     place, _, name = factory.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    look_here()
     try:
         value = importlib.import_module(place)
     except ImportError as error:
@@ -113,25 +111,6 @@ def found(factory: str) -> Any:
             raise UpscaleError(f"{place} has no {name!r}; it has {', '.join(known)} …")
         value = getattr(value, part)
     return value
-
-
-def arguments_of(text: str | None) -> tuple[list[Any], dict[str, Any]]:
-    """Positional and keyword arguments in JSON.
-
-    Raises:
-        UpscaleError: if it is none, or neither list nor object.
-    """
-    if text is None:
-        return [], {}
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise UpscaleError(f"--model-args is no JSON ({error}): {text}") from None
-    if isinstance(value, dict):
-        return [], value
-    if isinstance(value, list):
-        return value, {}
-    raise UpscaleError(f"--model-args is a JSON object or list, not {text}")
 
 
 def called(value: Any, factory: str, arguments: tuple[list[Any], dict[str, Any]]) -> nn.Module:
@@ -172,12 +151,7 @@ def input_of(text: str, batch: int | None = None) -> tuple[str, Tensor]:
     Raises:
         UpscaleError: if it is no shape.
     """
-    match = _SHAPE.match(text)
-    if match is None:
-        raise UpscaleError(
-            f"--input is a shape such as 1x3x224x224, ids=1x16:int64 for a name and a dtype, "
-            f"not {text!r}"
-        )
+    match = matched(text)
     sizes = [int(size) for size in match["sizes"].split("x")]
     if batch is not None:
         sizes[0] = batch

@@ -19,6 +19,7 @@ from upscale_opt.cli.fronts import (
     solutions,
     tidied,
 )
+from upscale_opt.cli.given import AnyModels, Given, own_model
 from upscale_opt.cli.options import (
     Amount,
     Layers,
@@ -48,16 +49,14 @@ def _budgets(values: list[float]) -> list[float]:
 _BUDGETS = [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]
 
 
+@own_model()
 @solving(
     *("objective", "selection", "time_limit", "seed", "workers"),
     objectives=get_args(Objective),
     selections=get_args(Selection),
 )
 def pareto(
-    networks: Annotated[
-        list[str],
-        typer.Argument(metavar="MODEL...", help="Networks that `upscale-opt models` lists."),
-    ],
+    networks: AnyModels,
     amount: Amount = 0.5,
     side: SideOption = Side.input,
     layers: LayersOption = Layers.all,
@@ -72,6 +71,7 @@ def pareto(
     ] = _BUDGETS,
     *,
     options: SolveOptions,
+    given: Given,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the points go.")] = Path(
         "front.json"
     ),
@@ -90,7 +90,8 @@ def pareto(
     options = SolveOptions.of(options, selection=options.selection or "tensor")
     steps = Steps()
     names = list(dict.fromkeys(networks))
-    batches = network_cases(names, [amount], side.value, layers.value, options.seed, steps)
+    given.check(*names)
+    batches = network_cases(names, [amount], side.value, layers.value, options.seed, steps, given)
     for file in (out, plot):
         if file is not None:
             check_file(file)

@@ -9,14 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from upscale_opt.cli.given import AnyModel, Given, own_model
 from upscale_opt.cli.options import (
-    AnyModel,
-    InputFile,
     Method,
     MethodOption,
-    ModelArguments,
-    Shapes,
-    Weights,
     check_file,
     cost_model_of,
     solving,
@@ -38,6 +34,7 @@ _DOCUMENTS = ("graph.json", "losses.json", "choice.json", "masks.json", "solutio
 _FILES = (*_DOCUMENTS, "pruned.safetensors")
 
 
+@own_model()
 @solving("seed", "time_limit", "workers")
 def prune(
     model: AnyModel,
@@ -107,10 +104,7 @@ def prune(
     ] = True,
     *,
     options: SolveOptions,
-    arguments: ModelArguments = None,
-    weights: Weights = None,
-    shapes: Shapes = None,
-    inputs: InputFile = None,
+    given: Given,
     batch: Annotated[int, typer.Option(min=1, help="Batch size of drawn example inputs.")] = 1,
     export: Annotated[
         list[Export] | None,
@@ -119,6 +113,7 @@ def prune(
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the files go.")] = Path("out"),
 ) -> None:
     """Prune MODEL to a budget: choose what goes, refit what stays, export and verify."""
+    given.check(model)
     budget = Budget(
         macs=macs,
         parameters=parameters,
@@ -141,7 +136,6 @@ def prune(
 
         from upscale_opt.cli import networks
         from upscale_opt.cli.calibration import read_data
-        from upscale_opt.cli.own_model import OwnModel
         from upscale_opt.deploying import check_format, deploy
         from upscale_opt.measuring.costs import count_costs
         from upscale_opt.pruning.prune import prune as prune_model
@@ -151,9 +145,8 @@ def prune(
             check_format(name)
     with networks.memory_errors():
         with steps.step("build"):
-            own = OwnModel(model, arguments, weights, tuple(shapes or ()), inputs)
             network, example = networks.build_any(
-                model, own, seed=options.seed, batch=batch, device=torch.device("cpu")
+                model, given, seed=options.seed, batch=batch, device=torch.device("cpu")
             )
         batches = None
         if data is not None:

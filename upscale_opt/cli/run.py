@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from upscale_opt.cli.given import AnyModel, Given, arguments_of, is_own, own_model, short_name
 from upscale_opt.cli.options import (
     Amount,
     CriterionOption,
@@ -15,7 +16,6 @@ from upscale_opt.cli.options import (
     LayersOption,
     Method,
     MethodOption,
-    ModelName,
     Side,
     SideOption,
     check_file,
@@ -51,9 +51,10 @@ class Export(str, Enum):
     safetensors = "safetensors"
 
 
+@own_model()
 @solving()
 def run(
-    model: ModelName,
+    model: AnyModel,
     amount: Amount = 0.5,
     side: SideOption = Side.input,
     layers: LayersOption = Layers.all,
@@ -64,6 +65,7 @@ def run(
     ] = False,
     *,
     options: SolveOptions,
+    given: Given,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     batch: Annotated[int, typer.Option(min=1, help="Batch size of the example inputs.")] = 1,
     export: Annotated[
@@ -76,11 +78,12 @@ def run(
 ) -> None:
     """Prune MODEL, find its best channel orders, export it, and verify the export.
 
-    The weights are random, and every layer drops its least important channels: for itself, or,
-    with constraints, together with the layers that share them. Writes graph.json, masks.json,
-    solution.json and pruned.safetensors; with --export pruned.onnx or pruned.pt2, too.
+    The weights are random without --weights, and every layer drops its least important channels:
+    for itself, or, with constraints, together with the layers that share them. Writes graph.json,
+    masks.json, solution.json and pruned.safetensors; with --export pruned.onnx or pruned.pt2, too.
     """
-    folder = Path("out") / model if out is None else out
+    given.check(model)
+    folder = Path("out") / short_name(model) if out is None else out
     formats = list(dict.fromkeys(one.value for one in export or ()))
     steps = Steps()
     with steps.step("load PyTorch"):
@@ -100,7 +103,9 @@ def run(
             check_format(name)
     with networks.memory_errors():
         with steps.step("build"):
-            network, inputs = networks.build(model, seed=options.seed, batch=batch, device=place)
+            network, inputs = networks.build_any(
+                model, given, seed=options.seed, batch=batch, device=place
+            )
         for name in (*_FILES, *(f"pruned.{name}" for name in formats)):
             check_file(folder / name)
         with steps.step("trace"):
@@ -172,7 +177,7 @@ def run(
             f"{file.path} ({file.format}): {file.size / 1e6:.1f} MB, run in batches of {sizes}, "
             f"deviates from the export by {file.deviation:.1e}",
         )
-    say(console, f"Load it in Python: {_loading(model, pruned_file)}")
+    say(console, f"Load it in Python: {_loading(model, given, pruned_file)}")
 
 
 def _solve_all(
@@ -188,9 +193,14 @@ def _solve_all(
     return solutions
 
 
-def _loading(model: str, path: Path) -> str:
+def _loading(model: str, given: Given, path: Path) -> str:
     """Python that loads what is pruned of the network called ``model``."""
     module, definition = "torchvision", f"torchvision.models.{model}()"
+    if is_own(model):
+        module, _, name = model.partition(":")
+        positional, named = arguments_of(given.arguments)
+        texts = [*map(repr, positional), *(f"{key}={value!r}" for key, value in named.items())]
+        definition = f"{module}.{name}({', '.join(texts)})"
     if model.startswith("topology/"):
         module = "upscale_opt.models.catalogue"
         definition = f"{module}.build({model!r})"

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
+from upscale_opt.cli.given import AnyModel, Given, own_model
 from upscale_opt.cli.options import (
     Amount,
     Layers,
     LayersOption,
-    ModelName,
     Seed,
     Side,
     SideOption,
@@ -21,8 +21,9 @@ from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import opaque_lines, output, say
 
 
+@own_model()
 def trace(
-    model: ModelName,
+    model: AnyModel,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the graph goes.")] = Path(
         "graph.json"
     ),
@@ -33,8 +34,11 @@ def trace(
     side: SideOption = Side.input,
     layers: LayersOption = Layers.all,
     seed: Seed = 0,
+    *,
+    given: Given,
 ) -> None:
     """Trace MODEL and write its graph, and with --masks masks for it. `solve` reads both."""
+    given.check(model)
     for path in (out, masks):
         if path is not None:
             check_file(path)
@@ -47,7 +51,9 @@ def trace(
         from upscale_opt.masking.zeros import apply_masks, masks_of
         from upscale_opt.tracing import trace as trace_model
 
-        network, inputs = networks.build(model, seed=seed, batch=1, device=torch.device("cpu"))
+        network, inputs = networks.build_any(
+            model, given, seed=seed, batch=1, device=torch.device("cpu")
+        )
     with steps.step("trace"):
         graph = trace_model(network, inputs)
         graph.save(out)

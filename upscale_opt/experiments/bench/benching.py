@@ -28,7 +28,7 @@ from upscale_opt.experiments.bench.records import (
     Settings,
     Time,
 )
-from upscale_opt.experiments.bench.variants import Built, Subject, problem_of
+from upscale_opt.experiments.bench.variants import Built, OwnNetwork, Subject, problem_of
 from upscale_opt.experiments.processes import Tell
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.measuring.bytes_moved import moved_bytes
@@ -53,11 +53,13 @@ class Task:
         name: its name in the catalogue.
         settings: how.
         cost_models: for the variant ``latency``.
+        own: makes the network, if it is none of the catalogue.
     """
 
     name: str
     settings: Settings
     cost_models: tuple[CostModel, ...] = ()
+    own: OwnNetwork | None = None
 
 
 def bench(task: Task, tell: Tell = lambda text: None) -> BenchRecord:
@@ -79,7 +81,7 @@ def bench(task: Task, tell: Tell = lambda text: None) -> BenchRecord:
         with threads(settings.threads):
             record = record.model_copy(update={"machine": machine(settings.device)})
             tell("trace and mask")
-            subject = Subject(task.name, settings, task.cost_models)
+            subject = Subject(task.name, settings, task.cost_models, task.own)
             for form, batch in product(settings.formats, settings.batches):
                 cells += _cells(subject, batch, form, exports, tell)
                 gc.collect()

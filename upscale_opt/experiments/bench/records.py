@@ -30,6 +30,8 @@ class Settings(Record):
         seconds: the time for each batch size, memory format and mode.
         variants: what is timed.
         cost_models: digests of the cost models given; none: those that the package has.
+        own: a digest of the arguments, weights and inputs of a model of one's own; empty for
+            networks of the catalogue.
         max_extra_macs: only in old records, and never other than ``None``.
     """
 
@@ -49,6 +51,7 @@ class Settings(Record):
     seconds: float = 20.0
     variants: tuple[str, ...]
     cost_models: tuple[str, ...] = ()
+    own: str = ""
     max_extra_macs: float | None = None
 
 

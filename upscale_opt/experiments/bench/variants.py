@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -24,7 +24,6 @@ from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.gathered import gathered
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.models import catalogue
-from upscale_opt.models.catalogue.entries import ExampleInputs
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.tracing import trace
@@ -33,6 +32,16 @@ from upscale_opt.verifying.verify import verify
 
 BATCH = 2
 """Images to trace with: with one, some reshapes of the batch cannot be told from channels'."""
+
+
+class OwnNetwork(Protocol):
+    """A network that is none of the catalogue; it can be sent to another process."""
+
+    def build(self, seed: int, batch: int) -> tuple[nn.Module, Inputs]:
+        """The network in eval mode on the CPU, and inputs for it."""
+
+    def inputs(self, seed: int, batch: int) -> Inputs:
+        """The inputs alone."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +67,30 @@ class Subject:
         name: its name in the catalogue.
         settings: how to mask and export it.
         cost_models: for the variant ``latency``; none: those that the package has.
+        own: makes it, if it is none of the catalogue.
 
     Raises:
         UpscaleError: if there is no such network, or it cannot be traced.
     """
 
     def __init__(
-        self, name: str, settings: Settings, cost_models: Sequence[CostModel] = ()
+        self,
+        name: str,
+        settings: Settings,
+        cost_models: Sequence[CostModel] = (),
+        own: OwnNetwork | None = None,
     ) -> None:
         self.name = name
         self.settings = settings
         self.cost_models = tuple(cost_models)
-        self.unpruned = catalogue.build(name, seed=settings.seed)
-        inputs = self.inputs(BATCH)
-        catalogue.randomize(self.unpruned, settings.seed, inputs)
+        self._own = own
+        if own is None:
+            self.unpruned = catalogue.build(name, seed=settings.seed)
+            drawn = catalogue.example_inputs(name, BATCH)
+            catalogue.randomize(self.unpruned, settings.seed, drawn)
+            inputs: Inputs = drawn
+        else:
+            self.unpruned, inputs = own.build(settings.seed, BATCH)
         graph = trace(self.unpruned, inputs)
         chosen = choose_masks(
             self.unpruned, graph, settings.amount, side=settings.side, layers=settings.layers
@@ -81,8 +100,10 @@ class Subject:
         self._graphs = {BATCH: trace(self.masked, inputs)}
         self._built: dict[tuple[str, int | None, str | None], Built] = {}
 
-    def inputs(self, batch: int) -> ExampleInputs:
+    def inputs(self, batch: int) -> Inputs:
         """Random inputs in float32 on the CPU."""
+        if self._own is not None:
+            return self._own.inputs(self.settings.seed, batch)
         return catalogue.example_inputs(self.name, batch)
 
     def graph(self, batch: int = BATCH) -> ChannelGraph:
