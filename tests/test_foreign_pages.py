@@ -38,9 +38,18 @@ def checked(source: str) -> Iterator[tuple[int, str]]:
     tree = ast.parse(source)
     kinds: dict[str, Any] = {}
     made = {uo.prune: uo.Pruned, uo.PruningManager: uo.PruningManager}
+    returned = {  # by functions of the page
+        function.name: made.get(named(one.value.func, kinds))
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for one in function.body
+        if isinstance(one, ast.Return) and isinstance(one.value, ast.Call)
+    }
     for node in sorted(ast.walk(tree), key=lambda n: getattr(n, "lineno", 0)):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-            kind = made.get(named(node.value.func, kinds))
+            kind = made.get(named(node.value.func, kinds)) or returned.get(
+                ast.unparse(node.value.func)
+            )
             for target in node.targets:
                 if isinstance(target, ast.Name):
                     kinds.pop(target.id, None)
@@ -92,6 +101,7 @@ def test_what_they_use_of_ours_exists(path: Path) -> None:
         "uo.prun(model)",
         "uo.prune(model, inputs, amonut=0.5)",
         "result = uo.prune(model, inputs)\nresult.onto(model)",
+        "def narrower():\n    return uo.prune(model, x)\nresult = narrower()\nresult.onto(model)",
         "uo.load(model, path, inplace=True)",
         "uo.PruningManager(model).computed(inputs)",
     ],
