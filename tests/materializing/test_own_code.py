@@ -126,6 +126,24 @@ def test_what_was_learnt_is_saved_and_loaded_into_the_class(
     assert torch.equal(loaded(X, augment=True), model(X, augment=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_it_is_loaded_into_any_device_and_dtype(
+    original: Detector, tmp_path: Path, device: str, dtype: torch.dtype
+) -> None:
+    result = uo.prune(
+        copy.deepcopy(original).to(dtype), X.to(dtype), amount=0.5, method="constrained"
+    )
+    uo.save(result.model, tmp_path / "pruned.safetensors")
+    with torch.device(device):
+        definition = Detector()
+    loaded = uo.load(definition, tmp_path / "pruned.safetensors", in_place=True)
+    assert loaded is definition
+    assert not loaded.training
+    assert loaded.stem.weight.dtype is dtype
+    assert torch.equal(loaded(X.to(dtype)), result.model(X.to(dtype)))
+
+
 def test_the_manager_does_it_in_place(original: Detector) -> None:
     model = copy.deepcopy(original)
     uo.MaskingManager(model, method="constrained").importance().mask(amount=0.5)

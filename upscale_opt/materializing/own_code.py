@@ -220,7 +220,7 @@ def _take_back(undo: list[Callable[[], None]], left: int) -> None:
 
 def _like(tensor: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     """The values of ``tensor``: in ``old`` if they fit there, else in a new one of its kind."""
-    if tensor.shape == old.shape and torch.equal(tensor, old):
+    if tensor.device == old.device and _equal(tensor, old):
         return old
     new = tensor.detach().clone().to(old.device)
     return nn.Parameter(new, tensor.requires_grad) if isinstance(old, nn.Parameter) else new

@@ -88,6 +88,7 @@ def load(
     set_modes(pruned, contents.manifest.modes)
     if not in_place:
         return pruned
+    _leave_meta(model_definition)
     put_into(model_definition, pruned)
     set_modes(model_definition, contents.manifest.modes)
     return model_definition
