@@ -43,6 +43,9 @@ def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
     the class keeps working. ``model`` is traced with the new layers, and must make the same calls
     as ``pruned``, one by one; otherwise it is left as it was.
 
+    Code that the traced call does not reach (other arguments, methods, the other mode) is not
+    looked at; it is right as far as it takes widths from layers, tensors and such attributes.
+
     Modules of one's own often keep a width as an attribute (``self.c``), and split by it. Where
     all that a module's own code computes with that width now has one other width, and methods
     other than ``__init__`` read the attribute, it is set to that, if the calls are the same then.
