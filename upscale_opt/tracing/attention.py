@@ -271,7 +271,10 @@ class _Writer:
         shape = [sizes[c] for c in others]
         shape.insert(axis, output.shape[head] * output.shape[channel])
         arrangement = Arrangement(axis, output.shape[head], order)
-        return self._between(f"{self.name}.joined", shape, carried, axis), arrangement
+        joined = self._between(f"{self.name}.joined", shape, carried, axis)
+        sizes_of = [_holder(product, c) for c in others]
+        joined.like = (*sizes_of[:axis], None, *sizes_of[axis:])
+        return joined, arrangement
 
     # Tensors in between.
 
@@ -301,6 +304,9 @@ class _Writer:
         tensor = Traced(name, self.site.outputs[0].fake.new_empty(tuple(shape)))
         tensor.axis = heads.source.axis if axis is None else axis
         tensor.ids = heads.ids
+        tensor.like = tuple(
+            None if a == heads.source.axis else (heads.source, a) for a in range(len(shape))
+        )
         self.site.between.append(tensor)
         return tensor
 
@@ -318,6 +324,15 @@ class _Writer:
                 reason=SPREADS,
             )
         )
+
+
+def _holder(product: Product, letter: str) -> tuple[Traced, int]:
+    """The first operand that has an axis, and which of its axes that is."""
+    return next(
+        (x, c.index(letter))
+        for x, c in zip(product.operands, product.letters, strict=True)
+        if letter in c
+    )
 
 
 def _others(product: Product, letters: str, carried: Heads) -> list[str]:

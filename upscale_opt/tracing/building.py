@@ -19,12 +19,14 @@ from upscale_opt.errors import TraceError
 from upscale_opt.ir import graph as ir
 from upscale_opt.runtime import recorded
 from upscale_opt.runtime.recorded import assign
+from upscale_opt.tracing.asking import SIZES, ask_others
 from upscale_opt.tracing.capture import Captured, quiet
 from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.classify import classify, opaque
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.examples import describe
 from upscale_opt.tracing.fakes import Fakes, Parameter, memory
+from upscale_opt.tracing.heads import HeadsRefused
 from upscale_opt.tracing.moving import SPREADS, only_moves
 from upscale_opt.tracing.numbering import Numbers
 from upscale_opt.tracing.program import Program
@@ -121,6 +123,7 @@ class Builder:
         self._constants: dict[str, str] = {}
         self._effects: set[fx.Node] = set()
         self._mutations: set[fx.Node] = set()
+        self._made: dict[int, fx.Node] = {}
         self._fresh: set[fx.Node] = set()
         self._ruled: dict[fx.Node, Rule] = {}
         self._heads: dict[fx.Node, HeadCall] = {}
@@ -136,6 +139,7 @@ class Builder:
         Raises:
             TraceError: if it does not run, or does what no graph can hold.
             NotInFX: if the other tracer may be able to.
+            HeadsRefused: if attention cannot be expressed.
         """
         given = self._captured.given
         for node in list(self._captured.graph.nodes):
@@ -143,6 +147,9 @@ class Builder:
             for leaf in pytree.tree_leaves(self._values.get(node)):
                 if isinstance(leaf, Traced):
                     self._holders.setdefault(memory(leaf.fake), []).append((node, leaf))
+            value = self._values.get(node)
+            if isinstance(value, Traced):
+                self._made.setdefault(id(value), node)
         return Program(
             captured=self._captured,
             graph=self._draft.finish(self._captured.kind, describe(args, kwargs)),
@@ -262,6 +269,8 @@ class Builder:
             raise TraceError(f"call {node.name!r} looks at memory, which in an export is another")
         if asked(node) in _OF_KIND:
             self._ask_source(node)
+        if asked(node) in SIZES and self._understands_heads:
+            self._ask_others(node)
         arguments = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self._values[n])
         leaves = pytree.tree_leaves(arguments)
         if _is_arithmetic(node, arguments[0], leaves):
@@ -311,6 +320,24 @@ class Builder:
             source = before
         if source is not node.args[0]:
             node.update_arg(0, source)
+
+    def _ask_others(self, node: fx.Node) -> None:
+        """Let ``node`` ask for sizes of what a tensor was made of, if its channels are spread.
+
+        Raises:
+            HeadsRefused: if those sizes are others, as they may be with other inputs.
+        """
+        source = node.args[0] if node.args else None
+        value: Any = self._values.get(source) if isinstance(source, fx.Node) else None
+        if isinstance(source, fx.Node) and isinstance(value, Traced):
+            for call, axis in ask_others(node, value, lambda x: self._made.get(id(x))):
+                self._captured.redirected[call] = source, axis
+                self.unsettled = True
+        if node in self._captured.redirected:
+            before, axis = self._captured.redirected[node]
+            original, origin = self._values[before], self._values[node.args[0]]  # type: ignore[index]
+            if original.shape[axis] != origin.shape[node.args[1]]:
+                raise HeadsRefused(f"{node.name}: sizes that were equal are not in another call")
 
     def _understand(self, site: CallSite, held: list[Parameter]) -> None:
         """Add what a call amounts to; ``held`` are the parameters among its arguments."""

@@ -58,6 +58,8 @@ class Captured:
         by_mode: whether it is another in the other mode, train or eval.
         apart: whether calls were written as several, which compute the same up to rounding.
         decided: what numbers and truth values the model's code decided by.
+        redirected: the calls that ask another tensor for a size than the model's code does, with
+            the call whose result that asks, and the axis.
         leaves: all that the arguments hold, in order.
         notes: what could not be checked of it, or is not kept.
         detached: the calls that the model makes without gradients.
@@ -76,6 +78,7 @@ class Captured:
     wrote: bool = False
     by_mode: bool = False
     decided: dict[fx.Node, Any] = field(default_factory=dict)
+    redirected: dict[fx.Node, tuple[fx.Node, int]] = field(default_factory=dict)
     leaves: list[Any] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     detached: set[fx.Node] = field(default_factory=set)

@@ -46,6 +46,8 @@ class Traced:
         is_constant: it is a parameter, whose channels are not fixed, and which has no batch axis.
         spread: where its elements come from, if channels lie along several of its axes.
         detour: for what was spread, and has a channel axis again: the tensor it was made of.
+        like: for a tensor that no call of the program returns: for each axis, a tensor that has
+            the same size along one of its own, if one is known.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Traced:
     is_constant: bool = False
     spread: Spread | None = None
     detour: str | None = None
+    like: tuple[tuple[Traced, int] | None, ...] = ()
 
     def __post_init__(self) -> None:
         self.shape = tuple(int(size) for size in self.fake.shape)
