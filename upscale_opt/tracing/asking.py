@@ -1,21 +1,24 @@
-"""Questions for sizes of tensors whose channels lie along several axes, asked of others instead.
+"""Questions for sizes, asked in another way, so that pruning need not change the answers.
 
-Such a tensor need not be in the pruned program at all: what multiplies queries and keys there may
-be made of what lies before them. Its sizes, but for numbers of heads and channels, are those of
-the tensors that it was made of.
+A tensor whose channels lie along several axes need not be in the pruned program at all: what
+multiplies queries and keys there may be made of what lies before them. Its sizes, but for numbers
+of heads and channels, are those of the tensors that it was made of.
+
+And where the code looks at all sizes at once, though only to compare them or to count elements, it
+can be given one size after the other, of which that of the channel axis is known.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import fx
 
 from upscale_opt.tracing.heads import channel_axes
-from upscale_opt.tracing.queries import asked
+from upscale_opt.tracing.queries import asked, sizes_picked
 from upscale_opt.tracing.values import Traced
 
 SIZES = ("size", "shape")
@@ -23,6 +26,36 @@ SIZES = ("size", "shape")
 
 Find = Callable[[Traced], fx.Node | None]
 """The call whose result is a tensor, if one is."""
+
+
+_COMPARISONS = (operator.eq, operator.ne)
+
+
+def ask_singly(node: fx.Node, rank: int) -> list[fx.Node]:
+    """Let what compares all sizes of a tensor, or counts its elements, ask for one at a time.
+
+    Args:
+        node: a call that asks a tensor.
+        rank: the number of its axes.
+
+    Returns:
+        The calls that are new, which ask for single sizes; in the program they stand before the
+        first call that uses them.
+    """
+    if asked(node) == "numel" and len(node.args) == 1:
+        with node.graph.inserting_before(node):
+            sizes = [node.graph.call_method("size", (node.args[0], a)) for a in range(rank)]
+        node.op, node.target, node.args = "call_function", math.prod, (tuple(sizes),)
+        return sizes
+    users = [user for user in node.users if user.target in _COMPARISONS]
+    whole = asked(node) == "shape" or len(node.args) == 1
+    if not users or not whole or asked(node) not in SIZES or node.kwargs:
+        return []
+    with node.graph.inserting_after(node):
+        sizes = [node.graph.call_method("size", (node.args[0], a)) for a in range(rank)]
+    for user in users:
+        user.args = fx.node.map_arg(user.args, lambda n: tuple(sizes) if n is node else n)
+    return sizes
 
 
 def ask_others(node: fx.Node, x: Traced, find: Find) -> list[tuple[fx.Node, int]]:
@@ -38,36 +71,20 @@ def ask_others(node: fx.Node, x: Traced, find: Find) -> list[tuple[fx.Node, int]
     """
     if asked(node) not in SIZES or x.spread is None:
         return []
+    asking: dict[fx.Node, int | None]
     if len(node.args) > 1 and node.target is not getattr:
-        asking = {node: node.args[1]} if isinstance(node.args[1], int) else {}
+        asking = {node: node.args[1] if isinstance(node.args[1], int) else None}
     else:
-        asking = dict(_picks(node, list(range(len(x.shape)))))
+        asking = dict(sizes_picked(node, range(len(x.shape))))
     changed = []
     varying = channel_axes(x)
     for call, axis in asking.items():
-        place = int(axis) % len(x.shape)  # type: ignore[call-overload]
-        if place in varying:
-            continue
-        origin = _origin(x, place, find)
-        if origin is None:
-            continue
-        call.op, call.target, call.args, call.kwargs = "call_method", "size", origin, {}
-        changed.append((call, place))
+        place = -1 if axis is None else axis % len(x.shape)
+        origin = None if axis is None or place in varying else _origin(x, place, find)
+        if origin is not None:
+            call.op, call.target, call.args, call.kwargs = "call_method", "size", origin, {}
+            changed.append((call, place))
     return changed
-
-
-def _picks(node: fx.Node, axes: list[int]) -> list[tuple[fx.Node, int]]:
-    """The calls that pick one of several sizes, and the axis that it is the size of."""
-    found = []
-    for user in node.users:
-        index: Any = user.args[1] if user.target is operator.getitem else None
-        if isinstance(index, int):
-            found.append((user, axes[index]))
-        elif isinstance(index, slice) and all(
-            n is None or isinstance(n, int) for n in (index.start, index.stop, index.step)
-        ):
-            found += _picks(user, axes[index])
-    return found
 
 
 def _origin(x: Traced, axis: int, find: Find) -> tuple[fx.Node, int] | None:

@@ -19,7 +19,7 @@ from upscale_opt.errors import TraceError
 from upscale_opt.ir import graph as ir
 from upscale_opt.runtime import recorded
 from upscale_opt.runtime.recorded import assign
-from upscale_opt.tracing.asking import SIZES, ask_others
+from upscale_opt.tracing.asking import SIZES, ask_others, ask_singly
 from upscale_opt.tracing.capture import Captured, quiet
 from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.classify import classify, opaque
@@ -269,6 +269,8 @@ class Builder:
             raise TraceError(f"call {node.name!r} looks at memory, which in an export is another")
         if asked(node) in _OF_KIND:
             self._ask_source(node)
+        if asked(node) in (*SIZES, "numel"):
+            self._ask_singly(node)
         if asked(node) in SIZES and self._understands_heads:
             self._ask_others(node)
         arguments = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: self._values[n])
@@ -320,6 +322,15 @@ class Builder:
             source = before
         if source is not node.args[0]:
             node.update_arg(0, source)
+
+    def _ask_singly(self, node: fx.Node) -> None:
+        """Let what looks at all sizes of a tensor look at one after the other, where it may."""
+        source = node.args[0] if node.args else None
+        value: Any = self._values.get(source) if isinstance(source, fx.Node) else None
+        if isinstance(value, Traced) and self._captured.kind == "fx":
+            for new in ask_singly(node, len(value.shape)):
+                self._order[new] = self._order[node]
+                self._visit(new, {})
 
     def _ask_others(self, node: fx.Node) -> None:
         """Let ``node`` ask for sizes of what a tensor was made of, if its channels are spread.

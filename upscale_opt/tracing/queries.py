@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,8 +63,36 @@ def sizes_asked(node: fx.Node, rank: int) -> set[int]:
     """The axes whose sizes are used, of a call that asks for sizes; -1 if that cannot be told."""
     if len(node.args) > 1 and asked(node) != "shape":
         axes: list[object] = [node.args[1]]
-    elif all(picks_item(user) for user in node.users) and not node.kwargs:
-        axes = [user.args[1] for user in node.users]
+    elif not node.kwargs:
+        axes = [axis for _, axis in sizes_picked(node, range(rank))]
     else:
         return {-1}
     return {axis % rank if isinstance(axis, int) else -1 for axis in axes}
+
+
+def sizes_picked(node: fx.Node, axes: Sequence[int]) -> list[tuple[fx.Node, int | None]]:
+    """The calls that use single ones of several sizes, and the axes that these are of.
+
+    Args:
+        node: a call that gives several sizes.
+        axes: the axes that they are the sizes of.
+
+    Returns:
+        What picks one by its number, from a slice of them, too; without an axis, what uses them in
+        another way.
+    """
+    found: list[tuple[fx.Node, int | None]] = []
+    for user in node.users:
+        index: Any = user.args[1] if user.target is operator.getitem else None
+        if isinstance(index, int):
+            found.append((user, axes[index]))
+        elif isinstance(index, slice) and is_plain(index):
+            found += sizes_picked(user, axes[index])
+        else:
+            found.append((user, None))
+    return found
+
+
+def is_plain(index: slice) -> bool:
+    """Tell whether no part of a slice is computed."""
+    return not any(isinstance(x, fx.Node) for x in (index.start, index.stop, index.step))

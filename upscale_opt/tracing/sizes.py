@@ -14,7 +14,7 @@ from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.channels import units
 from upscale_opt.tracing.draft import Draft
 from upscale_opt.tracing.heads import channel_axes
-from upscale_opt.tracing.queries import asked, asks_rank, picks_item, sizes_asked
+from upscale_opt.tracing.queries import asked, asks_rank, is_plain, picks_item, sizes_asked
 from upscale_opt.tracing.values import Traced
 
 _OF_NO_SIZE = {"dim", "ndim", "ndimension", "dtype", "device", "is_floating_point", "is_cuda"}
@@ -134,7 +134,7 @@ class Sizes:
         self.varying.add(node)
         if isinstance(index, int):
             self._name(node, tensor, axes[index])
-        elif isinstance(index, slice) and _is_plain(index):
+        elif isinstance(index, slice) and is_plain(index):
             self._tuples[node] = tensor, axes[index]
             if tensor.axis is not None and not any(self._varies(tensor, a) for a in axes[index]):
                 self.varying.discard(node)
@@ -162,7 +162,7 @@ class Sizes:
             if picks_item(user):
                 continue
             index: Any = user.args[1] if user.target is operator.getitem else None
-            if isinstance(index, slice) and _is_plain(index):
+            if isinstance(index, slice) and is_plain(index):
                 if not self._are_single(user, tensor, axes[index]):
                     return False
             elif tensor.axis is None or tensor.axis in axes:
@@ -189,7 +189,3 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
         return all(map(_is_number, value))
     return isinstance(value, (int, float)) and not isinstance(value, (bool, torch.SymInt))
-
-
-def _is_plain(index: slice) -> bool:
-    return not any(isinstance(x, fx.Node) for x in (index.start, index.stop, index.step))
