@@ -11,6 +11,7 @@ from torch import fx
 from upscale_opt.ir import graph as ir
 from upscale_opt.materializing.reads import read_operand, select
 from upscale_opt.materializing.state import State
+from upscale_opt.tracing.attention import FLAT
 from upscale_opt.tracing.products import attention_arguments
 from upscale_opt.tracing.values import Arrangement, HeadCall
 
@@ -91,13 +92,21 @@ def emit_heads(
         argument: what the call's arguments are in the pruned program.
     """
     tensors = state.solution.tensors
-    last = next(op for op in operations if not isinstance(op, (ir.Select, ir.Opaque)))
+    last = next(
+        op for op in operations if not isinstance(op, (ir.Select, ir.Opaque)) and not _flattens(op)
+    )
     stored = (*last.inputs, *(() if call.tensor is None else (call.tensor,)))
     if any(name not in tensors for name in stored):
         return None
     for op in operations:
         if isinstance(op, ir.Select):
             state.joined[op.outputs[0]] = read_operand(state, node, op.inputs[0], op.name, 0)
+        elif _flattens(op):
+            value = read_operand(state, node, op.inputs[0], op.name, 0)
+            axis = state.graph.tensors[op.inputs[0]].axis
+            assert axis is not None
+            flat = state.new.call_method("flatten", (value, axis + 1))
+            state.joined[op.outputs[0]] = flat
     values: dict[int, fx.Node] = {}
     for number, operand in enumerate(call.operands):
         if operand.tensor is None:
@@ -118,3 +127,8 @@ def emit_heads(
             return spread(state.new, result, call.arrangement, len(tensors[call.tensor]))
         state.joined[call.tensor] = join(state.new, result, call.arrangement)
     return result
+
+
+def _flattens(op: ir.Operation) -> bool:
+    """Tell whether an operation makes one axis of those behind that of the channels."""
+    return isinstance(op, ir.ChannelWise) and op.name.endswith(f".{FLAT}")

@@ -46,11 +46,13 @@ def emit(state: State, node: fx.Node) -> Any:
         return size
     names = program.operations.get(node, ())
     operations = [state.operations[name] for name in names if name in state.operations]
-    if node in program.heads:
-        call = program.heads[node]
+    call = program.heads.get(node)
+    if call is not None and call.how != "reshape":
         return emit_heads(state, node, call, operations, lambda tree: _argument(state, tree))
     if names and not any(_is_alive(state, op) for op in operations):
         return None
+    if call is not None:
+        return _emit_reshape(state, node, operations)
     op = operations[0] if operations else None
     if isinstance(op, ir.Select):
         return _emit_selects(state, node, operations)
@@ -140,9 +142,33 @@ def _emit_selects(state: State, node: fx.Node, operations: Sequence[ir.Operation
     return pytree.tree_map(results.get, state.program.values[node])
 
 
-def _emit_call(state: State, node: fx.Node, op: ir.Operation | None) -> fx.Node:
-    """The same call, on fewer channels."""
-    reads = {} if op is None else _reads(state, node, op)
+def _emit_reshape(
+    state: State, node: fx.Node, operations: Sequence[ir.Operation]
+) -> fx.Node | None:
+    """The same call, given what was spread over several axes as it was before that."""
+    *selects, op = operations
+    if not _is_alive(state, op):
+        return None
+    for select in selects:
+        taken = read_operand(state, node, select.inputs[0], select.name, 0)
+        state.joined[select.outputs[0]] = taken
+    spread = state.program.values[node.args[0]]  # type: ignore[index]
+    before = read_operand(state, node, op.inputs[0], op.name, 0)
+    return _emit_call(state, node, op, {str(spread): before})
+
+
+def _emit_call(
+    state: State, node: fx.Node, op: ir.Operation | None, given: dict[str, fx.Node] | None = None
+) -> fx.Node:
+    """The same call, on fewer channels.
+
+    Args:
+        state: the pruned program.
+        node: the call in the captured one.
+        op: what it amounts to, if anything.
+        given: what it is given instead of tensors, if that is not what ``op`` reads.
+    """
+    reads = given or ({} if op is None else _reads(state, node, op))
     parameters = state.program.constants
     constants = {
         source: reads[name]

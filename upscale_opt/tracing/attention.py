@@ -67,6 +67,10 @@ def _only_scales(site: CallSite) -> bool:
     )
 
 
+FLAT = "flat"
+"""The end of the names of operations that make one axis of those behind that of the channels."""
+
+
 class _Writer:
     """Writes the operations of one call."""
 
@@ -296,7 +300,19 @@ class _Writer:
                 positions=tuple(heads.taken.tolist()),
             )
         )
-        return tensor
+        if not heads.flat:
+            return tensor
+        shape[source.axis + 1 :] = [math.prod(shape[source.axis + 1 :])]
+        flat = self._between(f"{name}.flattened", shape, heads)
+        self.written.append(
+            ir.ChannelWise(
+                name=f"{name}.{FLAT}",
+                inputs=(tensor.name,),
+                outputs=(flat.name,),
+                keeps_zero=True,
+            )
+        )
+        return flat
 
     def _between(
         self, name: str, shape: Sequence[int], heads: Heads, axis: int | None = None
@@ -304,8 +320,10 @@ class _Writer:
         tensor = Traced(name, self.site.outputs[0].fake.new_empty(tuple(shape)))
         tensor.axis = heads.source.axis if axis is None else axis
         tensor.ids = heads.ids
+        same = len(shape) if len(shape) == len(heads.source.shape) else heads.source.axis or 0
         tensor.like = tuple(
-            None if a == heads.source.axis else (heads.source, a) for a in range(len(shape))
+            None if a == heads.source.axis or a >= same else (heads.source, a)
+            for a in range(len(shape))
         )
         self.site.between.append(tensor)
         return tensor

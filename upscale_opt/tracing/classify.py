@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from upscale_opt.tracing.interpret import interpret
 from upscale_opt.tracing.interpretation import Interpretation, Notes
 from upscale_opt.tracing.layers import instance_norm, linear
 from upscale_opt.tracing.moving import movement, only_moves
-from upscale_opt.tracing.record import MOVEMENT, Call
+from upscale_opt.tracing.record import MOVEMENT, Call, tensors_in
 from upscale_opt.tracing.rules import Rule, call_of
 from upscale_opt.tracing.site import CallSite
 from upscale_opt.tracing.symbolic import hooked
@@ -47,6 +48,13 @@ def classify(
     """
     if not site.outputs:
         return []
+    if rule is None and _asks_kind(site):
+        return [_made_anew(site)]
+    kinds = _kinds(site) if rule is None else ()
+    if kinds:
+        rest = replace(site, inputs=[x for x in site.inputs if x.name not in kinds])
+        found = classify(rest, channels, None, None, understands_heads)
+        return [found[0].model_copy(update={"sizes": kinds}), *found[1:]]
     try:
         return _understood(site, channels, understands_heads, rule)
     except NotUnderstood as refusal:
@@ -74,12 +82,45 @@ def _understood(
         with rule.blamed(site.node.name):
             return [operation_of(rule.claim(call_of(site)), site, channels)]
     if only_moves(site):
-        return movement(site, channels)
+        return movement(site, channels, understands_heads)
     if understands_heads:
         found = _on_heads(site, channels)
         if found is not None:
             return found
     return [_computation(site, channels)]
+
+
+_ANEW = {"new_zeros", "new_ones", "new_full", "new_empty"}
+"""Operations that make tensors of given sizes, of the kind of another."""
+
+
+def _asks_kind(site: CallSite) -> bool:
+    """Tell whether a call asks its tensors for nothing but dtype and device."""
+    plain = site.module is None and len(site.inputs) == 1 and len(site.outputs) == 1
+    return plain and [call.name in _ANEW for call in site.calls] == [True]
+
+
+def _kinds(site: CallSite) -> tuple[str, ...]:
+    """The tensors that a conversion is only given for their dtype and device."""
+    if site.node.op != "call_method" or site.node.target not in ("to", "type_as"):
+        return ()
+    read = {id(x) for call in site.calls for x in tensors_in((call.args, call.kwargs))}
+    kinds = [x for x in site.inputs if id(x.fake) not in read]
+    others = any(x not in kinds for x in site.inputs)
+    return tuple(x.name for x in kinds) if others else ()
+
+
+def _made_anew(site: CallSite) -> ir.Opaque:
+    """A tensor without channels, whatever those of the tensor are whose kind it is of."""
+    output = site.outputs[0]
+    reason = "made from no channels"
+    output.why_fixed = f"{site.node.name}: {reason}"
+    return ir.Opaque(
+        name=site.node.name,
+        sizes=tuple(t.name for t in site.inputs),
+        outputs=(output.name,),
+        reason=reason,
+    )
 
 
 def _on_heads(site: CallSite, channels: Channels) -> list[ir.Operation] | None:

@@ -33,6 +33,7 @@ class Heads:
         ids: their ids.
         head: the operand's axis of heads, if there is one.
         channel: the operand's axis of a head's channels.
+        flat: the axes of ``source`` behind that of the channels are one in the arrangement.
     """
 
     source: Traced
@@ -41,6 +42,7 @@ class Heads:
     ids: Array
     head: int | None
     channel: int
+    flat: bool = False
 
     @property
     def count(self) -> int:
@@ -85,32 +87,33 @@ def heads_of(x: Traced, channel: int) -> Heads:
     head = next(axis for axis in axes if axis != channel)
     every = torch.arange(source.fake.numel(), dtype=torch.int64).reshape(source.shape)
     moved = x.spread.move(every)
-    order = _order(moved, source, head, channel)
     label = x.spread.move(places(source.shape, source.axis))
     corner = label.permute([head, channel, *(a for a in range(label.ndim) if a not in axes)])
     taken = corner.reshape(*corner.shape[:2], -1)[:, :, 0].flatten().numpy().astype(np.int64)
+    flat = moved.ndim <= len(source.shape) and source.axis < len(source.shape) - 2
+    joined = every.flatten(source.axis + 1) if flat else every
+    order = _order(moved, tuple(joined.shape), source.axis, head, channel)
     arrangement = Arrangement(source.axis, x.shape[head], order)
-    if not np.array_equal(taken, np.arange(taken[0], taken[0] + len(taken))):
-        raise NotUnderstood("the heads' channels do not lie side by side")
-    expected = arrangement.spread(every.index_select(source.axis, torch.from_numpy(taken)))
+    expected = arrangement.spread(joined.index_select(source.axis, torch.from_numpy(taken)))
     if moved.shape != expected.shape or not torch.equal(moved, expected):
         raise NotUnderstood("moves channels and other elements at once")
-    return Heads(source, taken, arrangement, source.ids[taken], head, channel)
+    return Heads(source, taken, arrangement, source.ids[taken], head, channel, flat)
 
 
-def _order(moved: torch.Tensor, source: Traced, head: int, channel: int) -> tuple[int, ...]:
-    """The axis of ``source``, its channel axis split in two, that each axis of ``moved`` is."""
-    assert source.axis is not None
-    if moved.ndim != len(source.shape) + 1:
+def _order(
+    moved: torch.Tensor, shape: tuple[int, ...], split: int, head: int, channel: int
+) -> tuple[int, ...]:
+    """The axis that each axis of ``moved`` was, once the axis ``split`` of ``shape`` is two."""
+    if moved.ndim != len(shape) + 1:
         raise NotUnderstood("splits or joins axes besides those of heads and channels")
-    if source.shape[0] == 1 != moved.shape[0]:
+    if shape[0] == 1 != moved.shape[0]:
         raise NotUnderstood(MOVES_ONE)
     strides = {}
-    for axis, size in enumerate(source.shape):
-        if axis != source.axis and size > 1:
-            stride = int(np.prod(source.shape[axis + 1 :], dtype=np.int64))
-            strides[stride] = axis + (axis > source.axis)
-    known: dict[int, int] = {head: source.axis, channel: source.axis + 1}
+    for axis, size in enumerate(shape):
+        if axis != split and size > 1:
+            stride = int(np.prod(shape[axis + 1 :], dtype=np.int64))
+            strides[stride] = axis + (axis > split)
+    known: dict[int, int] = {head: split, channel: split + 1}
     for axis, size in enumerate(moved.shape):
         if axis in known or size == 1:
             continue

@@ -11,10 +11,12 @@ import torch
 from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.channels import Array, Channels
 from upscale_opt.tracing.record import MOVEMENT, Call, tensors_in
-from upscale_opt.tracing.resize import resized
+from upscale_opt.tracing.resize import resized, takes_sizes
 from upscale_opt.tracing.site import CallSite
 from upscale_opt.tracing.values import (
     Abstract,
+    HeadCall,
+    HeadOperand,
     NotUnderstood,
     Spread,
     Traced,
@@ -39,14 +41,21 @@ def only_moves(site: CallSite) -> bool:
     )
 
 
-def movement(site: CallSite, channels: Channels) -> list[ir.Operation]:
+def movement(
+    site: CallSite, channels: Channels, understands_heads: bool = True
+) -> list[ir.Operation]:
     """The operations that a call amounts to that only moves data.
+
+    Args:
+        site: the call.
+        channels: the channel identities of the program.
+        understands_heads: whether attention is looked for.
 
     Raises:
         NotUnderstood: with the reason.
     """
     if len(site.inputs) == 1 and not any(call.name in ("cat", "stack") for call in site.calls):
-        return _rearrangement(site, site.inputs[0])
+        return _rearrangement(site, site.inputs[0], understands_heads)
     joins = [call for call in site.calls if call.name == "cat"]
     if len(joins) != 1 or len(site.calls) != 1:
         raise NotUnderstood("stacks or joins tensors in a way that is not understood")
@@ -62,11 +71,13 @@ class _Move:
         source: that tensor.
         through: the tensor that the call reads: ``source`` itself, or what earlier calls made of it
             when they spread its channels over several axes.
+        understands_heads: whether the call may be written again, given ``source``.
     """
 
     site: CallSite
     source: Traced
     through: Traced
+    understands_heads: bool
 
     @property
     def indirect(self) -> bool:
@@ -80,7 +91,7 @@ class _Move:
         return tensors_in(_run_on(self.site, self.through, label))
 
 
-def _rearrangement(site: CallSite, through: Traced) -> list[ir.Operation]:
+def _rearrangement(site: CallSite, through: Traced, understands_heads: bool) -> list[ir.Operation]:
     source = through
     if _detaches(site) and through.spread is not None:
         raise NotUnderstood(_DETACHES)
@@ -90,7 +101,7 @@ def _rearrangement(site: CallSite, through: Traced) -> list[ir.Operation]:
         raise NotUnderstood("moves the elements of a tensor without channel structure")
     if any(output.fake.dtype != source.fake.dtype for output in site.outputs):
         raise NotUnderstood("reads the elements as another type")
-    move = _Move(site, source, through)
+    move = _Move(site, source, through, understands_heads)
     size = source.shape[source.axis]
     if not source.is_constant:
         check_batch(through.shape, (output.shape for output in site.outputs))
@@ -108,14 +119,15 @@ def _rearrangement(site: CallSite, through: Traced) -> list[ir.Operation]:
             raise NotUnderstood(SPREADS)
         layouts.append((axis, along(label, axis)))
     return [
-        _moved(move, index, output, axis, taken, single=len(moved) == 1)
+        operation
         for index, output, (axis, taken) in zip(site.numbers, site.outputs, layouts, strict=True)
+        for operation in _moved(move, index, output, axis, taken, single=len(moved) == 1)
     ]
 
 
 def _moved(
     move: _Move, index: int, output: Traced, axis: int, taken: Array, *, single: bool
-) -> ir.Operation:
+) -> list[ir.Operation]:
     """One result that has a channel axis again, with the entries ``taken`` of the source's."""
     site, source = move.site, move.source
     assert source.axis is not None
@@ -132,24 +144,32 @@ def _moved(
             if repeats != 1 or site.node.target not in _ROLLS:
                 raise
         else:
-            return ir.ChannelWise(
-                name=name, inputs=(source.name,), outputs=(output.name,), keeps_zero=True
-            )
+            return [
+                ir.ChannelWise(
+                    name=name, inputs=(source.name,), outputs=(output.name,), keeps_zero=True
+                )
+            ]
     if _detaches(site):
         output.axis, output.ids = None, None
         raise NotUnderstood(_DETACHES)
+    if single and move.indirect and move.understands_heads:
+        reshaped = _reshaping(move, output, taken, whole=whole)
+        if reshaped is not None:
+            return reshaped
     try:
         _check_selection(move, output, index, taken)
     except NotUnderstood:
         output.axis, output.ids = None, None
         raise
     output.detour = move.through.name if move.indirect else None
-    return ir.Select(
-        name=name,
-        inputs=(source.name,),
-        outputs=(output.name,),
-        positions=tuple(taken.tolist()),
-    )
+    return [
+        ir.Select(
+            name=name,
+            inputs=(source.name,),
+            outputs=(output.name,),
+            positions=tuple(taken.tolist()),
+        )
+    ]
 
 
 _DETACHES = "keeps gradients from where the channels come from"
@@ -181,6 +201,54 @@ def _spreading(move: _Move) -> list[ir.Operation]:
     ]
 
 
+def _reshaping(
+    move: _Move, output: Traced, taken: Array, *, whole: bool
+) -> list[ir.Operation] | None:
+    """What a call amounts to that lists sizes, and does the same to what was spread before.
+
+    It does if that was not moved, and so has its elements in the same sequence.
+    """
+    site, source = move.site, move.source
+    assert source.axis is not None
+    assert source.ids is not None
+    size = source.shape[source.axis]
+    if not takes_sizes(site.node) or (len(taken) > size and not whole):
+        return None
+    every = torch.arange(source.fake.numel(), dtype=torch.int32).reshape(source.shape)
+    selected = every.index_select(source.axis, torch.from_numpy(taken))
+    if output.shape == tuple(selected.shape):
+        return None
+    if not np.array_equal(move.on(every)[0].numpy(), selected.reshape(output.shape).numpy()):
+        return None
+    written: list[ir.Operation] = []
+    if not whole:
+        shape = tuple(selected.shape)
+        cut = Traced(f"{site.node.name}.cut", output.fake.new_empty(shape), source.axis)
+        cut.ids = source.ids[taken]
+        written.append(
+            ir.Select(
+                name=f"{site.node.name}.taken",
+                inputs=(source.name,),
+                outputs=(cut.name,),
+                positions=tuple(taken.tolist()),
+            )
+        )
+        source = cut
+    try:
+        _check_resizable(site, source, output, 1, given=move.through)
+    except NotUnderstood:
+        return None
+    if not whole:
+        site.between.append(source)
+    site.heads.append(HeadCall("reshape", (HeadOperand(source.name),)))
+    written.append(
+        ir.ChannelWise(
+            name=site.node.name, inputs=(source.name,), outputs=(output.name,), keeps_zero=True
+        )
+    )
+    return written
+
+
 def _is_one_channel(label: torch.Tensor, source: Traced) -> bool:
     """Tell whether this may be one channel cut out of many, which varies along no axis."""
     assert source.axis is not None
@@ -191,18 +259,29 @@ def _is_one_channel(label: torch.Tensor, source: Traced) -> bool:
     )
 
 
-def _check_resizable(site: CallSite, source: Traced, output: Traced, repeats: int) -> None:
-    """Check on labels that the call, sizes adapted, works with another number of channels."""
+def _check_resizable(
+    site: CallSite, source: Traced, output: Traced, repeats: int, given: Traced | None = None
+) -> None:
+    """Check on labels that the call, sizes adapted, works with another number of channels.
+
+    Args:
+        site: the call.
+        source: the tensor with a channel axis.
+        output: the result.
+        repeats: how many elements of the result there are for each of the source's channels.
+        given: what the call is given, if it shall be given ``source`` instead.
+    """
     assert source.axis is not None
+    given = given or source
     size = source.shape[source.axis]
     # With a single channel it would not show which axis is theirs.
-    _check_resized(site, source, output, repeats, (size + 1) // 2 if size != 2 else 3)
+    _check_resized(site, source, output, repeats, given, (size + 1) // 2 if size != 2 else 3)
     if any(call.name in ("roll", "index", "index_select") for call in site.calls):
-        _check_resized(site, source, output, repeats, size + 1)  # which it is no multiple of
+        _check_resized(site, source, output, repeats, given, size + 1)  # which it is no multiple of
 
 
 def _check_resized(
-    site: CallSite, source: Traced, output: Traced, repeats: int, fewer: int
+    site: CallSite, source: Traced, output: Traced, repeats: int, given: Traced, fewer: int
 ) -> None:
     assert source.axis is not None
     assert output.axis is not None
@@ -211,7 +290,7 @@ def _check_resized(
     expected = np.repeat(np.arange(fewer, dtype=np.int64), repeats)
     args, kwargs = resized(site.node, site.arguments, output.axis, len(expected))
     try:
-        result = site.run(*_replace(args, kwargs, source, label))
+        result = site.run(*_replace(args, kwargs, given, label))
     except Exception:
         raise NotUnderstood("has sizes that cannot be adapted to fewer channels") from None
     shape = list(output.shape)

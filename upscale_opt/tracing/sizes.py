@@ -110,7 +110,8 @@ class Sizes:
         if isinstance(operation, (ir.Select, ir.Concat)) and not guarded:
             return operation
         read = {*operation.inputs, *operation.whole}
-        sizes = tuple(name for name in self._before(node) if name not in read)
+        known = dict.fromkeys((*operation.sizes, *self._before(node)))
+        sizes = tuple(name for name in known if name not in read)
         return operation.model_copy(update={"sizes": sizes}) if sizes else operation
 
     def _before(self, node: fx.Node) -> dict[str, None]:

@@ -128,9 +128,12 @@ class HeadCall:
         scale: what scores are multiplied by, for attention in one call.
         tensor: the graph's tensor of its result's channels, if it has any.
         arrangement: from ``tensor`` to the result; ``None`` if they are the same.
+
+    A ``"reshape"`` is given its operand's ``tensor`` in place of what was spread, and is otherwise
+    a call like any other.
     """
 
-    how: Literal["attention", "matmul", "einsum", "pointwise"]
+    how: Literal["attention", "matmul", "einsum", "pointwise", "reshape"]
     operands: tuple[HeadOperand, ...]
     equation: str = ""
     scale: float | None = None
