@@ -11,7 +11,8 @@ from torch import fx
 from upscale_opt.ir import graph as ir
 from upscale_opt.materializing.reads import read_operand, select
 from upscale_opt.materializing.state import State
-from upscale_opt.tracing.attention import FLAT
+from upscale_opt.runtime.modules import Gather
+from upscale_opt.tracing.attention import FLAT, REPEATED
 from upscale_opt.tracing.products import attention_arguments
 from upscale_opt.tracing.values import Arrangement, HeadCall
 
@@ -98,8 +99,9 @@ def emit_heads(
     stored = (*last.inputs, *(() if call.tensor is None else (call.tensor,)))
     if any(name not in tensors for name in stored):
         return None
+    repeating = next((op for op in operations if op.name.endswith(f".{REPEATED}")), None)
     for op in operations:
-        if isinstance(op, ir.Select):
+        if isinstance(op, ir.Select) and op is not repeating:
             state.joined[op.outputs[0]] = read_operand(state, node, op.inputs[0], op.name, 0)
         elif _flattens(op):
             value = read_operand(state, node, op.inputs[0], op.name, 0)
@@ -118,6 +120,9 @@ def emit_heads(
             value, channels = select(state, value, read), read.channels
         if operand.arrangement is not None and call.how != "pointwise":
             value = spread(state.new, value, operand.arrangement, len(channels))
+            if operand.repeats > 1:
+                again = (value, operand.repeats, operand.arrangement.head)
+                value = state.new.call_method("repeat_interleave", again)
         values[number] = value
     result = write_call(state.new, node, call, values, argument)
     state.computed.add(result)
@@ -126,7 +131,36 @@ def emit_heads(
             state.joined[call.tensor] = result
             return spread(state.new, result, call.arrangement, len(tensors[call.tensor]))
         state.joined[call.tensor] = join(state.new, result, call.arrangement)
+        if repeating is not None:
+            assert isinstance(repeating, ir.Select)
+            _take_repeated(state, repeating, call.arrangement.heads)
     return result
+
+
+def _take_repeated(state: State, op: ir.Select, heads: int) -> None:
+    """Bring the channels of repeated heads into the sequence in which the solution has them.
+
+    Args:
+        state: the pruned program, in which all channels that are left lie head after head.
+        op: what repeats the heads.
+        heads: how many there are then.
+    """
+    (before,), (after,) = op.inputs, op.outputs
+    size = len(op.positions) // heads
+    place: dict[int, int] = {}
+    for start in range(0, len(op.positions), size):
+        own = {entry: start + i for i, entry in enumerate(op.positions[start : start + size])}
+        for entry in state.solution.tensors[before]:
+            if entry in own:
+                place[own[entry]] = len(place)
+    indices = [place[entry] for entry in state.solution.tensors[after]]
+    if indices == list(range(len(place))):
+        return
+    axis = state.graph.tensors[after].axis
+    assert axis is not None
+    name = state.unused(f"gather_{op.name}")
+    state.root.add_module(name, Gather(indices, axis, state.device))
+    state.joined[after] = state.new.call_module(name, (state.joined[after],))
 
 
 def _flattens(op: ir.Operation) -> bool:

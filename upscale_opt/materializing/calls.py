@@ -149,9 +149,9 @@ def _emit_reshape(
     *selects, op = operations
     if not _is_alive(state, op):
         return None
-    for select in selects:
-        taken = read_operand(state, node, select.inputs[0], select.name, 0)
-        state.joined[select.outputs[0]] = taken
+    for cut in selects:
+        taken = read_operand(state, node, cut.inputs[0], cut.name, 0)
+        state.joined[cut.outputs[0]] = taken
     spread = state.program.values[node.args[0]]  # type: ignore[index]
     before = read_operand(state, node, op.inputs[0], op.name, 0)
     return _emit_call(state, node, op, {str(spread): before})

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from upscale_opt.ir import graph as ir
-from upscale_opt.tracing.channels import Channels
+from upscale_opt.tracing.channels import Array, Channels
 from upscale_opt.tracing.heads import Heads, channel_axes, has_channels, heads_of
 from upscale_opt.tracing.moving import SPREADS
 from upscale_opt.tracing.products import Product, product_of
@@ -67,8 +67,14 @@ def _only_scales(site: CallSite) -> bool:
     )
 
 
+_SHARES = "shares channels between heads"
+
 FLAT = "flat"
 """The end of the names of operations that make one axis of those behind that of the channels."""
+
+
+REPEATED = "repeated"
+"""The end of the names of operations that repeat heads."""
 
 
 class _Writer:
@@ -111,6 +117,8 @@ class _Writer:
                 reason = refusal
         if heads is None:
             raise reason
+        if heads.repeats > 1:
+            raise NotUnderstood(_SHARES)
         source = self._cut(heads, 0)
         result = self._between(f"{self.name}.scaled", source.shape, heads)
         self.written.append(
@@ -136,7 +144,10 @@ class _Writer:
                 shared = self._contracted(product)
             except NotUnderstood:
                 shared = None
-        return self._finish(product, shared, self._carried(product, 2), 2)
+        carried = self._carried(product, 2)
+        if shared is not None and shared[0].count != carried.count:
+            shared = None
+        return self._finish(product, shared, carried, 2)
 
     def _mix(self, product: Product, index: int) -> list[ir.Operation]:
         return self._finish(product, None, self._carried(product, index), index)
@@ -152,6 +163,8 @@ class _Writer:
             return None
         (letter,) = summed
         first, second = (heads_of(x, c.index(letter)) for x, c in zip(pair, letters, strict=True))
+        if first.repeats * second.repeats * product.repeats > 1:
+            raise NotUnderstood(_SHARES)
         if varying[0] != varying[1] or first.count != second.count:
             raise NotUnderstood("multiplies heads with other heads")
         if varying[0] - {letter} - set(product.result):
@@ -194,9 +207,18 @@ class _Writer:
                 continue
             tensor = self._cut(structured[number], number)
             inputs.append(tensor.name)
-            operands.append(HeadOperand(tensor.name, structured[number].arrangement))
+            heads = structured[number]
+            operands.append(HeadOperand(tensor.name, heads.arrangement, heads.repeats))
         whole = self._whole(product, structured)
         result, arrangement = self._result(product, carried, index)
+        repeats = 1 if carried is None else carried.repeats * product.repeats
+        mixed = result
+        if repeats > 1:
+            if carried is None or arrangement is None:
+                raise NotUnderstood(_SHARES)
+            mixed = self._between(f"{self.name}.mixed", _unrepeated(result, repeats), carried)
+            mixed.axis = result.axis
+            result.ids = carried.ids[_repeated(count, len(carried.ids), repeats)]
         if shared is not None:
             self.channels.tie(shared[0].ids, shared[1].ids)
         form: Literal["whole", "scores", "mix"] = "mix"
@@ -207,11 +229,21 @@ class _Writer:
                 name=self.name,
                 inputs=tuple(inputs),
                 whole=whole,
-                outputs=(result.name,),
+                outputs=(mixed.name,),
                 heads=count,
                 form=form,
             )
         )
+        if repeats > 1:
+            positions = _repeated(count, len(mixed.ids), repeats)  # type: ignore[arg-type]
+            self.written.append(
+                ir.Select(
+                    name=f"{self.name}.{REPEATED}",
+                    inputs=(mixed.name,),
+                    outputs=(result.name,),
+                    positions=tuple(positions.tolist()),
+                )
+            )
         if arrangement is not None:
             self._spread(result, arrangement)
         self.site.heads.append(
@@ -238,7 +270,7 @@ class _Writer:
         for heads in structured.values():
             ids = self.channels.resolve(heads.ids)
             if len(np.unique(ids)) < len(ids):
-                raise NotUnderstood("shares channels between heads")
+                raise NotUnderstood(_SHARES)
         return counts.pop()
 
     def _whole(self, product: Product, structured: dict[int, Heads]) -> tuple[str, ...]:
@@ -342,6 +374,18 @@ class _Writer:
                 reason=SPREADS,
             )
         )
+
+
+def _unrepeated(result: Traced, repeats: int) -> tuple[int, ...]:
+    """The shape of ``result`` without repeated heads."""
+    return tuple(
+        size // repeats if axis == result.axis else size for axis, size in enumerate(result.shape)
+    )
+
+
+def _repeated(heads: int, channels: int, repeats: int) -> Array:
+    """The places of channels, each head ``repeats`` times in sequence."""
+    return np.repeat(np.arange(channels).reshape(heads, -1), repeats, axis=0).flatten()
 
 
 def _holder(product: Product, letter: str) -> tuple[Traced, int]:

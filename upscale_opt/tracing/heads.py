@@ -34,6 +34,7 @@ class Heads:
         head: the operand's axis of heads, if there is one.
         channel: the operand's axis of a head's channels.
         flat: the axes of ``source`` behind that of the channels are one in the arrangement.
+        repeats: how many heads of the operand, one behind the other, each of these is.
     """
 
     source: Traced
@@ -43,6 +44,7 @@ class Heads:
     head: int | None
     channel: int
     flat: bool = False
+    repeats: int = 1
 
     @property
     def count(self) -> int:
@@ -93,11 +95,27 @@ def heads_of(x: Traced, channel: int) -> Heads:
     flat = moved.ndim <= len(source.shape) and source.axis < len(source.shape) - 2
     joined = every.flatten(source.axis + 1) if flat else every
     order = _order(moved, tuple(joined.shape), source.axis, head, channel)
-    arrangement = Arrangement(source.axis, x.shape[head], order)
-    expected = arrangement.spread(joined.index_select(source.axis, torch.from_numpy(taken)))
+    repeats = _repeats(taken.reshape(x.shape[head], -1))
+    every_head = Arrangement(source.axis, x.shape[head], order)
+    expected = every_head.spread(joined.index_select(source.axis, torch.from_numpy(taken)))
     if moved.shape != expected.shape or not torch.equal(moved, expected):
         raise NotUnderstood("moves channels and other elements at once")
-    return Heads(source, taken, arrangement, source.ids[taken], head, channel, flat)
+    taken = taken.reshape(x.shape[head], -1)[::repeats].flatten()
+    arrangement = Arrangement(source.axis, x.shape[head] // repeats, order)
+    return Heads(source, taken, arrangement, source.ids[taken], head, channel, flat, repeats)
+
+
+def _repeats(taken: Array) -> int:
+    """How often each head occurs, one behind the other.
+
+    Args:
+        taken: the channels of every head, of shape (heads, channels).
+    """
+    same = (taken == taken[0]).all(axis=1)
+    count = len(same) if same.all() else int(np.argmin(same))
+    if len(taken) % count or not np.array_equal(taken, np.repeat(taken[::count], count, axis=0)):
+        return 1
+    return count
 
 
 def _order(

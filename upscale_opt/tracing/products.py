@@ -26,6 +26,7 @@ class Product:
         result: of the result.
         equation: of an ``einsum``.
         scale: what scores are multiplied by, if this is attention in one call.
+        repeats: how many heads of queries share each head of keys and values.
     """
 
     how: Literal["attention", "matmul", "einsum"]
@@ -34,6 +35,7 @@ class Product:
     result: str
     equation: str = ""
     scale: float | None = None
+    repeats: int = 1
 
 
 _MATMULS = {torch.matmul, torch.bmm, operator.matmul}
@@ -69,10 +71,12 @@ def attention_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str
 def _attention(site: CallSite) -> Product | None:
     given = attention_arguments(*site.arguments)
     operands = tuple(given.get(name) for name in ("query", "key", "value"))
-    if given.get("enable_gqa") or not all(isinstance(x, Traced) for x in operands):
+    if not all(isinstance(x, Traced) for x in operands):
         return None
-    query = operands[0]
+    query, key, _ = operands
     assert isinstance(query, Traced)
+    assert isinstance(key, Traced)
+    grouped = bool(given.get("enable_gqa")) and min(len(query.shape), len(key.shape)) > 2
     batch = string.ascii_lowercase[: len(query.shape) - 2]
     scale = given.get("scale")
     if not (scale is None or isinstance(scale, (int, float))):
@@ -84,6 +88,7 @@ def _attention(site: CallSite) -> Product | None:
             (batch + "yz", batch + "xz", batch + "xw"),
             batch + "yw",
             scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            repeats=query.shape[-3] // key.shape[-3] if grouped else 1,
         ),
         site,
     )
@@ -114,6 +119,8 @@ def _checked(product: Product, site: CallSite) -> Product | None:
     """``product``, if every letter stands for one size and nothing is broadcast."""
     sizes: dict[str, int] = {}
     shapes = [x.shape for x in product.operands]
+    if product.repeats > 1:
+        shapes[1:] = [(*s[:-3], s[-3] * product.repeats, *s[-2:]) for s in shapes[1:]]
     for letters, shape in zip(
         (*product.letters, product.result), (*shapes, site.outputs[0].shape), strict=True
     ):

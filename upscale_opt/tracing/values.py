@@ -93,6 +93,11 @@ class Arrangement:
     order: tuple[int, ...]
 
     @property
+    def head(self) -> int:
+        """The axis of heads."""
+        return self.order.index(self.axis)
+
+    @property
     def back(self) -> tuple[int, ...]:
         """The inverse of ``order``."""
         return tuple(self.order.index(axis) for axis in range(len(self.order)))
@@ -111,10 +116,12 @@ class HeadOperand:
     Attributes:
         tensor: the graph's tensor of its channels, or ``None`` if it is read as it is.
         arrangement: from ``tensor`` to the argument; ``None`` if they are the same.
+        repeats: how often each head comes in the argument.
     """
 
     tensor: str | None = None
     arrangement: Arrangement | None = None
+    repeats: int = 1
 
 
 @dataclass(frozen=True)

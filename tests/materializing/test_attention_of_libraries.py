@@ -1,0 +1,240 @@
+"""Attention as libraries of models write it: understood, and lossless at other sizes, too."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from comparing import EXACT, call, deviation
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+import upscale_opt as uo
+from upscale_opt.ir import graph as ir
+from upscale_opt.ir.graph import slices_of
+
+WIDTH, HEADS, SIZE = 24, 4, 6
+
+
+class Attention(nn.Module):
+    """Four projections and a way to use them."""
+
+    def __init__(self, way: Callable[..., Tensor], shared: int = 1, fused: int = 0) -> None:
+        super().__init__()
+        self.way = [way]  # out of sight of what looks for modules in closures
+        self.groups = shared
+        self.q = nn.Linear(WIDTH, WIDTH)
+        self.k = nn.Linear(WIDTH, WIDTH // shared)
+        self.v = nn.Linear(WIDTH, WIDTH // shared)
+        self.o = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way[0](self, x)
+
+
+class Areas(nn.Module):
+    """Attention over pixels, or over bands of them, with one projection for all three."""
+
+    def __init__(self, area: int = 0) -> None:
+        super().__init__()
+        self.area = area
+        self.qkv = nn.Conv2d(WIDTH, 3 * WIDTH, 1)
+        self.pe = nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=WIDTH)
+        self.proj = nn.Conv2d(WIDTH, WIDTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.by_bands(x) if self.area else self.by_pixels(x)
+
+    def by_pixels(self, x: Tensor) -> Tensor:
+        batch, width, height, length = x.shape
+        qkv = self.qkv(x).view(batch, HEADS, 3 * SIZE, height * length)
+        q, k, v = qkv.split([SIZE, SIZE, SIZE], dim=2)
+        scores = ((q * SIZE**-0.5).transpose(-2, -1) @ k).softmax(dim=-1)
+        mixed = (v @ scores.transpose(-2, -1)).view(batch, width, height, length)
+        result: Tensor = self.proj(mixed + self.pe(v.reshape(batch, width, height, length)))
+        return result
+
+    def by_bands(self, x: Tensor) -> Tensor:
+        batch, width, height, length = x.shape
+        count = height * length
+        qkv = self.qkv(x).flatten(2).transpose(1, 2)
+        qkv = qkv.reshape(batch * self.area, count // self.area, 3 * width)
+        bands, few, _ = qkv.shape
+        parts = qkv.view(bands, few, HEADS, 3 * SIZE).permute(0, 2, 3, 1)
+        q, k, v = parts.split([SIZE, SIZE, SIZE], dim=2)
+        scores = ((q * SIZE**-0.5).transpose(-2, -1) @ k).softmax(dim=-1)
+        mixed = (v @ scores.transpose(-2, -1)).permute(0, 3, 1, 2)
+        mixed = mixed.reshape(bands // self.area, few * self.area, width)
+        v = v.permute(0, 3, 1, 2).reshape(bands // self.area, few * self.area, width)
+        mixed = mixed.reshape(batch, height, length, width).permute(0, 3, 1, 2).contiguous()
+        v = v.reshape(batch, height, length, width).permute(0, 3, 1, 2).contiguous()
+        result: Tensor = self.proj(mixed + self.pe(v))
+        return result
+
+
+def parts(m: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values with an axis of heads, as transformers cuts them."""
+    shape = (*x.shape[:-1], -1, SIZE)
+    q, k, v = (layer(x).view(shape).transpose(1, 2) for layer in (m.q, m.k, m.v))
+    return q, k, v
+
+
+def joined(m: Any, mixed: Tensor, x: Tensor) -> Tensor:
+    mixed = mixed.reshape(mixed.shape[0], -1, x.shape[1], SIZE)
+    mixed = mixed.transpose(1, 2).contiguous().reshape(*x.shape[:-1], -1).contiguous()
+    result: Tensor = m.o(mixed)
+    return result
+
+
+def sdpa(m: Any, x: Tensor) -> Tensor:
+    """The sizes of what is spread over heads decide whether it is causal."""
+    q, k, v = parts(m, x)
+    causal = q.shape[2] > 1 and q.shape[2] == k.size(-2)
+    return joined(
+        m, functional.scaled_dot_product_attention(q, k, v, scale=0.3, is_causal=causal), x
+    )
+
+
+def back_by_shape(m: Any, x: Tensor) -> Tensor:
+    """What attention gives is joined by its own shape."""
+    mixed = functional.scaled_dot_product_attention(*parts(m, x)).permute(0, 2, 1, 3)
+    result: Tensor = m.o(mixed.reshape(*mixed.shape[:-2], -1).contiguous())
+    return result
+
+
+def with_bias(m: Any, x: Tensor) -> Tensor:
+    """Biases are made from the numbers of queries and keys."""
+    q, k, v = parts(m, x)
+    line = torch.arange(q.shape[-2])[:, None] - torch.arange(k.shape[2])[None, :]
+    mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=line.abs().to(q.dtype))
+    return joined(m, mixed, x)
+
+
+def repeat(x: Tensor, count: int) -> Tensor:
+    batch, heads, length, size = x.shape
+    if count == 1:
+        return x
+    x = x[:, :, None, :, :].expand(batch, heads, count, length, size)
+    return x.reshape(batch, heads * count, length, size)
+
+
+def turned(x: Tensor) -> Tensor:
+    """A rotation of pairs, which nothing is known of."""
+    first, second = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]
+    return torch.cat((-second, first), dim=-1)
+
+
+def grouped(m: Any, x: Tensor) -> Tensor:
+    q, k, v = parts(m, x)
+    k, v = repeat(k, m.groups), repeat(v, m.groups)
+    return joined(m, functional.scaled_dot_product_attention(turned(q), turned(k), v), x)
+
+
+def grouped_at_once(m: Any, x: Tensor) -> Tensor:
+    q, k, v = parts(m, x)
+    mixed = functional.scaled_dot_product_attention(q, turned(k), v, enable_gqa=True)
+    return joined(m, mixed, x)
+
+
+def grouped_written(m: Any, x: Tensor) -> Tensor:
+    q, k, v = parts(m, x)
+    k, v = repeat(k, m.groups), repeat(v, m.groups)
+    scores = torch.matmul(turned(q), turned(k).transpose(2, 3)) * 0.4
+    mixed = torch.matmul(functional.softmax(scores, dim=-1), v)
+    result: Tensor = m.o(mixed.transpose(1, 2).contiguous().reshape(*x.shape[:-1], -1))
+    return result
+
+
+class Tokens(nn.Module):
+    """A layer, attention over its tokens, and another layer."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.attention = nn.Linear(6, WIDTH), attention
+        self.head = nn.Linear(WIDTH, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        result: Tensor = self.head(x + self.attention(x))
+        return result
+
+
+class Pixels(nn.Module):
+    """The same, over pixels."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.attention = nn.Conv2d(6, WIDTH, 1), attention
+        self.head = nn.Conv2d(WIDTH, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        result: Tensor = self.head(x + self.attention(x))
+        return result
+
+
+FORMS: dict[str, Callable[[], nn.Module]] = {
+    "sdpa": lambda: Tokens(Attention(sdpa)),
+    "back by shape": lambda: Tokens(Attention(back_by_shape)),
+    "with bias": lambda: Tokens(Attention(with_bias)),
+    "grouped": lambda: Tokens(Attention(grouped, 2)),
+    "grouped at once": lambda: Tokens(Attention(grouped_at_once, 2)),
+    "grouped, written": lambda: Tokens(Attention(grouped_written, 4)),
+    "pixels": lambda: Pixels(Areas()),
+    "bands": lambda: Pixels(Areas(2)),
+}
+
+
+def network(form: str, seed: int) -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        model = FORMS[form]().double().eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape) / 3)
+    return model
+
+
+def inputs(form: str, batch: int, length: int) -> Tensor:
+    generator = torch.Generator().manual_seed(batch)
+    shape = (batch, 6, length, 4) if form in ("pixels", "bands") else (batch, length, 6)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def mask(model: nn.Module, graph: uo.ChannelGraph, seed: int) -> None:
+    """Drop random rows and columns, of which many are the same in every head."""
+    rng = random.Random(seed)
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    for op in graph.operations:
+        if not isinstance(op, ir.Layer):
+            continue
+        for axis in rng.choice([(op.in_axis,), (op.out_axis,), (op.in_axis, op.out_axis)]):
+            size, share = slices_of(graph, op.weight, axis), rng.choice((0.2, 0.5, 0.8))
+            in_head = [rng.random() < share for _ in range(SIZE)]
+            alike = rng.random() < 0.7
+            kept.setdefault(op.weight, {})[axis] = tuple(
+                i for i in range(size) if (in_head[i % SIZE] if alike else rng.random() < share)
+            )
+    uo.apply_masks(model, graph, uo.Masks(kept=kept))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 2**20))
+def test_lossless(form: str, seed: int) -> None:
+    model = network(form, seed)
+    graph = uo.trace(model, inputs(form, 2, 6))
+    assert any(isinstance(op, ir.Attention) for op in graph.operations)
+    mask(model, graph, seed)
+    masks = uo.masks_of(model, graph)
+    solution = uo.solve(graph, masks)
+    uo.check(solution, graph, masks)
+    pruned = uo.materialize(model, solution)
+    for batch, length in ((2, 6), (3, 10), (4, 2)):
+        x = inputs(form, batch, length)
+        assert deviation(call(model, x), call(pruned, x)) < EXACT
