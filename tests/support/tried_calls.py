@@ -239,7 +239,12 @@ CALLS: dict[str, tuple[str, Tries]] = {
     "pad": (KEEPS, pad("space")),
     "pad with a value": (CHANGES, pad("value")),
     "pad channels": (FOR_NOW, pad("channels")),
-    "pixel shuffle": (OPAQUE, even(lambda x, c: functional.pixel_shuffle(x, 2), 4, 2)),
+    "pixel shuffle": (
+        KEEPS,
+        lambda d: Tried(
+            lambda p, x: functional.pixel_shuffle(x, 2), [d.image(2, channels=3 * d.channels(4))]
+        ),
+    ),
     "pixel unshuffle": (
         KEEPS,
         lambda d: Tried(lambda p, x: functional.pixel_unshuffle(x, 2), [(*d.image(1)[:2], 4, 2)]),

@@ -54,12 +54,38 @@ def movement(
     Raises:
         NotUnderstood: with the reason.
     """
+    factor = _shuffled(site)
+    if factor is not None:
+        return [_shuffle(site, factor, channels)]
     if len(site.inputs) == 1 and not any(call.name in ("cat", "stack") for call in site.calls):
         return _rearrangement(site, site.inputs[0], understands_heads)
     joins = [call for call in site.calls if call.name == "cat"]
     if len(joins) != 1 or len(site.calls) != 1:
         raise NotUnderstood("stacks or joins tensors in a way that is not understood")
     return [_concatenation(site, joins[0], channels)]
+
+
+def _shuffled(site: CallSite) -> int | None:
+    """The factor of a pixel shuffle of a tensor with channels where these are expected."""
+    if len(site.inputs) != 1 or [call.name for call in site.calls] != ["pixel_shuffle"]:
+        return None
+    source, factor = site.inputs[0], int(site.calls[0].args[1])
+    return factor if source.axis == len(source.shape) - 3 and factor > 1 else None
+
+
+def _shuffle(site: CallSite, factor: int, channels: Channels) -> ir.Operation:
+    """Channels go to pixels in blocks: those of one block are one channel, in several features."""
+    source, output = site.inputs[0], site.outputs[0]
+    assert source.axis is not None
+    assert source.ids is not None
+    check_batch(source.shape, (output.shape,))
+    blocks = source.ids.reshape(-1, factor * factor)
+    for place in range(1, factor * factor):
+        channels.tie(blocks[:, 0], blocks[:, place])
+    output.axis, output.ids = source.axis, blocks[:, 0].copy()
+    return ir.ChannelWise(
+        name=site.node.name, inputs=(source.name,), outputs=(output.name,), keeps_zero=True
+    )
 
 
 @dataclass(frozen=True)
