@@ -244,7 +244,10 @@ class _Reporter:
         entry = index // tensor.features
         channel = tensor.channels[entry]
         features = range(entry * tensor.features, (entry + 1) * tensor.features)
-        if not kept.isdisjoint(features):
+        again = use.role == "rows" and tensor.channels.count(channel) > 1
+        if not kept.isdisjoint(features) or (
+            again and any(tensor.channels[i // tensor.features] == channel for i in kept)
+        ):
             return Why("features", use.op.name)
         if use.role == "columns":
             return self._why_column(use, channel, kept)

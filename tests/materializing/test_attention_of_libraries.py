@@ -129,6 +129,55 @@ def turned(x: Tensor) -> Tensor:
     return torch.cat((-second, first), dim=-1)
 
 
+def rotary(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of angles for every token and channel, each twice, for all heads."""
+    speeds = 1 / 7 ** (torch.arange(0, SIZE, 2, dtype=x.dtype) / SIZE)
+    angles = torch.arange(x.shape[1])[None, :, None] * speeds
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return (x * cos) + (rotate_half(x) * sin)
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    x1 = x[..., : x.shape[-1] // 2]
+    x2 = x[..., x.shape[-1] // 2 :]
+    return torch.cat((-x2, x1), dim=-1)
+
+
+def turning(m: Any, x: Tensor) -> Tensor:
+    q, k, v = parts(m, x)
+    angles = rotary(x)
+    q, k = rotated(q, *angles), rotated(k, *angles)
+    k, v = repeat(k, m.groups), repeat(v, m.groups)
+    return joined(m, functional.scaled_dot_product_attention(q, k, v, is_causal=True), x)
+
+
+def turning_at_once(m: Any, x: Tensor) -> Tensor:
+    q, k, v = parts(m, x)
+    angles = rotary(x)
+    q, k = rotated(q, *angles), rotated(k, *angles)
+    return joined(m, functional.scaled_dot_product_attention(q, k, v, enable_gqa=True), x)
+
+
+def turning_written(m: Any, x: Tensor) -> Tensor:
+    q, k, v = parts(m, x)
+    angles = rotary(x)
+    q, k = rotated(q, *angles), rotated(k, *angles)
+    k, v = repeat(k, m.groups), repeat(v, m.groups)
+    scores = torch.matmul(q, k.transpose(2, 3)) * 0.4
+    return joined(m, torch.matmul(functional.softmax(scores, dim=-1), v), x)
+
+
+def sharing(m: Any, x: Tensor) -> Tensor:
+    q, k, v = parts(m, x)
+    k, v = repeat(k, m.groups), repeat(v, m.groups)
+    scores = torch.matmul(q, k.transpose(2, 3)) * 0.4
+    return joined(m, torch.matmul(functional.softmax(scores, dim=-1), v), x)
+
+
 def grouped(m: Any, x: Tensor) -> Tensor:
     q, k, v = parts(m, x)
     k, v = repeat(k, m.groups), repeat(v, m.groups)
@@ -186,6 +235,12 @@ FORMS: dict[str, Callable[[], nn.Module]] = {
     "grouped at once": lambda: Tokens(Attention(grouped_at_once, 2)),
     "grouped, written": lambda: Tokens(Attention(grouped_written, 2)),
     "one for all": lambda: Tokens(Attention(grouped_written, 4)),
+    "turning": lambda: Tokens(Attention(turning)),
+    "turning, grouped": lambda: Tokens(Attention(turning, 2)),
+    "turning, grouped at once": lambda: Tokens(Attention(turning_at_once, 2)),
+    "turning, written": lambda: Tokens(Attention(turning_written)),
+    "turning, written, grouped": lambda: Tokens(Attention(turning_written, 2)),
+    "sharing": lambda: Tokens(Attention(sharing, 2)),
     "pixels": lambda: Pixels(Areas()),
     "bands": lambda: Pixels(Areas(2)),
 }
@@ -217,6 +272,8 @@ def mask(model: nn.Module, graph: uo.ChannelGraph, seed: int) -> None:
         for axis in rng.choice([(op.in_axis,), (op.out_axis,), (op.in_axis, op.out_axis)]):
             size, share = slices_of(graph, op.weight, axis), rng.choice((0.2, 0.5, 0.8))
             in_head = [rng.random() < share for _ in range(SIZE)]
+            if rng.random() < 0.5:  # as turning has it
+                in_head[SIZE // 2 :] = in_head[: SIZE // 2]
             alike = rng.random() < 0.7
             kept.setdefault(op.weight, {})[axis] = tuple(
                 i for i in range(size) if (in_head[i % SIZE] if alike else rng.random() < share)
@@ -269,6 +326,42 @@ def test_shared_values_are_removed(form: str, shared: int) -> None:
     _, left = removed(form)
     assert left["attention.v.weight"] == (WIDTH // shared * 2 // 3, WIDTH)
     assert left["attention.o.weight"] == (WIDTH, WIDTH * 2 // 3)
+
+
+@pytest.mark.parametrize("layer", ["q", "k"])
+@pytest.mark.parametrize(
+    ("form", "shared"),
+    [
+        *(("turning", 1), ("turning, grouped", 2), ("turning, grouped at once", 2)),
+        *(("turning, written", 1), ("turning, written, grouped", 2)),
+    ],
+)
+def test_pairs_are_removed(form: str, shared: int, layer: str) -> None:
+    """A pair goes where it is zero in queries, or in keys; half of a pair never does."""
+    model = network(form, 0)
+    x = inputs(form, 2, 6)
+    graph = uo.trace(model, x)
+    weight, bias = (model.get_parameter(f"attention.{layer}.{name}") for name in ("weight", "bias"))
+    with torch.no_grad():
+        for first in range(0, len(weight), SIZE):
+            for gone in (1, 1 + SIZE // 2, 2):
+                weight[first + gone], bias[first + gone] = 0, 0
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
+    left = {name: len(value) for name, value in pruned.named_parameters()}
+    assert left["attention.q.weight"] == WIDTH * 2 // 3
+    assert left["attention.k.weight"] == WIDTH // shared * 2 // 3
+    for other in (x, inputs(form, 3, 9)):
+        assert deviation(call(model, other), call(pruned, other)) < EXACT
+
+
+def test_nothing_is_copied_where_nothing_is_gone() -> None:
+    model = network("turning, grouped", 0)
+    x = inputs("sdpa", 2, 6)
+    pruned = uo.materialize(
+        model, uo.solve(uo.trace(model, x), uo.masks_of(model, uo.trace(model, x)))
+    )
+    assert not any("gather" in name for name, _ in pruned.named_modules())
+    assert deviation(call(model, x), call(pruned, x)) < EXACT
 
 
 class Sizes(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from upscale_opt.ir import graph as ir
 from upscale_opt.materializing.reads import read_operand, select
 from upscale_opt.materializing.state import State
 from upscale_opt.runtime.modules import Gather
-from upscale_opt.tracing.attention import FLAT, REPEATED
+from upscale_opt.runtime.rotary import rotate, signed
+from upscale_opt.tracing.attention import FLAT, PART, REPEATED
 from upscale_opt.tracing.products import attention_arguments
 from upscale_opt.tracing.values import Arrangement, HeadCall
 
@@ -94,14 +96,18 @@ def emit_heads(
     """
     tensors = state.solution.tensors
     last = next(
-        op for op in operations if not isinstance(op, (ir.Select, ir.Opaque)) and not _flattens(op)
+        op
+        for op in operations
+        if not isinstance(op, (ir.Select, ir.Opaque, ir.Elementwise)) and not _flattens(op)
     )
     stored = (*last.inputs, *(() if call.tensor is None else (call.tensor,)))
     if any(name not in tensors for name in stored):
         return None
     repeating = next((op for op in operations if op.name.endswith(f".{REPEATED}")), None)
     for op in operations:
-        if isinstance(op, ir.Select) and op is not repeating:
+        if op is repeating or op.name.endswith(f".{PART}"):
+            continue
+        if isinstance(op, ir.Select):
             state.joined[op.outputs[0]] = read_operand(state, node, op.inputs[0], op.name, 0)
         elif _flattens(op):
             value = read_operand(state, node, op.inputs[0], op.name, 0)
@@ -113,11 +119,19 @@ def emit_heads(
     for number, operand in enumerate(call.operands):
         if operand.tensor is None:
             continue
-        value = state.node_of(node, operand.tensor)
-        channels = tensors[operand.tensor]
+        channels: Sequence[int] = tensors[operand.tensor]
         read = state.selects.get((last.name, len(values)))
-        if read is not None:
-            value, channels = select(state, value, read), read.channels
+        if operand.merged is not None:
+            held = operand.merged.tensor
+            channels = operand.merged.entries(channels if read is None else read.channels)
+            name = f"{last.name}_{number}"
+            value = _taken(state, state.node_of(node, held), held, channels, name)
+        else:
+            value = state.node_of(node, operand.tensor)
+            if read is not None:
+                value, channels = select(state, value, read), read.channels
+        if call.how == "rotation":
+            return _rotation(state, call, value, channels, tuple(map(argument, node.args[1:])))
         if operand.arrangement is not None and call.how != "pointwise":
             value = spread(state.new, value, operand.arrangement, len(channels))
             if operand.repeats > 1:
@@ -137,6 +151,72 @@ def emit_heads(
     return result
 
 
+def _taken(
+    state: State, value: fx.Node, tensor: str, channels: Sequence[int], name: str
+) -> fx.Node:
+    """Those channels of a tensor, for which ``value`` stands, in that sequence."""
+    place = {entry: i for i, entry in enumerate(state.solution.tensors[tensor])}
+    indices = [place[entry] for entry in channels]
+    return _gathered(state, value, indices, len(place), state.graph.tensors[tensor].axis, name)
+
+
+def _gathered(
+    state: State, value: fx.Node, indices: list[int], size: int, axis: int | None, name: str
+) -> fx.Node:
+    """The elements ``indices`` of ``size`` along an axis."""
+    assert axis is not None
+    if indices == list(range(size)):
+        return value
+    name = state.unused(f"gather_{name}")
+    state.root.add_module(name, Gather(indices, axis, state.device))
+    return state.new.call_module(name, (value,))
+
+
+def _rotation(
+    state: State,
+    call: HeadCall,
+    value: fx.Node,
+    channels: Sequence[int],
+    angles: tuple[fx.Node, fx.Node],
+) -> fx.Node:
+    """Rotate the pairs of channels that are left, by the angles that were theirs.
+
+    Args:
+        state: the pruned program.
+        call: the rotation.
+        value: what is rotated, head after head.
+        channels: which of the original's channels that has.
+        angles: the cosines and sines of all of them.
+    """
+    assert call.tensor is not None
+    assert call.arrangement is not None
+    arrangement, new = call.arrangement, state.new
+    count = len(state.graph.tensors[call.tensor].channels)
+    size = count // arrangement.heads
+    if list(channels) == list(range(count)):
+        spreaded = spread(new, value, arrangement, count)
+        result = new.call_function(rotate, (spreaded, *angles))
+        state.computed.add(result)
+        state.joined[call.tensor] = join(new, result, arrangement)
+        return result
+    axis = arrangement.axis
+    place = {entry: i for i, entry in enumerate(channels)}
+    others = [entry - entry % size + (entry % size + size // 2) % size for entry in channels]
+    partners = [place[entry] for entry in others]
+    partner = _gathered(state, value, partners, len(place), axis, f"{call.tensor}_partners")
+    own = [entry % size for entry in channels]
+    cos, sin = (
+        _gathered(state, join(new, angle, arrangement), own, size, axis, f"{call.tensor}_angles")
+        for angle in (angles[0], new.call_function(signed, (angles[1],)))
+    )
+    straight = new.call_function(operator.mul, (value, cos))
+    crossed = new.call_function(operator.mul, (partner, sin))
+    result = new.call_function(operator.add, (straight, crossed))
+    state.computed.add(result)
+    state.joined[call.tensor] = result
+    return spread(new, result, arrangement, len(channels))
+
+
 def _take_repeated(state: State, op: ir.Select, heads: int) -> None:
     """Bring the channels of repeated heads into the sequence in which the solution has them.
 
@@ -154,13 +234,9 @@ def _take_repeated(state: State, op: ir.Select, heads: int) -> None:
             if entry in own:
                 place[own[entry]] = len(place)
     indices = [place[entry] for entry in state.solution.tensors[after]]
-    if indices == list(range(len(place))):
-        return
     axis = state.graph.tensors[after].axis
-    assert axis is not None
-    name = state.unused(f"gather_{op.name}")
-    state.root.add_module(name, Gather(indices, axis, state.device))
-    state.joined[after] = state.new.call_module(name, (state.joined[after],))
+    value = state.joined[after]
+    state.joined[after] = _gathered(state, value, indices, len(place), axis, op.name)
 
 
 def _flattens(op: ir.Operation) -> bool:

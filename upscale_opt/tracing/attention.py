@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from upscale_opt.ir import graph as ir
+from upscale_opt.runtime.rotary import rotate
 from upscale_opt.tracing.channels import Array, Channels
 from upscale_opt.tracing.heads import Heads, channel_axes, has_channels, heads_of
 from upscale_opt.tracing.moving import SPREADS
@@ -25,6 +26,7 @@ from upscale_opt.tracing.values import (
     Arrangement,
     HeadCall,
     HeadOperand,
+    Merged,
     NotUnderstood,
     Spread,
     Traced,
@@ -42,6 +44,10 @@ def on_heads(site: CallSite, channels: Channels) -> list[ir.Operation] | None:
     product = product_of(site)
     if product is not None and any(has_channels(x) for x in product.operands):
         return _Writer(site, channels).product(product)
+    if site.node.target is rotate and not site.arguments[1]:
+        x, *others = site.arguments[0]
+        if isinstance(x, Traced) and x.spread is not None:
+            return _Writer(site, channels).rotated(x, others)
     if (
         len(site.inputs) == 1
         and site.inputs[0].spread is not None
@@ -67,11 +73,15 @@ def _only_scales(site: CallSite) -> bool:
     )
 
 
+_TURNS = "turns channels in a way that is not understood"
 _SHARES = "shares channels between heads"
 
 FLAT = "flat"
 """The end of the names of operations that make one axis of those behind that of the channels."""
 
+
+PART = "part"
+"""The end of the names of operations that say which channels of queries, or keys, are one."""
 
 REPEATED = "repeated"
 """The end of the names of operations that repeat heads."""
@@ -137,6 +147,40 @@ class _Writer:
         )
         return self.written
 
+    def rotated(self, x: Traced, others: Sequence[object]) -> list[ir.Operation]:
+        """A rotation of pairs of a head's channels, by angles that are the same in all heads."""
+        heads = heads_of(x, len(x.shape) - 1)
+        if heads.repeats > 1 or heads.head is None or heads.arrangement is None:
+            raise NotUnderstood(_SHARES)
+        size = x.shape[-1]
+        angles = [a for a in others if isinstance(a, Traced) and len(a.shape) == len(x.shape)]
+        if len(angles) != 2 or size % 2 or size < 4:
+            raise NotUnderstood(_TURNS)
+        if any(a.shape[-1] != size or a.shape[heads.head] != 1 for a in angles):
+            raise NotUnderstood(_TURNS)
+        source = self._cut(heads, 0)
+        result = self._between(f"{self.name}.rotated", source.shape, heads)
+        grid = heads.ids.reshape(-1, size)
+        self.channels.tie(grid[:, : size // 2].flatten(), grid[:, size // 2 :].flatten())
+        for angle in angles:
+            if angle.ids is not None:
+                self.channels.fix(angle.ids, f"{self.name}: multiplied as it is")
+        self.written.append(
+            ir.ChannelWise(
+                name=self.name,
+                inputs=(source.name,),
+                whole=tuple(dict.fromkeys(a.name for a in angles)),
+                outputs=(result.name,),
+                keeps_zero=True,
+            )
+        )
+        self._spread(result, heads.arrangement)
+        operands = (HeadOperand(source.name), HeadOperand(), HeadOperand())
+        self.site.heads.append(
+            HeadCall("rotation", operands, tensor=result.name, arrangement=heads.arrangement)
+        )
+        return self.written
+
     def _attention(self, product: Product) -> list[ir.Operation]:
         shared = None
         if all(has_channels(x) for x in product.operands[:2]):
@@ -145,7 +189,7 @@ class _Writer:
             except NotUnderstood:
                 shared = None
         carried = self._carried(product, 2)
-        if shared is not None and shared[0].count != carried.count:
+        if shared is not None and shared[1].count != carried.count:
             shared = None
         return self._finish(product, shared, carried, 2)
 
@@ -163,9 +207,11 @@ class _Writer:
             return None
         (letter,) = summed
         first, second = (heads_of(x, c.index(letter)) for x, c in zip(pair, letters, strict=True))
-        if first.repeats * second.repeats * product.repeats > 1:
+        if first.repeats > 1:
             raise NotUnderstood(_SHARES)
-        if varying[0] != varying[1] or first.count != second.count:
+        if varying[0] != varying[1] or first.count != (
+            second.count * second.repeats * product.repeats
+        ):
             raise NotUnderstood("multiplies heads with other heads")
         if varying[0] - {letter} - set(product.result):
             raise NotUnderstood("sums over heads")
@@ -198,17 +244,20 @@ class _Writer:
         structured = dict(enumerate(shared or ()))
         if carried is not None:
             structured[index] = carried
-        count = self._count(structured)
+        merging = self._tied(shared)
+        count = self._count(structured, merging)
         operands: list[HeadOperand] = []
         inputs: list[str] = []
         for number in range(len(product.operands)):
             if number not in structured:
                 operands.append(HeadOperand())
                 continue
-            tensor = self._cut(structured[number], number)
-            inputs.append(tensor.name)
             heads = structured[number]
-            operands.append(HeadOperand(tensor.name, heads.arrangement, heads.repeats))
+            tensor, merged = self._cut(heads, number), None
+            if merging is not None and number < 2:
+                tensor, merged = self._merged(tensor, heads, number, merging)
+            inputs.append(tensor.name)
+            operands.append(HeadOperand(tensor.name, heads.arrangement, heads.repeats, merged))
         whole = self._whole(product, structured)
         result, arrangement = self._result(product, carried, index)
         repeats = 1 if carried is None else carried.repeats * product.repeats
@@ -219,8 +268,6 @@ class _Writer:
             mixed = self._between(f"{self.name}.mixed", _unrepeated(result, repeats), carried)
             mixed.axis = result.axis
             result.ids = carried.ids[_repeated(count, len(carried.ids), repeats)]
-        if shared is not None:
-            self.channels.tie(shared[0].ids, shared[1].ids)
         form: Literal["whole", "scores", "mix"] = "mix"
         if shared is not None:
             form = "scores" if carried is None else "whole"
@@ -258,19 +305,85 @@ class _Writer:
         )
         return self.written
 
-    def _count(self, structured: dict[int, Heads]) -> int:
+    def _tied(self, shared: tuple[Heads, Heads] | None) -> tuple[int, int] | None:
+        """Let queries and keys have the same channels.
+
+        Returns:
+            How many heads of queries have one head of keys, and how many runs of a head's channels
+            are the same (two, if they were turned in pairs); ``None`` if neither is more than one.
+        """
+        if shared is None:
+            return None
+        queries, keys = shared
+        copies = queries.count // keys.count
+        grid, other = (h.ids.reshape(h.count, -1) for h in shared)
+        self.channels.tie(grid.flatten(), np.repeat(other, copies, axis=0).flatten())
+        size = other.shape[1]
+        known = self.channels.resolve(other.flatten()).reshape(other.shape)
+        paired = size % 2 == 0 and np.array_equal(known[:, : size // 2], known[:, size // 2 :])
+        halves = 2 if paired and size > 2 else 1
+        return (copies, halves) if copies * halves > 1 else None
+
+    def _merged(
+        self, cut: Traced, heads: Heads, number: int, merging: tuple[int, int]
+    ) -> tuple[Traced, Merged]:
+        """The channels of queries or keys, each of them once."""
+        copies, halves = merging
+        copies = copies if number == 0 else 1
+        if heads.arrangement is None:
+            raise NotUnderstood(_SHARES)
+        assert cut.ids is not None
+        size = len(cut.ids) // heads.count
+        place = np.arange(len(cut.ids)).reshape(-1, copies, halves, size // halves)
+        name = f"{self.name}.{number}"
+        shape = [n // (copies * halves) if a == cut.axis else n for a, n in enumerate(cut.shape)]
+        parts: list[str] = []
+        for copy in range(copies):
+            for half in range(halves):
+                taken = place[:, copy, half].flatten()
+                part = self._between(f"{name}.{len(parts)}.part", shape, heads)
+                part.ids = cut.ids[taken]
+                parts.append(part.name)
+                self.written.append(
+                    ir.Select(
+                        name=f"{name}.{len(parts)}.{PART}",
+                        inputs=(cut.name,),
+                        outputs=(part.name,),
+                        positions=tuple(taken.tolist()),
+                    )
+                )
+        if len(parts) > 1:
+            merged = self._between(f"{name}.merged", shape, heads)
+            merged.ids = part.ids
+            self.written.append(
+                ir.Elementwise(
+                    name=f"{name}.{PART}",
+                    inputs=tuple(parts),
+                    outputs=(merged.name,),
+                    zero_if="all",
+                )
+            )
+            part = merged
+        return part, Merged(cut.name, size, copies, halves)
+
+    def _count(self, structured: dict[int, Heads], merging: tuple[int, int] | None) -> int:
         """The number of heads.
 
         Raises:
             NotUnderstood: if operands differ in that, or a channel is in several places.
         """
-        counts = {heads.count for heads in structured.values()}
-        if len(counts) != 1:
-            raise NotUnderstood("multiplies heads with other heads")
-        for heads in structured.values():
-            ids = self.channels.resolve(heads.ids)
+        copies, halves = merging or (1, 1)
+        counts = set()
+        for number, heads in structured.items():
+            again = copies if number == 0 and merging is not None else 1
+            counts.add(heads.count // again)
+            ids = self.channels.resolve(heads.ids).reshape(heads.count // again, again, -1)
+            own = halves if number < 2 and merging is not None else 1
+            ids = ids[:, 0, : ids.shape[2] // own].flatten()
             if len(np.unique(ids)) < len(ids):
                 raise NotUnderstood(_SHARES)
+        if len(counts) != 1:
+            raise NotUnderstood("multiplies heads with other heads")
         return counts.pop()
 
     def _whole(self, product: Product, structured: dict[int, Heads]) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from upscale_opt.runtime.required_inputs import Wanted
 from upscale_opt.tracing.entering import enter
 from upscale_opt.tracing.guards import Check, checks_within
 from upscale_opt.tracing.record import as_it_was
+from upscale_opt.tracing.rotations import fold_rotations
 from upscale_opt.tracing.rules import kept_as_calls
 from upscale_opt.tracing.symbolic import (
     Tracer,
@@ -220,6 +221,7 @@ def by_fx(
     captured.decided, captured.stored = decided, stored
     captured.wrote, captured.detached = tracer.wrote, tracer.detached
     captured.by_mode = bool(asked) and _differs_by_mode(model, args, kwargs, graph)
+    fold_rotations(graph, captured.detached)
     return captured
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -110,6 +110,37 @@ class Arrangement:
 
 
 @dataclass(frozen=True)
+class Merged:
+    """Channels several of which are one: of heads that share their keys, or turned in pairs.
+
+    Attributes:
+        tensor: the graph's tensor that holds all of them, head after head.
+        size: how many a head has.
+        heads: how many heads, one behind the other, have the same channels.
+        halves: how many runs of a head's channels are the same.
+    """
+
+    tensor: str
+    size: int
+    heads: int
+    halves: int
+
+    def entries(self, merged: Sequence[int]) -> list[int]:
+        """The entries of ``tensor`` for those of the merged channels, which lie head by head."""
+        own = self.size // self.halves
+        by_head: dict[int, list[int]] = {}
+        for entry in merged:
+            by_head.setdefault(entry // own, []).append(entry % own)
+        return [
+            (head * self.heads + copy) * self.size + half * own + channel
+            for head, channels in by_head.items()
+            for copy in range(self.heads)
+            for half in range(self.halves)
+            for channel in channels
+        ]
+
+
+@dataclass(frozen=True)
 class HeadOperand:
     """An operand of a call that works on heads.
 
@@ -117,11 +148,13 @@ class HeadOperand:
         tensor: the graph's tensor of its channels, or ``None`` if it is read as it is.
         arrangement: from ``tensor`` to the argument; ``None`` if they are the same.
         repeats: how often each head comes in the argument.
+        merged: if each channel of ``tensor`` is several of the argument's: which.
     """
 
     tensor: str | None = None
     arrangement: Arrangement | None = None
     repeats: int = 1
+    merged: Merged | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +173,7 @@ class HeadCall:
     a call like any other.
     """
 
-    how: Literal["attention", "matmul", "einsum", "pointwise", "reshape"]
+    how: Literal["attention", "matmul", "einsum", "pointwise", "rotation", "reshape"]
     operands: tuple[HeadOperand, ...]
     equation: str = ""
     scale: float | None = None
