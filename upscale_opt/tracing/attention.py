@@ -377,9 +377,9 @@ class _Writer:
         for number, heads in structured.items():
             again = copies if number == 0 and merging is not None else 1
             counts.add(heads.count // again)
-            ids = self.channels.resolve(heads.ids).reshape(heads.count // again, again, -1)
+            grid = self.channels.resolve(heads.ids).reshape(heads.count // again, again, -1)
             own = halves if number < 2 and merging is not None else 1
-            ids = ids[:, 0, : ids.shape[2] // own].flatten()
+            ids = grid[:, 0, : grid.shape[2] // own].flatten()
             if len(np.unique(ids)) < len(ids):
                 raise NotUnderstood(_SHARES)
         if len(counts) != 1:

@@ -106,7 +106,7 @@ def heads_of(x: Traced, channel: int) -> Heads:
 
 
 def _repeats(taken: Array) -> int:
-    """How often each head occurs, one behind the other.
+    """Count how often each head occurs, one behind the other.
 
     Args:
         taken: the channels of every head, of shape (heads, channels).

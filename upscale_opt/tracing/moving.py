@@ -230,9 +230,10 @@ def _spreading(move: _Move) -> list[ir.Operation]:
 def _reshaping(
     move: _Move, output: Traced, taken: Array, *, whole: bool
 ) -> list[ir.Operation] | None:
-    """What a call amounts to that lists sizes, and does the same to what was spread before.
+    """The operations that a call amounts to that lists sizes, given what was spread before that.
 
-    It does if that was not moved, and so has its elements in the same sequence.
+    ``None`` if it would not do the same: if that was moved, and has not its elements in the same
+    sequence any more.
     """
     site, source = move.site, move.source
     assert source.axis is not None

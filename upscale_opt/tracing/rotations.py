@@ -36,7 +36,7 @@ def fold_rotations(graph: fx.Graph, kept: set[fx.Node]) -> None:
 
 
 def _rotation(node: fx.Node) -> tuple[tuple[fx.Node, ...], list[fx.Node]] | None:
-    """What is rotated, the cosines and the sines; and the calls that do it, the last one first."""
+    """Find what is rotated, cosines and sines; and the calls that do it, the last one first."""
     straight, crossed = _arguments(node, operator.add)
     x, cos = _arguments(straight, operator.mul)
     turned, sin = _arguments(crossed, operator.mul)
@@ -52,9 +52,9 @@ def _rotation(node: fx.Node) -> tuple[tuple[fx.Node, ...], list[fx.Node]] | None
 
 def _arguments(node: Any, target: Any, count: int = 2) -> tuple[Any, ...]:
     """The calls that ``node`` reads, if it calls ``target``; else as many times ``None``."""
-    if isinstance(node, fx.Node) and node.target is target and len(node.args) == count:
-        if all(isinstance(arg, fx.Node) for arg in node.args) and not node.kwargs:
-            return tuple(node.args)
+    called = isinstance(node, fx.Node) and node.target is target and not node.kwargs
+    if called and [isinstance(arg, fx.Node) for arg in node.args] == [True] * count:
+        return tuple(node.args)
     return (None,) * count
 
 
@@ -87,7 +87,7 @@ def _takes(node: Any, x: Any, behind: bool) -> bool:
     return other is None and _is_half(half, x)
 
 
-def _is_half(node: Any, x: fx.Node) -> bool:
+def _is_half(node: Any, x: Any) -> bool:
     """Tell whether a number is half of the size of the last axis of ``x``."""
     if not isinstance(node, fx.Node) or node.target is not operator.floordiv or node.args[1] != 2:
         return False
