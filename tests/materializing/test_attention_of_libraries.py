@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,6 +172,23 @@ def turning_written(m: Any, x: Tensor) -> Tensor:
     return joined(m, torch.matmul(functional.softmax(scores, dim=-1), v), x)
 
 
+def normed(m: Any, x: Tensor) -> Tensor:
+    """Queries and keys are normalised within each head before they are turned."""
+    q, k, v = parts(m, x)
+    angles = rotary(x)
+    q, k = (part * torch.rsqrt(part.pow(2).mean(-1, keepdim=True) + 1e-6) for part in (q, k))
+    q, k = rotated(q, *angles), rotated(k, *angles)
+    k, v = repeat(k, m.groups), repeat(v, m.groups)
+    return joined(m, functional.scaled_dot_product_attention(q, k, v), x)
+
+
+def normed_written(m: Any, x: Tensor) -> Tensor:
+    """Cosines of queries and keys."""
+    q, k, v = parts(m, x)
+    scores = functional.normalize(q, dim=-1) @ functional.normalize(k, dim=-1).transpose(-2, -1)
+    return joined(m, functional.softmax(10 * scores, dim=-1) @ v, x)
+
+
 def sharing(m: Any, x: Tensor) -> Tensor:
     q, k, v = parts(m, x)
     k, v = repeat(k, m.groups), repeat(v, m.groups)
@@ -240,6 +258,8 @@ FORMS: dict[str, Callable[[], nn.Module]] = {
     "turning, grouped at once": lambda: Tokens(Attention(turning_at_once, 2)),
     "turning, written": lambda: Tokens(Attention(turning_written)),
     "turning, written, grouped": lambda: Tokens(Attention(turning_written, 2)),
+    "normed": lambda: Tokens(Attention(normed, 2)),
+    "normed, written": lambda: Tokens(Attention(normed_written)),
     "sharing": lambda: Tokens(Attention(sharing, 2)),
     "pixels": lambda: Pixels(Areas()),
     "bands": lambda: Pixels(Areas(2)),
@@ -320,7 +340,11 @@ def test_values_are_removed(form: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "shared"), [("grouped", 2), ("grouped at once", 2), ("grouped, written", 2)]
+    ("form", "shared"),
+    [
+        *(("grouped", 2), ("grouped at once", 2), ("grouped, written", 2)),
+        *(("normed", 2), ("normed, written", 1)),
+    ],
 )
 def test_shared_values_are_removed(form: str, shared: int) -> None:
     _, left = removed(form)
@@ -362,6 +386,22 @@ def test_nothing_is_copied_where_nothing_is_gone() -> None:
     )
     assert not any("gather" in name for name, _ in pruned.named_modules())
     assert deviation(call(model, x), call(pruned, x)) < EXACT
+
+
+@pytest.mark.parametrize("form", ["sdpa", "turning, grouped", "bands"])
+def test_saved_and_loaded_and_pruned_twice(form: str, tmp_path: Path) -> None:
+    model, x = network(form, 1), inputs(form, 2, 6)
+    graph = uo.trace(model, x)
+    mask(model, graph, 2)
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
+    uo.save(pruned, tmp_path / "pruned")
+    loaded = uo.load(network(form, 1), tmp_path / "pruned")
+    assert torch.equal(call(pruned, x), call(loaded, x))
+    again = uo.trace(pruned, x)
+    mask(pruned, again, 3)
+    twice = uo.materialize(pruned, uo.solve(again, uo.masks_of(pruned, again)))
+    for other in (x, inputs(form, 3, 10)):
+        assert deviation(call(pruned, other), call(twice, other)) < EXACT
 
 
 class Sizes(nn.Module):

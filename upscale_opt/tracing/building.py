@@ -241,6 +241,7 @@ class Builder:
                 self._draft.untouchable.setdefault(value.name, "it is a network output")
         names = tuple(tensor.name for tensor in needed)
         checked = {*self._captured.decided, *self.guarded}
+        checked |= {n for check in self._captured.checks for n in check.inputs}
         checked |= {n for n in self._values if n.target is torch._assert}
         checked |= {n for n, operations in self._operations.items() if not operations}
         sizes = self._sizes.read_by(sorted(checked, key=self._order.__getitem__))
