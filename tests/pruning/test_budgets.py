@@ -57,7 +57,7 @@ def batches(count: int = 2) -> list[Tensor]:
 
 
 def shrunk(name: str = "tiny", **more: Any) -> uo.Pruned:
-    given: dict[str, Any] = {"budget": uo.Budget(macs=0.3), "data": batches(), "time_limit": 1}
+    given: dict[str, Any] = {"budget": uo.Budget(macs=0.3), "data": batches(), "time_limit": 0.5}
     return uo.prune(network(name), batches()[0][:2], **{**given, **more})
 
 
@@ -202,7 +202,7 @@ def test_the_choice_is_made_again_for_as_much_as_the_cost_model_was_wrong(
         uo.Budget(latency=0.6, cost_model=prices),
         uo.Budget(milliseconds=6.0, cost_model=prices),
     ):
-        result = uo.prune(model, inputs, budget=asked, measure=True, time_limit=1)
+        result = uo.prune(model, inputs, budget=asked, measure=True, time_limit=0.5)
         assert result.times is not None
         assert 5.6 < result.times.milliseconds["pruned"] < 6.3
         assert "to keep the budget by the clock" in result.notes[-1]

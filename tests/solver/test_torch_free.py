@@ -62,7 +62,7 @@ def run(program: str, *arguments: object) -> str:
 
 
 def test_solve_without_torch(json_folder: Path) -> None:
-    name = "densenet201"
+    name = "resnet50"
     answer = json.loads(run(SOLVE, json_folder, name))
     assert answer["status"] == "optimal"
     assert answer["bound"] == answer["objective"] > 0

@@ -74,7 +74,7 @@ def question(name: str) -> Question:
 )
 def test_budgets_are_met_and_nobody_is_better(name: str, budget: Budget) -> None:
     graph, losses = question(f"topology/{name}")
-    rows = compare_choices(graph, losses, budget, time_limit=8).rows
+    rows = compare_choices(graph, losses, budget, time_limit=4).rows
     by_name = {row.solver: row for row in rows}
     joint = by_name["joint"]
     assert joint.loss is not None
