@@ -217,6 +217,11 @@ def test_a_page_keeps_what_is_around_the_tables() -> None:
     assert "old" not in text
     assert "| one |" in text
     assert page(text, [a_record("timm/one")], "heading") == text
+    other = NetworkRecord(name="mine", group="classification", amount=0.5, problem="build: none")
+    both = page(text, [other], "heading")  # other groups keep their tables
+    assert both.index("### classification") < both.index("| mine |") < both.index("### timm")
+    assert page(both, [a_record("timm/one"), other], "heading") == both
+    assert "| one |" not in page(both, [a_record("timm/two")], "heading")
     assert "| one |" in page(None, [a_record("timm/one")], "heading")
     for broken in ("no markers", f"{END} {BEGIN}", BEGIN):
         with pytest.raises(UpscaleError, match="no place for the tables"):

@@ -69,7 +69,8 @@ def coverage(
         "out/coverage"
     ),
     page: Annotated[
-        Path | None, typer.Option(help="Write the tables into this page, between its markers.")
+        Path | None,
+        typer.Option(help="Write the groups' tables into this page, between its markers."),
     ] = None,
 ) -> None:
     """Export networks with masks on either side and on both, and check that nothing is lost.

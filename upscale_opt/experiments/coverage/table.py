@@ -49,7 +49,7 @@ table. Seconds are those of the slowest side, on one thread; memory is the peak 
 
 
 def page(before: str | None, records: Sequence[NetworkRecord], heading: str) -> str:
-    """A page with the tables between its markers.
+    """A page with the tables between its markers; groups without records keep what they have there.
 
     Args:
         before: the page as it is; ``None`` if there is none.
@@ -64,7 +64,9 @@ def page(before: str | None, records: Sequence[NetworkRecord], heading: str) -> 
     _, end, tail = rest.partition(END)
     if not begin or not end:
         raise UpscaleError(f"the page has no place for the tables: no lines {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n\n{heading}\n\n{_LEGEND}\n\n{tables(records)}\n{END}{tail}"
+    written = _sections(rest.partition(END)[0]) | _sections(tables(records))
+    body = "\n".join(written[group] for group in sorted(written))
+    return f"{head}{BEGIN}\n\n{heading}\n\n{_LEGEND}\n\n{body}\n{END}{tail}"
 
 
 def tables(records: Sequence[NetworkRecord]) -> str:
@@ -73,6 +75,12 @@ def tables(records: Sequence[NetworkRecord]) -> str:
     for record in records:
         groups[record.group].append(record)
     return "\n".join(_section(group, of_group) for group, of_group in groups.items())
+
+
+def _sections(text: str) -> dict[str, str]:
+    """The sections of groups, by name."""
+    _, *sections = f"\n{text}".split("\n### ")
+    return {section.split("\n")[0]: f"### {section.strip()}\n" for section in sections}
 
 
 def summary(records: Sequence[NetworkRecord]) -> list[str]:
