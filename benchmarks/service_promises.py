@@ -127,6 +127,7 @@ class Promises:
             watch.join(max(0.0, deadline - time.monotonic()))
             watch.given_up.set()
         states = dict.fromkeys(FINAL, 0)
+        failed = []
         for id, (problem, watch, exact) in self._jobs.items():
             name = id[:8]
             job = self.server.job(id)
@@ -138,6 +139,8 @@ class Promises:
             told = [(end["state"], end["finished"]) for end in watch.ends]
             if told != [(job["state"], job["finished"])]:
                 found.append(f"{name}: told as {told}, but is {job['state']}, {job['finished']}")
+            if job["state"] == "failed":
+                failed.append(f"{problem.get('options')}: {job.get('error')}")
             if job["state"] == "done":
                 text = self.server.client.get(job["links"]["solution"]).text
                 if not (same if exact else sound)(text, problem):
@@ -146,7 +149,7 @@ class Promises:
         if counted != states:
             found.append(f"ends counted by the service: {counted}; there are: {states}")
         if states["done"] != (len(self) if done is None else done):
-            found.append(f"not all done: {states}")
+            found.append(f"not all done: {states}; {'; '.join(failed)}")
         return found
 
 

@@ -57,7 +57,7 @@ def batches(count: int = 2) -> list[Tensor]:
 
 
 def shrunk(name: str = "tiny", **more: Any) -> uo.Pruned:
-    given: dict[str, Any] = {"budget": uo.Budget(macs=0.3), "data": batches(), "time_limit": 0.5}
+    given: dict[str, Any] = {"budget": uo.Budget(macs=0.3), "data": batches(), "time_limit": 1}
     return uo.prune(network(name), batches()[0][:2], **{**given, **more})
 
 

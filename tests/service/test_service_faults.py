@@ -6,6 +6,7 @@ are short, and those left out that have tests of their own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ FAULTS = benchmark("service_faults")
 
 PACE = FAULTS.Pace(
     outage=3.0,
-    limits=(5.0,),  # in a shorter one a busy machine finds nothing
+    limits=(4.0,),  # in a shorter one a busy machine finds nothing
     slack=4.0,  # other tests run on this machine
     settings={"lease": 1.5},
 )
+PATIENT = replace(PACE, settings={})
+"""Where no worker is killed: on a busy machine, one may be late to say that it lives."""
 
 
 ELSEWHERE = {
@@ -32,7 +35,8 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("name", [name for name in FAULTS.FAULTS if name not in ELSEWHERE])
 def test_promises_are_kept(name: str, tmp_path: Path) -> None:
-    outcome = FAULTS.FAULTS[name](tmp_path, PACE)
+    pace = PATIENT if name == "time limits" else PACE
+    outcome = FAULTS.FAULTS[name](tmp_path, pace)
     assert outcome.wrong == []
     assert outcome.jobs >= 3
 
