@@ -113,6 +113,32 @@ def _traced(module: nn.Module, example: Tensor) -> Any:
     return traced
 
 
+class Quantizable(nn.Module):
+    """As torchvision's quantizable networks add: by a module, which is to be quantised later."""
+
+    def __init__(self, adding: Any) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.last, self.adding = nn.Conv2d(8, 4, 1), adding
+        self.stub = torch.ao.quantization.QuantStub()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(self.stub(x))
+        return torch.as_tensor(self.last(self.adding.add_relu(x, self.second(x))))
+
+
+def test_what_is_to_be_quantised_is_no_more_than_what_it_computes() -> None:
+    modules: Any = torch.ao.nn.quantized
+    model = Quantizable(modules.FloatFunctional()).double().eval()
+    graph = uo.trace(model, IMAGES)
+    assert graph.capture == "fx"
+    done = uo.prune(model, IMAGES, amount=0.5)
+    before = sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in done.model.parameters()) < 0.7 * before
+    with pytest.raises(uo.TraceError, match=r"'adding' is quantised.*before quantising"):
+        uo.trace(Quantizable(modules.QFunctional()).double().eval(), IMAGES)
+
+
 @pytest.mark.parametrize("trace", [False, True])
 def test_torchscript_models_are_refused(trace: bool) -> None:
     model = Around().double().eval()

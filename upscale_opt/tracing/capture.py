@@ -134,14 +134,17 @@ def _refuse_wrapped(model: nn.Module) -> None:
                 "the pruned model instead"
             )
         own = type(module).__module__
-        if own.startswith(_QUANTISED) and not own.startswith(_PREPARED):
+        if own.startswith(_QUANTISED) and not f"{own}.{kind}".startswith(_PREPARED):
             raise TraceError(
                 f"{where} is quantised ({own}.{kind}); prune the model before quantising it"
             )
 
 
-_PREPARED = ("torch.ao.quantization.stubs", "torch.ao.quantization.observer")
-"""Modules that watch, or do nothing, in a model that is to be quantised."""
+_PREPARED = (
+    *("torch.ao.quantization.stubs.", "torch.ao.quantization.observer."),
+    "torch.ao.nn.quantized.modules.functional_modules.FloatFunctional",
+)
+"""Modules that watch, do nothing, or add as ever, in a model that is to be quantised."""
 
 _QUANTISED = tuple(
     f"torch.{place}"
