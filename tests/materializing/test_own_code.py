@@ -119,8 +119,9 @@ def test_what_was_learnt_is_saved_and_loaded_into_the_class(
 ) -> None:
     with torch.no_grad():
         nn.init.ones_(model.stem.weight)
-    pruned.model.load_state_dict(model.state_dict())
-    uo.save(pruned.model, tmp_path / "pruned.safetensors")
+    learned = copy.deepcopy(pruned.model)  # others use it as it is
+    learned.load_state_dict(model.state_dict())
+    uo.save(learned, tmp_path / "pruned.safetensors")
     loaded = uo.load(Detector(), tmp_path / "pruned.safetensors", in_place=True)
     assert type(loaded) is Detector
     assert torch.equal(loaded(X, augment=True), model(X, augment=True))
@@ -153,6 +154,20 @@ def test_the_manager_does_it_in_place(original: Detector) -> None:
     assert type(model) is Detector
     assert model.stem.out_channels == 8
     assert torch.allclose(model(X), masked(X), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_model_of_another_dtype_gets_that_of_the_pruned(
+    original: Detector, pruned: uo.Pruned, dtype: torch.dtype
+) -> None:
+    model = copy.deepcopy(original).to(dtype)
+    pruned.into(model)
+    assert {t.dtype for t in model.state_dict().values() if t.is_floating_point()} == {
+        torch.float32
+    }
+    for batch, size in ((1, 24), (7, 32)):
+        x = torch.rand(batch, 3, size, size)
+        torch.testing.assert_close(model(x), pruned.masked(x))
 
 
 def test_where_calls_would_be_added_it_stays_as_it_was(original: Detector) -> None:
@@ -211,6 +226,7 @@ def test_widths_in_the_code_are_named() -> None:
     [
         (lambda r: (nn.Linear(2, 2), r.masked), "carries no solution"),
         (lambda r: (r.model, r.model), "pruned in place before"),
+        (lambda r: ("detector.pt", r.model), "a str; give an nn.Module"),
         (lambda r: (nn.Linear(2, 2), r.model), "another model than the original"),
         (
             lambda r: (nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)).eval(), r.model),

@@ -22,7 +22,7 @@ PACE = FAULTS.Pace(
     settings={"lease": 1.5},
 )
 PATIENT = replace(PACE, settings={})
-"""Where no worker is killed: on a busy machine, one may be late to say that it lives."""
+"""Where no worker is killed: with the lease that services have."""
 
 
 ELSEWHERE = {

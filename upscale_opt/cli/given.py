@@ -147,9 +147,18 @@ class Given:
         for file in (self.weights, self.inputs):
             if file is not None and not file.is_file():
                 raise UpscaleError(f"there is no file {file}")
-        if own and not self.shapes and self.inputs is None:
+        for name in own:
+            self.require_inputs(name)
+
+    def require_inputs(self, name: str) -> None:
+        """See whether there are example inputs for the model called so.
+
+        Raises:
+            UpscaleError: if there are none.
+        """
+        if not self.shapes and self.inputs is None:
             raise UpscaleError(
-                f"{own[0]} needs example inputs: --input 1x3x224x224, or --inputs with a "
+                f"{name} needs example inputs: --input 1x3x224x224, or --inputs with a "
                 "safetensors file"
             )
 

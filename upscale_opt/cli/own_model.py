@@ -71,11 +71,7 @@ class OwnModel:
     def _drawn(self, batch: int | None) -> Any:
         if self.given.inputs is not None:
             return inputs_in(self.given.inputs)
-        if not self.given.shapes:
-            raise UpscaleError(
-                f"{self.factory} needs example inputs: --input 1x3x224x224, or --inputs with a "
-                "safetensors file"
-            )
+        self.given.require_inputs(self.factory)
         named = [input_of(text, batch) for text in self.given.shapes]
         if any(name for name, _ in named):
             if not all(name for name, _ in named):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from upscale_opt.ir.base import Document, Record
 from upscale_opt.ir.budget import Budget, Resource
@@ -123,6 +124,13 @@ class Choice(Document):
     masks: Masks
     times: ChoiceTimes
     trade_off: tuple[TradeOff, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_shares(self) -> Self:
+        count = len(self.resources)
+        if any(len(point.shares) != count for point in self.trade_off):
+            raise ValueError(f"trade_off: every point has {count} shares, one for each resource")
+        return self
 
     @property
     def gap(self) -> float:

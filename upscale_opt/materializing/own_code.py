@@ -52,7 +52,8 @@ def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
 
     Args:
         model: the original, or another of its class, made with the same arguments. Parameters that
-            changed are new ones; all other modules and tensors stay the same objects.
+            changed are new ones, of the dtype that they have in ``pruned``, on its own device; all
+            other modules and tensors stay the same objects.
         pruned: what pruning made of the original. It is not changed, and shares nothing.
 
     Returns:
@@ -61,6 +62,10 @@ def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
     Raises:
         MaterializeError: naming the first call that the code does not make.
     """
+    if not isinstance(model, nn.Module):
+        raise MaterializeError(
+            f"cannot give smaller layers to a {type(model).__name__}; give an nn.Module"
+        )
     making = making_of(pruned)
     if not isinstance(pruned, PrunedModule) or making.solution is None or making.origin is None:
         raise MaterializeError(

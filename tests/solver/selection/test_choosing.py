@@ -114,6 +114,17 @@ def test_points_of_the_curve_can_be_had(seed: int) -> None:
         assert least <= point.loss * (1 + 1e-9)
 
 
+def test_curves_that_do_not_fit_the_resources_are_refused() -> None:
+    tiny = tiny_question(0)
+    choice = choose(tiny.graph, tiny.losses, tiny.budget, time_limit=20)
+    data = json.loads(choice.to_json())
+    data["trade_off"][0]["shares"].append(1.0)
+    with pytest.raises(SchemaError, match="one for each resource"):
+        Choice.from_json(json.dumps(data))
+    del data["trade_off"]  # as documents were before
+    assert Choice.from_json(json.dumps(data)).loss_at(0.5) is None
+
+
 def test_the_curve_heeds_wishes(resnet: Question) -> None:
     graph, losses = resnet
     free, kept = (
