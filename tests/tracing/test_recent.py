@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import upscale_opt as uo
 from upscale_opt.masking.zeros import masked_copy
@@ -129,3 +129,51 @@ def test_a_changed_attribute_is_another_model() -> None:
     model.second.padding = (0, 0)
     masked = masked_copy(model, graph, uo.Masks(kept={}))
     assert recall(masked, graph.example, graph.capture) is None
+
+
+def test_a_pruned_model_is_captured_once(builds: list[nn.Module]) -> None:
+    x = torch.rand(2, 1, 6, 5)
+    _, once = exported(Reader().eval(), x)
+    builds.clear()
+    graph = uo.trace(once, x)
+    masked = masked_copy(once, graph, uo.Masks(kept={"second.weight": {1: (0, 2)}}))
+    twice = uo.materialize(masked, uo.solve(graph, uo.masks_of(masked, graph)))
+    assert builds == [once]
+    assert uo.verify(masked, twice, x).float64_error < 1e-10
+
+
+def test_an_edited_program_is_another_model() -> None:
+    def doubled(x: Tensor) -> Tensor:
+        return x * 2
+
+    x = torch.rand(2, 1, 6, 5)
+    _, once = exported(Reader().eval(), x)
+    assert isinstance(once, fx.GraphModule)
+    graph = uo.trace(once, x)
+    assert recall(once, graph.example, graph.capture) is not None
+    node = next(node for node in once.graph.nodes if node.op == "output")
+    with once.graph.inserting_before(node):
+        result = once.graph.call_function(doubled, node.args)
+    node.args = (result,)
+    once.recompile()
+    assert recall(once, graph.example, graph.capture) is None
+
+
+def test_an_edited_function_of_the_same_name_is_another_model() -> None:
+    def make(by: int) -> Callable[[Tensor], Tensor]:
+        def scaled(x: Tensor) -> Tensor:
+            return x * by
+
+        return scaled
+
+    made = fx.symbolic_trace(nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1)))
+    node = next(node for node in made.graph.nodes if node.op == "output")
+    with made.graph.inserting_before(node):
+        node.args = (made.graph.call_function(make(2), node.args),)
+    made.recompile()
+    made.eval()
+    graph = uo.trace(made, torch.rand(2, 1, 3, 3))
+    assert recall(made, graph.example, graph.capture) is not None
+    next(node for node in made.graph.nodes if node.op == "call_function").target = make(3)
+    made.recompile()
+    assert recall(made, graph.example, graph.capture) is None

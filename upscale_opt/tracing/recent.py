@@ -11,9 +11,10 @@ from typing import Any
 from weakref import WeakKeyDictionary, ref
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from upscale_opt.ir.base import Record
 from upscale_opt.ir.graph import ChannelGraph, Example
 from upscale_opt.tracing.capture import Capture
 from upscale_opt.tracing.copying import copied
@@ -124,6 +125,13 @@ def _frozen(value: Any, own: Set[int]) -> Any:
         return ref, id(value())
     if isinstance(value, _CODE):
         return id(value)
+    if isinstance(value, fx.Graph):  # whose code is another attribute; but names are not functions
+        return fx.Graph, tuple(id(n.target) if callable(n.target) else n.op for n in value.nodes)
+    if isinstance(value, Record):
+        return _Same(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+        return type(value), _frozen({**fields, **getattr(value, "__dict__", {})}, own)
     if isinstance(value, dict):
         return type(value), tuple((_frozen(k, own), _frozen(v, own)) for k, v in value.items())
     if isinstance(value, (list, tuple)):
@@ -131,6 +139,19 @@ def _frozen(value: Any, own: Set[int]) -> Any:
     if isinstance(value, (set, frozenset)):
         return type(value), frozenset(_frozen(item, own) for item in value)
     raise _NotComparableError
+
+
+class _Same:
+    """Stands for an object that never changes: equal to what stands for the same one."""
+
+    def __init__(self, value: Record) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
 _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, enum.Enum, range)
