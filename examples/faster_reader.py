@@ -58,6 +58,7 @@ def faster(
     calibration: int = 32,
     batch: int = 8,
     measure: bool = True,
+    time_limit: float = 10.0,
     tell: Any = None,
 ) -> Outcome:
     """Prune the reader to a share of its time, and see what it costs.
@@ -69,6 +70,7 @@ def faster(
         calibration: other pictures, to choose and refit with; what they say is not looked at.
         batch: pictures in a call.
         measure: keep the budget by the clock, not only by the cost model's estimate.
+        time_limit: seconds to choose the channels.
         tell: told of every step of pruning.
     """
     model, test = recogniser(), words_to_read()  # load
@@ -78,7 +80,13 @@ def faster(
     start = time.perf_counter()
     budget = uo.Budget(latency=latency, round_to=8)
     result = uo.prune(
-        model, example, budget=budget, data=batches, measure=measure, time_limit=10, progress=tell
+        model,
+        example,
+        budget=budget,
+        data=batches,
+        measure=measure,
+        time_limit=time_limit,
+        progress=tell,
     )
     seconds = time.perf_counter() - start
 
@@ -131,6 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--words", type=int, default=400, help="pictures to test with")
     parser.add_argument("--calibration", type=int, default=32, help="pictures to prune with")
     parser.add_argument("--no-measure", action="store_true", help="trust the estimated times")
+    parser.add_argument("--time-limit", type=float, default=10.0, help="seconds of search")
     parser.add_argument("--out", type=Path, default=Path("out/run"), help="where the files go")
     options = parser.parse_args(arguments)
     shown, start = "", time.perf_counter()
@@ -151,6 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
         words=options.words,
         calibration=options.calibration,
         measure=not options.no_measure,
+        time_limit=options.time_limit,
         tell=tell,
     )
     print()

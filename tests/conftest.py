@@ -19,6 +19,7 @@ from tiers import is_slow
 from torch import Tensor
 
 import upscale_opt as uo
+from upscale_opt.tracing.unchanged import reseed
 
 torch.set_num_threads(1)  # tests run side by side
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that they start, too
@@ -68,7 +69,7 @@ def pytest_sessionfinish() -> None:
 @pytest.fixture(autouse=True)
 def random_state() -> None:
     """Every test starts from the same random state, whichever ran before it."""
-    torch.manual_seed(0)
+    reseed(0)
 
 
 @pytest.fixture(scope="session")

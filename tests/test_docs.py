@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 from comparing import benchmark
+from hasty import make_haste
 from house import modules
 
 import upscale_opt as uo
 from upscale_opt.cli import main
 from upscale_opt.ir.base import Document
-from upscale_opt.pruning import by_clock
 
 DOCS = Path(__file__).parent.parent / "docs"
 FOREIGN = [DOCS / "howto-transformers.md", DOCS / "howto-yolo.md"]
@@ -44,8 +44,7 @@ def test_pages_run(
     """Python in one namespace, commands of ours, and under each, in ``text``, what it prints."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(by_clock, "_SECONDS", 0.3)
-    monkeypatch.setattr(by_clock, "_AGAIN", 1)
+    make_haste(monkeypatch)
     with uo.rules.local_rules():
         run(path, capsys)
 

@@ -72,7 +72,8 @@ def test_teach_a_rule(capsys: Output) -> None:
 
 def test_faster_reader(tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ``make run`` runs, with fewer pictures and without the clock."""
-    options = ("--no-measure", "--words", "8", "--calibration", "4", "--latency", "0.7")
+    options = ["--no-measure", "--words", "8", "--calibration", "4", "--latency", "0.7"]
+    options += ["--time-limit", "2"]
     monkeypatch.setattr(sys, "argv", ["faster_reader.py", *options, "--out", str(tmp_path)])
     printed = run("faster_reader.py", capsys)
     for words in ("words read correctly", "ms in onnxruntime", "Proof: ", "Where to look next"):

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-
-from upscale_opt.pruning import by_clock
+from hasty import make_haste
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {
@@ -253,8 +252,7 @@ def test_snippets_run(
         monkeypatch.delitem(sys.modules, "mine", raising=False)
         mine = importlib.import_module("mine")
         torch.save(mine.Network().state_dict(), "best.pt")
-    monkeypatch.setattr(by_clock, "_SECONDS", 0.3)
-    monkeypatch.setattr(by_clock, "_AGAIN", 1)
+    make_haste(monkeypatch)
     exec(compile("\n" * (line - 1) + code, str(path), "exec"), {"__name__": "snippet"})
 
 

@@ -15,6 +15,7 @@ from hazards import hazard
 from torch import Tensor, nn
 
 import upscale_opt as uo
+from upscale_opt.tracing.unchanged import reseed
 
 
 @dataclass
@@ -110,7 +111,7 @@ def _pair(name: str, seed: int) -> tuple[Any, Any, Tensor]:
     rng = random.Random(seed)
     x = images(rng)
     make = drawn(lambda r: Wrapped(r, WRAPS[name]), rng)
-    torch.manual_seed(seed)
+    reseed(seed)
     model, wrong = make().double().eval(), make().double().eval()
     wrong.load_state_dict(model.state_dict())
     return model, wrong, x

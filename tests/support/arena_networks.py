@@ -14,6 +14,7 @@ from torch.nn import functional
 
 import upscale_opt as uo
 from upscale_opt.runtime.arena import ArenaRead, ArenaWrite
+from upscale_opt.tracing.unchanged import reseed
 
 
 def chain(m: Any, x: Tensor) -> Tensor:
@@ -122,7 +123,7 @@ def network(
     run: Callable[[Any, Tensor], Tensor], seed: int, **other: Callable[[], nn.Module]
 ) -> Net:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        reseed(seed)
         layers = {name: make() for name, make in {**LAYERS, **other}.items()}
         return Net(run, **layers).double().eval()
 

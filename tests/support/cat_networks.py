@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from upscale_opt.tracing.unchanged import reseed
+
 JOINS = ("cat", "cat", "cat", "add")
 """How tensors come together; concatenations are what these networks are for."""
 
@@ -150,7 +152,7 @@ def cat_network(
 ) -> CatNetwork:
     """The network of this seed, in float64 and evaluation mode; no norm is the identity."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        reseed(seed)
         network = CatNetwork(random.Random(seed), steps, dense, frozen).double()
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):

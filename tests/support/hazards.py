@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import upscale_opt as uo
 from upscale_opt.models.generated.masks import apply_weight_masks, random_weight_masks
+from upscale_opt.tracing.unchanged import reseed
 
 SEEDS = int(os.environ.get("UPSCALE_OPT_HAZARD_SEEDS", "1"))
 """How many networks are drawn of every variant."""
@@ -309,7 +310,7 @@ def _first(words: Iterator[str]) -> str:
 
 def _built(case: Case, seed: int, masked: bool = True) -> nn.Module:
     """The model, masked unless that is to come later; the random state is as always afterwards."""
-    torch.manual_seed(seed)
+    reseed(seed)
     random.seed(seed)
     model = case.make().eval().to(case.dtype)
     with torch.no_grad():
@@ -321,7 +322,7 @@ def _built(case: Case, seed: int, masked: bool = True) -> nn.Module:
                 parameter.zero_()
     if masked:
         _mask(model, case, seed)
-    torch.manual_seed(seed)
+    reseed(seed)
     return model
 
 
@@ -346,7 +347,7 @@ def _copied(inputs: Any) -> Any:
 def _ran(model: nn.Module, call: Call, number: int, case: Case) -> Any:
     """The results of a call, with the inputs as they are then (and gradients), or the error."""
     args, kwargs = _copied((call.args, dict(call.kwargs)))
-    torch.manual_seed(number)
+    reseed(number)
     random.seed(number)
     np.random.seed(number)
     try:

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from upscale_opt.ir import graph as ir
 from upscale_opt.tracing.program import Program
+from upscale_opt.tracing.unchanged import reseed
 
 Values = Mapping[str, Tensor]
 """Tensors of the graph, or parameters, by name."""
@@ -101,7 +102,7 @@ class Replay:
             return state[self._name(node)]
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), argument)
         with torch.no_grad(), torch.random.fork_rng([]):
-            torch.manual_seed(seed)
+            reseed(seed)
             if node.op == "call_method":
                 return getattr(args[0], str(node.target))(*args[1:], **kwargs)
             if node.op == "call_function":

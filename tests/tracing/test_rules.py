@@ -23,6 +23,7 @@ from upscale_opt.solver.algorithms.registry import SOLVERS
 from upscale_opt.solver.problem.instance import Instance, Outcome
 from upscale_opt.tracing.recent import remember
 from upscale_opt.tracing.running import run_as
+from upscale_opt.tracing.unchanged import reseed
 
 
 class Around(nn.Module):
@@ -101,7 +102,7 @@ def describe(graph: ir.ChannelGraph) -> str:
 
 def built(name: str, d: Draws, seed: int) -> tuple[Around, tuple[Any, ...], str]:
     """A model around some calls, inputs for it, and what tracing should find."""
-    torch.manual_seed(seed)
+    reseed(seed)
     kinds, tries = CALLS[name]
     tried = tries(d)
     model = Around(tried)
@@ -209,7 +210,7 @@ def check_exports(
 
 def outputs(model: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
     """What the model computes, in the mode it is in."""
-    torch.manual_seed(0)
+    reseed(0)
     return list(call(copy.deepcopy(model), args))
 
 

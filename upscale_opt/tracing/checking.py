@@ -32,7 +32,7 @@ from upscale_opt.tracing.examples import Inputs, as_call, map_tensors, require_m
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.rules import Call, Rule, to_meta
 from upscale_opt.tracing.running import run
-from upscale_opt.tracing.unchanged import same_random_state
+from upscale_opt.tracing.unchanged import reseed, same_random_state
 
 _EXACT = 1e-9
 """The relative deviation allowed in float64."""
@@ -198,7 +198,7 @@ def _check(trial: _Trial) -> None:
     if isinstance(claim, OpaqueClaim):
         return
     check_sizes(claim, [tuple(t.shape) for t in tensors], tuple(result.shape))
-    torch.manual_seed(0)
+    reseed(0)
     if isinstance(claim, LayerClaim):
         _check_layer(trial, claim, result)
     elif isinstance(claim, ElementwiseClaim):

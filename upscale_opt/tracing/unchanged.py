@@ -73,6 +73,23 @@ def same_random_state(*things: Any) -> Iterator[None]:
         np.random.set_state(arrays)
 
 
+def reseed(seed: int) -> None:
+    """Start all of PyTorch's random states from a seed, as ``torch.manual_seed`` does.
+
+    That keeps the caller's whole stack in words for every kind of device that is not there, for as
+    long as the process lives: most of the time of a short run.
+    """
+    if _has_device():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
+@functools.lru_cache(maxsize=1)
+def _has_device() -> bool:
+    return torch.accelerator.is_available()
+
+
 @contextmanager
 def composed_attention() -> Iterator[None]:
     """Have attention computed by products, not by the one fused call of its fast path."""

@@ -30,6 +30,7 @@ from upscale_opt.tracing.unchanged import (
     CONTAINERS,
     Snapshot,
     composed_attention,
+    reseed,
     same_random_state,
     unchanged,
 )
@@ -412,7 +413,7 @@ def _require_no_memory(trial: Trial, name: str) -> None:
 
 
 def _seed(number: int) -> None:
-    torch.manual_seed(number)
+    reseed(number)
     random.seed(number)
     np.random.seed(number)
 

@@ -14,6 +14,7 @@ from upscale_opt.materializing.names import old_name
 from upscale_opt.materializing.pruned_module import making_of
 from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs, dtype_name
+from upscale_opt.tracing.unchanged import reseed
 from upscale_opt.verifying.deviation import EXACT, Apart, allowed, largest
 from upscale_opt.verifying.exactly import autocast_watched, exactly
 from upscale_opt.verifying.noise import Run, explained, noise_of
@@ -199,7 +200,7 @@ class Both:
         runs = []
         for seed in (1, 2):
             with torch.random.fork_rng():
-                torch.manual_seed(seed)
+                reseed(seed)
                 runs.append(self._run(self.model, inputs, dtype).outputs)
         try:
             return not largest(Apart.of(pair) for pair in pairs_of(*runs)) <= EXACT
