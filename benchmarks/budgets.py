@@ -36,6 +36,7 @@ from upscale_opt.ir.graph import Layer, slices_of
 from upscale_opt.ir.losses import Losses
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.segments import Method, find_segments
+from upscale_opt.masking.zeros import masked_copy
 from upscale_opt.reconstruction.losses import WEIGHTINGS, Weighting, losses_of, measure
 from upscale_opt.solver import choose
 from upscale_opt.solver.network.segments import find_segments as segments_of
@@ -54,6 +55,12 @@ _CALIBRATION = 400
 
 _SECONDS = 30.0
 """For each solver."""
+
+_BATCH = 64
+"""Images in a call on the clock."""
+
+_CLOCKED = 1.0
+"""Seconds on the clock for each export."""
 
 WEIGHTING: Weighting = "effect"
 
@@ -136,6 +143,7 @@ class Cell(Document):
         choosing: seconds to choose the masks.
         refitting: seconds to refit.
         kept: for each layer, the share of its input channels that it reads.
+        masks: what was dropped.
     """
 
     what: ClassVar[str] = "cell"
@@ -151,6 +159,7 @@ class Cell(Document):
     choosing: float
     refitting: float
     kept: dict[str, float]
+    masks: Masks
 
 
 class Whole(Document):
@@ -322,6 +331,7 @@ def cell(task: Task, method: str, share: float, weighting: Weighting) -> Cell:
         choosing=chosen - start,
         refitting=done - chosen,
         kept=kept_shares(one.graph, masks),
+        masks=masks,
     )
 
 
@@ -357,6 +367,85 @@ def whole(task: Task) -> Whole:
         found = Whole(net=task.net, seed=task.seed, accuracy=one.test(one.model), macs=macs)
         store.put(name, found)
     return found
+
+
+# The clock.
+
+Took = dict[tuple[str, float], float]
+"""For each method and share of the multiply-adds, the share of the unpruned network's time."""
+
+
+def timed(task: Task, found: Sequence[Cell]) -> Took:
+    """The exports of a network and seed beside it, in turn, on one thread."""
+    one = subject(task)
+    exports: dict[str, nn.Module] = {"unpruned": one.model}
+    own = [cell for cell in found if (cell.net, cell.seed) == (task.net, task.seed)]
+    for cell in own:
+        masked = masked_copy(one.model, one.graph, cell.masks)
+        solution = uo.solve(one.graph, cell.masks, time_limit=_SECONDS)
+        exports[f"{cell.method} {cell.share}"] = uo.materialize(masked, solution)
+    images = torch.cat(one.batches)[:_BATCH]
+    took = uo.measuring.beside(exports, images, seconds=_CLOCKED * len(exports)).milliseconds
+    return {
+        (cell.method, cell.share): took[f"{cell.method} {cell.share}"] / took["unpruned"]
+        for cell in own
+    }
+
+
+def accuracy_in(time_left: float, whole: Whole, own: Sequence[Cell], took: Took) -> float | None:
+    """The accuracy of one method at a share of the time, between the budgets that were tried.
+
+    ``None`` if even its smallest network takes longer.
+    """
+    known = sorted((took[one.method, one.share], one.accuracy) for one in own)
+    known.append((1.0, whole.accuracy))
+    for (fast, low), (slow, high) in itertools.pairwise(known):
+        if fast <= time_left <= slow:
+            return low + (high - low) * (time_left - fast) / max(slow - fast, 1e-9)
+    return None
+
+
+def at_equal_time(
+    net: str, wholes: Sequence[Whole], found: Sequence[Cell], took: dict[int, Took]
+) -> Iterator[str]:
+    """A line for each method, a column for each time that joint's networks take.
+
+    Args:
+        net: the network.
+        wholes: the unpruned networks.
+        found: all cells.
+        took: by seed.
+    """
+    own = [one for one in found if one.net == net]
+    shares = sorted({one.share for one in own}, reverse=True)
+    methods = [name for name in METHODS if any(one.method == name for one in own)]
+    times = {
+        share: [100 * took[seed]["joint", share] for seed in took if ("joint", share) in took[seed]]
+        for share in shares
+    }
+    yield f"### {net}, at equal time"
+    yield ""
+    heads = (f"{statistics.mean(times[share]):.0f}% of the time" for share in shares)
+    yield f"| masks | {' | '.join(heads)} |"
+    yield f"| --- |{' ---: |' * len(shares)}"
+    for method in methods:
+        row = []
+        for share in shares:
+            accuracies = [
+                accuracy_in(
+                    took[one.seed]["joint", share],
+                    one,
+                    [cell for cell in own if (cell.method, cell.seed) == (method, one.seed)],
+                    took[one.seed],
+                )
+                for one in wholes
+                if one.net == net
+            ]
+            known = [accuracy for accuracy in accuracies if accuracy is not None]
+            whole_row = len(known) == len(accuracies)
+            row.append(spread(known) if whole_row else "slower")
+        yield f"| {method} | {' | '.join(row)} |"
+    yield ""
 
 
 # The page.
@@ -432,8 +521,13 @@ def _differences(
         yield f"- {label}: {', '.join(parts)}"
 
 
-def page(wholes: Sequence[Whole], found: Sequence[Cell], weighting: str) -> Iterator[str]:
-    """The page in Markdown."""
+def page(
+    wholes: Sequence[Whole],
+    found: Sequence[Cell],
+    weighting: str,
+    took: dict[Task, Took],
+) -> Iterator[str]:
+    """The page in Markdown; with what ``took``, if anything was put on the clock."""
     yield "# Budgets"
     yield ""
     yield (
@@ -459,10 +553,22 @@ def page(wholes: Sequence[Whole], found: Sequence[Cell], weighting: str) -> Iter
         "choose (losses included the first time)."
     )
     yield ""
+    if took:
+        yield (
+            f"At equal time: {_BATCH} inputs in a call, eager PyTorch, one thread, all exports of "
+            "a network in turn in one process. The columns are the shares of the unpruned "
+            "network's time that joint's networks take (in the mean over seeds); the others' "
+            "accuracy at that time lies between the budgets that were tried, on a straight line. "
+            "`slower`: even the smallest one takes longer."
+        )
+        yield ""
     yield f"Written by `{pages.command()}`."
     yield ""
     for net in dict.fromkeys(one.net for one in found):
         yield from table(net, wholes, found)
+        own = {task.seed: own for task, own in took.items() if task.net == net}
+        if own:
+            yield from at_equal_time(net, wholes, found, own)
 
 
 def main() -> int:
@@ -473,13 +579,16 @@ def main() -> int:
     parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--share", type=float, nargs="+", default=[], help="budgets")
     parser.add_argument("--weighting", choices=WEIGHTINGS, default=WEIGHTING)
+    parser.add_argument("--clock", action="store_true", help="compare at equal time, too")
     parser.add_argument("--cache", type=Path, default=Path("out/budgets"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     tasks = [Task(net, seed, options.cache) for net in options.networks for seed in options.seeds]
     found = list(cells(tasks, options.method, options.share, options.weighting))
     wholes = [whole(task) for task in tasks]
-    pages.publish(page(wholes, found, options.weighting), options.out)
+    clocked = tasks if options.clock else []
+    took = {task: timed(task, found) for task in clocked}
+    pages.publish(page(wholes, found, options.weighting, took), options.out)
     return 0
 
 
