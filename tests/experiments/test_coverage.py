@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from upscale_opt.experiments.processes import Ended
 from upscale_opt.experiments.records import Store
 from upscale_opt.experiments.running import Place
 from upscale_opt.models import catalogue
+from upscale_opt.pruning.submodules import prune_submodules
 
 SMALL = "topology/residual_stage"
 
@@ -120,6 +122,26 @@ def test_what_cannot_be_traced_is_covered_in_parts(monkeypatch: pytest.MonkeyPat
     assert not record.understood
     assert {side.capture for side in record.sides} == {"parts"}
     assert all(side.left < side.masked for side in record.sides)
+    for side in record.sides:
+        assert [other.status for other in side.elsewhere] == ["equal", "equal"]
+
+
+def test_parts_that_are_wrong_for_another_batch_are_not_lossless(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The model is pruned in place, and yet compared with what it was."""
+
+    def wrong(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        done = prune_submodules(model, *args, **kwargs)
+        model.register_forward_hook(lambda *call: call[2] * (1 if len(call[2]) == BATCH else 2))
+        return done
+
+    monkeypatch.setattr(catalogue, "build", lambda name, seed: Deciding().eval())
+    monkeypatch.setattr("upscale_opt.experiments.coverage.covering.prune_submodules", wrong)
+    record = cover(Task(SMALL))
+    assert record is not None
+    assert [other.status for other in record.sides[0].elsewhere] == ["differs", "equal"]
+    assert not record.lossless
 
 
 def test_large_networks_are_left_out() -> None:

@@ -74,6 +74,24 @@ def test_what_the_masked_model_does_not_take_is_skipped() -> None:
     assert len(report.notes) == 2
 
 
+def test_lists_of_images_get_longer() -> None:
+    class Detector(nn.Module):
+        def __init__(self, wrong: int = 0) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Conv2d(3, 4, 3, padding=1)
+            self.wrong = wrong
+
+        def forward(self, images: list[Tensor]) -> list[Tensor]:
+            return [self.layer(x[None]) * (1 + self.wrong * (len(images) - 1)) for x in images]
+
+    images = [torch.randn(3, 8, 6)]
+    report = uo.verify(Detector(), Detector(), (images,))
+    assert "another batch, 3 x 8 x 6, 3 x 8 x 6" in report.also
+    with pytest.raises(uo.VerificationError, match="wrong on another batch"):
+        uo.verify(Detector(), Detector(1), [images])
+
+
 def test_tokens_and_keywords() -> None:
     class Tokens(nn.Module):
         def __init__(self, wrong: int = 0) -> None:

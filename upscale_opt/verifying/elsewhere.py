@@ -11,7 +11,7 @@ import torch
 from upscale_opt.errors import ArgumentError, VerificationError
 from upscale_opt.tracing.examples import Inputs
 from upscale_opt.verifying.both import Both, DoesNotRunError
-from upscale_opt.verifying.other_inputs import another_batch, of_other_sizes, shapes
+from upscale_opt.verifying.other_inputs import another_batch, longer_lists, of_other_sizes, shapes
 
 What = Literal["another batch", "other sizes"]
 Status = Literal["equal", "differs", "refused", "failed", "not taken"]
@@ -37,9 +37,9 @@ class Elsewhere:
 
 def elsewhere(both: Both, inputs: Inputs, dtype: torch.dtype) -> list[Elsewhere]:
     """Compare on another batch, and on other sizes, where there are such inputs."""
-    batch = another_batch(inputs)
+    batches = [made for made in (another_batch(inputs), longer_lists(inputs)) if made is not None]
     found = [
-        _first_taken(both, [] if batch is None else [batch], dtype, "another batch"),
+        _first_taken(both, batches, dtype, "another batch"),
         _first_taken(both, of_other_sizes(inputs), dtype, "other sizes"),
     ]
     return [one for one in found if one is not None]

@@ -77,6 +77,23 @@ def another_batch(inputs: Inputs) -> Inputs | None:
     return _mapped(inputs, resized)
 
 
+def longer_lists(inputs: Inputs) -> Inputs | None:
+    """Twice as many tensors in every list of tensors, as detectors take images; or ``None``."""
+    found = False
+
+    def longer(thing: Any) -> Any:
+        nonlocal found
+        if isinstance(thing, list) and thing and all(isinstance(t, torch.Tensor) for t in thing):
+            found = True
+            return [*thing, *(tensor.flip(-1) if tensor.ndim else tensor for tensor in thing)]
+        if isinstance(thing, dict):
+            return {key: longer(value) for key, value in thing.items()}
+        return tuple(longer(part) for part in thing) if type(thing) is tuple else thing
+
+    made: Inputs = longer(tuple(inputs) if isinstance(inputs, list) else inputs)
+    return made if found else None
+
+
 def of_other_sizes(inputs: Inputs) -> list[Inputs]:
     """Inputs with other sizes along the axes that may be space or time; none if there are none.
 

@@ -141,9 +141,13 @@ def _doubled(tensor: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class _Export:
-    """The outcome of masking, tracing, solving and materialising."""
+    """The outcome of masking, tracing, solving and materialising.
+
+    ``masked`` is the model before that: another one, where parts were pruned in place.
+    """
 
     capture: str
+    masked: nn.Module
     module: nn.Module
     graphs: Sequence[ChannelGraph]
     solutions: Sequence[Solution]
@@ -173,7 +177,7 @@ def _cover_side(
         step[0] = "compare"
         error = deviation(want, got) if export.deviation is None else export.deviation
         step[0] = "compare elsewhere"
-        others = _elsewhere(model, export, inputs, dtype)
+        others = _elsewhere(export, inputs, dtype)
     except Exception as problem:  # the record says so, and the sweep goes on
         return record.model_copy(update={"problem": _problem(step[0], problem)})
     found = {
@@ -193,13 +197,9 @@ def _cover_side(
     return record.model_copy(update=found)
 
 
-def _elsewhere(
-    model: nn.Module, export: _Export, inputs: Any, dtype: str
-) -> tuple[OtherInputs, ...]:
-    """Compare on other inputs, unless the model was pruned in place, part by part."""
-    if export.module is model:
-        return ()
-    found = elsewhere(Both(model, export.module), inputs, getattr(torch, dtype))
+def _elsewhere(export: _Export, inputs: Any, dtype: str) -> tuple[OtherInputs, ...]:
+    """Compare on other inputs."""
+    found = elsewhere(Both(export.masked, export.module), inputs, getattr(torch, dtype))
     return tuple(OtherInputs(what=o.what, status=o.status, reason=o.reason[:500]) for o in found)
 
 
@@ -220,10 +220,11 @@ def _export(model: nn.Module, inputs: Any, task: Task, step: list[str]) -> _Expo
         pruned = materialize(model, solution)
     times.append(time.perf_counter())
     first, second, third = (b - a for a, b in pairwise(times))
-    return _Export(solution.capture, pruned, [graph], [solution], (first, second, third))
+    return _Export(solution.capture, model, pruned, [graph], [solution], (first, second, third))
 
 
 def _export_parts(model: nn.Module, inputs: Any, task: Task, step: list[str]) -> _Export:
+    masked = copy.deepcopy(model)
     start = time.perf_counter()
     with _naming(step, "submodules"):
         done = prune_submodules(model, inputs, time_limit=task.time_limit, seed=task.seed)
@@ -232,6 +233,7 @@ def _export_parts(model: nn.Module, inputs: Any, task: Task, step: list[str]) ->
     solving = sum(s.times.analysis + s.times.solve + s.times.layout for s in solutions)
     return _Export(
         "parts",
+        masked,
         model,
         [part.graph for part in done.pruned],
         solutions,
