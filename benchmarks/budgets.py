@@ -1,6 +1,7 @@
 """The accuracy that budgets leave: masks chosen in several ways, all refitted with the same data.
 
 python benchmarks/budgets.py --out docs/budgets.md
+python benchmarks/budgets.py glyphs-resnet glyphs-densenet glyphs-mobilenet --clock
 python benchmarks/budgets.py resnet --seeds 1 --method joint uniform
 """
 
@@ -46,6 +47,7 @@ from upscale_opt.solver.selection.rates import Rates
 ENGLISH = "english_g2"
 SHARES = {
     **dict.fromkeys(("resnet", "densenet", "mobilenet"), (0.2, 0.1, 0.07, 0.05)),
+    **dict.fromkeys(("glyphs-resnet", "glyphs-densenet", "glyphs-mobilenet"), (0.5, 0.33, 0.25)),
     ENGLISH: (0.5, 0.4, 0.3, 0.2),
 }
 """Networks, and the shares of their multiply-adds that are left."""
@@ -98,8 +100,9 @@ def subject(task: Task) -> Subject:
     """The network of a task; of ``english_g2`` the seed decides what it is calibrated with."""
     if task.net == ENGLISH:
         return _english(task.seed)
-    data = load_dataset("mnist5k")
-    recipe = recipe_of("mnist5k", task.net, task.seed, EPOCHS["mnist5k"])
+    name, _, net = task.net.rpartition("-")
+    data = load_dataset(name or "mnist5k")
+    recipe = recipe_of(data.name, net, task.seed, EPOCHS[data.name])
     model = trained(recipe, data, task.cache / "networks", pages.say)
     generator = torch.Generator().manual_seed(task.seed)
     chosen = torch.randperm(len(data.train), generator=generator)[:_CALIBRATION]
@@ -534,8 +537,10 @@ def page(
         "The share of test inputs that networks get right when masks leave a share of their "
         "multiply-adds, in per cent. Nothing is trained after pruning: everybody's weights are "
         "refitted by `uo.refit` to the same unlabelled inputs. The residual, dense and "
-        "inverted-residual network are trained on MNIST-5k (three seeds), refitted to "
-        f"{_CALIBRATION} of the images that they learned from, and tested on 1,000 others. "
+        "inverted-residual network are trained on MNIST-5k, or on `glyphs` (94 printed "
+        "characters, bent and noisy, tested in fonts that they did not learn from), refitted to "
+        f"{_CALIBRATION} of the images that they learned from, and tested on 1,000 others (2,256 "
+        "glyphs). "
         "`english_g2` is EasyOCR's recogniser with its weights, refitted to 96 words drawn in "
         "16 fonts (three seeds, three sets of words), tested on 400 others; its recurrent layers "
         "stay whole, and are not counted. Multiply-adds are those of convolutions (depthwise ones "

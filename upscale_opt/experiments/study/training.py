@@ -82,7 +82,7 @@ def trained(
         UpscaleError: if what the cache holds cannot be read.
         OSError: if the cache cannot be written.
     """
-    model = build_small(recipe.net, image=data.image, seed=recipe.seed)
+    model = build_small(recipe.net, image=data.image, classes=data.classes, seed=recipe.seed)
     weights, words = (cache / f"{recipe.name}.{kind}" for kind in ("safetensors", "json"))
     if weights.exists() and words.exists():
         _restore(model, recipe, weights, words)
