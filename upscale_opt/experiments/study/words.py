@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from upscale_opt.experiments.study.data import need
 HEIGHT = 64
 WIDTH = 192
 
-_FONTS = (
+FONTS = (
     *(f"DejaVu{kind}{style}" for kind in ("Sans", "SansMono") for style in ("", "-Bold")),
     *(f"DejaVu{kind}{style}Oblique" for kind in ("Sans", "SansMono") for style in ("-", "-Bold")),
     *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
@@ -74,12 +75,20 @@ def _shuffled() -> list[str]:
 @lru_cache(maxsize=4)
 def _drawn(words: tuple[str, ...], seed: int) -> Words:
     chance = random.Random(seed)
-    texts = tuple(_cased(word, chance) for word in words)
+    texts = tuple(cased(word, chance) for word in words)
     return Words(torch.stack([_picture(text, chance) for text in texts]), texts)
 
 
-def _cased(word: str, chance: random.Random) -> str:
-    """As it is, with a capital, in capitals, or a number instead."""
+def shuffled_words(chance: random.Random) -> Iterator[str]:
+    """All words in an order drawn by ``chance``, again and again."""
+    words = _WORDS.split()
+    while True:
+        chance.shuffle(words)
+        yield from words
+
+
+def cased(word: str, chance: random.Random) -> str:
+    """A word as it is, with a capital, in capitals, or a number instead."""
     kind = chance.random()
     if kind < 0.1:
         return str(chance.randrange(100, 1_000_000))
@@ -91,7 +100,7 @@ def _picture(text: str, chance: random.Random) -> Tensor:
     need("matplotlib")
     from PIL import Image, ImageDraw, ImageFilter
 
-    font = _font(chance.choice(_FONTS))
+    font = _font(chance.choice(FONTS))
     left, top, right, bottom = (int(edge) for edge in font.getbbox(text))
     margin = _SIZE
     size = (right - left + 2 * margin, bottom - top + 2 * margin)
