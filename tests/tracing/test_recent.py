@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -177,3 +178,40 @@ def test_an_edited_function_of_the_same_name_is_another_model() -> None:
     next(node for node in made.graph.nodes if node.op == "call_function").target = make(3)
     made.recompile()
     assert recall(made, graph.example, graph.capture) is None
+
+
+@dataclass
+class Settings:
+    """Of a model, and perhaps those that hold them."""
+
+    scale: float
+    outer: Settings | None = None
+
+
+class Configured(nn.Module):
+    """A model that keeps its settings, as those of libraries do."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.first, self.second = nn.Conv2d(1, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.second(self.first(x).relu()) * self.settings.scale)
+
+
+def test_settings_are_compared() -> None:
+    model, x = Configured(Settings(2.0)).eval(), torch.rand(2, 1, 4, 4)
+    graph = uo.trace(model, x)
+    assert recall(model, graph.example, graph.capture) is not None
+    model.settings.scale = 3.0
+    assert recall(model, graph.example, graph.capture) is None
+
+
+def test_settings_that_hold_themselves() -> None:
+    settings = Settings(2.0)
+    settings.outer = settings
+    model, x = Configured(settings).eval(), torch.rand(2, 1, 4, 4)
+    graph = uo.trace(model, x)
+    assert recall(model, graph.example, graph.capture) is None  # one cannot tell
+    assert uo.prune(model, x, amount=0.5).report is not None

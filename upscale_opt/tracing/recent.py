@@ -95,7 +95,7 @@ def _signature(model: nn.Module) -> Any:
             )
             for name, module in model.named_modules(remove_duplicate=False)
         ]
-    except _NotComparableError:
+    except (_NotComparableError, RecursionError):  # of things that hold each other
         return None
 
 
