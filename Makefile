@@ -95,7 +95,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(call fresh_sources)
 	@touch $@
 
-# apple-upscale asks for PyTorch 2.0.1, but works with ours; so its dependencies stay out.
+# apple-upscale asks for PyTorch 2.0.1, but works with ours; so dependencies stay out.
 $(BENCH_READY): $(READY)
-	@$(PIP) install --quiet --no-deps -c constraints.txt apple-upscale
+	@$(PIP) install --quiet --no-deps -c constraints.txt apple-upscale torch-pruning
 	@touch $@

@@ -81,6 +81,7 @@ class Subject:
         batches: to calibrate with.
         test: tells the share that a model gets right.
         example: one input.
+        whole: layers whose outputs Torch-Pruning has to leave alone.
     """
 
     model: nn.Module
@@ -88,6 +89,7 @@ class Subject:
     batches: list[Tensor]
     test: Callable[[nn.Module], float]
     example: Tensor
+    whole: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,8 @@ def _english(seed: int) -> Subject:
 
     example = words.pixels[:1]
     batches = list(torch.split(words_to_calibrate(seed).pixels, 32))
-    return Subject(model, uo.trace(model, example), batches, right, example)
+    whole = ("FeatureExtraction.ConvNet.18",)
+    return Subject(model, uo.trace(model, example), batches, right, example, whole)
 
 
 def _craft(seed: int) -> Subject:
@@ -147,7 +150,7 @@ def _craft(seed: int) -> Subject:
 
     example = sheets.pixels[:1]
     batches = list(torch.split(sheets_to_calibrate(seed).pixels, 4))
-    return Subject(model, uo.trace(model, example), batches, right, example)
+    return Subject(model, uo.trace(model, example), batches, right, example, ("conv_cls.8",))
 
 
 class Cell(Document):
@@ -276,6 +279,55 @@ def _priced(ask: Ask) -> Masks:
     return dropped(high)
 
 
+def _torch_pruning(is_global: bool) -> Callable[[Ask], Masks]:
+    """What Torch-Pruning drops: dependent channels together, by the L2 norm of their group.
+
+    Its channels are taken over as masks, so that they are refitted and exported like all others.
+    """
+
+    def masks(ask: Ask) -> Masks:
+        subject, share, _ = ask
+        low, high = 0.0, 0.97
+        for _ in range(8):
+            ratio = (low + high) / 2
+            if macs_left(subject.graph, _grouped(subject, ratio, is_global)) > share:
+                low = ratio
+            else:
+                high = ratio
+        return _grouped(subject, high, is_global)
+
+    return masks
+
+
+def _grouped(subject: Subject, ratio: float, is_global: bool) -> Masks:
+    import torch_pruning
+
+    names = {module: name for name, module in subject.model.named_modules()}
+    pruner = torch_pruning.pruner.BasePruner(
+        subject.model,
+        subject.example,
+        importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+        global_pruning=is_global,
+        pruning_ratio=ratio,
+        max_pruning_ratio=0.97,
+        ignored_layers=[subject.model.get_submodule(name) for name in subject.whole],
+        root_module_types=[torch_pruning.ops.TORCH_CONV],
+    )
+    dropped: dict[str, set[int]] = {}
+    for group in pruner.step(interactive=True):  # which prunes nothing by itself
+        for dependency, channels in group:
+            reader = dependency.target.module
+            reads = dependency.handler.__name__ == "prune_in_channels"
+            if reads and isinstance(reader, (nn.Conv2d, nn.Linear)):
+                dropped.setdefault(names[reader], set()).update(channels)
+    kept = {}
+    for name, channels in dropped.items():
+        size = subject.model.get_parameter(f"{name}.weight").shape[1]
+        left = tuple(channel for channel in range(size) if channel not in channels)
+        kept[f"{name}.weight"] = {1: left}
+    return Masks(kept=kept)
+
+
 @lru_cache(maxsize=1)
 def _lone_scores(subject: Subject) -> dict[str, Tensor]:
     """For each weight, the share of its output's variance that each slice makes alone."""
@@ -305,8 +357,13 @@ METHODS: dict[str, Callable[[Ask], Masks]] = {
     "uniform": _uniform("unconstrained"),
     "uniform constrained": _uniform("constrained"),
     "priced": _priced,
+    "torch-pruning": _torch_pruning(is_global=True),
+    "torch-pruning per layer": _torch_pruning(is_global=False),
 }
 """What chooses masks, by name."""
+
+PEERS = tuple(name for name in METHODS if name.startswith("torch-pruning"))
+"""Methods of another package, to be installed: ``pip install --no-deps torch-pruning``."""
 
 WITH_LOSSES = ("joint", "constrained", "greedy", "even")
 """Methods that look at refitted losses."""
@@ -575,6 +632,8 @@ def page(
         "step; the same share of every tensor. `uniform` drops the same share of every layer's "
         "inputs by L2 norm, `uniform constrained` of every tensor. `priced` is constrained, and "
         "drops channels at one price per multiply-add by the variance that they alone make. "
+        "`torch-pruning` drops what Torch-Pruning does by L2 norm of dependent channels, over all "
+        "layers or the same share of each (`per layer`). "
         "`copied` are the channels that exports gather, at all budgets; `seconds` are those to "
         "choose (losses included the first time)."
     )
@@ -601,8 +660,9 @@ def main() -> int:
     """Measure what is missing, print the page, and write it where asked."""
     parser = pages.parser(__doc__)
     parser.add_argument("networks", nargs="*", default=list(SHARES), help=", ".join(SHARES))
+    ours = [name for name in METHODS if name not in PEERS]
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), default=ours)
     parser.add_argument("--share", type=float, nargs="+", default=[], help="budgets")
     parser.add_argument("--weighting", choices=WEIGHTINGS, default=WEIGHTING)
     parser.add_argument("--clock", action="store_true", help="compare at equal time, too")
