@@ -6,9 +6,11 @@ import inspect
 import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from itertools import zip_longest
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations, zip_longest
 from pathlib import Path
-from types import FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -29,10 +31,12 @@ from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.running import run_as
 from upscale_opt.tracing.unchanged import undisturbed
+from upscale_opt.tracing.values import HeadCall
 from upscale_opt.tracing.wrappings import computed_by_torch, masked_by_torch
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _BARE = frozenset(vars(nn.Module()))
+_TRIES = 16
 
 
 def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
@@ -46,9 +50,13 @@ def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
     Code that the traced call does not reach (other arguments, methods, the other mode) is not
     looked at; it is right as far as it takes widths from layers, tensors and such attributes.
 
-    Modules of one's own often keep a width as an attribute (``self.c``), and split by it. Where
-    all that a module's own code computes with that width now has one other width, and methods
-    other than ``__init__`` read the attribute, it is set to that, if the calls are the same then.
+    Modules of one's own often keep a width as an attribute (``self.c``, ``self.head_dim``), and
+    split by it. Where what a module's own code computes with that width, or the heads that it cuts,
+    now have another one, and methods other than ``__init__`` read the attribute, it is set to that,
+    if the calls are the same then; so are those that the code reads from an object that the module
+    holds (``self.config.head_dim``), if all modules that hold it want the same. Numbers made of a
+    width before, as ``self.scaling`` of attention, stay: where code scales by the width that heads
+    have now, the calls differ.
 
     Args:
         model: the original, or another of its class, made with the same arguments. Parameters that
@@ -87,23 +95,22 @@ def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
     try:
         widths = _widths(_original(model, making), making.solution)
         _install(model, pruned, undo)
-        layers = len(undo)
-        found = _set_widths(model, widths, undo)
-        try:
-            _compare(model, pruned, making.origin.modes)
-        except MaterializeError as reason:
-            if not found:
-                raise
-            _take_back(undo, layers)
-            found = {}
+        layers, reason = len(undo), None
+        for choice in _choices(model, widths):
+            for number in choice:
+                _set(number.table, number.key, number.new, undo)
             try:
                 _compare(model, pruned, making.origin.modes)
-            except MaterializeError:
-                raise reason from None  # which says more
+            except MaterializeError as error:
+                reason = reason or error  # that of the first, which says most
+                _take_back(undo, layers)
+            else:
+                return {number.name: number.new for number in choice}
+        assert reason is not None
+        raise reason
     except BaseException:
         _take_back(undo, 0)
         raise
-    return found
 
 
 _Widths = Mapping[str, Mapping[int, Set[int]]]
@@ -149,18 +156,35 @@ def _program(model: nn.Module, solution: Solution, modes: Modes) -> Program:
 
 
 def _widths(program: Program, solution: Solution) -> _Widths:
-    """The widths that what the code of each module reads and writes had, and has."""
+    """The widths that what the code of each module reads and writes had, and has; heads' too."""
     found: dict[str, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for node in program.captured.graph.nodes:
         stack = [place for place, _ in node.meta.get("nn_module_stack", {}).values()]
         if node.op == "call_module" and stack:
             stack.pop()
+        own = found[stack[-1] if stack else ""]
         for name in _tensors(program, (node, *node.all_input_nodes)):
             tensor = program.graph.tensors[name]
             if tensor.axis is not None and name in solution.tensors:
                 kept = len(solution.tensors[name]) * tensor.features
-                found[stack[-1] if stack else ""][tensor.shape[tensor.axis]].add(kept)
+                own[tensor.shape[tensor.axis]].add(kept)
+        for name, heads in _in_heads(program.heads.get(node)):
+            if name in solution.tensors:
+                channels = len(program.graph.tensors[name].channels)
+                own[channels // heads].add(len(solution.tensors[name]) // heads)
     return found
+
+
+def _in_heads(call: HeadCall | None) -> Iterator[tuple[str, int]]:
+    """The tensors whose channels a call takes and gives head by head, and how many heads."""
+    if call is None:
+        return
+    for operand in call.operands:
+        name = operand.tensor if operand.merged is None else operand.merged.tensor
+        if name is not None and operand.arrangement is not None:
+            yield name, operand.arrangement.heads
+    if call.tensor is not None and call.arrangement is not None:
+        yield call.tensor, call.arrangement.heads
 
 
 def _tensors(program: Program, nodes: Iterable[fx.Node]) -> Iterator[str]:
@@ -191,27 +215,129 @@ def _install(model: nn.Module, pruned: PrunedModule, undo: list[Callable[[], Non
                 _set(own.__dict__, key, value, undo)
 
 
-def _set_widths(
-    model: nn.Module, widths: _Widths, undo: list[Callable[[], None]]
-) -> dict[str, int]:
-    """Set the attributes that are a width of what the module computes, and now another one."""
-    found: dict[str, int] = {}
-    for name, now in widths.items():
-        module = model.get_submodule(name)
-        for key, value in list(vars(module).items()):
-            new = now.get(value, ()) if type(value) is int else ()
-            if len(new) == 1 and value not in new and key in _read_by(type(module)):
-                (width,) = new
-                _set(module.__dict__, key, width, undo)
-                found[f"{name}.{key}".lstrip(".")] = width
+_Kind = tuple[type, str, bool]
+
+
+@dataclass(frozen=True)
+class _Number:
+    """An attribute that may be a width of what a module computes, and now another one.
+
+    Attributes:
+        name: from the model on.
+        kind: the module's class, the attribute's name in it, and ``sure``: what goes together.
+        table: what holds it.
+        key: under which name.
+        new: the width now.
+        sure: nothing that the module computes has the old width still.
+        held: it is not the module's own, but of an object that modules hold.
+    """
+
+    name: str
+    kind: _Kind
+    table: dict[str, Any]
+    key: str
+    new: int
+    sure: bool
+    held: bool
+
+
+def _choices(model: nn.Module, widths: _Widths) -> Iterator[list[_Number]]:
+    """The attributes to set: the likely first, at most :data:`_TRIES` times.
+
+    Modules of one class hold the same numbers under the same names, so are alike.
+    """
+    found = _numbers(model, widths)
+    kinds = dict.fromkeys(number.kind for number in found)
+    unsure = {n.kind for n in found if not n.sure}
+    held = {n.kind for n in found if n.held}
+    likely = [kinds.keys() - held, kinds.keys() - held - unsure, set(), set(kinds)]
+    for count in range(len(kinds) - 1, 0, -1):
+        likely.extend(map(set, combinations(kinds, count)))
+    tried: list[set[_Kind]] = []
+    for chosen in likely:
+        if chosen not in tried and len(tried) < _TRIES:
+            tried.append(chosen)
+            yield [number for number in found if number.kind in chosen]
+
+
+def _numbers(model: nn.Module, widths: _Widths) -> list[_Number]:
+    """The attributes that are widths which changed, each once."""
+    found: list[_Number] = []
+    shared: dict[tuple[int, str], list[_Number | None]] = defaultdict(list)
+    for name, module in model.named_modules():
+        read, now = _read_by(type(module)), widths.get(name, {})
+        for key, value in vars(module).items():
+            if key not in read or key in _BARE:
+                continue
+            number = _number(module, f"{name}.{key}", key, vars(module), now)
+            if number is not None:
+                found.append(number)
+            if type(value) in _PLAIN or isinstance(value, (type, torch.Tensor, nn.Module)):
+                continue
+            for inner in getattr(value, "__dict__", {}).keys() & read:
+                within = f"{name}.{key}.{inner}"
+                one = _number(module, within, inner, vars(value), now, held=True)
+                shared[id(value), inner].append(one)
+    for numbers in shared.values():
+        first = numbers[0]
+        if first is not None and {n.new if n else None for n in numbers} == {first.new}:
+            found.append(first)
     return found
 
 
-def _read_by(kind: type) -> set[str]:
-    """The names that the methods of a class read, but ``__init__``."""
-    methods = inspect.getmembers(kind, lambda value: isinstance(value, FunctionType))
-    own = (m.__code__.co_names for name, m in methods if name != "__init__")
-    return {name for names in own for name in names}
+def _number(
+    module: nn.Module,
+    name: str,
+    key: str,
+    table: dict[str, Any],
+    now: Mapping[int, Set[int]],
+    held: bool = False,
+) -> _Number | None:
+    value = table[key]
+    if type(value) is not int:
+        return None
+    new = now.get(value, frozenset())
+    others = new - {value}
+    if len(others) != 1:
+        return None
+    (width,) = others
+    sure = value not in new
+    return _Number(name.lstrip("."), (type(module), key, sure), table, key, width, sure, held)
+
+
+@cache
+def _read_by(kind: type) -> frozenset[str]:
+    """The names that the methods of a class read, but ``__init__``; within decorators, too."""
+    names: set[str] = set()
+    known: set[int] = set()
+    stack: list[Any] = [
+        value
+        for name, value in inspect.getmembers(kind)
+        if isinstance(value, FunctionType) and name != "__init__" and not _of_torch(value)
+    ]
+    while stack:
+        value = stack.pop()
+        if id(value) in known:
+            continue
+        known.add(id(value))
+        if isinstance(value, CodeType):
+            names.update(value.co_names)
+            stack.extend(value.co_consts)
+        elif isinstance(value, FunctionType) and not _of_torch(value):
+            stack.append(value.__code__)
+            stack.extend(cell.cell_contents for cell in value.__closure__ or () if _filled(cell))
+    return frozenset(names)
+
+
+def _of_torch(function: FunctionType) -> bool:
+    return function.__module__.partition(".")[0] == "torch"
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        return isinstance(cell.cell_contents, FunctionType)
+    except ValueError:  # of a function that is not defined yet
+        return False
 
 
 def _set(table: dict[str, Any], key: str, value: Any, undo: list[Callable[[], None]]) -> None:
