@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from upscale_opt.ir import graph as ir
+from upscale_opt.materializing.angles import taken_angles
 from upscale_opt.materializing.reads import read_operand, select
 from upscale_opt.materializing.state import State
 from upscale_opt.runtime.modules import Gather
@@ -131,7 +132,8 @@ def emit_heads(
             if read is not None:
                 value, channels = select(state, value, read), read.channels
         if call.how == "rotation":
-            return _rotation(state, call, value, channels, tuple(map(argument, node.args[1:])))
+            angles = tuple(map(argument, node.args[1:]))
+            return _rotation(state, node, call, value, channels, angles)
         if operand.arrangement is not None and call.how != "pointwise":
             value = spread(state.new, value, operand.arrangement, len(channels))
             if operand.repeats > 1:
@@ -174,6 +176,7 @@ def _gathered(
 
 def _rotation(
     state: State,
+    node: fx.Node,
     call: HeadCall,
     value: fx.Node,
     channels: Sequence[int],
@@ -183,7 +186,8 @@ def _rotation(
 
     Args:
         state: the pruned program.
-        call: the rotation.
+        node: the rotation in the captured one.
+        call: the same.
         value: what is rotated, head after head.
         channels: which of the original's channels that has.
         angles: the cosines and sines of all of them.
@@ -193,8 +197,15 @@ def _rotation(
     arrangement, new = call.arrangement, state.new
     count = len(state.graph.tensors[call.tensor].channels)
     size = count // arrangement.heads
-    if list(channels) == list(range(count)):
-        spreaded = spread(new, value, arrangement, count)
+    alike = _same_pairs(channels, size, arrangement.heads)
+    if alike is not None:
+        spreaded = spread(new, value, arrangement, len(channels))
+        if len(alike) < size:
+            makers = [arg for arg in node.args[1:] if isinstance(arg, fx.Node)]
+            angles = tuple(
+                taken_angles(state, maker, angle, alike)
+                for maker, angle in zip(makers, angles, strict=True)
+            )
         result = new.call_function(rotate, (spreaded, *angles))
         state.computed.add(result)
         state.joined[call.tensor] = join(new, result, arrangement)
@@ -215,6 +226,22 @@ def _rotation(
     state.computed.add(result)
     state.joined[call.tensor] = result
     return spread(new, result, arrangement, len(channels))
+
+
+def _same_pairs(channels: Sequence[int], size: int, heads: int) -> tuple[int, ...] | None:
+    """The channels that every head has, if they are the same ones, and half a head between pairs.
+
+    Args:
+        channels: those that are left, head after head.
+        size: how many a head had.
+        heads: how many heads there are.
+    """
+    left = len(channels) // heads
+    own = [entry % size for entry in channels[:left]]
+    alike = [head * size + channel for head in range(heads) for channel in own]
+    first = own[: left // 2]
+    paired = own == first + [channel + size // 2 for channel in first]
+    return tuple(own) if paired and alike == list(channels) else None
 
 
 def _take_repeated(state: State, op: ir.Select, heads: int) -> None:

@@ -302,7 +302,8 @@ def _number(
         return None
     (width,) = others
     sure = value not in new
-    return _Number(name.lstrip("."), (type(module), key, sure), table, key, width, sure, held)
+    kind = type(module), f"held {key}" if held else key, sure
+    return _Number(name.lstrip("."), kind, table, key, width, sure, held)
 
 
 @cache

@@ -67,6 +67,13 @@ def _slices(state: State) -> dict[int, Any]:
             if isinstance(tensor, nn.Parameter)
             else data.clone()
         )
+    for name, indices in state.narrowed.items():
+        tensor = own[name]
+        data = tensor.detach()[..., list(indices)]
+        learns = tensor.requires_grad
+        memo[id(tensor)] = (
+            nn.Parameter(data, learns) if isinstance(tensor, nn.Parameter) else data
+        )
     return memo
 
 

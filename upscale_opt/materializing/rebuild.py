@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.solution import Solution
+from upscale_opt.materializing.angles import narrow_angles
 from upscale_opt.materializing.calls import emit
 from upscale_opt.materializing.checks import write_checks
 from upscale_opt.materializing.in_place import protect
@@ -55,6 +56,7 @@ def rebuild(
     with torch.inference_mode(False):  # or else the export could never be trained
         state = State(model, program, solution, in_place)
         _write_calls(state)
+        narrow_angles(state)
         _compact_views(state, compacted or solution)
         _drop_unused(state)
         protect(state)

@@ -59,6 +59,10 @@ class State:
         selected: what calls other than concatenations and sums read, by operation and operand.
         joined: tensors by name, that calls on heads hand to one another.
         buffers: arenas, by each of the concatenations in them.
+        angles: what takes some of the angles of a rotation: what of the captured program computes
+            them, and which it takes.
+        narrowed: of tensors by name, the elements along the last axis that are left beside what the
+            solution says.
         groups: of convolutions (by module), into how many groups their channels fall.
         sizes: what modules with a rule of the user's are told.
         renamed: the original's names of modules and tensors, by those in the pruned program, where
@@ -89,6 +93,8 @@ class State:
         for arena in solution.arenas:
             buffer = Buffer({channel: i for i, channel in enumerate(arena.channels)})
             self.buffers.update(dict.fromkeys(arena.tensors, buffer))
+        self.angles: dict[fx.Node, tuple[fx.Node, tuple[int, ...]]] = {}
+        self.narrowed: dict[str, tuple[int, ...]] = {}
         self.groups: dict[str, int] = {}
         self.sizes: dict[str, tuple[Resize | None, Sizes]] = {}
         self.renamed: dict[str, str] = {}
