@@ -6,7 +6,7 @@ a space of the channel graph: all layers that read (or write) its channels decid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from upscale_opt.disjoint_sets import UnionFind
 from upscale_opt.errors import MaskError
 from upscale_opt.ir import graph as ir
 from upscale_opt.ir.graph import ChannelGraph, Layer, slices_of
@@ -22,7 +23,8 @@ from upscale_opt.masking.ranking import least_by_group
 from upscale_opt.masking.slices import channel_rows
 from upscale_opt.masking.zeros import apply_masks, state_of
 from upscale_opt.shown import Shown
-from upscale_opt.solver.network.coupling import groups
+from upscale_opt.solver.network.coupling import Group, Member, groups
+from upscale_opt.tracing.attention import ROTATED
 from upscale_opt.tracing.wrappings import unwrapped
 
 Side = Literal["input", "output", "both"]
@@ -147,9 +149,9 @@ class Segment(Shown):
         for share in self.shares:
             gone = set(share.slices[dropped].flatten().tolist())
             size = slices_of(self.graph, share.weight, share.axis)
-            kept.setdefault(share.weight, {})[share.axis] = tuple(
-                i for i in range(size) if i not in gone
-            )
+            own = kept.setdefault(share.weight, {})
+            left = own.get(share.axis, range(size))  # a layer may have several parts
+            own[share.axis] = tuple(i for i in left if i not in gone)
         return Masks(kept=kept, graph_fingerprint=self.graph.masks_fingerprint)
 
 
@@ -242,9 +244,7 @@ def _constrained(
     model: nn.Module, graph: ChannelGraph, sides: Sequence[_OneSide], layers: Layers
 ) -> list[Segment]:
     found: list[Segment] = []
-    for group in groups(graph):
-        if group.fixed is not None:
-            continue
+    for group in _turned_alike(graph, [g for g in groups(graph) if g.fixed is None]):
         shares = [
             Share(member.parameter, member.axis, side, torch.tensor(member.slices))
             for side in sides
@@ -253,6 +253,48 @@ def _constrained(
         if shares and (layers == "all" or any(_is_conv(graph, s.weight) for s in shares)):
             found.append(Segment(model, graph, group.channels, tuple(shares)))
     return found
+
+
+def _turned_alike(graph: ChannelGraph, found: Sequence[Group]) -> list[Group]:
+    """Groups, of which those that are turned by the same angles are one.
+
+    A rotary embedding turns the same pairs of channels in all heads of all layers by one angle
+    each. Heads that keep different pairs would need a copy of the angles each.
+    """
+    angles = UnionFind()
+    turned: set[int] = set()
+    for op in graph.operations:
+        if isinstance(op, ir.ChannelWise) and op.outputs[0].endswith(f".{ROTATED}"):
+            given, own = graph.tensors[op.whole[0]].channels, graph.tensors[op.inputs[0]].channels
+            if given:
+                angles.tie((given[i % len(given)] for i in range(len(own))), own)
+                turned.update(own)
+    alike: dict[tuple[bool, frozenset[int]], list[Group]] = {}
+    for group in found:
+        together = turned.issuperset(group.channels)
+        names = map(angles.find, group.channels) if together else group.channels
+        alike.setdefault((together, frozenset(names)), []).append(group)
+    return [_one(same, angles) if turns else same[0] for (turns, _), same in alike.items()]
+
+
+def _one(same: Sequence[Group], angles: UnionFind) -> Group:
+    """Groups that are turned by the same angles, as one with a channel for each angle."""
+    channels = {angles.find(channel): channel for channel in reversed(same[0].channels)}
+
+    def merged(members: Sequence[Member], group: Group) -> Iterator[Member]:
+        for member in members:
+            slices: dict[int, list[int]] = {name: [] for name in channels}
+            for channel, own in zip(group.channels, member.slices, strict=True):
+                slices[angles.find(channel)].extend(own)
+            by_angle = tuple(tuple(slices[name]) for name in reversed(channels))
+            yield Member(member.parameter, member.axis, by_angle)
+
+    return Group(
+        channels=tuple(reversed(channels.values())),
+        fixed=None,
+        consumers=tuple(m for group in same for m in merged(group.consumers, group)),
+        producers=tuple(m for group in same for m in merged(group.producers, group)),
+    )
 
 
 def _is_conv(graph: ChannelGraph, weight: str) -> bool:

@@ -250,7 +250,7 @@ def _choices(model: nn.Module, widths: _Widths) -> Iterator[list[_Number]]:
     kinds = dict.fromkeys(number.kind for number in found)
     unsure = {n.kind for n in found if not n.sure}
     held = {n.kind for n in found if n.held}
-    likely = [kinds.keys() - held, kinds.keys() - held - unsure, set(), set(kinds)]
+    likely = [kinds.keys() - held - unsure, kinds.keys() - held, set(), set(kinds)]
     for count in range(len(kinds) - 1, 0, -1):
         likely.extend(map(set, combinations(kinds, count)))
     tried: list[set[_Kind]] = []

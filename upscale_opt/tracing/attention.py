@@ -83,6 +83,9 @@ FLAT = "flat"
 PART = "part"
 """The end of the names of operations that say which channels of queries, or keys, are one."""
 
+ROTATED = "rotated"
+"""The end of the names of tensors whose pairs of channels were turned, head after head."""
+
 REPEATED = "repeated"
 """The end of the names of operations that repeat heads."""
 
@@ -159,7 +162,7 @@ class _Writer:
         if any(a.shape[-1] != size or a.shape[heads.head] != 1 for a in angles):
             raise NotUnderstood(_TURNS)
         source = self._cut(heads, 0)
-        result = self._between(f"{self.name}.rotated", source.shape, heads)
+        result = self._between(f"{self.name}.{ROTATED}", source.shape, heads)
         grid = heads.ids.reshape(-1, size)
         self.channels.tie(grid[:, : size // 2].flatten(), grid[:, size // 2 :].flatten())
         for angle in angles:
