@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,9 +91,9 @@ class Turning(nn.Module):
         if cache is not None:
             k, v = cache.update(k, v, self.number)
         k, v = (
-            part[:, :, None].expand(-1, -1, self.groups, -1, -1).reshape(
-                part.shape[0], part.shape[1] * self.groups, part.shape[2], part.shape[3]
-            )
+            part[:, :, None]
+            .expand(-1, -1, self.groups, -1, -1)
+            .reshape(part.shape[0], part.shape[1] * self.groups, part.shape[2], part.shape[3])
             for part in (k, v)
         )
         places = torch.arange(k.shape[2], device=x.device)
@@ -201,7 +202,10 @@ class Columns(nn.Module):
     def __init__(self, out: int, width: int) -> None:
         super().__init__()
         self.nf, self.nx = out, width
-        self.weight, self.bias = nn.Parameter(torch.randn(width, out)), nn.Parameter(torch.randn(out))
+        self.weight, self.bias = (
+            nn.Parameter(torch.randn(width, out)),
+            nn.Parameter(torch.randn(out)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         size = (*x.size()[:-1], self.nf)
@@ -239,7 +243,7 @@ class Projected(nn.Module):
         raise NotImplementedError
 
     def scale(self) -> float | None:
-        return SIZE**-0.5
+        return 1 / math.sqrt(SIZE)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (p(x).view(self.shape(x)).transpose(1, 2) for p in (self.q, self.k, self.v))
@@ -283,8 +287,8 @@ class Scaling(Projected):
     def shape(self, x: Tensor) -> tuple[int, ...]:
         return (*x.shape[:-1], -1, self.head_dim)
 
-    def scale(self) -> float:
-        return float(self.head_dim) ** -0.5
+    def scale(self) -> float | None:
+        return 1 / math.sqrt(self.head_dim)
 
 
 class ScalingItself(Scaling):

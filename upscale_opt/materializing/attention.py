@@ -202,10 +202,11 @@ def _rotation(
         spreaded = spread(new, value, arrangement, len(channels))
         if len(alike) < size:
             makers = [arg for arg in node.args[1:] if isinstance(arg, fx.Node)]
-            angles = tuple(
+            cos, sin = (
                 taken_angles(state, maker, angle, alike)
                 for maker, angle in zip(makers, angles, strict=True)
             )
+            angles = cos, sin
         result = new.call_function(rotate, (spreaded, *angles))
         state.computed.add(result)
         state.joined[call.tensor] = join(new, result, arrangement)

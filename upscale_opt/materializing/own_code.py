@@ -7,8 +7,7 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from functools import cache
-from itertools import combinations, zip_longest
+from itertools import chain, combinations, zip_longest
 from pathlib import Path
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -36,7 +35,7 @@ from upscale_opt.tracing.wrappings import computed_by_torch, masked_by_torch
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _BARE = frozenset(vars(nn.Module()))
-_TRIES = 16
+_TRIES = 8
 
 
 def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
@@ -251,21 +250,23 @@ def _choices(model: nn.Module, widths: _Widths) -> Iterator[list[_Number]]:
     unsure = {n.kind for n in found if not n.sure}
     held = {n.kind for n in found if n.held}
     likely = [kinds.keys() - held - unsure, kinds.keys() - held, set(), set(kinds)]
-    for count in range(len(kinds) - 1, 0, -1):
-        likely.extend(map(set, combinations(kinds, count)))
+    fewer = (set(some) for n in range(len(kinds) - 1, 0, -1) for some in combinations(kinds, n))
     tried: list[set[_Kind]] = []
-    for chosen in likely:
-        if chosen not in tried and len(tried) < _TRIES:
+    for chosen in chain(likely, fewer):
+        if chosen not in tried:
             tried.append(chosen)
             yield [number for number in found if number.kind in chosen]
+        if len(tried) == _TRIES:
+            return
 
 
 def _numbers(model: nn.Module, widths: _Widths) -> list[_Number]:
     """The attributes that are widths which changed, each once."""
     found: list[_Number] = []
     shared: dict[tuple[int, str], list[_Number | None]] = defaultdict(list)
+    reads = {kind: _read_by(kind) for kind in {type(module) for module in model.modules()}}
     for name, module in model.named_modules():
-        read, now = _read_by(type(module)), widths.get(name, {})
+        read, now = reads[type(module)], widths.get(name, {})
         for key, value in vars(module).items():
             if key not in read or key in _BARE:
                 continue
@@ -306,7 +307,6 @@ def _number(
     return _Number(name.lstrip("."), kind, table, key, width, sure, held)
 
 
-@cache
 def _read_by(kind: type) -> frozenset[str]:
     """The names that the methods of a class read, but ``__init__``; within decorators, too."""
     names: set[str] = set()

@@ -71,9 +71,7 @@ def _slices(state: State) -> dict[int, Any]:
         tensor = own[name]
         data = tensor.detach()[..., list(indices)]
         learns = tensor.requires_grad
-        memo[id(tensor)] = (
-            nn.Parameter(data, learns) if isinstance(tensor, nn.Parameter) else data
-        )
+        memo[id(tensor)] = nn.Parameter(data, learns) if isinstance(tensor, nn.Parameter) else data
     return memo
 
 
