@@ -83,6 +83,30 @@ def test_masks_take_the_slices_of_least_norm() -> None:
     assert (model.get_parameter("1.weight") == 0).all(0).tolist() == [0, 1, 1, 0]
 
 
+class Conv1D(nn.Module):
+    """A layer as GPT-2 has it: its weight is (in, out)."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+@pytest.mark.parametrize("width", [6, 4])
+def test_masks_know_layers_whose_weight_lies_the_other_way(width: int) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), Conv1D(width, 4), nn.Linear(width, 2))
+    for side, axis in (("output", 1), ("input", 0)):
+        masked = copy.deepcopy(model)
+        mask(masked, side, 0.5, survey(masked, torch.randn(2, 3)))
+        zero = masked.get_parameter("1.weight") == 0
+        assert int(zero.all(1 - axis).sum()) == zero.shape[axis] // 2
+        silent = zero.all(0) & (masked.get_parameter("1.bias") == 0)
+        assert int(silent.sum()) == (width // 2 if side == "output" else 0)
+
+
 def test_a_network_is_covered_on_all_sides() -> None:
     record = cover(Task(SMALL))
     assert record is not None
@@ -169,6 +193,41 @@ def test_a_deviation_is_lossy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert record is not None
     assert {side.status for side in record.sides} == {"lossy"}
     assert not record.lossless
+
+
+class Rounding(nn.Module):
+    """Normalises in float32, whatever it is cast to; exports have the channels in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 64)
+        self.readers = nn.ModuleList(nn.Linear(64, 8) for _ in range(3))
+        self.last = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stem(x.flatten(2).transpose(1, 2))
+        low = y.float()
+        y = (low * torch.rsqrt(low.pow(2).mean(-1, keepdim=True) + 1e-6)).to(y.dtype)
+        result: Tensor = self.last(sum(reader(y) for reader in self.readers))
+        return result
+
+
+def test_the_models_own_noise_has_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "build", lambda name, seed: Rounding().eval())
+    record = cover(Task(SMALL))
+    assert record is not None
+    side = record.sides[0]
+    assert side.status == "own noise"
+    assert side.noise == "the model computes in float32 inside of the model itself"
+    assert side.deviation is not None
+    assert 1e-10 < side.deviation < 1e-5
+    assert record.lossless
+    assert record.noisy
+    text = tables([record])
+    assert "1 of 1 lossless on all sides (1 up to own noise)" in text
+    assert "(own noise) |" in text
+    assert "inside of the model itself" in text
+    assert "lossy" not in text
 
 
 def test_an_export_that_is_wrong_for_another_batch_is_not_lossless(

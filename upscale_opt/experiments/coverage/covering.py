@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from upscale_opt.errors import TraceError, UpscaleError
+from upscale_opt.errors import TraceError, UpscaleError, VerificationError
 from upscale_opt.experiments.coverage.masking import Survey, mask, run, survey, zeros
 from upscale_opt.experiments.coverage.reasons import reasons
 from upscale_opt.experiments.coverage.records import (
@@ -176,12 +176,15 @@ def _cover_side(
         got, kept = run(export.module, inputs)
         step[0] = "compare"
         error = deviation(want, got) if export.deviation is None else export.deviation
+        noise = "" if error <= allowed else _noise(export, inputs, dtype)
         step[0] = "compare elsewhere"
         others = _elsewhere(export, inputs, dtype)
     except Exception as problem:  # the record says so, and the sweep goes on
         return record.model_copy(update={"problem": _problem(step[0], problem)})
+    status = "lossless" if error <= allowed else "own noise" if noise else "lossy"
     found = {
-        "status": "lossless" if error <= allowed else "lossy",
+        "status": status,
+        "noise": noise,
         "deviation": error if error == error else None,
         "capture": export.capture,
         "masked": masked,
@@ -195,6 +198,15 @@ def _cover_side(
         "materialize": export.seconds[2],
     }
     return record.model_copy(update=found)
+
+
+def _noise(export: _Export, inputs: Any, dtype: str) -> str:
+    """Where the masked model rounds, if that explains a deviation; nothing if it does not."""
+    try:
+        found = Both(export.masked, export.module).compare(inputs, getattr(torch, dtype))
+    except VerificationError:
+        return ""
+    return "" if found.lower is None else f"the model {found.lower}"
 
 
 def _elsewhere(export: _Export, inputs: Any, dtype: str) -> tuple[OtherInputs, ...]:

@@ -147,19 +147,27 @@ def weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, tuple[int, in
 
     Those of convolutions and linear layers; the projections of PyTorch's attention, of which the
     one for queries, keys and values is one matrix; and what modules that are not PyTorch's own
-    call a weight.
+    call a weight, which is of shape (in, out) in the ``Conv1D`` of transformers.
     """
     seen: set[int] = set()
     for path, module in model.named_modules():
         layer = isinstance(module, (_ConvNd, nn.Linear))
         plain = not type(module).__module__.startswith("torch.nn.")
-        axes = (1, 0) if isinstance(module, _ConvNd) and module.transposed else (0, 1)
+        turned = isinstance(module, _ConvNd) and module.transposed
+        axes = (1, 0) if turned or _is_in_by_out(module) else (0, 1)
         for name, weight in module.named_parameters(path, recurse=False):
             projection = isinstance(module, nn.MultiheadAttention) and name.endswith("proj_weight")
             known = projection or ((layer or plain) and name.endswith("weight"))
             if known and weight.dim() >= 2 and id(weight) not in seen:
                 seen.add(id(weight))
                 yield name, weight, axes
+
+
+def _is_in_by_out(module: nn.Module) -> bool:
+    """Tell whether a module is a ``Conv1D`` of transformers, by the sizes that it keeps."""
+    weight = module._parameters.get("weight")
+    sizes = vars(module).get("nx"), vars(module).get("nf")
+    return type(module).__name__ == "Conv1D" and weight is not None and weight.shape == sizes
 
 
 def _least(weight: Tensor, axis: int, groups: int, amount: float) -> Tensor:

@@ -53,7 +53,10 @@ class SideRecord(Record):
 
     Attributes:
         side: which slices of every weight are masked.
-        status: ``"lossless"``, ``"lossy"``, or ``"failed"`` where there is no export.
+        status: ``"lossless"``; ``"own noise"`` if it deviates by more than is allowed, but by no more
+            than the masked model's own rounding inside explains; ``"lossy"``; or ``"failed"``
+            where there is no export.
+        noise: where the masked model rounds, for ``"own noise"``.
         problem: what went wrong, if it did: the step, the error, and where it came from.
         deviation: of the export's outputs, relative to the largest value of an output.
         dtype: the precision in which they were compared.
@@ -69,7 +72,8 @@ class SideRecord(Record):
     """
 
     side: Literal["input", "output", "both"]
-    status: Literal["lossless", "lossy", "failed"] = "failed"
+    status: Literal["lossless", "own noise", "lossy", "failed"] = "failed"
+    noise: str = ""
     problem: str = ""
     deviation: float | None = None
     dtype: str = ""
@@ -117,12 +121,17 @@ class NetworkRecord(Document):
 
     @property
     def lossless(self) -> bool:
-        """Tell whether all sides are lossless, on whatever their exports take."""
+        """Tell whether all sides are lossless or own noise, on whatever their exports take."""
         return bool(self.sides) and all(
-            side.status == "lossless"
+            side.status in ("lossless", "own noise")
             and not any(other.status in ("differs", "failed") for other in side.elsewhere)
             for side in self.sides
         )
+
+    @property
+    def noisy(self) -> bool:
+        """Tell whether that is so up to the model's own noise."""
+        return self.lossless and any(side.status == "own noise" for side in self.sides)
 
     @property
     def understood(self) -> bool:

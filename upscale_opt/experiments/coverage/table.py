@@ -40,7 +40,8 @@ _STATUSES = ("differs", "failed", "refused", "equal", "not taken")
 
 _LEGEND = """\
 *Deviation*: the largest of the three sides, relative to the largest output; in float64 (up to 1e-10
-counts as lossless), or in float32 where it says so (up to 1e-4). *Another batch*, *another size*:
+counts as lossless), or in float32 where it says so (up to 1e-4). *Own noise*: it is more, but no more
+than the masked model deviates from itself where it rounds inside, as `verify` allows. *Another batch*, *another size*:
 the same export beside the masked model on a batch and on images that were not traced: equal,
 refused by name, or not taken by the model itself. *Removed*: of the weights that the masks set to
 zero, the share that the export lacks. *Copied channels*: with masks on the input side, output side,
@@ -93,6 +94,8 @@ def summary(records: Sequence[NetworkRecord]) -> list[str]:
 
 def _share_line(records: Sequence[NetworkRecord]) -> str:
     lossless = sum(record.lossless for record in records)
+    noisy = sum(record.noisy for record in records)
+    own = f" ({noisy} up to own noise)" if noisy else ""
     understood = sum(record.understood for record in records)
     masked, left = Counter[str](), Counter[str]()
     for record in records:
@@ -108,7 +111,7 @@ def _share_line(records: Sequence[NetworkRecord]) -> str:
         f"{100 * (1 - left[side] / masked[side]):.1f} % ({side})" for side in masked if masked[side]
     )
     return (
-        f"{lossless} of {len(records)} lossless on all sides, {understood} of {len(records)} "
+        f"{lossless} of {len(records)} lossless on all sides{own}, {understood} of {len(records)} "
         f"without opaque operations; {others}; removed of what was masked: {removed or '-'}"
     )
 
@@ -180,8 +183,9 @@ def _deviation(done: Sequence[SideRecord]) -> str:
     known = [side.deviation for side in done if side.deviation is not None]
     if not known:
         return "-"
-    dtype = done[0].dtype
-    return f"{max(known):.0e}" + ("" if dtype == "float64" else f" ({dtype})")
+    more = [] if done[0].dtype == "float64" else [done[0].dtype]
+    more += ["own noise"] if any(side.status == "own noise" for side in done) else []
+    return f"{max(known):.0e}" + (f" ({', '.join(more)})" if more else "")
 
 
 def _elsewhere(done: Sequence[SideRecord], what: str) -> str:
@@ -199,7 +203,7 @@ def _removed(side: SideRecord) -> str:
     if side.status == "failed":
         return "failed"
     share = f"{100 * (1 - side.left / side.masked):.1f} %" if side.masked else "-"
-    return share if side.status == "lossless" else f"**lossy**, {share}"
+    return share if side.status != "lossy" else f"**lossy**, {share}"
 
 
 def _problems(records: Iterable[NetworkRecord]) -> Iterable[str]:
@@ -209,6 +213,9 @@ def _problems(records: Iterable[NetworkRecord]) -> Iterable[str]:
         for side in record.sides:
             if side.status == "lossy":
                 yield f"* {record.name}, {side.side}: deviates by {side.deviation or 0:.1e}"
+            elif side.status == "own noise":
+                far = f"deviates by {side.deviation or 0:.1e}, as {_plain(side.noise)}"
+                yield f"* {record.name}, {side.side}: {far}"
             elif side.status == "failed":
                 yield f"* {record.name}, {side.side}: {_plain(side.problem.splitlines()[0])}"
             for other in side.elsewhere:
