@@ -201,7 +201,7 @@ def _cover_side(
 
 
 def _noise(export: _Export, inputs: Any, dtype: str) -> str:
-    """Where the masked model rounds, if that explains a deviation; nothing if it does not."""
+    """The place where the masked model rounds, if that explains a deviation; else nothing."""
     try:
         found = Both(export.masked, export.module).compare(inputs, getattr(torch, dtype))
     except VerificationError:

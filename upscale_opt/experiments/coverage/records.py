@@ -53,9 +53,8 @@ class SideRecord(Record):
 
     Attributes:
         side: which slices of every weight are masked.
-        status: ``"lossless"``; ``"own noise"`` if it deviates by more than is allowed, but by no more
-            than the masked model's own rounding inside explains; ``"lossy"``; or ``"failed"``
-            where there is no export.
+        status: ``"lossless"``, ``"lossy"``, or ``"failed"`` where there is no export;
+            ``"own noise"`` where the masked model's own rounding explains more than is allowed.
         noise: where the masked model rounds, for ``"own noise"``.
         problem: what went wrong, if it did: the step, the error, and where it came from.
         deviation: of the export's outputs, relative to the largest value of an output.

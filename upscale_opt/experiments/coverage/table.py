@@ -40,13 +40,14 @@ _STATUSES = ("differs", "failed", "refused", "equal", "not taken")
 
 _LEGEND = """\
 *Deviation*: the largest of the three sides, relative to the largest output; in float64 (up to 1e-10
-counts as lossless), or in float32 where it says so (up to 1e-4). *Own noise*: it is more, but no more
-than the masked model deviates from itself where it rounds inside, as `verify` allows. *Another batch*, *another size*:
-the same export beside the masked model on a batch and on images that were not traced: equal,
-refused by name, or not taken by the model itself. *Removed*: of the weights that the masks set to
-zero, the share that the export lacks. *Copied channels*: with masks on the input side, output side,
-and both. *Opaque*: operations around which all channels stay, by reason; these are listed below the
-table. Seconds are those of the slowest side, on one thread; memory is the peak of the process."""
+counts as lossless), or in float32 where it says so (up to 1e-4). *Own noise*: it is more, but no
+more than the masked model deviates from itself where it rounds inside, as `verify` allows.
+*Another batch*, *another size*: the same export beside the masked model on a batch and on images
+that were not traced: equal, refused by name, or not taken by the model itself. *Removed*: of the
+weights that the masks set to zero, the share that the export lacks. *Copied channels*: with masks
+on the input side, output side, and both. *Opaque*: operations around which all channels stay, by
+reason; these are listed below the table. Seconds are those of the slowest side, on one thread;
+memory is the peak of the process."""
 
 
 def page(before: str | None, records: Sequence[NetworkRecord], heading: str) -> str:
