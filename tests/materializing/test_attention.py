@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import random
+import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,54 @@ def torchs_weights(m: Any, x: Tensor) -> Any:
     return m.attention(x, x, x, average_attn_weights=False)
 
 
+def later(x: Tensor) -> Tensor:
+    """The tokens behind each."""
+    return torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+
+
+def short(x: Tensor) -> Tensor:
+    """Tokens that are none."""
+    return (torch.arange(x.shape[1]) > 3)[None, :].expand(x.shape[0], -1)
+
+
+def torchs_masked(m: Any, x: Tensor) -> Any:
+    return m.attention(x, x, x, attn_mask=later(x), need_weights=False)[0]
+
+
+def torchs_causal(m: Any, x: Tensor) -> Any:
+    mask = torch.zeros(x.shape[1], x.shape[1], dtype=x.dtype).masked_fill(later(x), float("-inf"))
+    return m.attention(x, x, x, attn_mask=mask, need_weights=False, is_causal=True)[0]
+
+
+def torchs_by_head(m: Any, x: Tensor) -> Any:
+    mask = torch.arange(x.shape[0] * HEADS, dtype=x.dtype)[:, None, None] * later(x).to(x.dtype)
+    return m.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
+
+
+def torchs_padded(m: Any, x: Tensor) -> Any:
+    return m.attention(x, x, x, key_padding_mask=short(x), need_weights=False)[0]
+
+
+def torchs_all(m: Any, x: Tensor) -> Any:
+    return m.attention(x, x, x, key_padding_mask=short(x), attn_mask=later(x))
+
+
+def encoded(m: Any, x: Tensor) -> Any:
+    return m.attention(x)
+
+
+def encoded_padded(m: Any, x: Tensor) -> Any:
+    return m.attention(x, src_key_padding_mask=short(x))
+
+
+def encoded_causal(m: Any, x: Tensor) -> Any:
+    return m.attention(x, later(x))
+
+
+def decoded(m: Any, x: Tensor) -> Any:
+    return m.attention(x, x.flip(1), tgt_mask=later(x))
+
+
 def windowed(m: Any, x: Tensor) -> Tensor:
     result: Tensor = m.attention(x)
     return result
@@ -159,6 +209,20 @@ def multihead(**options: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"attention": nn.MultiheadAttention(WIDTH, HEADS, **options)}
 
 
+def encoder(kind: type[nn.Module] | None = None, **options: Any) -> Callable[[], dict[str, Any]]:
+    """A layer of a transformer of torch's, or two of them."""
+
+    def make() -> dict[str, Any]:
+        of: Any = kind or nn.TransformerEncoderLayer
+        layer = of(WIDTH, HEADS, 20, **{"batch_first": True, **options})
+        if kind:
+            return {"attention": layer}
+        return {"attention": nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)}
+
+    return make
+
+
+ONE = nn.TransformerEncoderLayer
 QKV = ("query", "key", "value", "proj")
 BIAS = nn.Parameter(torch.randn(HEADS, 1, 1))
 FORMS: dict[str, tuple[Callable[[Any, Tensor], Any], Callable[[], dict[str, Any]]]] = {
@@ -174,6 +238,18 @@ FORMS: dict[str, tuple[Callable[[Any, Tensor], Any], Callable[[], dict[str, Any]
     "torch without bias": (torchs, multihead(bias=False, batch_first=True)),
     "torch with unused weights": (torchs_unused, multihead(batch_first=True)),
     "torch with weights": (torchs_weights, multihead()),
+    "torch with dropout": (torchs, multihead(dropout=0.1, batch_first=True)),
+    "torch, masked": (torchs_masked, multihead(batch_first=True)),
+    "torch, causal": (torchs_causal, multihead(batch_first=True)),
+    "torch, masked by head": (torchs_by_head, multihead(batch_first=True)),
+    "torch, padded": (torchs_padded, multihead(batch_first=True)),
+    "torch, masked and padded, with weights": (torchs_all, multihead(batch_first=True)),
+    "torch's layer": (encoded, encoder(ONE)),
+    "torch's layer, norms first": (encoded, encoder(ONE, norm_first=True, activation="gelu")),
+    "torch's layer, padded": (encoded_padded, encoder(ONE)),
+    "torch's encoder, causal": (encoded_causal, encoder()),
+    "torch's encoder, padded": (encoded_padded, encoder()),
+    "torch's decoder": (decoded, encoder(nn.TransformerDecoderLayer)),
 }
 
 
@@ -266,6 +342,53 @@ def sizes(model: nn.Module) -> tuple[int, int, int]:
     names = ("attention.in_proj_weight", "attention.out_proj.weight")
     first, second = (model.get_parameter(name) for name in names)
     return first.shape[0], first.shape[1], second.shape[1]
+
+
+@pytest.mark.parametrize(
+    ("form", "place"),
+    [
+        *((f"torch{how}", "attention") for how in (" with dropout", ", masked", ", causal")),
+        *((f"torch, {how}", "attention") for how in ("padded", "masked by head")),
+        ("torch, masked and padded, with weights", "attention"),
+        ("torch's layer", "attention.self_attn"),
+        ("torch's layer, padded", "attention.self_attn"),
+        ("torch's encoder, causal", "attention.layers.1.self_attn"),
+        ("torch's decoder", "attention.self_attn"),
+    ],
+)
+def test_a_channel_of_every_head_is_removed(form: str, place: str) -> None:
+    model, x = network(form), tokens(2, 5)
+    with torch.no_grad():
+        for name in (f"{place}.in_proj_weight", f"{place}.in_proj_bias"):
+            for part in range(3):
+                model.get_parameter(name)[part * WIDTH : (part + 1) * WIDTH : WIDTH // HEADS] = 0
+    pruned = pruned_of(model, uo.trace(model, x))
+    assert pruned.get_parameter(f"{place}.in_proj_weight").shape[0] == 3 * (WIDTH - HEADS)
+    assert pruned.get_parameter(f"{place}.out_proj.weight").shape[1] == WIDTH - HEADS
+    for other in (x, tokens(3, 7, 1)):
+        assert deviation(call(model, other), call(pruned, other)) < EXACT
+
+
+def test_dropout_of_attention_stays_as_it_was_traced_and_says_so() -> None:
+    model = network("torch with dropout")
+    pruned = pruned_of(model, uo.trace(model, tokens(2, 5)))
+    with pytest.warns(UserWarning, match="asks for its mode"):
+        pruned.train()
+    plain = pruned_of(network("torch"), uo.trace(network("torch"), tokens(2, 5)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain.train()
+
+
+def test_padding_of_torchs_encoder_is_left_to_it() -> None:
+    """Without gradients it makes zeros of padded tokens, which its layers do not."""
+    layer = nn.TransformerEncoderLayer(WIDTH, 2, 20, batch_first=True)
+    model = Net(encoded_padded, attention=nn.TransformerEncoder(layer, 2))
+    with torch.no_grad():
+        want = model(tokens(2, 5))
+    with suppress(uo.TraceError):  # refused, as the tensors inside have no sizes
+        pruned = pruned_of(model, uo.trace(model, tokens(2, 5)))
+        assert deviation(want, call(pruned, tokens(2, 5))) < EXACT
 
 
 def test_removes_what_is_zero_in_every_head() -> None:
@@ -377,14 +500,6 @@ def test_windows_of_other_sizes_than_traced() -> None:
         assert deviation(call(model, image(3, size)), call(pruned, image(3, size))) < EXACT
 
 
-def padded(m: Any, x: Tensor) -> Any:
-    return m.attention(x, x, x, key_padding_mask=x[..., 0] > 100, need_weights=False)[0]
-
-
-def masked_torchs(m: Any, x: Tensor) -> Any:
-    return m.attention(x, x, x, attn_mask=m.mask, need_weights=False)[0]
-
-
 def crossing(m: Any, x: Tensor) -> Any:
     return m.attention(x, x.flip(1), x, need_weights=False)[0]
 
@@ -394,16 +509,12 @@ def crossing(m: Any, x: Tensor) -> Any:
     [
         (torchs, {"add_bias_kv": True}),
         (torchs, {"add_zero_attn": True}),
-        (torchs, {"dropout": 0.1}),
-        (padded, {}),
-        (masked_torchs, {}),
         (crossing, {}),
     ],
 )
 def test_what_stays_opaque(function: Callable[[Any, Tensor], Any], options: Any) -> None:
     attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True, **options)
     model = Net(function, attention=attention)
-    model.register_buffer("mask", torch.zeros(5, 5).double())
     x = tokens(2, 5)
     graph = run_as(model, (x,), {}, "fx").graph
     assert not any(isinstance(op, ir.Attention) for op in graph.operations)

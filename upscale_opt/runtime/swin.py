@@ -5,31 +5,15 @@ Each function is one call to :mod:`torch.fx`, as what it does depends on the ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import torch
-from torch import fx
 from torch.nn import functional
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from upscale_opt.runtime.one_call import one_call
 
 
-def _one_call(function: Function) -> Function:
-    """Let :mod:`torch.fx` record ``function`` instead of looking into it."""
-
-    @wraps(function)
-    def recorded(*args: Any) -> Any:
-        proxy = next((arg for arg in args if isinstance(arg, fx.Proxy)), None)
-        if proxy is None:
-            return function(*args)
-        return proxy.tracer.create_proxy("call_function", recorded, args, {})
-
-    return recorded  # type: ignore[return-value]
-
-
-@_one_call
+@one_call
 def split_windows(x: torch.Tensor, window: Sequence[int], shift: Sequence[int]) -> torch.Tensor:
     """Cut images into windows, which become the batch and their pixels tokens.
 
@@ -52,7 +36,7 @@ def split_windows(x: torch.Tensor, window: Sequence[int], shift: Sequence[int]) 
     return x.transpose(2, 3).reshape(-1, window[0] * window[1], channels)
 
 
-@_one_call
+@one_call
 def join_windows(
     x: torch.Tensor, height: int, width: int, window: Sequence[int], shift: Sequence[int]
 ) -> torch.Tensor:
@@ -65,7 +49,7 @@ def join_windows(
     return x[:, :height, :width].contiguous()
 
 
-@_one_call
+@one_call
 def mask_windows(
     scores: torch.Tensor, height: int, width: int, window: Sequence[int], shift: Sequence[int]
 ) -> torch.Tensor:

@@ -32,6 +32,7 @@ from upscale_opt.tracing.symbolic import (
     modes_asked,
     updates_in_place,
 )
+from upscale_opt.tracing.taking_apart import masks_as_calls
 from upscale_opt.tracing.unchanged import (
     Snapshot,
     composed_attention,
@@ -176,7 +177,7 @@ def by_fx(
         raise TraceError(f"{type(model).__name__} does not take these inputs: {error}") from None
     before = set(vars(model))
     watch = Watch(model)
-    with unchanged(model) as snapshot, kept_as_calls(), composed_attention():
+    with unchanged(model) as snapshot, kept_as_calls(), composed_attention(), masks_as_calls():
         try:
             with watch, updates_in_place(model), modes_asked() as asked, torch.enable_grad():
                 tracer.asked = asked
@@ -234,7 +235,7 @@ def _differs_by_mode(
     """Tell whether torch.fx captures another program in the other mode."""
     tracer = Tracer(called_of(model), args, kwargs)
     drawing = same_random_state(model, args, dict(kwargs))
-    with drawing, unchanged(model), kept_as_calls(), composed_attention():
+    with drawing, unchanged(model), kept_as_calls(), composed_attention(), masks_as_calls():
         for module in model.modules():
             module.training = not module.training
         try:

@@ -28,9 +28,14 @@ from upscale_opt.runtime.recorded import assign
 from upscale_opt.tracing.concrete import Values, following, uncached, undrawn
 from upscale_opt.tracing.guards import MANY, stand_in, wanted_of
 from upscale_opt.tracing.rules import find_rule
-from upscale_opt.tracing.taking_apart import multihead, shifted_windows
+from upscale_opt.tracing.taking_apart import multihead, pads, shifted_windows
 from upscale_opt.tracing.unchanged import owners
 
+_OF_TORCH = (
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer),
+    *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
+)
+"""Modules of torch that are looked into, where attention is taken apart."""
 _STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
 """Leaves by class name: their behaviour depends on the training mode at run time."""
 
@@ -512,8 +517,9 @@ class Tracer(fx.Tracer):
             return True
         if patched and not isinstance(m, torch.jit.ScriptModule):
             return False  # a copy would run the code, and with it the weights, of the original
+        own = type(m) in _OF_TORCH and self.takes_apart
         return (
-            super().is_leaf_module(m, module_qualified_name)
+            (super().is_leaf_module(m, module_qualified_name) and not own)
             or find_rule(None, m) is not None
             or isinstance(m, torch.jit.ScriptModule)
             or type(m).__name__ in _STOCHASTIC
@@ -530,8 +536,11 @@ class Tracer(fx.Tracer):
         own = vars(m).get("forward")
         if is_wrapped(own) and not hooked(m):
             return self.create_proxy("call_function", own, args, kwargs)
+        if pads(m, args, kwargs) and not hooked(m):
+            return self.create_proxy("call_module", self.path_of_module(m), args, kwargs)
         apart = None if hooked(m) or not self.takes_apart else multihead(m, args, kwargs)
         if apart is None:
+            self.apart = self.apart or (type(m) in _OF_TORCH and self.takes_apart)
             return super().call_module(m, forward, args, kwargs)
         self.apart = True
         before = len(self.graph.nodes)

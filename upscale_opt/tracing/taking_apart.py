@@ -6,13 +6,16 @@ alike. Whatever is not known to be the same is left as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
 from torch.nn import functional
+from torch.nn.modules import transformer
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from upscale_opt.runtime.attention_bias import added_mask, attention_bias
 from upscale_opt.runtime.swin import join_windows, mask_windows, split_windows
 
 
@@ -27,8 +30,8 @@ def multihead(
         kwargs: and its keyword arguments.
 
     Returns:
-        What to call under the tracer, if the call is one of a tensor with itself, without masks
-        and dropout. The weights that it returns are made of calls of their own.
+        What to call under the tracer, if the call is one of a tensor with itself. The weights that
+        it returns are made of calls of their own.
     """
     if type(module) is not nn.MultiheadAttention or not _is_plain(module):
         return None
@@ -47,12 +50,63 @@ def multihead(
     query = given.get("query")
     if not isinstance(query, fx.Proxy) or any(given.get(n) is not query for n in names[1:3]):
         return None
-    if given.get("key_padding_mask") is not None or given.get("attn_mask") is not None:
+    causal = given.get("is_causal", False)
+    flags = [causal, given["need_weights"], given["average_attn_weights"]]
+    mask, padding = given.get("attn_mask"), given.get("key_padding_mask")
+    if any(type(flag) is not bool for flag in flags) or (causal and mask is None):
         return None
-    flags = [given.get("is_causal", False), given["need_weights"], given["average_attn_weights"]]
-    if flags[0] is not False or any(type(flag) is not bool for flag in flags):
-        return None
-    return lambda: _attend(module, query, *flags[1:])
+    dropout = module.dropout if module.dropout and module.training else 0.0
+    if dropout and flags[1]:
+        return None  # the weights that it returns are those that were dropped
+    if causal and (padding is not None or flags[1]):
+        causal = False  # then it goes by the mask
+    masks = (None if causal else mask), padding
+    return lambda: _attend(module, query, masks, dropout, causal, *flags[1:])
+
+
+@contextmanager
+def masks_as_calls() -> Iterator[None]:
+    """Let torch's transformers ask nothing of the masks that they are given while they are traced.
+
+    A mask of which it is not said that it is causal is taken as it is, whatever it holds.
+    """
+    torchs: Any = functional
+    layers: Any = transformer
+    added, dtype_of = torchs._canonical_mask, torchs._none_or_dtype
+    is_causal = layers._detect_is_causal_mask
+
+    def canonical(mask: Any, *more: Any, **named: Any) -> Any:
+        if isinstance(mask, fx.Proxy):
+            traced: Any = mask
+            return added_mask(traced, named["target_type"])
+        return added(mask, *more, **named)
+
+    def known(mask: Any) -> Any:
+        return None if isinstance(mask, fx.Proxy) else dtype_of(mask)
+
+    def detected(mask: Any, causal: Any = None, size: Any = None) -> Any:
+        if causal is None and isinstance(mask, fx.Proxy):
+            return False
+        return is_causal(mask, causal, size)
+
+    torchs._canonical_mask, torchs._none_or_dtype = canonical, known
+    layers._detect_is_causal_mask = detected
+    try:
+        yield
+    finally:
+        torchs._canonical_mask, torchs._none_or_dtype = added, dtype_of
+        layers._detect_is_causal_mask = is_causal
+
+
+def pads(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether a call of :class:`torch.nn.TransformerEncoder` may use nested tensors.
+
+    That it does if it is told of padding, without gradients: then it makes zeros of padded tokens,
+    which its layers do not.
+    """
+    if type(module) is not nn.TransformerEncoder or not getattr(module, "use_nested_tensor", True):
+        return False
+    return len(args) > 2 or kwargs.get("src_key_padding_mask") is not None
 
 
 def _is_plain(module: nn.MultiheadAttention) -> bool:
@@ -66,7 +120,6 @@ def _is_plain(module: nn.MultiheadAttention) -> bool:
         and module.bias_k is None
         and module.bias_v is None
         and not module.add_zero_attn
-        and not module.dropout
         and "forward" not in vars(module)
         and type(projection) is NonDynamicallyQuantizableLinear
         and not any(hooks)
@@ -74,7 +127,13 @@ def _is_plain(module: nn.MultiheadAttention) -> bool:
 
 
 def _attend(
-    module: nn.MultiheadAttention, x: Any, need_weights: bool, average: bool
+    module: nn.MultiheadAttention,
+    x: Any,
+    masks: tuple[Any, Any],
+    dropout: float,
+    causal: bool,
+    need_weights: bool,
+    average: bool,
 ) -> tuple[Any, Any]:
     heads, size = module.num_heads, module.head_dim
     joint: Any = functional.linear(x, module.in_proj_weight, module.in_proj_bias)
@@ -82,11 +141,27 @@ def _attend(
     first = -3 if module.batch_first else 0  # the axis of tokens, once only heads are apart
     parts = joint.unbind(-3)
     query, key, value = (parts[number].movedim(first, -2) for number in range(3))
-    mixed = functional.scaled_dot_product_attention(query, key, value, scale=size**-0.5)
+    given = any(mask is not None for mask in masks)
+    bias: Any = attention_bias(*masks, heads, x.dtype) if given else None
+
+    def seen() -> Any:
+        scores = (query * size**-0.5) @ key.transpose(-2, -1)
+        return functional.softmax(scores if bias is None else scores + bias, -1)
+
+    weights: Any = None
+    if need_weights and given:
+        weights = seen()
+        mixed = weights @ value  # tokens that see nothing are another thing to a single call
+    else:
+        more: dict[str, Any] = {"attn_mask": bias} if given else {}
+        more |= {"dropout_p": dropout} if dropout else {}
+        more |= {"is_causal": True} if causal else {}
+        scale = size**-0.5
+        mixed = functional.scaled_dot_product_attention(query, key, value, scale=scale, **more)
     result = module.out_proj(mixed.movedim(-2, first).flatten(-2))
     if not need_weights:
         return result, None
-    weights = functional.softmax((query * size**-0.5) @ key.transpose(-2, -1), -1)
+    weights = seen() if weights is None else weights
     return result, weights.mean(-3) if average else weights
 
 
