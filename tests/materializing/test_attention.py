@@ -175,6 +175,21 @@ def torchs_all(m: Any, x: Tensor) -> Any:
     return m.attention(x, x, x, key_padding_mask=short(x), attn_mask=later(x))
 
 
+def crossing(m: Any, x: Tensor) -> Any:
+    y = x.flip(1)[:, 1:]
+    return m.attention(x, y, y, need_weights=False)[0]
+
+
+def placed(m: Any, x: Tensor) -> Any:
+    """Queries and keys know where they are, and values do not."""
+    y = x + torch.arange(x.shape[1], dtype=x.dtype)[:, None]
+    return m.attention(y, y, x)[0]
+
+
+def three(m: Any, x: Tensor) -> Any:
+    return m.attention(x, x.flip(1), x.roll(1, 1), attn_mask=later(x), need_weights=False)[0]
+
+
 def encoded(m: Any, x: Tensor) -> Any:
     return m.attention(x)
 
@@ -244,6 +259,10 @@ FORMS: dict[str, tuple[Callable[[Any, Tensor], Any], Callable[[], dict[str, Any]
     "torch, masked by head": (torchs_by_head, multihead(batch_first=True)),
     "torch, padded": (torchs_padded, multihead(batch_first=True)),
     "torch, masked and padded, with weights": (torchs_all, multihead(batch_first=True)),
+    "torch, crossing": (crossing, multihead(batch_first=True)),
+    "torch, crossing, no bias": (crossing, multihead(bias=False, batch_first=True)),
+    "torch, placed": (placed, multihead(batch_first=True, dropout=0.1)),
+    "torch, of three": (three, multihead(batch_first=True)),
     "torch's layer": (encoded, encoder(ONE)),
     "torch's layer, norms first": (encoded, encoder(ONE, norm_first=True, activation="gelu")),
     "torch's layer, padded": (encoded_padded, encoder(ONE)),
@@ -348,12 +367,16 @@ def sizes(model: nn.Module) -> tuple[int, int, int]:
     ("form", "place"),
     [
         *((f"torch{how}", "attention") for how in (" with dropout", ", masked", ", causal")),
-        *((f"torch, {how}", "attention") for how in ("padded", "masked by head")),
+        *(
+            (f"torch, {how}", "attention")
+            for how in ("padded", "masked by head", "crossing", "of three", "placed")
+        ),
         ("torch, masked and padded, with weights", "attention"),
         ("torch's layer", "attention.self_attn"),
         ("torch's layer, padded", "attention.self_attn"),
         ("torch's encoder, causal", "attention.layers.1.self_attn"),
         ("torch's decoder", "attention.self_attn"),
+        ("torch's decoder", "attention.multihead_attn"),
     ],
 )
 def test_a_channel_of_every_head_is_removed(form: str, place: str) -> None:
@@ -367,6 +390,24 @@ def test_a_channel_of_every_head_is_removed(form: str, place: str) -> None:
     assert pruned.get_parameter(f"{place}.out_proj.weight").shape[1] == WIDTH - HEADS
     for other in (x, tokens(3, 7, 1)):
         assert deviation(call(model, other), call(pruned, other)) < EXACT
+
+
+def test_crossing_attention_computes_no_more_than_it_reads() -> None:
+    model = network("torch, crossing")
+    rows(model, 0, 4, 8)
+    pruned = pruned_of(model, uo.trace(model, tokens(2, 5)))
+    left: list[int] = []
+    own = functional.linear
+
+    def counting(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        left.append(len(weight))
+        return own(x, weight, bias)
+
+    for node in pruned.graph.nodes:  # type: ignore[union-attr]
+        if node.target is own:
+            node.target = counting
+    torch.fx.Interpreter(pruned).run(tokens(2, 5))
+    assert left == [WIDTH - 3, 2 * WIDTH - 3]
 
 
 def test_dropout_of_attention_stays_as_it_was_traced_and_says_so() -> None:
@@ -500,16 +541,11 @@ def test_windows_of_other_sizes_than_traced() -> None:
         assert deviation(call(model, image(3, size)), call(pruned, image(3, size))) < EXACT
 
 
-def crossing(m: Any, x: Tensor) -> Any:
-    return m.attention(x, x.flip(1), x, need_weights=False)[0]
-
-
 @pytest.mark.parametrize(
     ("function", "options"),
     [
         (torchs, {"add_bias_kv": True}),
         (torchs, {"add_zero_attn": True}),
-        (crossing, {}),
     ],
 )
 def test_what_stays_opaque(function: Callable[[Any, Tensor], Any], options: Any) -> None:

@@ -72,13 +72,16 @@ def test_tensors_of_the_definition_have_other_shapes(tmp_path: Path) -> None:
     """In modules that are not understood, the channel graph does not show it."""
     path = tmp_path / "pruned.safetensors"
 
+    class DropPath(nn.Sequential):
+        """Modules of this name are one call, and two layers in one are not understood."""
+
     def model(hidden: int) -> nn.Module:
-        return nn.Sequential(nn.TransformerEncoderLayer(6, 2, hidden, batch_first=True)).eval()
+        return nn.Sequential(DropPath(nn.Linear(6, hidden), nn.ReLU(), nn.Linear(hidden, 6))).eval()
 
     pruned = uo.prune(model(4), torch.zeros(1, 3, 6))
     uo.save(pruned.model, path)
     assert same_state(state(uo.load(model(4), path)), state(pruned.model))
-    assert "'0.linear1.weight' gets (5, 6) instead of (4, 6)" in complaint(
+    assert "'0.0.weight' gets (5, 6) instead of (4, 6)" in complaint(
         uo.MaterializeError, lambda: uo.load(model(5), path)
     )
 

@@ -26,6 +26,7 @@ from upscale_opt.materializing.pruned_module import (
     making_of,
     remember,
 )
+from upscale_opt.materializing.shared_layers import narrow_layers
 from upscale_opt.materializing.stages import stages_of
 from upscale_opt.materializing.state import State
 from upscale_opt.runtime.gather import compact
@@ -57,6 +58,7 @@ def rebuild(
         state = State(model, program, solution, in_place)
         _write_calls(state)
         narrow_angles(state)
+        narrow_layers(state)
         _compact_views(state, compacted or solution)
         _drop_unused(state)
         protect(state)

@@ -28,7 +28,7 @@ from upscale_opt.runtime.recorded import assign
 from upscale_opt.tracing.concrete import Values, following, uncached, undrawn
 from upscale_opt.tracing.guards import MANY, stand_in, wanted_of
 from upscale_opt.tracing.rules import find_rule
-from upscale_opt.tracing.taking_apart import multihead, pads, shifted_windows
+from upscale_opt.tracing.taking_apart import multihead, pads, shifted_windows, some_outputs
 from upscale_opt.tracing.unchanged import owners
 
 _OF_TORCH = (
@@ -556,7 +556,12 @@ class Tracer(fx.Tracer):
         if str(getattr(target, "__name__", target)) in _FILLING:
             args, kwargs = pytree.tree_map_only(torch.Tensor, _as_number, (args, kwargs))
         if kind == "call_function" and self.takes_apart:
+            apart: Callable[[], Any] | None
             apart = shifted_windows(target, args, kwargs, self._shape_of)
+            if apart is None and not kwargs:
+                apart = some_outputs(target, args)
+                taken = [] if apart is None else [arg.node for arg in args[1:] if arg is not None]
+                self.optional.extend(taken)
             if apart is not None:
                 self.apart = True
                 return apart()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules import transformer
@@ -30,8 +31,8 @@ def multihead(
         kwargs: and its keyword arguments.
 
     Returns:
-        What to call under the tracer, if the call is one of a tensor with itself. The weights that
-        it returns are made of calls of their own.
+        What to call under the tracer, if that computes the same. The weights that it returns are
+        made of calls of their own.
     """
     if type(module) is not nn.MultiheadAttention or not _is_plain(module):
         return None
@@ -47,8 +48,8 @@ def multihead(
     )
     given = {"need_weights": True, "average_attn_weights": True, **kwargs}
     given.update(zip(names, args, strict=False))
-    query = given.get("query")
-    if not isinstance(query, fx.Proxy) or any(given.get(n) is not query for n in names[1:3]):
+    sources = [given.get(name) for name in names[:3]]
+    if not all(isinstance(source, fx.Proxy) for source in sources):
         return None
     causal = given.get("is_causal", False)
     flags = [causal, given["need_weights"], given["average_attn_weights"]]
@@ -61,7 +62,7 @@ def multihead(
     if causal and (padding is not None or flags[1]):
         causal = False  # then it goes by the mask
     masks = (None if causal else mask), padding
-    return lambda: _attend(module, query, masks, dropout, causal, *flags[1:])
+    return lambda: _attend(module, sources, masks, dropout, causal, *flags[1:])
 
 
 @contextmanager
@@ -128,7 +129,7 @@ def _is_plain(module: nn.MultiheadAttention) -> bool:
 
 def _attend(
     module: nn.MultiheadAttention,
-    x: Any,
+    sources: Sequence[Any],
     masks: tuple[Any, Any],
     dropout: float,
     causal: bool,
@@ -136,13 +137,17 @@ def _attend(
     average: bool,
 ) -> tuple[Any, Any]:
     heads, size = module.num_heads, module.head_dim
-    joint: Any = functional.linear(x, module.in_proj_weight, module.in_proj_bias)
-    joint = joint.unflatten(-1, (3, heads, size))
     first = -3 if module.batch_first else 0  # the axis of tokens, once only heads are apart
-    parts = joint.unbind(-3)
-    query, key, value = (parts[number].movedim(first, -2) for number in range(3))
+    parts: dict[int, Any] = {}
+    for source in sources:  # of each all parts; materialising leaves out those that nothing reads
+        if id(source) not in parts:
+            joint: Any = functional.linear(source, module.in_proj_weight, module.in_proj_bias)
+            parts[id(source)] = joint.unflatten(-1, (3, heads, size)).unbind(-3)
+    query, key, value = (
+        parts[id(source)][number].movedim(first, -2) for number, source in enumerate(sources)
+    )
     given = any(mask is not None for mask in masks)
-    bias: Any = attention_bias(*masks, heads, x.dtype) if given else None
+    bias: Any = attention_bias(*masks, heads, sources[0].dtype) if given else None
 
     def seen() -> Any:
         scores = (query * size**-0.5) @ key.transpose(-2, -1)
@@ -163,6 +168,36 @@ def _attend(
         return result, None
     weights = seen() if weights is None else weights
     return result, weights.mean(-3) if average else weights
+
+
+def some_outputs(target: Any, args: Sequence[Any]) -> Callable[[], Any] | None:
+    """Write a linear layer with some rows of a weight as one with all, of whose outputs some stay.
+
+    That is what a pruned model does where calls share a weight.
+    """
+    if target is not functional.linear or len(args) != 3 or not isinstance(args[1], fx.Proxy):
+        return None
+    x, weight, bias = args
+    rows = _rows(weight)
+    if rows is None or (bias is not None and _rows(bias) != rows):
+        return None
+    whole: list[Any] = [
+        None if part is None else fx.Proxy(part.node.args[0], weight.tracer)
+        for part in (weight, bias)
+    ]
+    first, count = rows
+    return lambda: torch.narrow(functional.linear(x, *whole), -1, first, count)
+
+
+def _rows(part: Any) -> tuple[Any, Any] | None:
+    """First and number of the rows that are taken of a parameter."""
+    node = part.node if isinstance(part, fx.Proxy) else None
+    if node is None or node.target is not torch.narrow or len(node.args) != 4 or node.args[1]:
+        return None
+    whole = node.args[0]
+    if not isinstance(whole, fx.Node) or whole.op != "get_attr":
+        return None
+    return node.args[2], node.args[3]
 
 
 def shifted_windows(
