@@ -63,7 +63,8 @@ def solve(
     """
     options = SolveOptions.of(options, **fields)
     task = _Task(graph, masks, options, improvements(progress, "solve"))
-    if options.selection is None and options.objective == "latency":
+    arenas_help = options.prices is None or options.prices.runtime != "onnxruntime"
+    if options.selection is None and options.objective == "latency" and arenas_help:
         return task.fastest()
     return task.solve(options.selection or "tensor", options.time_limit)
 

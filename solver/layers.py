@@ -20,7 +20,7 @@ from upscale_opt.ir.graph import (
 from upscale_opt.ir.profiles import profile
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.layer_table import LayerRow, LayerTable, Size, total_of
-from upscale_opt.solver.network.prices import Pricing
+from upscale_opt.solver.network.blocked_prices import pricing_of
 from upscale_opt.solver.selection.rates import WRITTEN, Rates
 
 _BUFFERS = (".running_mean", ".running_var")
@@ -155,7 +155,7 @@ class _Sizes:
         found: dict[str, float] = {}
         if self._solution is None or cost_model is None:
             return found
-        pricing = Pricing(self._graph, cost_model)
+        pricing = pricing_of(self._graph, cost_model)
         for read in self._solution.reads:
             if read.copied:
                 cost = pricing.gather((read.op, read.operand), read.tensor, read.copied)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from upscale_opt.errors import SolverError
@@ -33,6 +33,19 @@ MAX_PIECES = 8
 
 
 @dataclass(frozen=True)
+class Whole:
+    """The alternative of reading a whole tensor, with zeros where nothing is wanted.
+
+    Attributes:
+        unwanted: the channels read in vain.
+        best: even where the wanted channels lie side by side, which elsewhere are gathered.
+    """
+
+    unwanted: Ids
+    best: bool
+
+
+@dataclass(frozen=True)
 class Formulation:
     """An instance, and what its parts stand for.
 
@@ -42,12 +55,14 @@ class Formulation:
         pieces: for each read of the instance, the edges of its pieces (in front of the
             concatenation), aligned with ``Read.pieces``.
         hindrances: for each edge that no order makes a view, why.
+        wholes: the edges at which reading the whole tensor is cheaper than gathering.
     """
 
     instance: Instance
     reads: tuple[Edge, ...]
     pieces: tuple[tuple[Edge, ...], ...]
     hindrances: dict[Edge, str]
+    wholes: Mapping[Edge, Whole] = field(default_factory=dict)
 
 
 def formulate(

@@ -81,6 +81,8 @@ class _Writer:
             for name in segments.stored
             if any(space in arena_of for space, _ in graph.runs(name))
         }
+        if segments.whole:
+            self.rigid |= segments.stored.keys()
         self.selects = dict(segments.selects)
         self.stored = dict(segments.stored)
         self.gathers: set[Edge] = set()

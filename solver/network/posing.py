@@ -10,10 +10,11 @@ from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.profiles import profile
+from upscale_opt.solver.network.aligning import Steps, aligned
 from upscale_opt.solver.network.arenas import with_arenas
+from upscale_opt.solver.network.blocked_prices import BlockedPricing, pricing_of
 from upscale_opt.solver.network.formulate import Formulation, formulate
 from upscale_opt.solver.network.objectives import OBJECTIVES
-from upscale_opt.solver.network.prices import Pricing
 from upscale_opt.solver.network.segments import SELECTIONS, Segments, Selection, find_segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.network.windows import Windows
@@ -62,16 +63,27 @@ def pose(
         raise SolverError(f"unknown selection {selection!r}; there are {', '.join(SELECTIONS)}")
     Masks.require(masks)
     masks.check(graph)
-    sets, segments = find_segments(graph, masks, selection, extra)
+    blocked = (
+        objective == "latency" and cost_model is not None and cost_model.runtime == "onnxruntime"
+    )
+    if blocked:
+        assert cost_model is not None
+        steps = Steps(cost_model.align, cost_model.block)
+        sets, segments = aligned(graph, masks, selection, steps, extra)
+    else:
+        sets, segments = find_segments(graph, masks, selection, extra)
     if selection == "arena":
         segments = with_arenas(graph, sets, segments)
     if objective != "latency":
         formulation = formulate(graph, sets, segments, objective, weights)
         return Problem(sets, segments, formulation, objective, graph)
     cost_model = profile("cpu") if cost_model is None else cost_model
-    pricing = Pricing(graph, cost_model)
+    pricing = pricing_of(graph, cost_model)
     formulation = formulate(graph, sets, segments, objective, weights, pricing)
     windows = Windows(graph, sets, segments)
+    if isinstance(pricing, BlockedPricing):
+        formulation = pricing.offer(formulation, segments, windows)
+        return Problem(sets, segments, formulation, objective, graph, cost_model)
     instance = windows.offer(formulation, lambda edge, chain: pricing.window(windows, edge, chain))
     formulation = replace(formulation, instance=instance)
     return Problem(sets, segments, formulation, objective, graph, cost_model)

@@ -12,7 +12,7 @@ from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Layer, Opera
 from upscale_opt.ir.solution import Arena, Solution
 from upscale_opt.solver.network.objectives import bytes_per_channel
 from upscale_opt.solver.network.segments import Segments
-from upscale_opt.solver.network.sets import Edge
+from upscale_opt.solver.network.sets import ChannelSets, Edge
 from upscale_opt.solver.network.windows import Chain, Windows
 
 _LONGEST = 1e12
@@ -64,7 +64,7 @@ class Pricing:
             cost += bytes_per_channel(read) * kernel.ns_per_byte
         return math.ceil(self._sane(cost))
 
-    def of_views(self, segments: Segments) -> float:
+    def of_views(self, sets: ChannelSets, segments: Segments) -> float:
         """The cost of copying, in front of operations that cannot read them so, views of a part.
 
         It is what :meth:`gather` leaves out, and the same for all orders.

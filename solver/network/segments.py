@@ -79,6 +79,7 @@ class Segments:
             select in front of the concatenation instead. Empty for the selection ``"segment"``.
         selection: the rules followed.
         arenas: the buffers that concatenations share, for the selection ``"arena"``.
+        whole: no tensor is trimmed, for a view of it would have to be copied.
     """
 
     stored: dict[str, Ids]
@@ -87,6 +88,7 @@ class Segments:
     sole_reader: dict[str, Edge]
     selection: Selection = "tensor"
     arenas: tuple[Arena, ...] = ()
+    whole: bool = False
 
 
 def find_segments(
@@ -94,6 +96,9 @@ def find_segments(
     masks: Masks,
     selection: Selection = "tensor",
     extra: Mapping[Edge, Ids] | None = None,
+    *,
+    floors: Mapping[str, Ids] | None = None,
+    whole: bool = False,
 ) -> tuple[ChannelSets, Segments]:
     """Fix where selections happen and what each tensor stores.
 
@@ -109,13 +114,16 @@ def find_segments(
             early selection: the problem as UPSCALE states it (Wan et al., ICML 2023). For
             ``"arena"``, the arenas are yet to be found.
         extra: channels that edges shall deliver although nobody needs them.
+        floors: channels that tensors shall store although nobody needs them.
+        whole: leave nothing out at sums, and trim nothing: for runtimes in which adding a part, and
+            viewing one, costs more than a few channels of zeros.
     """
     links = links_of(graph)
     extra = dict(extra or {})
-    floors: dict[str, Ids] = {}
+    floors = dict(floors or {})
     while True:
         sets = channel_sets(graph, masks, extra=extra, floors=floors)
-        segments = _Finder(graph, sets, selection).find()
+        segments = _Finder(graph, sets, selection, whole).find()
         stored = segments.stored
         gaps, uneven = fill_gaps(graph, sets, stored), even_groups(graph, sets, stored)
         apart, unlike = agree(links, sets, stored, segments.selects)
@@ -159,10 +167,13 @@ _WHATEVER = Ids()
 
 
 class _Finder:
-    def __init__(self, graph: ChannelGraph, sets: ChannelSets, selection: Selection) -> None:
+    def __init__(
+        self, graph: ChannelGraph, sets: ChannelSets, selection: Selection, whole: bool = False
+    ) -> None:
         self.graph = graph
         self.sets = sets
         self.selection = selection
+        self.whole = whole
         self.operations = {op.name: op for op in graph.operations}
         self.producer = {name: op for op in graph.operations for name in op.outputs}
         self.readers: dict[str, list[Edge]] = defaultdict(list)
@@ -182,16 +193,19 @@ class _Finder:
                 self._visit(op)
         self.segment = self._join()
         stored = self._stored(self.segment)
-        places = set() if self.selection == "segment" else self._leave_out_zeros(stored)
+        placing = self.selection != "segment" and not self.whole
+        places = self._leave_out_zeros(stored) if placing else set()
         for (name, operand), ids in self.selects.items():
             if ids == _WHATEVER:
                 self.selects[name, operand] = stored[self.operations[name].outputs[0]]
         if self.selection != "segment":
             readers = self._sole_readers()
-            return Segments(stored, self.selects, frozenset(places), readers, self.selection)
+            return Segments(
+                stored, self.selects, frozenset(places), readers, self.selection, whole=self.whole
+            )
         # Readers in the order of execution: it decides between paths that are equally good.
         selects = dict(reversed(self.selects.items()))
-        return Segments(stored, selects, frozenset(), {}, self.selection)
+        return Segments(stored, selects, frozenset(), {}, self.selection, whole=self.whole)
 
     # Where channels are selected.
 

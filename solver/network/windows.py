@@ -21,6 +21,7 @@ from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,
     Window,
+    is_view,
     read_cost,
     satisfied,
     unwanted,
@@ -134,9 +135,16 @@ class Windows:
 
 
 def chosen_windows(formulation: Formulation, instance: Instance, orders: Orders) -> dict[Edge, Ids]:
-    """For the reads that are best served by windows, the channels read and not wanted."""
+    """For the reads that are best served by windows, the channels read and not wanted.
+
+    A whole tensor is the widest of windows.
+    """
     held = satisfied(instance, orders)
     chosen: dict[Edge, Ids] = {}
+    for read, edge in zip(instance.reads, formulation.reads, strict=True):
+        whole = formulation.wholes.get(edge)
+        if whole is not None and (whole.best or not is_view(read.view, held)):
+            chosen[edge] = whole.unwanted
     for read, edge, price in zip(
         instance.reads, formulation.reads, window_costs(instance, orders), strict=True
     ):

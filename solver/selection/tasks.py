@@ -9,8 +9,8 @@ import numpy as np
 
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.solver.algorithms.registry import solve_instance
+from upscale_opt.solver.network.blocked_prices import pricing_of
 from upscale_opt.solver.network.posing import Problem, pose
-from upscale_opt.solver.network.prices import Pricing
 from upscale_opt.solver.selection.accounts import account
 from upscale_opt.solver.selection.moves import Hurry
 from upscale_opt.solver.selection.pickers import Picker, dropped_by
@@ -98,8 +98,8 @@ class Task:
             problem.formulation.instance, "local-search", time_limit=seconds, seed=self.seed
         )
         assert problem.cost_model is not None
-        pricing = Pricing(self.graph, problem.cost_model)
-        return float(outcome.objective) + pricing.of_views(problem.segments)
+        pricing = pricing_of(self.graph, problem.cost_model)
+        return float(outcome.objective) + pricing.of_views(problem.sets, problem.segments)
 
     def offer(self, dropped: Dropped) -> Found | None:
         """Count a choice; it is kept if it is the best within the budget. ``None`` if it is not."""

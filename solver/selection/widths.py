@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from upscale_opt.ir.graph import Attention, Layer, Operation
-from upscale_opt.solver.network.prices import Pricing
+from upscale_opt.solver.network.blocked_prices import pricing_of
 from upscale_opt.solver.network.segments import Joints, find_joints
 from upscale_opt.solver.selection.pickers import ORDERED, Family, Ints, Picker, Picks, dropped_by
 from upscale_opt.solver.selection.rates import WRITTEN, Side
@@ -334,7 +334,7 @@ class Widths:
         model = setting.cost_model
         if not rows or model is None or not self.gathers or family.origin in ORDERED:
             return found
-        pricing = Pricing(self._graph, model)
+        pricing = pricing_of(self._graph, model)
         for part, cuts in zip(family.parts, family.cuts.T, strict=True):
             place = setting.places[part.reader]
             if part.reader not in setting.sharing or not place.reads:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from upscale_opt.errors import SolverError
 from upscale_opt.ir.base import Document, Record
@@ -29,6 +30,14 @@ KINDS = (
     "other",
 )
 """The kinds of kernels that every cost model of this package prices."""
+
+BLOCKED_KINDS = ("plain1x1", "plain", "slice", "reorder_in", "reorder_out")
+"""What a runtime that stores channels in blocks runs, besides: convolutions outside of that layout,
+slices of channels, and the ways into it and out of it. ``"conv1x1"`` and the like are those in it;
+``"copy"`` is a concatenation."""
+
+Runtime = Literal["eager", "compiled", "onnxruntime", "openvino"]
+"""The programs that execute exports: PyTorch as it is, PyTorch compiled, and others."""
 
 
 class KernelCost(Record):
@@ -76,8 +85,13 @@ class CostModel(Document):
         device: ``"cpu"``, ``"cuda"``, …
         device_name: which one, as the system calls it.
         dtype: of the activations and weights, such as ``"float32"``.
-        threads: that PyTorch computes with on a CPU.
+        threads: that are computed with on a CPU.
         memory_format: of the activations.
+        runtime: that executes the export. In ``"eager"`` PyTorch a view of channels is free; in
+            ``"onnxruntime"`` it is a slice, which copies, and comes out of the blocked layout and
+            goes back into it. ``"compiled"`` and ``"openvino"`` are priced as eager so far.
+        block: channels that the runtime stores together: widths count as multiples of it.
+        align: a convolution that reads no multiple of so many channels falls out of that layout.
         torch_version: that ran the kernels.
         kernels: the prices, by kind; see :data:`KINDS`.
         error: the median relative deviation of the timings that a kind's price was fitted to.
@@ -91,14 +105,28 @@ class CostModel(Document):
     dtype: str = "float32"
     threads: int = Field(default=1, ge=1)
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    runtime: Runtime = "eager"
+    block: int = Field(default=1, ge=1, le=1024)
+    align: int = Field(default=1, ge=1, le=1024)
     torch_version: str = ""
     kernels: dict[str, KernelCost]
     error: dict[str, float] = Field(default_factory=dict)
     checks: tuple[Check, ...] = ()
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.block % self.align:
+            raise ValueError(f"a block of {self.block} channels is no multiple of {self.align}")
+        if self.runtime == "onnxruntime":
+            missing = [kind for kind in BLOCKED_KINDS if kind not in self.kernels]
+            if missing:
+                raise ValueError(f"for onnxruntime, prices are missing: {', '.join(missing)}")
+        return self
+
     def __repr__(self) -> str:
+        where = self.device if self.runtime == "eager" else f"{self.runtime} on {self.device}"
         return (
-            f"CostModel({self.device}: {self.device_name}, {self.dtype}, "
+            f"CostModel({where}: {self.device_name}, {self.dtype}, "
             f"{self.memory_format}, {len(self.kernels)} kinds of kernels)"
         )
 

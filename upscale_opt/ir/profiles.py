@@ -94,8 +94,42 @@ GPU_FLOAT32 = GPU.model_copy(
 )
 """The same in single precision, multiplied as TF32."""
 
+ONNXRUNTIME = CostModel(
+    device="cpu",
+    device_name="one core of an x86-64 CPU with AVX-512",
+    runtime="onnxruntime",
+    block=16,
+    align=4,
+    kernels={
+        "conv1x1": _kernel(4e3, 0.03, 0.0115),
+        "conv": _kernel(4e3, 0.03, 0.0115),
+        "depthwise": _kernel(4e3, 0.03, 0.02),
+        "grouped": _kernel(4e3, 0.03, 0.02),
+        "transposed": _kernel(4e3, 0.1, 0.03),
+        "linear": _kernel(4e3, 0.03, 0.02),
+        "matmul": _kernel(4e3, 0.03, 0.02),
+        "norm": _kernel(4e3, 0.03),
+        "elementwise": _kernel(4e3, 0.02),
+        "pool": _kernel(4e3, 0.05),
+        "reduce": _kernel(4e3, 0.05),
+        "softmax": _kernel(4e3, 0.05),
+        "gather": _kernel(4e3, 0.034),
+        "copy": _kernel(4e3, 0.04),
+        "view_copy": _kernel(4e3, 0.04),
+        "strided1x1": _kernel(4e3, 0.03, 0.02),
+        "other": _kernel(4e3, 0.05),
+        "plain1x1": _kernel(4e3, 0.03, 0.0175),
+        "plain": _kernel(4e3, 0.05, 0.0175),
+        "slice": _kernel(4e3, 0.04),
+        "reorder_in": _kernel(3e3, 0.03),
+        "reorder_out": _kernel(3e3, 0.04),
+    },
+)
+"""Onnxruntime on one thread of such a CPU, float32."""
+
 PROFILES = {
     "cpu": CPU,
+    "onnxruntime": ONNXRUNTIME,
     "cpu-channels-last": CPU_CHANNELS_LAST,
     "gpu": GPU,
     "gpu-float32": GPU_FLOAT32,

@@ -1,0 +1,170 @@
+"""Prices of reads where channels lie in blocks and no view is free: onnxruntime on a CPU.
+
+There a view of channels is a slice. A slice and a gather copy alike, and both come out of the
+blocked layout and go back into it. The third way is to read the whole tensor, with zeros in the
+reader's weight: it copies nothing, for more multiply-adds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.solver.network.formulate import Formulation, Whole
+from upscale_opt.solver.network.objectives import bytes_per_channel
+from upscale_opt.solver.network.prices import Pricing
+from upscale_opt.solver.network.segments import Segments
+from upscale_opt.solver.network.sets import ChannelSets, Edge
+from upscale_opt.solver.network.windows import Chain, Windows
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Nanoseconds of the ways to serve one read.
+
+    Attributes:
+        view: by a slice.
+        gather: by a gather.
+        whole: by reading the whole tensor; ``None`` if that cannot be.
+    """
+
+    view: float
+    gather: float
+    whole: float | None
+
+    @property
+    def least(self) -> float:
+        """Of a read whose channels lie side by side."""
+        return self.view if self.whole is None else min(self.view, self.whole)
+
+
+class BlockedPricing(Pricing):
+    """Nanoseconds of gathers beyond those of slices, and of whole tensors in place of both.
+
+    Coming out of the blocked layout is paid once for each tensor, whatever reads it: every read of
+    a part of it is charged an equal share.
+
+    Args:
+        graph: the channel graph, in the sizes that matter (its batch above all).
+        cost_model: of the runtime.
+    """
+
+    def __init__(self, graph: ChannelGraph, cost_model: CostModel) -> None:
+        super().__init__(graph, cost_model)
+        self._block = cost_model.block
+
+    def gather(self, edge: Edge, tensor: str, count: int) -> int:
+        """The cost of gathering ``count`` channels of ``tensor`` beyond that of slicing them.
+
+        At least 1, so that among equals the order is taken that has more slices.
+        """
+        moved = 2 * count * bytes_per_channel(self._graph.tensors[tensor])
+        gathered = self._model.nanoseconds("gather", bytes=moved)
+        return max(round(self._sane(gathered) - self._model.nanoseconds("slice", bytes=moved)), 1)
+
+    def of_views(self, sets: ChannelSets, segments: Segments) -> float:
+        """The cost of serving all reads of parts by the cheaper of slices and whole tensors."""
+        windows = Windows(self._graph, sets, segments)
+        return self._sane(sum(ways.least for ways in self.ways(segments, windows).values()))
+
+    def ways(self, segments: Segments, windows: Windows) -> dict[Edge, Ways]:
+        """The ways to serve every read of a part of a tensor.
+
+        Args:
+            segments: what is read of which tensor.
+            windows: which reads may be of more channels than are wanted.
+        """
+        partial = {
+            edge: (self._operations[edge[0]].inputs[edge[1]], ids)
+            for edge, ids in segments.selects.items()
+        }
+        partial = {
+            edge: (source, ids)
+            for edge, (source, ids) in partial.items()
+            if ids and source in segments.stored and ids != segments.stored[source]
+        }
+        readers = Counter(source for source, _ in partial.values())
+        found: dict[Edge, Ways] = {}
+        for edge, (source, ids) in partial.items():
+            stored = segments.stored[source]
+            structure = self._graph.tensors[source]
+            count = sum(map(ids.__contains__, structure.channels))
+            moved = 2 * count * bytes_per_channel(structure)
+            around = self._in(source, moved) + self._out(source, len(stored)) / readers[source]
+            chain = windows.chain(edge)
+            whole = None
+            if chain is not None:
+                more = self._blocks(len(stored)) - self._blocks(count)
+                whole = more * self._each(windows, edge, chain)
+            view = self._model.nanoseconds("slice", bytes=moved) + around
+            gather = view + self.gather(edge, source, count)
+            found[edge] = Ways(self._sane(view), self._sane(gather), whole)
+        return found
+
+    def offer(self, formulation: Formulation, segments: Segments, windows: Windows) -> Formulation:
+        """The problem, in which reads of parts may be of the whole tensor.
+
+        A whole tensor costs the same under every order. So a read costs, beyond the best way to
+        serve it as a view, the least of a gather and the whole, and nothing if the whole is the
+        best way anyhow: it is the problem of views and gathers, with other weights.
+        """
+        ways = self.ways(segments, windows)
+        wholes: dict[Edge, Whole] = {}
+        reads = []
+        for read, edge in zip(formulation.instance.reads, formulation.reads, strict=True):
+            way = ways.get(edge)
+            if way is not None and way.whole is not None and way.whole < way.gather and read.weight:
+                operation = self._operations[edge[0]]
+                source = operation.inputs[edge[1]]
+                best = way.whole < way.view
+                wholes[edge] = Whole(segments.stored[source] - segments.selects[edge], best)
+                weight = 0 if best else max(round(way.whole - way.view), 1)
+                read = replace(read, weight=weight, pieces=(), max_gathers=0)
+            reads.append(read)
+        pieces = tuple(
+            () if edge in wholes else own
+            for edge, own in zip(formulation.reads, formulation.pieces, strict=True)
+        )
+        instance = replace(formulation.instance, reads=tuple(reads))
+        return replace(formulation, instance=instance, pieces=pieces, wholes=wholes)
+
+    def _each(self, windows: Windows, edge: Edge, chain: Chain) -> float:
+        """The cost of each channel that is read in vain."""
+        cost = 0.0
+        for step in chain.between:
+            written = self._graph.tensors[step.outputs[0]]
+            kind = "norm" if step.parameters else "elementwise"
+            cost += 2 * bytes_per_channel(written) * self._kernel(kind).ns_per_byte
+        for layer in chain.layers:
+            kernel = self._kernel(self._kind(layer))
+            read = self._graph.tensors[layer.inputs[0]]
+            cost += windows.of_layer(layer) * kernel.ns_per_mac
+            cost += bytes_per_channel(read) * kernel.ns_per_byte
+        return self._sane(cost)
+
+    def _blocks(self, count: int) -> int:
+        """A width in whole blocks."""
+        return -(-count // self._block) * self._block
+
+    def _in(self, tensor: str, moved: int) -> float:
+        """The cost of going back into the blocked layout."""
+        if len(self._graph.tensors[tensor].shape) != 4:
+            return 0.0
+        return self._model.nanoseconds("reorder_in", bytes=moved)
+
+    def _out(self, tensor: str, count: int) -> float:
+        """The cost of coming out of it."""
+        structure = self._graph.tensors[tensor]
+        if len(structure.shape) != 4:
+            return 0.0
+        return self._model.nanoseconds(
+            "reorder_out", bytes=2 * count * bytes_per_channel(structure)
+        )
+
+
+def pricing_of(graph: ChannelGraph, cost_model: CostModel) -> Pricing:
+    """The prices of reads in the runtime that a cost model is of."""
+    blocked = cost_model.runtime == "onnxruntime"
+    return (BlockedPricing if blocked else Pricing)(graph, cost_model)
