@@ -101,7 +101,7 @@ def deploy(
         return _saved(pruned, inputs, target, definition)
     eager = copied(pruned).eval()
     program = capture(eager, inputs, dynamic_batch=dynamic_batch)
-    with _failing(f"{kind} cannot hold this model"):
+    with failing(f"{kind} cannot hold this model"):
         data, run = (_as_onnx if kind == "onnx" else _as_pt2)(program)
     found, batches = _compared(kind, eager, run, inputs, dynamic_batch)
     write_atomically(target, data)
@@ -145,7 +145,7 @@ def capture(
 
     shapes = pytree.tree_map(axes, kwargs or args)
     hint = "" if not dynamic_batch else "; dynamic_batch=False fixes the batch size"
-    with _failing("torch.export cannot capture this model", hint), torch.no_grad():
+    with failing("torch.export cannot capture this model", hint), torch.no_grad():
         program = torch.export.export(
             model, args, kwargs or None, dynamic_shapes=shapes, strict=False
         )
@@ -169,25 +169,53 @@ def _as_pt2(program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
         log.setLevel(level)
 
 
-def _as_onnx(program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
+def onnx_of(program: torch.export.ExportedProgram) -> bytes:
+    """The ONNX file of a captured program, checked by ``onnx.checker``."""
     import onnx
-    import onnxruntime
 
     converted = torch.onnx.export(program, dynamo=True, verbose=False)
     assert converted is not None
     proto = converted.model_proto
     _name_batch(proto.graph, program)
-    data = proto.SerializeToString()
+    data: bytes = proto.SerializeToString()
     onnx.checker.check_model(data, full_check=True)
+    return data
+
+
+def session_of(data: bytes, *, threads: int = 0, profile: str | None = None) -> Any:
+    """An onnxruntime session on the CPU.
+
+    Args:
+        data: the ONNX file.
+        threads: to compute with, and be timed: numbers next to zero, which are slow and of which
+            random networks have many, are zero then. 0: as onnxruntime likes.
+        profile: where to write times of its nodes: how the file's path begins.
+    """
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    if threads:
+        options.intra_op_num_threads = options.inter_op_num_threads = threads
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, profile
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+def arrays_of(inputs: Inputs) -> list[Any]:
+    """The tensors of inputs as numpy arrays, in the order in which a file takes them."""
+    leaves = [x for x in pytree.tree_leaves(as_call(inputs)) if isinstance(x, torch.Tensor)]
+    return [leaf.detach().cpu().numpy() for leaf in leaves]
+
+
+def _as_onnx(program: torch.export.ExportedProgram) -> tuple[bytes, Run]:
+    data = onnx_of(program)
+    session = session_of(data)
     names = [given.name for given in session.get_inputs()]
 
     def run(inputs: Inputs) -> list[torch.Tensor]:
-        leaves = [x for x in pytree.tree_leaves(as_call(inputs)) if isinstance(x, torch.Tensor)]
-        arrays = [leaf.detach().cpu().numpy() for leaf in leaves]
-        results = session.run(None, dict(zip(names, arrays, strict=True)))
+        results = session.run(None, dict(zip(names, arrays_of(inputs), strict=True)))
         return [torch.from_numpy(result) for result in results]
 
     return data, run
@@ -242,7 +270,7 @@ def _compared(
             if batch == size:
                 raise
             continue  # the model itself takes no such batch
-        with _failing(f"the {kind} file does not run on a batch of {batch}"):
+        with failing(f"the {kind} file does not run on a batch of {batch}"):
             error = deviation(wanted, _tensors(run(given)))
         if not error <= most:
             raise DeployError(
@@ -286,7 +314,7 @@ def _resized(inputs: Inputs, size: int, batch: int) -> Any:
 
 
 @contextmanager
-def _failing(what: str, way_out: str = "") -> Iterator[None]:
+def failing(what: str, way_out: str = "") -> Iterator[None]:
     """Whatever goes wrong inside is one error of ours.
 
     Raises:

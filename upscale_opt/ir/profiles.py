@@ -120,6 +120,7 @@ ONNXRUNTIME = CostModel(
         "other": _kernel(4e3, 0.05),
         "plain1x1": _kernel(4e3, 0.03, 0.0175),
         "plain": _kernel(4e3, 0.05, 0.0175),
+        "plain_depthwise": _kernel(4e3, 0.05, 0.1),
         "slice": _kernel(4e3, 0.04),
         "reorder_in": _kernel(3e3, 0.03),
         "reorder_out": _kernel(3e3, 0.04),

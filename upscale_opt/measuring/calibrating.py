@@ -249,13 +249,14 @@ def _passes(
     whole = copy.deepcopy(subject.model)
     for name, model in (
         (subject.title, whole),
-        (f"{subject.title}, half of its channels", _half(subject)),
+        (f"{subject.title}, half of its channels", halved(subject)),
     ):
         model = model.to(device, dtype).to(memory_format=form).eval()
         yield Passes(name, model, partial(model, *args, **kwargs), watch)
 
 
-def _half(subject: Subject) -> nn.Module:
+def halved(subject: Subject) -> nn.Module:
+    """The subject's model, about half of its channels pruned."""
     masked = copy.deepcopy(subject.model)
     apply_masks(masked, subject.graph, choose_masks(masked, subject.graph, _AMOUNT))
     solution = solve(subject.graph, masks_of(masked, subject.graph), solver="greedy")

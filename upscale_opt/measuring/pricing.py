@@ -33,11 +33,23 @@ def prices(
             rest = list(_alone(kernels, timing, moving))
             timings.setdefault(kernels[-1].kind, []).extend(rest)
     timings = {kind: own for kind, own in timings.items() if own}
+    return fitted(timings, profile, statistics.median(one.overhead for one in passes))
+
+
+def fitted(
+    timings: Mapping[str, Sequence[Timing]], profile: CostModel, overhead: float
+) -> tuple[dict[str, KernelCost], dict[str, float]]:
+    """Prices of all kinds, and the error of those that were timed.
+
+    Args:
+        timings: by kind.
+        profile: has the prices of kinds that were not timed.
+        overhead: nanoseconds that every call costs beside its kernel.
+    """
     scaled = _scaled(profile, timings)
-    fitted = {kind: fit(own, scaled[kind].ns_per_mac / 2) for kind, own in timings.items()}
-    error = {kind: relative_error(price, timings[kind]) for kind, price in fitted.items()}
-    overhead = statistics.median(one.overhead for one in passes)
-    everything = {**scaled, **fitted}
+    found = {kind: fit(own, scaled[kind].ns_per_mac / 2) for kind, own in timings.items()}
+    error = {kind: relative_error(price, timings[kind]) for kind, price in found.items()}
+    everything = {**scaled, **found}
     return {kind: _with(everything[kind], overhead) for kind in profile.kernels}, error
 
 

@@ -1,0 +1,135 @@
+"""Several models timed in onnxruntime, in turn, in one process."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from upscale_opt.errors import DeployError
+from upscale_opt.in_onnxruntime.sessions import (
+    MOVES,
+    Node,
+    Profiled,
+    call_of,
+    clock_of,
+    file_of,
+)
+from upscale_opt.measuring.in_turn import Clock, interleaved
+from upscale_opt.shown import Shown
+from upscale_opt.tracing.examples import Inputs, require_model
+
+_PROFILED = 8
+"""Runs with a profile."""
+
+_SLOWER = 1.02
+"""Below this, one model is not said to be slower than another: clocks err by as much."""
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
+    """The times of several models in onnxruntime.
+
+    Attributes:
+        seconds: of every model in every round, by name.
+        nodes: what a run of every model runs, by name.
+    """
+
+    seconds: Mapping[str, Sequence[float]]
+    nodes: Mapping[str, Sequence[Node]] = field(default_factory=dict)
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """The median of every model."""
+        return {name: 1e3 * statistics.median(own) for name, own in self.seconds.items()}
+
+    def ratio(self, name: str, base: str) -> float:
+        """The median over rounds of one model's time over another's.
+
+        Raises:
+            DeployError: if one of them was not timed.
+        """
+        for wanted in (name, base):
+            if wanted not in self.seconds:
+                raise DeployError(f"{wanted!r} was not timed; there are {', '.join(self.seconds)}")
+        pairs = zip(self.seconds[name], self.seconds[base], strict=True)
+        return statistics.median(own / other for own, other in pairs)
+
+    def computing(self, name: str) -> float:
+        """The share of a model's nodes' time in which they compute, and do not merely move data."""
+        total = sum(node.nanoseconds for node in self.nodes[name])
+        moving = sum(node.nanoseconds for node in self.nodes[name] if node.kind in MOVES)
+        return 1 - moving / total
+
+    def counts(self, name: str) -> dict[str, int]:
+        """The number of nodes of a model by kind, of those that move data."""
+        found = Counter(node.kind for node in self.nodes[name])
+        return {kind: found[kind] for kind in MOVES if found[kind]}
+
+    def fastest(self) -> str:
+        """The model whose time over the first one's is least."""
+        first = next(iter(self.seconds))
+        return min(self.seconds, key=lambda name: self.ratio(name, first))
+
+    def verdict(self, name: str, base: str = "unpruned") -> str:
+        """A sentence: is a model slower than another, and if so, which one is not."""
+        ratio = self.ratio(name, base)
+        if ratio <= _SLOWER:
+            return f"{name} takes {ratio:.3f} of the time of {base} in onnxruntime"
+        best = self.fastest()
+        return (
+            f"{name} is slower than {base} in onnxruntime: {ratio:.3f} of its time; take {best}, "
+            f"which takes {self.ratio(best, base):.3f}"
+        )
+
+
+def beside(
+    models: Mapping[str, nn.Module],
+    inputs: Inputs,
+    *,
+    seconds: float = 5.0,
+    threads: int = 1,
+    seed: int = 0,
+) -> Comparison:
+    """Time several models on the same inputs in onnxruntime, in turn, in one process.
+
+    All are written to ONNX for the batch of the inputs, as :func:`upscale_opt.deploy` does. With
+    one thread it is the time that the thread computes for: it is the same where other programs run.
+
+    Args:
+        models: by name; in float32, on the CPU.
+        inputs: as for :func:`upscale_opt.trace`.
+        seconds: the time for all of it, about.
+        threads: that onnxruntime computes with.
+        seed: of the order within rounds.
+
+    Raises:
+        TraceError: if one is no model, or ``inputs`` are none of the accepted forms.
+        DeployError: if onnxruntime is missing, or ONNX cannot hold a model.
+    """
+    clocks: dict[str, Clock] = {}
+    profiles: dict[str, Profiled] = {}
+    for name, model in models.items():
+        require_model(model, "measure")
+        data = file_of(model, inputs)
+        clocks[name] = _clock(call_of(data, inputs, threads), threads)
+        profiles[name] = Profiled(data, inputs, threads)
+    found = interleaved(clocks, rounds=None, seconds=seconds, seed=seed)
+    for _ in range(_PROFILED):
+        for one in profiles.values():
+            one.run()
+    return Comparison(found, {name: one.nodes(1) for name, one in profiles.items()})
+
+
+def _clock(call: Callable[[], object], threads: int) -> Clock:
+    now = clock_of(threads)
+
+    def measure() -> float:
+        start = now()
+        call()
+        return 1e-9 * (now() - start)
+
+    return measure
