@@ -32,6 +32,7 @@ FLOORS = (
     ("pruning",),
     ("managers",),
     ("deploying", "report", "rules"),
+    ("in_onnxruntime",),
     ("experiments",),
     ("experiments.coverage", "experiments.bench", "experiments.study"),
     ("__init__",),

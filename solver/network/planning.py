@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from upscale_opt.ir.graph import ChannelGraph
@@ -71,7 +71,23 @@ def lay_out_windows(
         else read
         for read in layout.reads
     )
+    listed = {(read.op, read.operand) for read in reads}
+    reads += tuple(
+        Read(tensor=name, op=edge[0], operand=edge[1], plan="window", channels=layout.tensors[name])
+        for edge, name in _sources(graph, chosen).items()
+        if edge not in listed and name in layout.tensors
+    )  # where the whole tensor is read, its segment may go on behind the edge
     return Plan(layout.tensors, reads, layout.parameters, macs, spent)
+
+
+def _sources(graph: ChannelGraph, edges: Collection[Edge]) -> dict[Edge, str]:
+    """The tensors that lie before edges."""
+    return {
+        (op.name, operand): name
+        for op in graph.operations
+        for operand, name in enumerate(op.inputs)
+        if (op.name, operand) in edges
+    }
 
 
 def arenas_of(problem: Problem, orders: Orders) -> tuple[Arena, ...]:

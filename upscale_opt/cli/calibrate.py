@@ -25,6 +25,13 @@ class Format(str, Enum):
     channels_last = "channels_last"
 
 
+class Runtime(str, Enum):
+    """The programs whose kernels can be timed."""
+
+    eager = "eager"
+    onnxruntime = "onnxruntime"
+
+
 class Dtype(str, Enum):
     """The precision of activations and weights."""
 
@@ -46,6 +53,9 @@ def calibrate(
     out: Annotated[Path, typer.Option("--out", "-o", help="The cost model to write.")] = Path(
         "cost-model.json"
     ),
+    runtime: Annotated[
+        Runtime, typer.Option(help="Where exports will run: PyTorch as it is, or onnxruntime.")
+    ] = Runtime.eager,
     device: Annotated[str, typer.Option(help="Where to time it: cpu, cuda, …")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="The precision to time it in.")] = Dtype.float32,
     memory_format: Annotated[
@@ -62,6 +72,13 @@ def calibrate(
 ) -> None:
     """Time the kernels of networks here, whole and pruned by half; write what kernels cost."""
     given.check(*dict.fromkeys(models))
+    if runtime is Runtime.onnxruntime:
+        usual = device == "cpu" and dtype is Dtype.float32 and memory_format is Format.contiguous
+        if not usual:
+            raise typer.BadParameter(
+                "onnxruntime is timed on a CPU, in float32, in its own memory format: leave out "
+                "--device, --dtype and --format"
+            )
     check_file(out)
     steps = Steps()
     with steps.step("load PyTorch"):
@@ -81,15 +98,25 @@ def calibrate(
                 )
                 subjects.append(Subject(network, trace(network, inputs), inputs, name))
         with steps.step("calibrate") as tell:
-            cost_model = calibrate_all(
-                subjects,
-                device=place,
-                dtype=getattr(torch, dtype.value),
-                memory_format=memory_format.value,
-                threads=threads,
-                seconds=seconds,
-                progress=lambda event: tell(event.step),
-            )
+            if runtime is Runtime.onnxruntime:
+                from upscale_opt import in_onnxruntime
+
+                cost_model = in_onnxruntime.calibrate(
+                    subjects,
+                    threads=threads,
+                    seconds=seconds,
+                    progress=lambda event: tell(event.step),
+                )
+            else:
+                cost_model = calibrate_all(
+                    subjects,
+                    device=place,
+                    dtype=getattr(torch, dtype.value),
+                    memory_format=memory_format.value,
+                    threads=threads,
+                    seconds=seconds,
+                    progress=lambda event: tell(event.step),
+                )
     cost_model.save(out)
     console = output()
     console.print(_prices(cost_model))

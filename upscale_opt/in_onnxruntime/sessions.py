@@ -26,9 +26,7 @@ _NODE = "_kernel_time"
 _KINDS = {
     **dict.fromkeys(("Gemm", "FusedGemm"), "linear"),
     **dict.fromkeys(("MatMul", "FusedMatMul", "Attention", "MultiHeadAttention"), "matmul"),
-    **dict.fromkeys(
-        ("BatchNormalization", "LayerNormalization", "SkipLayerNormalization"), "norm"
-    ),
+    **dict.fromkeys(("BatchNormalization", "LayerNormalization", "SkipLayerNormalization"), "norm"),
     **dict.fromkeys(("InstanceNormalization", "GroupNorm", "LRN"), "norm"),
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Relu", "Sigmoid", "Clip", "Tanh"), "elementwise"),
     **dict.fromkeys(("HardSigmoid", "HardSwish", "QuickGelu", "Gelu", "LeakyRelu"), "elementwise"),
@@ -169,12 +167,16 @@ def node_of(name: str, args: Mapping[str, Any], nanoseconds: float, block: int) 
     return Node(name, kind, moved, macs, nanoseconds)
 
 
-def _convolution(given: Sequence[Sequence[int]], result: Sequence[int], block: int) -> tuple[str, int]:
+def _convolution(
+    given: Sequence[Sequence[int]], result: Sequence[int], block: int
+) -> tuple[str, int]:
     """The kind of a convolution, and its multiply-adds."""
     read, (written, depth, *kernel) = given[0][1], given[1]
     pointwise = math.prod(kernel) == 1
     positions = result[0] * math.prod(result[2:])
     if depth == 1 and written == read > 1:
+        if math.prod(kernel) == 1:
+            return "norm", 0
         inside = "depthwise" if block > 1 else "plain_depthwise"
         return inside, positions * math.prod(kernel) * whole(written, block)
     if depth < read // 2:

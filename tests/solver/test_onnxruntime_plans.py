@@ -1,0 +1,240 @@
+"""Plans for onnxruntime: slices and gathers at their prices, or whole tensors; widths in blocks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from cat_networks import cat_network, image
+from comparing import EXACT, call, complaint, deviation
+from sample_networks import random_masks
+from torch import nn
+from window_networks import X, dense, posed, stream
+
+import upscale_opt as uo
+from upscale_opt.errors import SchemaError, SolverError, UpscaleError
+from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost
+from upscale_opt.ir.profiles import PROFILES, profile
+from upscale_opt.solver.network.blocked_prices import BlockedPricing
+from upscale_opt.solver.network.posing import pose
+from upscale_opt.solver.network.windows import Windows
+from upscale_opt.solver.problem.instance import holds
+
+
+def model_of(block: int = 1, align: int = 1, **prices: tuple[float, float, float]) -> CostModel:
+    """A cost model of onnxruntime: launch, per byte, per multiply-add; else all is free."""
+    kernels = {
+        kind: KernelCost(launch=p[0], ns_per_byte=p[1], ns_per_mac=p[2])
+        for kind in (*KINDS, *BLOCKED_KINDS)
+        for p in [prices.get(kind, (0, 0, 0))]
+    }
+    return CostModel(
+        device="cpu",
+        device_name="a test",
+        runtime="onnxruntime",
+        block=block,
+        align=align,
+        kernels=kernels,
+    )
+
+
+MOVES = {"slice": (50, 0.1, 0), "gather": (90, 0.3, 0), "reorder_in": (20, 0.1, 0)}
+FREE_MACS = model_of(**MOVES, reorder_out=(100, 0.1, 0))
+DEAR_MACS = model_of(**MOVES, conv=(0, 0, 1e3), conv1x1=(0, 0, 1e3))
+BETWEEN = model_of(**MOVES, conv=(0, 0, 0.3), conv1x1=(0, 0, 0.3))
+BLOCKS = model_of(4, 4, **MOVES, conv=(0, 0, 0.3), conv1x1=(0, 0, 0.3))
+
+
+def checked(seed: int, make: Callable[[int], nn.Module], cost_model: CostModel) -> uo.Solution:
+    """A solution that was checked, and whose export was run at several batches."""
+    model, graph, masks = posed(seed, make)
+    solution = uo.solve(graph, masks, objective="latency", cost_model=cost_model)
+    assert uo.Solution.from_json(solution.to_json()) == solution
+    report = uo.check(solution, graph, masks)
+    assert report.objective_value == solution.objective_value >= solution.lower_bound
+    pruned = uo.materialize(model, solution)
+    for x in (X, X[:1], torch.cat([X, X, X])):
+        assert deviation(call(model, x), call(pruned, x)) < EXACT
+    return solution
+
+
+@pytest.mark.parametrize("make", [stream, dense])
+@pytest.mark.parametrize("cost_model", [FREE_MACS, DEAR_MACS, BETWEEN, BLOCKS])
+def test_lossless_and_nothing_in_place(
+    make: Callable[[int], nn.Module], cost_model: CostModel
+) -> None:
+    for seed in (1, 2):
+        solution = checked(seed, make, cost_model)
+        assert not solution.arenas
+        assert all(read.kind == "select" and not read.optional for read in solution.reads)
+
+
+def partial(solution: uo.Solution) -> list[str]:
+    """The plans of reads that take a part of what is stored."""
+    return [r.plan for r in solution.reads if set(r.channels) != set(solution.tensors[r.tensor])]
+
+
+def test_prices_decide() -> None:
+    free, dear = checked(2, stream, FREE_MACS), checked(2, stream, DEAR_MACS)
+    assert partial(free) == [] and free.windows > 0 < free.extra_macs
+    assert dear.windows == 0 == dear.extra_macs
+    assert set(partial(dear)) == {"view", "gather"}
+    plans = {read.plan for read in checked(2, stream, BETWEEN).reads}
+    assert "window" in plans and plans & {"view", "gather"}
+
+
+@pytest.mark.parametrize("cost_model", [FREE_MACS, DEAR_MACS, BETWEEN])
+@pytest.mark.parametrize("seed", range(3))
+def test_beside_all_orders_and_all_ways(seed: int, cost_model: CostModel) -> None:
+    """No order, and no way to serve any read under it, costs less than the answer's."""
+    torch.manual_seed(seed)
+    model = stream(seed, readers=4, width=6)
+    graph = uo.trace(model, X)
+    masks = uo.masks_of(model, graph)
+    solution = uo.solve(graph, masks, objective="latency", cost_model=cost_model)
+    problem = pose(graph, masks, "latency", cost_model=cost_model)
+    instance, formulation = problem.formulation.instance, problem.formulation
+    ways = BlockedPricing(graph, cost_model).ways(
+        problem.segments, Windows(graph, problem.sets, problem.segments)
+    )
+    (number,) = [i for i, space in enumerate(instance.spaces) if len(space.channels) == 6]
+
+    def served(order: tuple[int, ...]) -> float:
+        place = {channel: at for at, channel in enumerate(order)}
+        total = 0.0
+        for read, edge in zip(instance.reads, formulation.reads, strict=True):
+            if edge in ways:
+                demands = [instance.demands[d] for d in read.view or ()]
+                together = all(holds(demand, place, len(order)) for demand in demands)
+                way = ways[edge]
+                total += min(way.view if together else way.gather, way.whole or 0.0)
+        return total
+
+    best = min(map(served, itertools.permutations(instance.spaces[number].channels)))
+    assert served(solution.orders[number]) == pytest.approx(best, abs=len(ways))
+    assert solution.status == "optimal"
+
+
+def widths(graph: uo.ChannelGraph, solution: uo.Solution) -> list[tuple[int, int]]:
+    """For each convolution, the channels that it reads, and those that its tensor has at all."""
+    found = []
+    for read in solution.reads:
+        op = next(op for op in graph.operations if op.name == read.op)
+        if op.kind == "layer":
+            found.append((len(read.channels), len(graph.tensors[read.tensor].channels)))
+    return found
+
+
+def test_convolutions_read_whole_steps() -> None:
+    model, graph, masks = posed(1, wide)
+    before = uo.solve(graph, masks, objective="latency", cost_model=DEAR_MACS)
+    assert any(count % 4 for count, _ in widths(graph, before))
+    blocks = model_of(8, 4, **MOVES, conv=(0, 0, 1e3), conv1x1=(0, 0, 1e3))
+    solution = checked(1, wide, blocks)
+    assert all(count % 4 == 0 or size < 4 for count, size in widths(graph, solution))
+    stored = [len(layout) for name, layout in solution.tensors.items() if len(layout) > 3]
+    assert stored and all(count % 8 == 0 for count in stored)
+    assert deviation(call(model, X), call(uo.materialize(model, solution), X)) < EXACT
+
+
+def wide(seed: int) -> nn.Module:
+    """A residual network of 24 channels, of which its layers read 10 and 11."""
+    made = Residual()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for number, layer in enumerate((made.first, made.second, made.third)):
+            layer.weight[:, torch.randperm(24, generator=generator)[: 13 + number % 2]] = 0
+    return made.double().eval()
+
+
+class Residual(nn.Module):
+    """Three convolutions on one stream."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 24, 1)
+        self.first, self.second = (nn.Conv2d(24, 24, 3, padding=1) for _ in range(2))
+        self.third = nn.Conv2d(24, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of shape (N, 8, H, W)."""
+        y = torch.relu(self.stem(x))
+        y = torch.relu(y + self.first(y))
+        z: torch.Tensor = self.third(torch.relu(y + self.second(y)))
+        return z
+
+
+def test_random_networks() -> None:
+    plans: set[str] = set()
+    for seed in range(8):
+        model = cat_network(seed, 5, dense=bool(seed % 2))
+        graph = uo.trace(model, image())
+        uo.apply_masks(model, graph, random_masks(graph, seed))
+        masks = uo.masks_of(model, graph)
+        cost_model = [FREE_MACS, DEAR_MACS, BETWEEN, BLOCKS][seed % 4]
+        solution = uo.solve(graph, masks, objective="latency", cost_model=cost_model, time_limit=3)
+        uo.check(solution, graph, masks)
+        pruned = uo.materialize(model, solution)
+        for x in (image(2), image(7, 1)):
+            assert deviation(call(model, x), call(pruned, x)) < EXACT
+        plans |= {read.plan for read in solution.reads}
+    assert plans == {"view", "gather", "window"}
+
+
+# The cost model.
+
+
+def test_old_cost_models_are_of_eager_mode() -> None:
+    kernels = {kind: {"launch": 1, "ns_per_byte": 1} for kind in KINDS}
+    old = CostModel.from_json(
+        json.dumps({"schema_version": 1, "device": "cpu", "device_name": "x", "kernels": kernels})
+    )
+    assert (old.runtime, old.block, old.align) == ("eager", 1, 1)
+    assert "runtime" not in old.to_json()
+
+
+def test_the_runtime_travels() -> None:
+    built_in = profile("onnxruntime")
+    assert built_in.runtime == "onnxruntime" and "onnxruntime" in repr(built_in)
+    assert CostModel.from_json(built_in.to_json()) == built_in
+    assert set(built_in.kernels) == {*KINDS, *BLOCKED_KINDS}
+    assert [name for name, one in PROFILES.items() if one.runtime != "eager"] == ["onnxruntime"]
+    _, graph, masks = posed(2, stream)
+    solution = uo.solve(graph, masks, objective="latency", cost_model="onnxruntime")
+    assert solution.cost_model == built_in
+
+
+EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "no such runtime": (lambda d: d.update(runtime="tvm"), "runtime"),
+    "a kind missing": (lambda d: d["kernels"].pop("slice"), "slice"),
+    "steps that do not fit": (lambda d: d.update(block=6, align=4), "no multiple of 4"),
+    "no steps": (lambda d: d.update(align=0), "align"),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_cost_models_that_make_no_sense(edit: str) -> None:
+    data = json.loads(BLOCKS.to_json())
+    change, names = EDITS[edit]
+    change(data)
+    assert names in complaint(SchemaError, lambda: CostModel.from_json(json.dumps(data)))
+
+
+def test_a_plan_for_another_runtime_is_not_this_one() -> None:
+    """Neither a plan for eager mode nor one of other prices passes for one of these."""
+    _, graph, masks = posed(2, stream)
+    solution = checked(2, stream, FREE_MACS)
+    for other in (profile("cpu"), DEAR_MACS):
+        false = solution.model_copy(update={"cost_model": other})
+        with pytest.raises(UpscaleError):
+            uo.check(false, graph, masks)
+
+
+def test_endless_prices_are_refused() -> None:
+    _, graph, masks = posed(2, stream)
+    endless = model_of(slice=(1e300, 0, 0))
+    complaint(SolverError, lambda: uo.solve(graph, masks, objective="latency", cost_model=endless))
