@@ -28,7 +28,12 @@ from upscale_opt.cli.options import (
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import output, say
 from upscale_opt.errors import UpscaleError
-from upscale_opt.experiments.bench.names import DEFAULT_VARIANTS, FORMATS, VARIANTS
+from upscale_opt.experiments.bench.names import (
+    DEFAULT_VARIANTS,
+    FORMATS,
+    ONNXRUNTIME_VARIANTS,
+    VARIANTS,
+)
 from upscale_opt.ir.cost_model import CostModel
 
 if TYPE_CHECKING:
@@ -43,6 +48,13 @@ class Dtype(str, Enum):
     float32 = "float32"
     float16 = "float16"
     bfloat16 = "bfloat16"
+
+
+class Runtime(str, Enum):
+    """The program that exports run in."""
+
+    eager = "eager"
+    onnxruntime = "onnxruntime"
 
 
 def _batches(values: list[int]) -> list[int]:
@@ -65,7 +77,7 @@ def _among(known: Sequence[str]) -> Callable[[list[str]], list[str]]:
 _NO_GROUPS: list[str] = []
 _ONE: list[int] = [1]
 _CONTIGUOUS = ["contiguous"]
-_USUAL = list(DEFAULT_VARIANTS)
+_USUAL: list[str] = []
 _NO_FILES: list[Path] = []
 
 
@@ -91,6 +103,9 @@ def bench(
             help=f"Memory formats: {', '.join(FORMATS)}.",
         ),
     ] = _CONTIGUOUS,
+    runtime: Annotated[
+        Runtime, typer.Option(help="What to run in: PyTorch as it is, or onnxruntime.")
+    ] = Runtime.eager,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda.")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of weights and inputs.")] = Dtype.float32,
     threads: Annotated[int, typer.Option(min=1, help="That PyTorch computes with.")] = 1,
@@ -112,7 +127,7 @@ def bench(
             "--variants",
             metavar="NAME...",
             callback=_among(tuple(VARIANTS)),
-            help=f"What to time: {', '.join(VARIANTS)}.",
+            help=f"What to time, instead of the usual: {', '.join(VARIANTS)}.",
         ),
     ] = _USUAL,
     cost_model: Annotated[
@@ -158,14 +173,17 @@ def bench(
         from upscale_opt.experiments.bench.benching import Task
         from upscale_opt.experiments.bench.page import read_page, write_page
         from upscale_opt.experiments.bench.records import BenchRecord, Settings, done_before
-        from upscale_opt.experiments.bench.tables import summary
+        from upscale_opt.experiments.bench.tables import summary, verdicts
         from upscale_opt.experiments.pictures import check_pictures
         from upscale_opt.experiments.records import Store
 
     names = own or named_networks(networks or [], group)
     maker = OwnModel(own[0], given) if own else None
+    in_onnxruntime = runtime.value == "onnxruntime"
+    usual = ONNXRUNTIME_VARIANTS if in_onnxruntime else DEFAULT_VARIANTS
     settings = Settings.model_validate(
         {
+            "runtime": runtime.value,
             "amount": amount,
             "side": side.value,
             "layers": layers.value,
@@ -180,11 +198,13 @@ def bench(
             "cuda_graphs": cuda_graphs,
             "rounds": rounds,
             "seconds": seconds,
-            "variants": tuple(variants),
+            "variants": tuple(variants) or usual,
             "cost_models": tuple(map(_digest, cost_models.values())),
             "own": digest_of(given),
         }
     )
+    if in_onnxruntime:
+        _check_onnxruntime(settings)
     _check_device(settings)
     check_folder(out)
     if page is not None:
@@ -202,7 +222,7 @@ def bench(
         _sweep([task for task in tasks if task.name not in records], store, jobs, steps, records)
     finally:
         found = [records[name] for name in names if name in records]
-        for line in summary(found):
+        for line in (*summary(found), *verdicts(found)):
             say(console, line)
     if page is not None:
         for path in write_page(page, found, _command(networks or [], group, settings, given)):
@@ -213,6 +233,24 @@ def bench(
             f"{len(failed)} of {len(found)} networks could not be timed: {', '.join(failed)}; the "
             f"records in {out} say why"
         )
+
+
+def _check_onnxruntime(settings: Settings) -> None:
+    """Refuse what cannot be timed in onnxruntime.
+
+    Raises:
+        UpscaleError: if it is no float32 on a CPU in the usual memory format, or it is missing.
+    """
+    from upscale_opt.deploying import check_format
+
+    usual = type(settings)(variants=())
+    for name in ("device", "dtype", "formats", "compile", "cuda_graphs"):
+        if getattr(settings, name) != getattr(usual, name):
+            raise UpscaleError(
+                "onnxruntime is timed on a CPU, in float32, in its own memory format: leave out "
+                "--device, --dtype, --format, --compile and --cuda-graphs"
+            )
+    check_format("onnx")
 
 
 def _digest(cost_model: CostModel) -> str:

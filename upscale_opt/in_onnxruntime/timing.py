@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from upscale_opt.deploying import failing
 from upscale_opt.errors import DeployError
 from upscale_opt.in_onnxruntime.sessions import (
     MOVES,
@@ -110,21 +111,58 @@ def beside(
         TraceError: if one is no model, or ``inputs`` are none of the accepted forms.
         DeployError: if onnxruntime is missing, or ONNX cannot hold a model.
     """
-    clocks: dict[str, Clock] = {}
-    profiles: dict[str, Profiled] = {}
+    candidates = {}
     for name, model in models.items():
         require_model(model, "measure")
+        candidates[name] = Candidate(model, inputs, threads)
+    return compare(candidates, seconds=seconds, seed=seed)
+
+
+class Candidate:
+    """A model that is ready to run in onnxruntime.
+
+    Args:
+        model: in float32, on the CPU.
+        inputs: to run it on.
+        threads: to compute with.
+
+    Raises:
+        DeployError: if onnxruntime is missing, or ONNX cannot hold the model.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Inputs, threads: int = 1) -> None:
         data = file_of(model, inputs)
-        clocks[name] = _clock(call_of(data, inputs, threads), threads)
-        profiles[name] = Profiled(data, inputs, threads)
-    found = interleaved(clocks, rounds=None, seconds=seconds, seed=seed)
+        with failing("onnxruntime cannot run this model"):
+            self.clock = _clock(call_of(data, inputs, threads), threads)
+            self.clock()
+            self.profiled = Profiled(data, inputs, threads)
+
+
+def compare(
+    candidates: Mapping[str, Candidate],
+    *,
+    rounds: int | None = None,
+    seconds: float = 5.0,
+    seed: int = 0,
+) -> Comparison:
+    """Time models that are ready, in turn; their profiles are ended by it.
+
+    Args:
+        candidates: by name.
+        rounds: how often each runs; ``None``: as often as ``seconds`` allow, but ten times.
+        seconds: the time for all of it, about.
+        seed: of the order within rounds.
+    """
+    clocks = {name: one.clock for name, one in candidates.items()}
+    found = interleaved(clocks, rounds=rounds, seconds=seconds, seed=seed)
     for _ in range(_PROFILED):
-        for one in profiles.values():
-            one.run()
-    return Comparison(found, {name: one.nodes(1) for name, one in profiles.items()})
+        for one in candidates.values():
+            one.profiled.run()
+    return Comparison(found, {name: one.profiled.nodes(1) for name, one in candidates.items()})
 
 
 def _clock(call: Callable[[], object], threads: int) -> Clock:
+    """A clock of runs; of one thread, the time it computes for, in which other programs are not."""
     now = clock_of(threads)
 
     def measure() -> float:

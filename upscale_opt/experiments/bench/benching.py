@@ -7,7 +7,7 @@ import gc
 import platform
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from upscale_opt import in_onnxruntime
 from upscale_opt.errors import UpscaleError
 from upscale_opt.experiments.bench.floor import floor
 from upscale_opt.experiments.bench.names import BASES
@@ -139,10 +140,11 @@ def _cells(
     tell: Tell,
 ) -> Iterator[Cell]:
     """The cells of a batch size and memory format, one for every mode; ``exports`` are added."""
+    settings = subject.settings
     ready: list[_Ready] = []
     problems: dict[str, str] = {}
     where = f"batch {batch}, {form}"
-    for variant in subject.settings.variants:
+    for variant in settings.variants:
         tell(f"{where}: make {variant}")
         built = subject.built(variant, batch, form)
         key = variant, built.export.batch, built.export.format
@@ -156,19 +158,24 @@ def _cells(
             ready.append(one)
         except Exception as error:
             problems[variant] = problem_of(error)
-    modes = ["eager"]
-    modes += ["compiled"] * subject.settings.compile
-    modes += ["cuda-graph"] * subject.settings.cuda_graphs
+    modes: list[str] = [settings.runtime]
+    modes += ["compiled"] * settings.compile
+    modes += ["cuda-graph"] * settings.cuda_graphs
     for mode in modes:
         tell(f"{where}, {mode}: time")
-        yield _timed(subject.settings, batch, form, mode, ready, dict(problems))
+        if mode == "onnxruntime":
+            yield _in_onnxruntime(settings, batch, form, ready, dict(problems))
+        else:
+            yield _timed(settings, batch, form, mode, ready, dict(problems))
 
 
 def _prepared(subject: Subject, built: Built, batch: int, form: str) -> _Ready:
     """The variant as it will be timed, having run once."""
     assert built.model is not None
     model = _placed(built.model, subject.settings, form)
-    if built.export.variant == "floor":  # it holds tensors of one device, dtype and memory format
+    if (
+        built.export.variant == "floor" and subject.settings.runtime == "eager"
+    ):  # it holds tensors of one device, dtype and memory format
         assert built.graph is not None
         model = floor(model, built.graph)
     args, kwargs = as_call(_moved(subject.inputs(batch), subject.settings, form))
@@ -244,6 +251,36 @@ def _timed(
     return Cell(batch=batch, format=form, mode=mode, rounds=count, times=tuple(times))
 
 
+def _in_onnxruntime(
+    settings: Settings, batch: int, form: str, ready: list[_Ready], problems: dict[str, str]
+) -> Cell:
+    """A cell in onnxruntime.
+
+    Its floor is the time of our export without that of its nodes that only move data, by
+    onnxruntime's profile: there are no free copies to put on the clock.
+    """
+    timings: dict[str, in_onnxruntime.Candidate] = {}
+    for one in ready:
+        try:
+            inputs = one.kwargs or one.args
+            timings[one.variant] = in_onnxruntime.Candidate(one.model, inputs, settings.threads)
+        except Exception as error:
+            problems[one.variant] = problem_of(error)
+    found = in_onnxruntime.compare(
+        timings, rounds=settings.rounds, seconds=settings.seconds, seed=settings.seed
+    )
+    seconds = {name: list(own) for name, own in found.seconds.items()}
+    if "floor" in seconds:
+        share = found.computing("floor")
+        seconds["floor"] = [share * own for own in seconds["floor"]]
+    times = [
+        _time(variant, seconds, problems.get(variant, ""), None, settings.seed, list(seconds))
+        for variant in settings.variants
+    ]
+    count = len(next(iter(seconds.values()))) if seconds else 0
+    return Cell(batch=batch, format=form, mode="onnxruntime", rounds=count, times=tuple(times))
+
+
 def _call(one: _Ready, mode: str, breaks: dict[str, int]) -> Call:
     """A call that runs a variant in this mode.
 
@@ -271,6 +308,7 @@ def _time(
     problem: str,
     breaks: int | None,
     seed: int,
+    bases: Sequence[str] = BASES,
 ) -> Time:
     own = seconds.get(variant)
     if own is None:
@@ -280,7 +318,7 @@ def _time(
         milliseconds=1e3 * statistics.median(own),
         ratios={
             base: ratio_of(own, seconds[base], seed)
-            for base in BASES
+            for base in bases
             if base in seconds and base != variant
         },
         graph_breaks=breaks,

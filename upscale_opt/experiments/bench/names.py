@@ -5,18 +5,27 @@ from __future__ import annotations
 VARIANTS = {
     "unpruned": "the network as it was",
     "gather": "the masked network exported without reordering; every selection is a gather",
+    "unordered": "the masked network exported without reordering; views where that is by chance",
     "upscale": "exported by apple-upscale",
     "upscale-index": "the same; its gathers take one index each, as its authors advise for GPUs",
     "constrained": "coupled layers pruned together: nothing to copy, but another, weaker network",
     "copies": "our export with the fewest copied channels",
     "latency": "our export that shall be the fastest by a cost model",
+    "eager": "our export that shall be the fastest in eager PyTorch, wherever it runs",
     "floor": "the layers of our fastest export, with all copies free",
 }
 """The variants of a network that are timed side by side, and what they are."""
 
-DEFAULT_VARIANTS = tuple(name for name in VARIANTS if name != "upscale-index")
+DEFAULT_VARIANTS = tuple(
+    name for name in VARIANTS if name not in ("upscale-index", "unordered", "eager")
+)
 
-PER_CELL = ("latency", "floor")
+ONNXRUNTIME_VARIANTS = tuple(
+    name for name in VARIANTS if not name.startswith("upscale") and name != "copies"
+)
+"""The same for onnxruntime."""
+
+PER_CELL = ("latency", "eager", "floor")
 """The variants that are made anew for every batch size and memory format."""
 
 BASES = ("upscale", "unpruned", "floor")
@@ -29,5 +38,6 @@ MODES = {
     "eager": "op by op",
     "compiled": "with torch.compile",
     "cuda-graph": "as a CUDA graph",
+    "onnxruntime": "in onnxruntime",
 }
 """The modes in which variants are run, in words."""

@@ -21,9 +21,10 @@ class Settings(Record):
         time_limit: seconds for the solver, per export.
         batches: the batch sizes.
         formats: memory formats.
+        runtime: that the exports run in.
         device: ``"cpu"``, ``"cuda"``, …
         dtype: of weights and inputs while they are timed.
-        threads: that PyTorch computes with on a CPU.
+        threads: that are computed with on a CPU.
         compile: whether the variants are timed compiled, too.
         cuda_graphs: whether they are timed as CUDA graphs, too.
         rounds: how many; ``None``: as many as the time allows.
@@ -42,6 +43,7 @@ class Settings(Record):
     time_limit: float = 60.0
     batches: tuple[int, ...] = (1,)
     formats: tuple[Literal["contiguous", "channels-last"], ...] = ("contiguous",)
+    runtime: Literal["eager", "onnxruntime"] = "eager"
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     threads: int = 1
@@ -84,6 +86,7 @@ class Export(Record):
         parameters: the numbers in its parameters.
         multiply_adds: of one forward pass at batch 1.
         copied_channels: that its plan copies; ``None`` where there is no plan.
+        plan: how its reads are served, in words; empty where there is no plan.
         deviation: from the masked network, relative to the largest output: in float64 for ours, in
             float32 for UPSCALE's; ``None`` if it is not meant to equal it, or does not run there.
         moved: bytes moved in one forward pass at batch 1, by memory format.
@@ -99,6 +102,7 @@ class Export(Record):
     parameters: int = 0
     multiply_adds: int = 0
     copied_channels: int | None = None
+    plan: str = ""
     deviation: float | None = None
     moved: dict[str, int] = Field(default_factory=dict)
     seconds: float = 0.0

@@ -41,6 +41,42 @@ def summary(records: Sequence[BenchRecord]) -> list[str]:
     return lines
 
 
+SAME = ("unpruned", "gather", "unordered", "eager")
+"""Variants that compute what our export for a runtime does, and may be taken instead."""
+
+SLOWER = 1.02
+"""A ratio from which on one variant is said to be slower than another: clocks err by as much."""
+
+
+def best_other(cell: Cell) -> tuple[str, float] | None:
+    """The fastest of what may be taken instead, and our export's time over it, in rounds."""
+    ratios = {name: cell.ratio("latency", name) for name in SAME}
+    found = {name: ratio.median for name, ratio in ratios.items() if ratio is not None}
+    if not found:
+        return None
+    name = max(found, key=lambda name: found[name])
+    return name, found[name]
+
+
+def verdicts(records: Sequence[BenchRecord]) -> list[str]:
+    """For runtimes other than PyTorch, a line per network and batch: the plan, and if it pays."""
+    lines = []
+    for record in records:
+        for cell in record.cells:
+            export, best = record.export("latency", cell), best_other(cell)
+            if cell.mode != "onnxruntime" or export is None or best is None:
+                continue
+            name, ratio = best
+            line = f"{record.name}, batch {cell.batch}: the plan ({export.plan}) "
+            unpruned = cell.ratio("latency", "unpruned")
+            if unpruned is not None and unpruned.median > SLOWER:
+                line += f"is slower than the unpruned network, {unpruned.median:.3f} of its time; "
+            lines.append(f"{line}takes {ratio:.3f} of the time of the best other, {name}")
+            if ratio > SLOWER:
+                lines[-1] += f": take that ({VARIANTS[name]})"
+    return lines
+
+
 def title(key: Key) -> str:
     """A cell in words, such as ``"batch 8, contiguous, op by op"``."""
     batch, form, mode = key

@@ -136,8 +136,11 @@ class Subject:
 
     def cost_model(self, form: str) -> CostModel:
         """The cost model that fits the device, dtype and memory format best."""
-        device = self.settings.device.partition(":")[0]
-        if not self.cost_models:
+        device, runtime = self.settings.device.partition(":")[0], self.settings.runtime
+        known = [model for model in self.cost_models if model.runtime == runtime]
+        if not known and runtime == "onnxruntime":
+            return profile("onnxruntime")
+        if not known:
             return profile("cpu" if device == "cpu" else "gpu")
         wanted = device, self.settings.dtype, form.replace("-", "_")
 
@@ -145,7 +148,7 @@ class Subject:
             own = model.device, model.dtype, model.memory_format
             return sum(a == b for a, b in zip(own, wanted, strict=True))
 
-        return max(self.cost_models, key=fits)
+        return max(known, key=fits)
 
 
 def problem_of(error: BaseException) -> str:
@@ -157,6 +160,24 @@ def problem_of(error: BaseException) -> str:
 def copied_channels(solution: Solution) -> int:
     """The channels that an export copies by its plan."""
     return sum(read.copied for read in solution.reads)
+
+
+def plan_of(solution: Solution) -> str:
+    """The ways in which an export's reads are served, counted.
+
+    A read that takes all that its tensor stores is no read of a part.
+    """
+    stored = {name: len(layout) for name, layout in solution.tensors.items()}
+    parts = [r for r in solution.reads if len(r.channels) < stored[r.tensor] or r.kind == "place"]
+    wholes = [r for r in solution.reads if r.plan == "window" and r not in parts]
+    counts = {
+        "views": sum(read.plan == "view" for read in parts),
+        "windows": sum(read.plan == "window" for read in parts),
+        "gathers": sum(read.plan == "gather" for read in parts),
+        "whole": len(wholes),
+        "arenas": len(solution.arenas),
+    }
+    return ", ".join(f"{count} {name}" for name, count in counts.items() if count) or "no copies"
 
 
 def _opaque(graph: ChannelGraph) -> int:
@@ -196,6 +217,7 @@ def _ours(
         variant=variant,
         status=solution.status,
         copied_channels=copied_channels(solution),
+        plan=plan_of(solution),
         deviation=None if math.isnan(error) else error,
     )
     return Built(export, pruned, graph)
@@ -211,6 +233,12 @@ def _gather(subject: Subject, batch: int, form: str) -> Built:
     graph = subject.graph()
     solution = gathered(_solved(subject, graph, solver="identity"))
     return _ours("gather", subject.masked, graph, subject.inputs(BATCH), solution)
+
+
+def _unordered(subject: Subject, batch: int, form: str) -> Built:
+    graph = subject.graph()
+    solution = _solved(subject, graph, solver="identity")
+    return _ours("unordered", subject.masked, graph, subject.inputs(BATCH), solution)
 
 
 def _copies(subject: Subject, batch: int, form: str) -> Built:
@@ -236,14 +264,19 @@ def _constrained(subject: Subject, batch: int, form: str) -> Built:
 
 
 def _latency(subject: Subject, batch: int, form: str) -> Built:
-    options: dict[str, Any] = {
-        "objective": "latency",
-        "cost_model": subject.cost_model(form),
-    }
+    return _priced("latency", subject, batch, subject.cost_model(form))
+
+
+def _eager(subject: Subject, batch: int, form: str) -> Built:
+    return _priced("eager", subject, batch, profile("cpu"))
+
+
+def _priced(variant: str, subject: Subject, batch: int, cost_model: CostModel) -> Built:
+    """Our export that shall be the fastest at these prices."""
     graph = subject.graph(batch)
-    solution = _solved(subject, graph, **options)
+    solution = _solved(subject, graph, objective="latency", cost_model=cost_model)
     size = BATCH if graph is subject.graph() else batch
-    return _ours("latency", subject.masked, graph, subject.inputs(size), solution)
+    return _ours(variant, subject.masked, graph, subject.inputs(size), solution)
 
 
 def _floor(subject: Subject, batch: int, form: str) -> Built:
@@ -260,6 +293,8 @@ Maker = Callable[[Subject, int, str], Built]
 _MAKERS: dict[str, Maker] = {
     "unpruned": _unpruned,
     "gather": _gather,
+    "unordered": _unordered,
+    "eager": _eager,
     "upscale": _by_upscale("upscale"),
     "upscale-index": _by_upscale("upscale-index"),
     "constrained": _constrained,
