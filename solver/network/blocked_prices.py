@@ -96,8 +96,8 @@ class BlockedPricing(Pricing):
             chain = windows.chain(edge)
             whole = None
             if chain is not None:
-                more = self._blocks(len(stored)) - self._blocks(count)
-                whole = more * self._each(windows, edge, chain)
+                served = [self._behind(windows, chain, width) for width in (len(stored), count)]
+                whole = self._sane(served[0]) - served[1]
             view = self._model.nanoseconds("slice", bytes=moved) + around
             gather = view + self.gather(edge, source, count)
             found[edge] = Ways(self._sane(view), self._sane(gather), whole)
@@ -130,19 +130,21 @@ class BlockedPricing(Pricing):
         instance = replace(formulation.instance, reads=tuple(reads))
         return replace(formulation, instance=instance, pieces=pieces, wholes=wholes)
 
-    def _each(self, windows: Windows, edge: Edge, chain: Chain) -> float:
-        """The cost of each channel that is read in vain."""
+    def _behind(self, windows: Windows, chain: Chain, width: int) -> float:
+        """The cost of all that lies behind a read of ``width`` channels."""
         cost = 0.0
         for step in chain.between:
-            written = self._graph.tensors[step.outputs[0]]
+            moved = 2 * width * bytes_per_channel(self._graph.tensors[step.outputs[0]])
             kind = "norm" if step.parameters else "elementwise"
-            cost += 2 * bytes_per_channel(written) * self._kernel(kind).ns_per_byte
+            cost += self._model.nanoseconds(kind, bytes=moved)
         for layer in chain.layers:
-            kernel = self._kernel(self._kind(layer))
-            read = self._graph.tensors[layer.inputs[0]]
-            cost += windows.of_layer(layer) * kernel.ns_per_mac
-            cost += bytes_per_channel(read) * kernel.ns_per_byte
-        return self._sane(cost)
+            blocks = self._blocks(width)
+            cost += self._model.nanoseconds(
+                self._kind(layer),
+                bytes=blocks * bytes_per_channel(self._graph.tensors[layer.inputs[0]]),
+                macs=blocks * windows.of_layer(layer),
+            )
+        return cost
 
     def _blocks(self, count: int) -> int:
         """A width in whole blocks."""

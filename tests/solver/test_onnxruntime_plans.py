@@ -80,11 +80,13 @@ def partial(solution: uo.Solution) -> list[str]:
 
 def test_prices_decide() -> None:
     free, dear = checked(2, stream, FREE_MACS), checked(2, stream, DEAR_MACS)
-    assert partial(free) == [] and free.windows > 0 < free.extra_macs
+    assert partial(free) == []
+    assert free.windows > 0 < free.extra_macs
     assert dear.windows == 0 == dear.extra_macs
     assert set(partial(dear)) == {"view", "gather"}
     plans = {read.plan for read in checked(2, stream, BETWEEN).reads}
-    assert "window" in plans and plans & {"view", "gather"}
+    assert "window" in plans
+    assert plans & {"view", "gather"}
 
 
 @pytest.mark.parametrize("cost_model", [FREE_MACS, DEAR_MACS, BETWEEN])
@@ -137,7 +139,8 @@ def test_convolutions_read_whole_steps() -> None:
     solution = checked(1, wide, blocks)
     assert all(count % 4 == 0 or size < 4 for count, size in widths(graph, solution))
     stored = [len(layout) for name, layout in solution.tensors.items() if len(layout) > 3]
-    assert stored and all(count % 8 == 0 for count in stored)
+    assert stored
+    assert all(count % 8 == 0 for count in stored)
     assert deviation(call(model, X), call(uo.materialize(model, solution), X)) < EXACT
 
 
@@ -199,7 +202,8 @@ def test_old_cost_models_are_of_eager_mode() -> None:
 
 def test_the_runtime_travels() -> None:
     built_in = profile("onnxruntime")
-    assert built_in.runtime == "onnxruntime" and "onnxruntime" in repr(built_in)
+    assert built_in.runtime == "onnxruntime"
+    assert "onnxruntime" in repr(built_in)
     assert CostModel.from_json(built_in.to_json()) == built_in
     assert set(built_in.kernels) == {*KINDS, *BLOCKED_KINDS}
     assert [name for name, one in PROFILES.items() if one.runtime != "eager"] == ["onnxruntime"]

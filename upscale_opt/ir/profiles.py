@@ -6,8 +6,16 @@ from upscale_opt.errors import SolverError
 from upscale_opt.ir.cost_model import CostModel, KernelCost
 
 
-def _kernel(launch: float, per_byte: float, per_mac: float = 0.0) -> KernelCost:
-    return KernelCost(launch=launch, ns_per_byte=per_byte, ns_per_mac=per_mac)
+def _kernel(
+    launch: float, per_byte: float, per_mac: float = 0.0, *, far: float = 0.0, cache: int = 0
+) -> KernelCost:
+    return KernelCost(
+        launch=launch,
+        ns_per_byte=per_byte,
+        ns_per_mac=per_mac,
+        cache=cache,
+        ns_per_far_byte=far,
+    )
 
 
 CPU = CostModel(
@@ -101,32 +109,33 @@ ONNXRUNTIME = CostModel(
     block=16,
     align=4,
     kernels={
-        "conv1x1": _kernel(4e3, 0.03, 0.0115),
-        "conv": _kernel(4e3, 0.03, 0.0115),
-        "depthwise": _kernel(4e3, 0.03, 0.02),
-        "grouped": _kernel(4e3, 0.03, 0.02),
-        "transposed": _kernel(4e3, 0.1, 0.03),
-        "linear": _kernel(4e3, 0.03, 0.02),
-        "matmul": _kernel(4e3, 0.03, 0.02),
-        "norm": _kernel(4e3, 0.03),
-        "elementwise": _kernel(4e3, 0.02),
-        "pool": _kernel(4e3, 0.05),
-        "reduce": _kernel(4e3, 0.05),
-        "softmax": _kernel(4e3, 0.05),
-        "gather": _kernel(4e3, 0.034),
-        "copy": _kernel(4e3, 0.04),
-        "view_copy": _kernel(4e3, 0.04),
-        "strided1x1": _kernel(4e3, 0.03, 0.02),
-        "other": _kernel(4e3, 0.05),
-        "plain1x1": _kernel(4e3, 0.03, 0.0175),
-        "plain": _kernel(4e3, 0.05, 0.0175),
-        "plain_depthwise": _kernel(4e3, 0.05, 0.1),
-        "slice": _kernel(4e3, 0.04),
-        "reorder_in": _kernel(3e3, 0.03),
-        "reorder_out": _kernel(3e3, 0.04),
+        "conv1x1": _kernel(9.1e3, 0.031, 0.0094),
+        "conv": _kernel(6.8e3, 0.1, 0.0088),
+        "depthwise": _kernel(3.9e3, 0.036, 0.014),
+        "grouped": _kernel(3.9e3, 0.029, 0.019),
+        "transposed": _kernel(3.9e3, 0.097, 0.029),
+        "linear": _kernel(4.1e3, 0.073, 0.0097),
+        "matmul": _kernel(3.9e3, 0.029, 0.019),
+        "norm": _kernel(8.3e3, 0.018, 0, far=0.051, cache=2**20),
+        "elementwise": _kernel(3.6e3, 0.019, 0, far=0.075, cache=2**21),
+        "pool": _kernel(39e3, 0.00017, 0, far=0.066, cache=2**20),
+        "reduce": _kernel(4.5e3, 0.029),
+        "softmax": _kernel(3.9e3, 0.048),
+        "gather": _kernel(4.4e3, 0.02, 0, far=0.027, cache=2**19),
+        "copy": _kernel(7.2e3, 0.0063, 0, far=0.034, cache=2**19),
+        "view_copy": _kernel(3.9e3, 0.039),
+        "strided1x1": _kernel(3.9e3, 0.029, 0.019),
+        "other": _kernel(3.5e3, 0),
+        "plain1x1": _kernel(8.8e3, 0.038, 0.012),
+        "plain": _kernel(44e3, 0.042, 0.017),
+        "plain_depthwise": _kernel(16e3, 0.12, 0.24),
+        "slice": _kernel(5.1e3, 0.015, 0, far=0.053, cache=2**20),
+        "reorder_in": _kernel(3.9e3, 0.011, 0, far=0.027, cache=2**20),
+        "reorder_out": _kernel(3.9e3, 0.024, 0, far=0.041, cache=2**21),
     },
 )
-"""Onnxruntime on one thread of such a CPU, float32."""
+"""Onnxruntime on one thread of such a CPU, float32: fitted to nodes of seven networks, whole and
+pruned."""
 
 PROFILES = {
     "cpu": CPU,

@@ -1,0 +1,252 @@
+"""Models in onnxruntime: nodes of its profile, prices, times in turn, and the benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import call as command
+from torch import Tensor, nn
+
+import upscale_opt as uo
+from upscale_opt import in_onnxruntime
+from upscale_opt.errors import DeployError, SolverError
+from upscale_opt.experiments.bench.benching import Task, bench
+from upscale_opt.experiments.bench.names import ONNXRUNTIME_VARIANTS
+from upscale_opt.experiments.bench.records import BenchRecord, Settings
+from upscale_opt.experiments.bench.tables import best_other, verdicts
+from upscale_opt.in_onnxruntime.sessions import Profiled, block_here, file_of, node_of, whole
+from upscale_opt.in_onnxruntime.timing import Comparison
+from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel
+from upscale_opt.measuring.calibrating import Subject
+
+SMALL = "topology/residual_stage"
+
+
+class Stream(nn.Module):
+    """Three readers of 32 channels, each of another half of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, padding=1)
+        self.readers = nn.ModuleList(nn.Conv2d(32, 16, 3, padding=1) for _ in range(3))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for layer in self.readers:
+                assert isinstance(layer, nn.Conv2d)
+                layer.weight[:, torch.randperm(32, generator=generator)[:16]] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of shape (N, 48, H, W)."""
+        y = torch.relu(self.stem(x))
+        return torch.cat([layer(y) for layer in self.readers], 1)
+
+
+def stream() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Stream().eval(), torch.randn(1, 3, 24, 24)
+
+
+def shapes(*found: list[int]) -> list[dict[str, list[int]]]:
+    return [{"float": shape} for shape in found]
+
+
+NODES: dict[str, tuple[str, dict[str, Any], tuple[str, int, int]]] = {
+    "in blocks": (
+        "relu_nchwc",
+        {"op_name": "Conv", "in": ([1, 20, 8, 8], [10, 20, 3, 3], [10]), "out": ([1, 10, 8, 8],)},
+        ("conv", 64 * 9 * 16 * 32, 4 * (1280 + 1800 + 10 + 640)),
+    ),
+    "of an image's three channels": (
+        "relu_nchwc_token_3",
+        {"op_name": "Conv", "in": ([1, 3, 8, 8], [10, 3, 3, 3]), "out": ([1, 10, 8, 8],)},
+        ("conv", 64 * 9 * 16 * 3, 4 * (192 + 270 + 640)),
+    ),
+    "outside": (
+        "node_conv2d",
+        {"op_name": "FusedConv", "in": ([1, 6, 8, 8], [10, 6, 1, 1]), "out": ([1, 10, 8, 8],)},
+        ("plain1x1", 64 * 10 * 6, 4 * (384 + 60 + 640)),
+    ),
+    "depthwise": (
+        "node_conv2d",
+        {"op_name": "Conv", "in": ([1, 6, 8, 8], [6, 1, 3, 3]), "out": ([1, 6, 8, 8],)},
+        ("plain_depthwise", 64 * 9 * 6, 4 * (384 + 54 + 384)),
+    ),
+    "a norm": (
+        "x_nchwc",
+        {"op_name": "Conv", "in": ([1, 16, 8, 8], [16, 1, 1, 1]), "out": ([1, 16, 8, 8],)},
+        ("norm", 0, 4 * (1024 + 16 + 1024)),
+    ),
+    "a slice": (
+        "node_slice",
+        {"op_name": "Slice", "in": ([1, 9, 8, 8], [1]), "out": ([1, 4, 8, 8],)},
+        ("slice", 0, 8 * 256),
+    ),
+    "a product": (
+        "node_linear",
+        {"op_name": "Gemm", "in": ([2, 30], [10]), "out": ([2, 10],)},
+        ("linear", 600, 4 * (60 + 10 + 20 + 300)),
+    ),
+    "unknown": ("x", {"op_name": "Einsum", "in": ([4],), "out": ([4],)}, ("other", 0, 32)),
+}
+
+
+@pytest.mark.parametrize("case", NODES)
+def test_nodes_by_hand(case: str) -> None:
+    name, said, (kind, macs, moved) = NODES[case]
+    args = {
+        "op_name": said["op_name"],
+        "input_type_shape": shapes(*said["in"]),
+        "output_type_shape": shapes(*said["out"]),
+    }
+    node = node_of(name, args, 5.0, 16)
+    assert (node.kind, node.macs, node.bytes) == (kind, macs, moved)
+
+
+def test_widths_in_blocks() -> None:
+    assert [whole(width, 16) for width in (1, 16, 17)] == [16, 16, 32]
+    assert block_here() in (1, 4, 8, 16)
+
+
+def test_a_whole_tensor_leaves_no_slice_and_no_gather() -> None:
+    """What the plan says of reads is what onnxruntime runs."""
+    model, x = stream()
+    graph = uo.trace(model, x)
+    masks = uo.masks_of(model, graph)
+    built_in = uo.CostModel.from_json(in_prices("onnxruntime"))
+    free = {"conv": built_in.kernels["conv"].model_copy(update={"ns_per_mac": 0.0})}
+    cheap = built_in.model_copy(update={"kernels": {**built_in.kernels, **free}})
+    kinds = {}
+    for name, prices in {"eager": "cpu", "whole": cheap}.items():
+        solution = uo.solve(graph, masks, objective="latency", cost_model=prices)
+        pruned = uo.materialize(model, solution)
+        uo.verify(model, pruned, x)
+        one = Profiled(file_of(pruned, x), x, 1)
+        one.run()
+        kinds[name] = [node.kind for node in one.nodes(1)]
+    moves = {"slice", "gather"}
+    assert moves & set(kinds["eager"])
+    assert not moves & set(kinds["whole"])
+
+
+def in_prices(name: str) -> str:
+    from upscale_opt.ir.profiles import profile
+
+    return profile(name).to_json()
+
+
+# Calibrating.
+
+
+def test_calibrating() -> None:
+    model, x = stream()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    told: list[str] = []
+    found = in_onnxruntime.calibrate(
+        [Subject(model, uo.trace(model, x), x, "small")],
+        seconds=0.05,
+        progress=lambda event: told.append(event.step),
+    )
+    assert found.runtime == "onnxruntime"
+    assert set(found.kernels) == {*KINDS, *BLOCKED_KINDS}
+    assert {"conv", "plain"} & set(found.error)
+    assert [check.network for check in found.checks] == ["small", "small, half of its channels"]
+    assert all(check.predicted > 0 and check.measured > 0 for check in found.checks)
+    assert found.block % found.align == 0
+    assert CostModel.from_json(found.to_json()) == found
+    assert any("half" in step for step in told)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_calibrating_needs_models_and_time() -> None:
+    with pytest.raises(SolverError, match="no model"):
+        in_onnxruntime.calibrate([])
+    model, x = stream()
+    subject = Subject(model, uo.trace(model, x), x)
+    with pytest.raises(SolverError, match="more than 0"):
+        in_onnxruntime.calibrate([subject], seconds=0)
+
+
+def test_the_command_calibrates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "prices.json"
+    arguments = ["--runtime", "onnxruntime", "--seconds", "0.01", "-o", str(out)]
+    assert command("calibrate", SMALL, *arguments) == 0
+    assert "predicted / measured" in capsys.readouterr().out
+    assert CostModel.load(out).runtime == "onnxruntime"
+    assert command("calibrate", SMALL, *arguments, "--dtype", "float64") == 2
+    assert "leave out" in " ".join(capsys.readouterr().err.split())
+
+
+# Times in turn.
+
+
+def test_models_beside_each_other() -> None:
+    model, x = stream()
+    found = in_onnxruntime.beside({"one": model, "two": nn.Conv2d(3, 8, 3)}, x, seconds=0.05)
+    assert found.ratio("one", "one") == 1
+    assert found.milliseconds.keys() == {"one", "two"}
+    assert 0 < found.computing("one") <= 1
+    with pytest.raises(DeployError, match="'three' was not timed"):
+        found.ratio("one", "three")
+    with pytest.raises(uo.TraceError):
+        in_onnxruntime.beside({"none": 3}, x)  # type: ignore[dict-item]
+
+
+def test_verdicts_name_the_way_out() -> None:
+    times = {"unpruned": [1.0, 2.0], "pruned": [1.1, 2.2], "other": [0.5, 1.0]}
+    found = Comparison(times)
+    assert found.fastest() == "other"
+    assert "pruned is slower than unpruned" in found.verdict("pruned")
+    assert "take other, which takes 0.500" in found.verdict("pruned")
+    assert found.verdict("other") == "other takes 0.500 of the time of unpruned in onnxruntime"
+
+
+# The benchmark.
+
+
+@pytest.fixture(scope="module")
+def record() -> BenchRecord:
+    variants = ONNXRUNTIME_VARIANTS
+    return bench(Task(SMALL, Settings(runtime="onnxruntime", rounds=2, variants=variants)))
+
+
+def test_the_benchmark_in_onnxruntime(record: BenchRecord) -> None:
+    assert record.problem == ""
+    (cell,) = record.cells
+    assert cell.key == (1, "contiguous", "onnxruntime")
+    for variant in ONNXRUNTIME_VARIANTS:
+        time = cell.time_of(variant)
+        assert time is not None
+        assert time.problem == ""
+        assert time.milliseconds
+    own, floor = cell.time_of("latency"), cell.time_of("floor")
+    assert own is not None
+    assert floor is not None
+    assert set(own.ratios) == {*ONNXRUNTIME_VARIANTS} - {"latency"}
+    export = record.export("latency", cell)
+    assert export is not None
+    assert export.deviation is not None
+    assert export.deviation < 1e-10
+    assert BenchRecord.from_json(record.to_json()) == record
+
+
+def test_verdicts_of_records(record: BenchRecord) -> None:
+    (cell,) = record.cells
+    name, ratio = best_other(cell) or ("", 0.0)
+    (line,) = verdicts([record])
+    export = record.export("latency", cell)
+    assert export is not None
+    assert line.startswith(f"{SMALL}, batch 1: the plan ({export.plan}) ")
+    assert f"{ratio:.3f} of the time of the best other, {name}" in line
+
+
+@pytest.mark.parametrize(
+    "options", [["--device", "cuda"], ["--compile"], ["--format", "channels-last"]]
+)
+def test_what_onnxruntime_is_not_timed_with(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("bench", SMALL, "--runtime", "onnxruntime", *options) == 1
+    assert "onnxruntime is timed on a CPU" in capsys.readouterr().err
