@@ -10,8 +10,9 @@ from typing_extensions import Unpack
 
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
-from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times
+from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times, Widths
 from upscale_opt.solver.algorithms.registry import solve_instance
+from upscale_opt.solver.forecast import forecast
 from upscale_opt.solver.network.arenas import tidied
 from upscale_opt.solver.network.budget import Found, solve_in_budget
 from upscale_opt.solver.network.formulate import Formulation, edge_name
@@ -63,11 +64,20 @@ def solve(
     """
     options = SolveOptions.of(options, **fields)
     task = _Task(graph, masks, options, improvements(progress, "solve"))
-    arenas_help = options.prices is None or options.prices.runtime != "onnxruntime"
-    if options.selection is None and options.objective == "latency" and arenas_help:
+    if options.objective == "latency" and _in_blocks(options):
+        return task.fastest_in_blocks()
+    if options.selection is None and options.objective == "latency":
         return task.fastest()
     return task.solve(options.selection or "tensor", options.time_limit)
 
+
+def _in_blocks(options: SolveOptions) -> bool:
+    """The prices are those of a runtime that stores channels in blocks."""
+    return options.prices is not None and options.prices.runtime == "onnxruntime"
+
+
+_WIDTHS: tuple[Widths, ...] = ("blocks", "steps", "exact", "trimmed")
+"""The widths to be tried where channels are stored in blocks."""
 
 _ARENAS_PAY = 0.15
 """The share of all moving of data that arenas must spare: cost models err by as much."""
@@ -99,11 +109,31 @@ class _Task:
         gain = pricing.of_plan(apart) - pricing.of_plan(shared)
         return shared if gain > _ARENAS_PAY * pricing.of_plan(apart) else apart
 
-    def solve(self, selection: Selection, time_limit: float) -> Solution:
-        """The solution for one selection."""
+    def fastest_in_blocks(self) -> Solution:
+        """With the widths that make the fastest export by the cost model."""
+        prices = self.options.prices
+        assert prices is not None
+        selection = self.options.selection or "tensor"
+        end = time.perf_counter() + self.options.time_limit
+        best: tuple[float, Solution] | None = None
+        for number, widths in enumerate(_WIDTHS):
+            left = max((end - time.perf_counter()) / (len(_WIDTHS) - number), 0.001)
+            found = replace(self, progress=None).solve(selection, left, widths)
+            nanoseconds = forecast(self.graph, found, prices)
+            if best is None or nanoseconds < best[0]:
+                best = nanoseconds, found
+        assert best is not None
+        if self.progress is not None:
+            self.progress(best[1].objective_value, best[1].lower_bound)
+        return best[1]
+
+    def solve(
+        self, selection: Selection, time_limit: float, widths: Widths = "trimmed"
+    ) -> Solution:
+        """The solution for one selection, and widths."""
         start = time.perf_counter()
         options = self.options
-        problem = _posed(self.graph, self.masks, options, selection)
+        problem = _posed(self.graph, self.masks, options, selection, widths)
         analysed = time.perf_counter()
 
         def solver_of(instance: Instance, seconds: float) -> Outcome:
@@ -138,6 +168,7 @@ class _Task:
             solver=options.solver,
             objective=options.objective,
             selection=selection,
+            widths=widths,
             weights=dict(options.weights or {}),
             max_extra_macs=options.max_extra_macs,
             cost_model=problem.cost_model,
@@ -224,7 +255,11 @@ def instance_of(
 
 
 def _posed(
-    graph: ChannelGraph, masks: Masks, options: SolveOptions, selection: Selection
+    graph: ChannelGraph,
+    masks: Masks,
+    options: SolveOptions,
+    selection: Selection,
+    widths: Widths = "trimmed",
 ) -> Problem:
     return pose(
         graph,
@@ -233,6 +268,7 @@ def _posed(
         selection=selection,
         weights=options.weights,
         cost_model=options.prices,
+        widths=widths,
     )
 
 

@@ -99,6 +99,7 @@ def check(solution: Solution, graph: ChannelGraph, masks: Masks) -> AuditReport:
         selection=solution.selection,
         weights=solution.weights,
         cost_model=solution.cost_model,
+        widths=solution.widths,
     )
     windows = _windows(graph, problem, solution)
     _check_orders(problem, solution, windows)

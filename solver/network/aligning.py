@@ -11,8 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Layer, Tensor
+from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Layer, Tensor
 from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.solution import Widths
 from upscale_opt.solver.network.segments import Segments, Selection, find_segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.network.windows import Windows, extra_wants
@@ -28,10 +30,19 @@ class Steps:
     Attributes:
         align: convolutions read multiples of it.
         block: tensors store multiples of it, where they have as many channels; else of ``align``.
+        joined: so do tensors that are concatenated, which keeps them in the blocked layout.
     """
 
     align: int
     block: int
+    joined: bool = True
+
+
+def steps_of(widths: Widths, cost_model: CostModel) -> Steps:
+    """The steps that a runtime's widths come in."""
+    if widths == "exact":
+        return Steps(1, 1)
+    return Steps(cost_model.align, cost_model.block, joined=widths == "blocks")
 
 
 def aligned(
@@ -77,8 +88,11 @@ def aligned(
 def _wider(graph: ChannelGraph, segments: Segments, steps: Steps) -> dict[str, Ids]:
     """Channels that tensors should store besides, by the tensor that a layer writes."""
     floors: dict[str, Ids] = {}
+    joined = Ids() if steps.joined else _joined(graph)
     for op in graph.operations:
         if not isinstance(op, Layer) or op.groups > 1:
+            continue
+        if not joined.isdisjoint(graph.tensors[op.outputs[0]].channels):
             continue
         tensor = graph.tensors[op.outputs[0]]
         stored = segments.stored.get(op.outputs[0])
@@ -113,6 +127,16 @@ def _wants(
         if len(spare) >= missing:
             chosen[edge] = Ids(spare[:missing])
     return extra_wants(windows, chosen)
+
+
+def _joined(graph: ChannelGraph) -> Ids:
+    """The channels that are concatenated with others."""
+    return Ids(
+        channel
+        for op in graph.operations
+        if isinstance(op, Concat)
+        for channel in graph.tensors[op.outputs[0]].channels
+    )
 
 
 def _is_image(tensor: Tensor) -> bool:

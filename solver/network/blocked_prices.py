@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from upscale_opt.ir.cost_model import CostModel
-from upscale_opt.ir.graph import ChannelGraph
+from upscale_opt.ir.graph import ChannelGraph, Concat
 from upscale_opt.solver.network.formulate import Formulation, Whole
 from upscale_opt.solver.network.objectives import bytes_per_channel
 from upscale_opt.solver.network.prices import Pricing
@@ -54,6 +54,7 @@ class BlockedPricing(Pricing):
     def __init__(self, graph: ChannelGraph, cost_model: CostModel) -> None:
         super().__init__(graph, cost_model)
         self._block = cost_model.block
+        self._makers = {name: op for op in graph.operations for name in op.outputs}
 
     def gather(self, edge: Edge, tensor: str, count: int) -> int:
         """The cost of gathering ``count`` channels of ``tensor`` beyond that of slicing them.
@@ -92,7 +93,9 @@ class BlockedPricing(Pricing):
             structure = self._graph.tensors[source]
             count = sum(map(ids.__contains__, structure.channels))
             moved = 2 * count * bytes_per_channel(structure)
-            around = self._in(source, moved) + self._out(source, len(stored)) / readers[source]
+            around = self._in(source, moved)
+            if not self._is_plain(source, segments):
+                around += self._out(source, len(stored)) / readers[source]
             chain = windows.chain(edge)
             whole = None
             if chain is not None:
@@ -129,6 +132,13 @@ class BlockedPricing(Pricing):
         )
         instance = replace(formulation.instance, reads=tuple(reads))
         return replace(formulation, instance=instance, pieces=pieces, wholes=wholes)
+
+    def _is_plain(self, tensor: str, segments: Segments) -> bool:
+        """The tensor is concatenated outside of the blocked layout."""
+        op = self._makers.get(tensor)
+        return isinstance(op, Concat) and any(
+            len(segments.stored.get(name, ())) % self._block for name in op.inputs
+        )
 
     def _behind(self, windows: Windows, chain: Chain, width: int) -> float:
         """The cost of all that lies behind a read of ``width`` channels."""

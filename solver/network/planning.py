@@ -62,6 +62,7 @@ def lay_out_windows(
             selection=problem.segments.selection,
             cost_model=problem.cost_model,
             extra=extra,
+            widths=problem.widths,
         )
     held = satisfied(problem.formulation.instance, orders)
     layout = lay_out(graph, problem.sets, problem.segments, problem.formulation, orders, held)

@@ -10,7 +10,8 @@ from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.profiles import profile
-from upscale_opt.solver.network.aligning import Steps, aligned
+from upscale_opt.ir.solution import Widths
+from upscale_opt.solver.network.aligning import aligned, steps_of
 from upscale_opt.solver.network.arenas import with_arenas
 from upscale_opt.solver.network.blocked_prices import BlockedPricing, pricing_of
 from upscale_opt.solver.network.formulate import Formulation, formulate
@@ -30,6 +31,7 @@ class Problem:
     objective: str
     graph: ChannelGraph
     cost_model: CostModel | None = None
+    widths: Widths = "trimmed"
 
 
 def pose(
@@ -41,6 +43,7 @@ def pose(
     weights: Mapping[str, int] | None = None,
     cost_model: CostModel | None = None,
     extra: Mapping[Edge, Ids] | None = None,
+    widths: Widths = "trimmed",
 ) -> Problem:
     """The optimisation problem that :func:`solve` would solve, and what its parts stand for.
 
@@ -52,6 +55,7 @@ def pose(
         weights: factors for the cost of some reads.
         cost_model: what kernels cost, for the objective ``"latency"``; a CPU's by default.
         extra: channels that layers shall read although nothing needs them.
+        widths: of tensors and reads, if the cost model is of onnxruntime.
 
     Raises:
         SolverError: for an unknown objective or selection, or weights that name no read.
@@ -63,13 +67,8 @@ def pose(
         raise SolverError(f"unknown selection {selection!r}; there are {', '.join(SELECTIONS)}")
     Masks.require(masks)
     masks.check(graph)
-    blocked = (
-        objective == "latency" and cost_model is not None and cost_model.runtime == "onnxruntime"
-    )
-    if blocked:
-        assert cost_model is not None
-        steps = Steps(cost_model.align, cost_model.block)
-        sets, segments = aligned(graph, masks, selection, steps, extra)
+    if widths != "trimmed" and cost_model is not None:
+        sets, segments = aligned(graph, masks, selection, steps_of(widths, cost_model), extra)
     else:
         sets, segments = find_segments(graph, masks, selection, extra)
     if selection == "arena":
@@ -83,7 +82,7 @@ def pose(
     windows = Windows(graph, sets, segments)
     if isinstance(pricing, BlockedPricing):
         formulation = pricing.offer(formulation, segments, windows)
-        return Problem(sets, segments, formulation, objective, graph, cost_model)
+        return Problem(sets, segments, formulation, objective, graph, cost_model, widths)
     instance = windows.offer(formulation, lambda edge, chain: pricing.window(windows, edge, chain))
     formulation = replace(formulation, instance=instance)
-    return Problem(sets, segments, formulation, objective, graph, cost_model)
+    return Problem(sets, segments, formulation, objective, graph, cost_model, widths)

@@ -129,7 +129,7 @@ class Rates:
             yield Rate((WRITTEN, None), parameters=written.features)
 
     def _of_kernel(self, op: Operation, model: CostModel) -> Iterator[Rate]:
-        kind = self._kind(op)
+        kind = kind_of(self._graph, op)
         if kind is None:
             return
         cost = model.kernels.get(kind)
@@ -159,34 +159,35 @@ class Rates:
             each = math.prod(written.shape) // len(written.channels)
             yield Rate((WRITTEN, None), nanoseconds=each * taps * cost.ns_per_mac)
 
-    def _kind(self, op: Operation) -> str | None:
-        """The kind of kernel; ``None`` for what moves and computes nothing."""
-        if isinstance(op, Concat):
-            return "copy" if len(op.inputs) > 1 else None
-        if isinstance(op, (Select, Constant)) or op.kind in ("input", "output"):
-            return None
-        if isinstance(op, Elementwise):
-            return "elementwise"
-        if isinstance(op, Attention):
-            return "matmul"
-        if isinstance(op, Symmetric):
-            return "norm" if op.parameters else "reduce"
-        if not isinstance(op, ChannelWise):
-            return "other"
-        if any(len(self._graph.parameters[use.name]) > 2 for use in op.parameters):
-            return "depthwise"
-        if op.parameters:
-            return "norm"
-        read, written = (self._graph.tensors[n] for n in (op.inputs[0], op.outputs[0]))
-        before, after = math.prod(read.shape), math.prod(written.shape)
-        if before > after:
-            return "pool"
-        if before == after and read.shape != written.shape:
-            return None  # a view
-        return "elementwise"
-
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def kind_of(graph: ChannelGraph, op: Operation) -> str | None:
+    """The kind of kernel of what is no layer; ``None`` for what moves and computes nothing."""
+    if isinstance(op, Concat):
+        return "copy" if len(op.inputs) > 1 else None
+    if isinstance(op, (Select, Constant)) or op.kind in ("input", "output"):
+        return None
+    if isinstance(op, Elementwise):
+        return "elementwise"
+    if isinstance(op, Attention):
+        return "matmul"
+    if isinstance(op, Symmetric):
+        return "norm" if op.parameters else "reduce"
+    if not isinstance(op, ChannelWise):
+        return "other"
+    if any(len(graph.parameters[use.name]) > 2 for use in op.parameters):
+        return "depthwise"
+    if op.parameters:
+        return "norm"
+    read, written = (graph.tensors[n] for n in (op.inputs[0], op.outputs[0]))
+    before, after = math.prod(read.shape), math.prod(written.shape)
+    if before > after:
+        return "pool"
+    if before == after and read.shape != written.shape:
+        return None  # a view
+    return "elementwise"
 
 
 def _layer_kind(op: Layer, shape: tuple[int, ...]) -> str:

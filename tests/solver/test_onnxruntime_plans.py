@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,9 +19,13 @@ import upscale_opt as uo
 from upscale_opt.errors import SchemaError, SolverError, UpscaleError
 from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost
 from upscale_opt.ir.profiles import PROFILES, profile
+from upscale_opt.ir.solution import Widths
+from upscale_opt.solver.api import _Task
+from upscale_opt.solver.forecast import forecast
 from upscale_opt.solver.network.blocked_prices import BlockedPricing
 from upscale_opt.solver.network.posing import pose
 from upscale_opt.solver.network.windows import Windows
+from upscale_opt.solver.options import SolveOptions
 from upscale_opt.solver.problem.instance import holds
 
 
@@ -70,7 +74,8 @@ def test_lossless_and_nothing_in_place(
     for seed in (1, 2):
         solution = checked(seed, make, cost_model)
         assert not solution.arenas
-        assert all(read.kind == "select" and not read.optional for read in solution.reads)
+        cut = [read for read in solution.reads if read.kind == "place" or read.optional]
+        assert solution.widths == "trimmed" or not cut
 
 
 def partial(solution: uo.Solution) -> list[str]:
@@ -98,7 +103,7 @@ def test_beside_all_orders_and_all_ways(seed: int, cost_model: CostModel) -> Non
     graph = uo.trace(model, X)
     masks = uo.masks_of(model, graph)
     solution = uo.solve(graph, masks, objective="latency", cost_model=cost_model)
-    problem = pose(graph, masks, "latency", cost_model=cost_model)
+    problem = pose(graph, masks, "latency", cost_model=cost_model, widths=solution.widths)
     instance, formulation = problem.formulation.instance, problem.formulation
     ways = BlockedPricing(graph, cost_model).ways(
         problem.segments, Windows(graph, problem.sets, problem.segments)
@@ -135,8 +140,10 @@ def test_convolutions_read_whole_steps() -> None:
     model, graph, masks = posed(1, wide)
     before = uo.solve(graph, masks, objective="latency", cost_model=DEAR_MACS)
     assert any(count % 4 for count, _ in widths(graph, before))
-    blocks = model_of(8, 4, **MOVES, conv=(0, 0, 1e3), conv1x1=(0, 0, 1e3))
+    outside = {"plain": (1e9, 0, 0), "plain1x1": (1e9, 0, 0)}
+    blocks = model_of(8, 4, **MOVES, **outside, conv=(0, 0, 1e3), conv1x1=(0, 0, 1e3))
     solution = checked(1, wide, blocks)
+    assert solution.widths == "blocks"
     assert all(count % 4 == 0 or size < 4 for count, size in widths(graph, solution))
     stored = [len(layout) for name, layout in solution.tensors.items() if len(layout) > 3]
     assert stored
@@ -169,6 +176,22 @@ class Residual(nn.Module):
         y = torch.relu(y + self.first(y))
         z: torch.Tensor = self.third(torch.relu(y + self.second(y)))
         return z
+
+
+def test_the_widths_of_the_least_forecast_are_taken() -> None:
+    """The answer is no slower, by the forecast, than any widths, and than no reordering."""
+    for seed, cost_model in ((1, BLOCKS), (2, DEAR_MACS), (3, profile("onnxruntime"))):
+        for make in (wide, dense):
+            _, graph, masks = posed(seed, make)
+            solution = uo.solve(graph, masks, objective="latency", cost_model=cost_model)
+            own = forecast(graph, solution, cost_model)
+            task = _Task(
+                graph, masks, SolveOptions(objective="latency", cost_model=cost_model), None
+            )
+            others = [task.solve("tensor", 5, one) for one in get_args(Widths)]
+            others += [uo.solve(graph, masks, solver="identity"), uo.solve(graph, masks)]
+            assert own <= min(forecast(graph, other, cost_model) for other in others[:4])
+            assert own <= forecast(graph, others[4], cost_model)
 
 
 def test_random_networks() -> None:

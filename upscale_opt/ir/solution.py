@@ -11,6 +11,9 @@ from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import Example
 from upscale_opt.ir.ids import Ids
 
+Widths = Literal["trimmed", "exact", "steps", "blocks"]
+"""The widths of tensors and reads; see :class:`Solution`."""
+
 
 class Read(Record):
     """One edge from a tensor to an operation, and how it is served.
@@ -133,6 +136,10 @@ class Solution(Document):
         objective: what was minimised.
         selection: where channels are selected: ``"tensor"``, ``"segment"`` or ``"arena"``;
             ``model`` in JSON.
+        widths: of tensors and reads, where the runtime stores channels in blocks: ``"blocks"`` and
+            ``"steps"`` are filled up, by channels that nothing needs, to whole blocks (steps: but
+            for tensors that are concatenated); ``"exact"`` are what is needed; ``"trimmed"``, and
+            in eager mode, what nothing reads is cut off where that is free.
         weights: factors for the cost of reads, by operation or ``"operation[operand]"``.
         max_extra_macs: the share of multiply-adds that windows might add.
         cost_model: what kernels cost, for latency.
@@ -168,6 +175,7 @@ class Solution(Document):
     selection: Literal["tensor", "segment", "arena"] = Field(
         default="tensor", validation_alias="model", serialization_alias="model"
     )
+    widths: Widths = "trimmed"
     weights: dict[str, NonNegativeInt] = Field(default_factory=dict)
     max_extra_macs: float = Field(default=0.0, ge=0)
     cost_model: CostModel | None = None

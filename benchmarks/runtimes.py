@@ -1,0 +1,147 @@
+"""Exports in onnxruntime beside all that computes the same there, and beside their floor.
+
+python benchmarks/runtimes.py --out docs/runtimes.md
+python benchmarks/runtimes.py resnet50 --batch 1
+
+What was measured is kept, a record for each network; a second call adds what is missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import onnxruntime
+import pages
+import torch
+
+from upscale_opt.experiments.bench.benching import Task, bench
+from upscale_opt.experiments.bench.ratios import geometric_mean
+from upscale_opt.experiments.bench.records import BenchRecord, Cell, Settings, done_before
+from upscale_opt.experiments.bench.tables import SAME, best_other
+from upscale_opt.experiments.records import Store
+
+NETWORKS = [
+    "resnet18",
+    "mobilenet_v2",
+    "densenet121",
+    "efficientnet_b0",
+    "shufflenet_v2_x1_0",
+    "googlenet",
+]
+
+EACH, MEAN, FLOOR = 1.02, 0.9, 1.05
+"""The bars: of every cell and of the mean, over the best of the others; of the mean, over the
+floor."""
+
+WORDS = """# Exports in onnxruntime
+
+In eager PyTorch a view of channels is free. In onnxruntime it is a `Slice`, which copies as a `Gather` does, and
+between convolutions both come out of its blocked layout (`ReorderOutput`) and go back into it (`ReorderInput`). A
+convolution that reads no multiple of 4 channels falls out of that layout altogether, which is dear for depthwise ones; and a
+sum in slices is several `Add`s. With a cost model of onnxruntime, `objective="latency"` knows all that:
+
+```
+upscale-opt calibrate resnet18 mobilenet_v2 --runtime onnxruntime --out ort.json   # prices of this machine
+upscale-opt run resnet18 --objective latency --cost-model ort.json --export onnx
+upscale-opt bench resnet18 --runtime onnxruntime                # beside all that it has to beat
+```
+
+`--cost-model onnxruntime`, or `cost_model="onnxruntime"` in Python, takes the built-in prices. What such a plan does:
+
+* Every read of a part of a tensor is a slice, a gather, or **the whole tensor** with zero columns in the reader's weight
+  (listed as a window): nothing is copied then, for multiply-adds. The prices decide, read by read; the order is proven
+  best for them as ever.
+* Convolutions read multiples of 4 channels, and tensors store multiples of 16, as far as there are so many: the channels
+  added have zero columns, or are written and not read.
+* Sums take whole tensors, nothing is trimmed, and there are no arenas.
+
+All of it is lossless as every export is. Budgets of time take these prices, too; what is measured while choosing
+(`measure=`) is measured in eager PyTorch.
+"""
+
+
+def settings_of(batches: Sequence[int], seconds: float) -> Settings:
+    """The settings of the benchmark."""
+    return Settings(
+        runtime="onnxruntime",
+        batches=tuple(batches),
+        seconds=seconds,
+        time_limit=5.0,
+        variants=(*SAME, "latency", "floor"),
+    )
+
+
+def milliseconds(cell: Cell, variant: str) -> str:
+    """A variant's time, or a dash."""
+    time = cell.time_of(variant)
+    return "-" if time is None or time.milliseconds is None else f"{time.milliseconds:.2f}"
+
+
+def page(records: Sequence[BenchRecord]) -> Iterator[str]:
+    """The page's lines."""
+    yield WORDS
+    yield (
+        "## Measured\n\nHalf of every convolution's input channels dropped by L2 norm, random weights; one thread, all "
+        "of a network's exports in turn in one process, ratios round by round. *Gather*: every selection is one; "
+        "*unordered*: views where they are by chance; *eager*: our plan for eager PyTorch; *ours*: "
+        "our plan for onnxruntime by the built-in prices; *floor*: its time without the nodes that only move data. "
+        f"Written by `{pages.command()}` with PyTorch {torch.__version__}, onnxruntime {onnxruntime.__version__}; "
+        f"{records[0].machine.cpu if records else 'no'} CPU.\n"
+    )
+    yield f"| network | batch | {', ms | '.join(SAME)}, ms | ours, ms | ours / best other | / floor | plan |"
+    yield f"| --- | ---: |{' ---: |' * len(SAME)} ---: | ---: | ---: | --- |"
+    others: dict[str, float] = {}
+    floors: list[float] = []
+    for record in records:
+        for cell in record.cells:
+            best, floor = best_other(cell), cell.ratio("latency", "floor")
+            export = record.export("latency", cell)
+            times = " | ".join(milliseconds(cell, variant) for variant in (*SAME, "latency"))
+            if best is None or floor is None or export is None:
+                yield f"| {record.name} | {cell.batch} | {times} | - | - | {record.problem} |"
+                continue
+            others[f"{record.name} at batch {cell.batch}"] = best[1]
+            floors.append(floor.median)
+            yield (
+                f"| {record.name} | {cell.batch} | {times} | {best[1]:.3f} ({best[0]}) "
+                f"| {floor.median:.3f} | {export.plan} |"
+            )
+    yield ""
+    late = [f"{name} ({ratio:.3f})" for name, ratio in others.items() if ratio > EACH]
+    mean, over = geometric_mean(list(others.values())), geometric_mean(floors)
+    if mean is not None and over is not None:
+        yield (
+            f"In the geometric mean ours takes {mean:.3f} of the time of the best other "
+            f"({'met' if mean <= MEAN else 'missed'}: {MEAN} is asked for), and {over:.3f} of the "
+            f"floor's ({'met' if over <= FLOOR else 'missed'}: {FLOOR}). No cell may be above {EACH}: "
+            f"{'none is' if not late else 'missed by ' + ', '.join(late)}."
+        )
+
+
+def main() -> int:
+    """Measure what is missing; print the page, and write it where asked."""
+    options = pages.parser(__doc__)
+    options.add_argument("networks", nargs="*", default=NETWORKS, help="catalogue names")
+    options.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    options.add_argument("--seconds", type=float, default=6.0, help="for each network and batch")
+    options.add_argument("--records", type=Path, default=Path("out/runtimes"))
+    options.add_argument("--anew", action="store_true", help="measure again what is recorded")
+    given = options.parse_args()
+    settings = settings_of(given.batch, given.seconds)
+    store = Store(given.records, BenchRecord)
+    records = []
+    for name in given.networks:
+        record = None if given.anew else done_before(store, name, settings)
+        if record is None:
+            record = bench(Task(name, settings))
+            store.put(name, record)
+        pages.say(f"{name}: {record.problem or f'{record.seconds:.0f} s'}")
+        records.append(record)
+    pages.publish(page(records), given.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
