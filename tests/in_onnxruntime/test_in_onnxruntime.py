@@ -119,7 +119,8 @@ def test_a_whole_tensor_leaves_no_slice_and_no_gather() -> None:
     free = {"conv": built_in.kernels["conv"].model_copy(update={"ns_per_mac": 0.0})}
     cheap = built_in.model_copy(update={"kernels": {**built_in.kernels, **free}})
     kinds = {}
-    for name, prices in {"eager": "cpu", "whole": cheap}.items():
+    both: dict[str, str | CostModel] = {"eager": "cpu", "whole": cheap}
+    for name, prices in both.items():
         solution = uo.solve(graph, masks, objective="latency", cost_model=prices)
         pruned = uo.materialize(model, solution)
         uo.verify(model, pruned, x)
@@ -201,6 +202,40 @@ def test_verdicts_name_the_way_out() -> None:
     assert "pruned is slower than unpruned" in found.verdict("pruned")
     assert "take other, which takes 0.500" in found.verdict("pruned")
     assert found.verdict("other") == "other takes 0.500 of the time of unpruned in onnxruntime"
+
+
+def test_a_slower_export_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the plan that is made for onnxruntime is put beside it."""
+    model, x = stream()
+    graph = uo.trace(model, x)
+    masks = uo.masks_of(model, graph)
+    solution = uo.solve(graph, masks)
+    pruned = uo.materialize(model, solution)
+    asked: list[list[str]] = []
+
+    def beside(models: dict[str, nn.Module], *_: object, **__: object) -> Comparison:
+        asked.append(list(models))
+        times = {"the unpruned network": [1.0], "the export": [1.5]}
+        return Comparison({**times, **{name: [0.75] for name in [*models][2:]}})
+
+    monkeypatch.setattr("upscale_opt.in_onnxruntime.judging.beside", beside)
+    said = in_onnxruntime.judge(model, pruned, graph, masks, solution, x)
+    assert "the export is slower than the unpruned network" in said
+    assert "take the plan of objective latency and cost model onnxruntime, which takes 0.75" in said
+    assert [len(models) for models in asked] == [2, 3]
+
+
+def test_what_cannot_be_timed_is_not() -> None:
+    model, x = stream()
+    graph = uo.trace(model, x)
+    masks, solution = uo.masks_of(model, graph), uo.solve(graph, uo.masks_of(model, graph))
+    said = in_onnxruntime.judge(model, nn.Linear(2, 2), graph, masks, solution, x)
+    assert said.startswith("not timed in onnxruntime: ")
+
+
+def test_a_run_says_what_the_file_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("run", SMALL, "--export", "onnx", "--out", str(tmp_path)) == 0
+    assert "Time: on one thread, the export " in " ".join(capsys.readouterr().out.split())
 
 
 # The benchmark.

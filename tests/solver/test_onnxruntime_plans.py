@@ -20,7 +20,7 @@ from upscale_opt.errors import SchemaError, SolverError, UpscaleError
 from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost
 from upscale_opt.ir.profiles import PROFILES, profile
 from upscale_opt.ir.solution import Widths
-from upscale_opt.solver.api import _Task
+from upscale_opt.solver.api import _WIDTHS_PAY, _Task
 from upscale_opt.solver.forecast import forecast
 from upscale_opt.solver.network.blocked_prices import BlockedPricing
 from upscale_opt.solver.network.posing import pose
@@ -46,7 +46,7 @@ def model_of(block: int = 1, align: int = 1, **prices: tuple[float, float, float
     )
 
 
-MOVES = {"slice": (50, 0.1, 0), "gather": (90, 0.3, 0), "reorder_in": (20, 0.1, 0)}
+MOVES: dict[str, Any] = {"slice": (50, 0.1, 0), "gather": (90, 0.3, 0), "reorder_in": (20, 0.1, 0)}
 FREE_MACS = model_of(**MOVES, reorder_out=(100, 0.1, 0))
 DEAR_MACS = model_of(**MOVES, conv=(0, 0, 1e3), conv1x1=(0, 0, 1e3))
 BETWEEN = model_of(**MOVES, conv=(0, 0, 0.3), conv1x1=(0, 0, 0.3))
@@ -179,7 +179,7 @@ class Residual(nn.Module):
 
 
 def test_the_widths_of_the_least_forecast_are_taken() -> None:
-    """The answer is no slower, by the forecast, than any widths, and than no reordering."""
+    """By the forecast nothing spares more than its error: other widths, orders, or none."""
     for seed, cost_model in ((1, BLOCKS), (2, DEAR_MACS), (3, profile("onnxruntime"))):
         for make in (wide, dense):
             _, graph, masks = posed(seed, make)
@@ -190,8 +190,8 @@ def test_the_widths_of_the_least_forecast_are_taken() -> None:
             )
             others = [task.solve("tensor", 5, one) for one in get_args(Widths)]
             others += [uo.solve(graph, masks, solver="identity"), uo.solve(graph, masks)]
-            assert own <= min(forecast(graph, other, cost_model) for other in others[:4])
-            assert own <= forecast(graph, others[4], cost_model)
+            least = min(forecast(graph, other, cost_model) for other in others)
+            assert own <= (1 + _WIDTHS_PAY) * least
 
 
 def test_random_networks() -> None:

@@ -190,6 +190,14 @@ def prune(
     for name in formats:
         with steps.step(f"export ({name})"):
             deployed.append(deploy(result.model, example, out / f"pruned.{name}"))
+    judgement = ""
+    if "onnx" in formats:
+        with steps.step("time in onnxruntime"):
+            from upscale_opt.in_onnxruntime import judge
+
+            judgement = judge(
+                result.masked, result.model, result.graph, result.masks, result.solution, example
+            )
 
     console = output()
     if result.times is not None:
@@ -220,6 +228,8 @@ def prune(
             f"{file.path} ({file.format}): {file.size / 1e6:.1f} MB, deviates from the export by "
             f"{file.deviation:.1e}",
         )
+    if judgement:
+        say(console, f"Time: {judgement}")
 
 
 def _share_of(option: str) -> tuple[str, Any]:

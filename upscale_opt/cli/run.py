@@ -147,6 +147,12 @@ def run(
         with steps.step(f"export ({name})"):
             target = folder / f"pruned.{name}"
             deployed.append(deploy(pruned, inputs, target, definition=network))
+    judgement = ""
+    if "onnx" in formats and place.type == "cpu":
+        with steps.step("time in onnxruntime"):
+            from upscale_opt.in_onnxruntime import judge
+
+            judgement = judge(network, pruned, graph, masks, solution, inputs)
 
     console = output()
     dropped = f"{amount:.0%} of the {side.words} channels of {layers.words} dropped"
@@ -177,6 +183,8 @@ def run(
             f"{file.path} ({file.format}): {file.size / 1e6:.1f} MB, run in batches of {sizes}, "
             f"deviates from the export by {file.deviation:.1e}",
         )
+    if judgement:
+        say(console, f"Time: {judgement}")
     say(console, f"Load it in Python: {_loading(model, given, pruned_file)}")
 
 

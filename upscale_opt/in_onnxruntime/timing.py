@@ -26,7 +26,7 @@ from upscale_opt.tracing.examples import Inputs, require_model
 _PROFILED = 8
 """Runs with a profile."""
 
-_SLOWER = 1.02
+SLOWER = 1.02
 """Below this, one model is not said to be slower than another: clocks err by as much."""
 
 
@@ -78,7 +78,7 @@ class Comparison(Shown):
     def verdict(self, name: str, base: str = "unpruned") -> str:
         """A sentence: is a model slower than another, and if so, which one is not."""
         ratio = self.ratio(name, base)
-        if ratio <= _SLOWER:
+        if ratio <= SLOWER:
             return f"{name} takes {ratio:.3f} of the time of {base} in onnxruntime"
         best = self.fastest()
         return (

@@ -8,6 +8,7 @@ from upscale_opt.experiments.bench.bars import bars, cell_of, cells_of, ratios, 
 from upscale_opt.experiments.bench.names import BASES, MODES, VARIANTS
 from upscale_opt.experiments.bench.ratios import geometric_mean
 from upscale_opt.experiments.bench.records import BenchRecord, Cell, Time
+from upscale_opt.in_onnxruntime.timing import SLOWER
 
 Key = tuple[int, str, str]
 
@@ -43,9 +44,6 @@ def summary(records: Sequence[BenchRecord]) -> list[str]:
 
 SAME = ("unpruned", "gather", "unordered", "eager")
 """Variants that compute what our export for a runtime does, and may be taken instead."""
-
-SLOWER = 1.02
-"""A ratio from which on one variant is said to be slower than another: clocks err by as much."""
 
 
 def best_other(cell: Cell) -> tuple[str, float] | None:
