@@ -111,7 +111,7 @@ class Profiled:
         self._session.run(None, self._feed)
 
     def nodes(self, block: int) -> list[Node]:
-        """What was run, in the order of execution; the session is over then.
+        """Nodes that were run, in the order of execution; the session is over then.
 
         Args:
             block: the channels that onnxruntime stores together on this CPU.
@@ -155,10 +155,10 @@ def node_of(name: str, args: Mapping[str, Any], nanoseconds: float, block: int) 
     macs = 0
     if operator in ("Conv", "FusedConv", "NhwcFusedConv") and len(given) > 1:
         kind, macs = _convolution(given, results[0], block if "_nchwc" in name else 1)
-    elif kind == "linear" and all(map(len, (given, *given[:1], results))):
+    elif kind == "linear" and given and given[0] and results:
         macs = math.prod(results[0]) * given[0][-1]
         moved += 4 * given[0][-1] * results[0][-1]  # the weight, which is kept elsewhere
-    elif kind == "matmul" and all(map(len, (given, *given[:1], results))):
+    elif kind == "matmul" and given and given[0] and results:
         macs = math.prod(results[0]) * given[0][-1]
     elif kind == "transposed" and len(given) > 1:
         macs = math.prod(given[0]) * math.prod(given[1][1:])

@@ -32,7 +32,7 @@ KINDS = (
 """The kinds of kernels that every cost model of this package prices."""
 
 BLOCKED_KINDS = ("plain1x1", "plain", "plain_depthwise", "slice", "reorder_in", "reorder_out")
-"""What a runtime that stores channels in blocks runs, besides: convolutions outside of that layout,
+"""Kinds that a runtime with channels in blocks has, besides: convolutions outside of that layout,
 slices of channels, and the ways into it and out of it. ``"conv1x1"`` and the like are those in it;
 ``"copy"`` is a concatenation."""
 
