@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from upscale_opt.experiments.bench.records import BenchRecord, Settings
 from upscale_opt.experiments.bench.tables import best_other, verdicts
 from upscale_opt.in_onnxruntime.sessions import Profiled, block_here, file_of, node_of, whole
 from upscale_opt.in_onnxruntime.timing import Comparison
-from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel
+from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost
+from upscale_opt.ir.profiles import profile
 from upscale_opt.measuring.calibrating import Subject
+from upscale_opt.solver.forecast import forecast
 
 SMALL = "topology/residual_stage"
 
@@ -115,7 +118,7 @@ def test_a_whole_tensor_leaves_no_slice_and_no_gather() -> None:
     model, x = stream()
     graph = uo.trace(model, x)
     masks = uo.masks_of(model, graph)
-    built_in = uo.CostModel.from_json(in_prices("onnxruntime"))
+    built_in = profile("onnxruntime")
     free = {"conv": built_in.kernels["conv"].model_copy(update={"ns_per_mac": 0.0})}
     cheap = built_in.model_copy(update={"kernels": {**built_in.kernels, **free}})
     kinds = {}
@@ -132,10 +135,31 @@ def test_a_whole_tensor_leaves_no_slice_and_no_gather() -> None:
     assert not moves & set(kinds["whole"])
 
 
-def in_prices(name: str) -> str:
-    from upscale_opt.ir.profiles import profile
+def counting(kind: str, block: int) -> CostModel:
+    """A cost model by which a kernel of one kind takes a nanosecond, and all others nothing."""
+    built_in = profile("onnxruntime")
+    free = KernelCost(launch=0, ns_per_byte=0)
+    kernels = dict.fromkeys(built_in.kernels, free) | {
+        kind: KernelCost(launch=1, ns_per_byte=0)
+    }
+    steps = {"block": block, "align": min(block, 4)}
+    return built_in.model_copy(update={"kernels": kernels, **steps})
 
-    return profile(name).to_json()
+
+@pytest.mark.parametrize("prices", ["cpu", "onnxruntime"])
+def test_the_forecast_has_the_nodes_that_run(prices: str) -> None:
+    """Convolutions in the layout and outside, slices, gathers, reorders: as many as there are."""
+    block = block_here()
+    model, x = stream()
+    graph = uo.trace(model, x)
+    solution = uo.solve(graph, uo.masks_of(model, graph), objective="latency", cost_model=prices)
+    one = Profiled(file_of(uo.materialize(model, solution), x), x, 1)
+    one.run()
+    ran = Counter(node.kind for node in one.nodes(block))
+    seen = ("conv", "conv1x1", "plain", "plain1x1", "slice", "gather", "reorder_in", "reorder_out")
+    for kind in seen:
+        assert forecast(graph, solution, counting(kind, block)) == ran[kind], kind
+    assert ran["conv"] + ran["plain"] == 4
 
 
 # Calibrating.

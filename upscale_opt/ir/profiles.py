@@ -139,10 +139,10 @@ pruned."""
 
 PROFILES = {
     "cpu": CPU,
-    "onnxruntime": ONNXRUNTIME,
     "cpu-channels-last": CPU_CHANNELS_LAST,
     "gpu": GPU,
     "gpu-float32": GPU_FLOAT32,
+    "onnxruntime": ONNXRUNTIME,
 }
 """The built-in cost models by name."""
 
