@@ -19,7 +19,7 @@ from upscale_opt.solver.network.segments import Segments, Selection, find_segmen
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.network.windows import Windows, extra_wants
 
-_ROUNDS = 6
+_ROUNDS = 20
 """Rounds of filling up; what is not even then stays as it is."""
 
 
