@@ -139,9 +139,7 @@ def counting(kind: str, block: int) -> CostModel:
     """A cost model by which a kernel of one kind takes a nanosecond, and all others nothing."""
     built_in = profile("onnxruntime")
     free = KernelCost(launch=0, ns_per_byte=0)
-    kernels = dict.fromkeys(built_in.kernels, free) | {
-        kind: KernelCost(launch=1, ns_per_byte=0)
-    }
+    kernels = dict.fromkeys(built_in.kernels, free) | {kind: KernelCost(launch=1, ns_per_byte=0)}
     steps = {"block": block, "align": min(block, 4)}
     return built_in.model_copy(update={"kernels": kernels, **steps})
 
