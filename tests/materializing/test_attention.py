@@ -392,6 +392,19 @@ def test_a_channel_of_every_head_is_removed(form: str, place: str) -> None:
         assert deviation(call(model, other), call(pruned, other)) < EXACT
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_mask_by_head_of_tokens_without_a_batch(first: bool) -> None:
+    def one(m: Any, x: Tensor) -> Any:
+        mask = torch.arange(HEADS, dtype=x.dtype)[:, None, None] * x[None, :, :1].mT
+        mask = mask.expand(HEADS, x.shape[0], x.shape[0])
+        return m.attention(x, x, x, attn_mask=mask, need_weights=False)[0]
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model = Net(one, attention=nn.MultiheadAttention(WIDTH, HEADS, batch_first=first))
+    check(model, tokens(1, 5)[0], tokens(1, 7, 1)[0], 3)
+
+
 def test_crossing_attention_computes_no_more_than_it_reads() -> None:
     model = network("torch, crossing")
     rows(model, 0, 4, 8)

@@ -176,6 +176,35 @@ def test_the_program_computes_only_the_angles_that_are_left(pruned: uo.Pruned) -
     assert set(kept.tolist()) <= set(original.tolist())
 
 
+@pytest.mark.parametrize("what", ["angles", "frequencies", "update"])
+def test_angles_that_are_not_for_heads_alone_stay_whole(what: str) -> None:
+    class Telling(Decoder):
+        last: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("last", torch.zeros(1, IDS.shape[1], SIZE))
+
+        def forward(self, ids: Tensor, start: int = 0, cache: Cache | None = None) -> Any:
+            x = self.embed(ids)
+            angles = self.angles(x, torch.arange(ids.shape[1]).unsqueeze(0))
+            for layer in self.layers:
+                x = x + layer(x, angles, cache)
+            if what == "update":
+                self.last.copy_(angles[0])
+                return self.head(x)
+            return self.head(x), angles[0] if what == "angles" else self.angles.inv_freq
+
+    torch.manual_seed(0)
+    model = Telling().eval()
+    result = uo.prune(model, (IDS,), amount=0.5, side="both", method="constrained")
+    assert result.model.get_parameter("layers.0.q_proj.weight").shape[0] == WIDTH // 2
+    torch.testing.assert_close(result.model(IDS), result.masked(IDS))
+    if what == "update":
+        got, want = (m.get_buffer("last") for m in (result.model, result.masked))
+        torch.testing.assert_close(got, want)
+
+
 def test_heads_that_keep_other_pairs_are_lossless_but_keep_no_code(decoder: Decoder) -> None:
     kept: dict[str, dict[int, tuple[int, ...]]] = {}
     for layer, pairs in enumerate([(0, 1), (1, 2)]):
@@ -366,11 +395,43 @@ def test_numbers_that_tell_heads_from_their_channels() -> None:
 
 
 def test_a_configuration_that_layers_share_is_changed_for_all() -> None:
-    model = encoder(Configured)
+    model, other = encoder(Configured), encoder(Configured)
+    for module in other.modules():
+        if "config" in vars(module):
+            module.__dict__["config"] = vars(model)["config"]
+    config, before = vars(model)["config"], other(X)
     result = uo.prune(model, X, amount=0.5, side="both", method="constrained")
     assert result.into(model) == {"layers.0.config.head_dim": 4}
     assert vars(model)["config"] == SimpleNamespace(head_dim=4, hidden_size=WIDTH)
+    assert all(vars(layer)["config"] is vars(model)["config"] for layer in model.layers)
     torch.testing.assert_close(model(X), result.masked(X))
+    assert config == SimpleNamespace(head_dim=SIZE, hidden_size=WIDTH)
+    assert torch.equal(other(X), before)
+
+
+class Singleton(SimpleNamespace):
+    def __copy__(self) -> Singleton:
+        return self
+
+
+class Uncopied(SimpleNamespace):
+    def __copy__(self) -> Uncopied:
+        raise RuntimeError("no copy of this")
+
+
+@pytest.mark.parametrize("kind", [Singleton, Uncopied])
+def test_a_configuration_without_a_copy_stays(kind: type[SimpleNamespace]) -> None:
+    model, config = encoder(Configured), kind(head_dim=SIZE, hidden_size=WIDTH)
+    for module in model.modules():
+        if "config" in vars(module):
+            module.__dict__["config"] = config
+    before = model(X)
+    result = uo.prune(model, X, amount=0.5, side="both", method="constrained")
+    with pytest.raises(uo.MaterializeError, match="cannot stay as it is"):
+        result.into(model)
+    assert config.head_dim == SIZE
+    assert all(vars(layer)["config"] is config for layer in model.layers)
+    assert torch.equal(model(X), before)
 
 
 def test_a_configuration_that_layers_do_not_agree_on_stays() -> None:

@@ -150,9 +150,11 @@ def _all_narrow(state: State, narrow: dict[fx.Node, _Indices]) -> bool:
         if call.op == "call_method" and call.target == "detach":
             own.update(call.all_input_nodes)
     taken = {one for one, (node, _) in state.angles.items() if node in narrow}
+    effects = {state.env.get(node) for node in state.program.effects}
     for call in own:
         for user in call.users:
             asks = user.target is getattr and user.args[1] in _ASKED
-            if user not in own and user not in taken and not asks and user.users:
+            idle = not user.users and user.op != "output" and user not in effects
+            if user not in own and user not in taken and not asks and not idle:
                 return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import traceback
 from collections import defaultdict
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from itertools import chain, combinations, zip_longest
 from pathlib import Path
-from types import CellType, CodeType, FunctionType
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ from upscale_opt.tracing.values import HeadCall
 from upscale_opt.tracing.wrappings import computed_by_torch, masked_by_torch
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
+_NO_HOLDERS = (type, torch.Tensor, nn.Module, ModuleType, FunctionType, MethodType)
 _BARE = frozenset(vars(nn.Module()))
 _TRIES = 8
 
@@ -53,9 +55,10 @@ def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
     split by it. Where what a module's own code computes with that width, or the heads that it cuts,
     now have another one, and methods other than ``__init__`` read the attribute, it is set to that,
     if the calls are the same then; so are those that the code reads from an object that the module
-    holds (``self.config.head_dim``), if all modules that hold it want the same. Numbers made of a
-    width before, as ``self.scaling`` of attention, stay: where code scales by the width that heads
-    have now, the calls differ.
+    holds (``self.config.head_dim``), if all modules that hold it want the same; they are given a
+    copy of it then, as other models may hold it, too. Numbers made of a width before, as
+    ``self.scaling`` of attention, stay: where code scales by the width that heads have now, the
+    calls differ.
 
     Args:
         model: the original, or another of its class, made with the same arguments. Parameters that
@@ -96,9 +99,8 @@ def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
         _install(model, pruned, undo)
         layers, reason = len(undo), None
         for choice in _choices(model, widths):
-            for number in choice:
-                _set(number.table, number.key, number.new, undo)
             try:
+                _set_numbers(model, choice, undo)
                 _compare(model, pruned, making.origin.modes)
             except MaterializeError as error:
                 reason = reason or error  # that of the first, which says most
@@ -228,7 +230,7 @@ class _Number:
         key: under which name.
         new: the width now.
         sure: nothing that the module computes has the old width still.
-        held: it is not the module's own, but of an object that modules hold.
+        held: the object that modules hold, whose it is; ``None`` if it is the module's own.
     """
 
     name: str
@@ -237,7 +239,7 @@ class _Number:
     key: str
     new: int
     sure: bool
-    held: bool
+    held: object
 
 
 def _choices(model: nn.Module, widths: _Widths) -> Iterator[list[_Number]]:
@@ -248,7 +250,7 @@ def _choices(model: nn.Module, widths: _Widths) -> Iterator[list[_Number]]:
     found = _numbers(model, widths)
     kinds = dict.fromkeys(number.kind for number in found)
     unsure = {n.kind for n in found if not n.sure}
-    held = {n.kind for n in found if n.held}
+    held = {n.kind for n in found if n.held is not None}
     likely = [kinds.keys() - held - unsure, kinds.keys() - held, set(), set(kinds)]
     fewer = (set(some) for n in range(len(kinds) - 1, 0, -1) for some in combinations(kinds, n))
     tried: list[set[_Kind]] = []
@@ -273,11 +275,11 @@ def _numbers(model: nn.Module, widths: _Widths) -> list[_Number]:
             number = _number(module, f"{name}.{key}", key, vars(module), now)
             if number is not None:
                 found.append(number)
-            if type(value) in _PLAIN or isinstance(value, (type, torch.Tensor, nn.Module)):
+            if type(value) in _PLAIN or isinstance(value, _NO_HOLDERS):
                 continue
             for inner in getattr(value, "__dict__", {}).keys() & read:
                 within = f"{name}.{key}.{inner}"
-                one = _number(module, within, inner, vars(value), now, held=True)
+                one = _number(module, within, inner, vars(value), now, held=value)
                 shared[id(value), inner].append(one)
     for numbers in shared.values():
         first = numbers[0]
@@ -292,7 +294,7 @@ def _number(
     key: str,
     table: dict[str, Any],
     now: Mapping[int, Set[int]],
-    held: bool = False,
+    held: object = None,
 ) -> _Number | None:
     value = table[key]
     if type(value) is not int:
@@ -303,7 +305,7 @@ def _number(
         return None
     (width,) = others
     sure = value not in new
-    kind = type(module), f"held {key}" if held else key, sure
+    kind = type(module), key if held is None else f"held {key}", sure
     return _Number(name.lstrip("."), kind, table, key, width, sure, held)
 
 
@@ -339,6 +341,45 @@ def _filled(cell: CellType) -> bool:
         return isinstance(cell.cell_contents, FunctionType)
     except ValueError:  # of a function that is not defined yet
         return False
+
+
+def _set_numbers(
+    model: nn.Module, numbers: Iterable[_Number], undo: list[Callable[[], None]]
+) -> None:
+    """Set attributes; those of an object that modules hold in a copy, as others may hold it, too.
+
+    Raises:
+        MaterializeError: if the object cannot be copied.
+    """
+    copies: dict[int, Any] = {}
+    for number in numbers:
+        table, held = number.table, number.held
+        if held is not None:
+            if id(held) not in copies:
+                copies[id(held)] = _copied(model, held)
+                _replace(model, held, copies[id(held)], undo)
+            table = vars(copies[id(held)])
+        _set(table, number.key, number.new, undo)
+
+
+def _copied(model: nn.Module, held: object) -> object:
+    try:
+        copied = copy.copy(held)
+    except Exception as error:  # of any kind, as its class may say how
+        raise _refusal(model, f"it holds a {type(held).__name__} without a copy: {error}") from None
+    if vars(copied) is vars(held):
+        raise _refusal(model, f"it holds a {type(held).__name__} that is its own copy")
+    return copied
+
+
+def _replace(
+    model: nn.Module, held: object, copied: object, undo: list[Callable[[], None]]
+) -> None:
+    """Let all modules that hold an object hold a copy instead."""
+    for module in model.modules():
+        for key, value in list(vars(module).items()):
+            if value is held:
+                _set(vars(module), key, copied, undo)
 
 
 def _set(table: dict[str, Any], key: str, value: Any, undo: list[Callable[[], None]]) -> None:

@@ -10,7 +10,7 @@ from upscale_opt.runtime.one_call import one_call
 
 @one_call
 def attention_bias(
-    mask: Tensor | None, padding: Tensor | None, heads: int, dtype: torch.dtype
+    mask: Tensor | None, padding: Tensor | None, heads: int, dtype: torch.dtype, axes: int
 ) -> Tensor | None:
     """The sum of what :class:`torch.nn.MultiheadAttention` makes of its masks.
 
@@ -20,12 +20,13 @@ def attention_bias(
         padding: ``key_padding_mask``, of shape (batch, keys) or (keys,), the same.
         heads: how many there are.
         dtype: of the tokens.
+        axes: how many the tokens have: 3, or 2 where there is no batch.
 
     Returns:
-        A tensor that can be broadcast to (batch, heads, queries, keys).
+        A tensor that can be broadcast to (batch, heads, queries, keys), or without the batch.
     """
     result = None if mask is None else added_mask(mask, dtype)
-    if result is not None and result.ndim == 3:
+    if result is not None and result.ndim == 3 and axes == 3:
         result = result.reshape(-1, heads, *result.shape[1:])
     if padding is None:
         return result

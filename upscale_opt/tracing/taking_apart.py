@@ -147,7 +147,9 @@ def _attend(
         parts[id(source)][number].movedim(first, -2) for number, source in enumerate(sources)
     )
     given = any(mask is not None for mask in masks)
-    bias: Any = attention_bias(*masks, heads, sources[0].dtype) if given else None
+    bias: Any = None
+    if given:
+        bias = attention_bias(*masks, heads, sources[0].dtype, sources[0].ndim)
 
     def seen() -> Any:
         scores = (query * size**-0.5) @ key.transpose(-2, -1)
