@@ -157,10 +157,14 @@ def chosen_windows(formulation: Formulation, instance: Instance, orders: Orders)
 
 
 def extra_wants(windows: Windows, chosen: Mapping[Edge, Ids]) -> dict[Edge, Ids]:
-    """Channels that layers must want besides what they need, for these windows to be selected."""
+    """Channels that layers must want besides what they need, for these windows to be selected.
+
+    And those wanted as it is: one that a layer only has because it needs any would be dropped else.
+    """
     extra: dict[Edge, Ids] = {}
     for edge, ids in chosen.items():
         chain = windows.chain(edge)
         for layer in chain.layers if chain is not None else ():
-            extra[layer.name, 0] = extra.get((layer.name, 0), Ids()) | ids
+            own = windows.sets.wants.get((layer.name, 0), Ids())
+            extra[layer.name, 0] = extra.get((layer.name, 0), own) | ids
     return extra

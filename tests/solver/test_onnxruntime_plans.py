@@ -11,7 +11,7 @@ import pytest
 import torch
 from cat_networks import cat_network, image
 from comparing import EXACT, call, complaint, deviation
-from sample_networks import random_masks
+from sample_networks import keep, random_masks
 from torch import nn
 from window_networks import X, dense, posed, stream
 
@@ -192,6 +192,32 @@ def test_the_widths_of_the_least_forecast_are_taken() -> None:
             others += [uo.solve(graph, masks, solver="identity"), uo.solve(graph, masks)]
             least = min(forecast(graph, other, cost_model) for other in others)
             assert own <= (1 + _WIDTHS_PAY) * least
+
+
+class OnTheInput(nn.Module):
+    """Two convolutions of the input, one of which reads nothing, and the other few channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.none, self.few = nn.Conv2d(9, 4, 1), nn.Conv2d(9, 4, 1)
+        keep(self.none.weight, 1, [])
+        keep(self.few.weight, 1, [3, 4])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of shape (N, 8, H, W)."""
+        return torch.cat([self.none(x), self.few(x)], 1)
+
+
+def test_a_layer_that_reads_nothing_may_read_the_whole_tensor() -> None:
+    """With the one channel that it has because it needs any."""
+    model, x = OnTheInput().double().eval(), torch.randn(2, 9, 6, 6, dtype=torch.float64)
+    graph = uo.trace(model, x)
+    masks = uo.masks_of(model, graph)
+    for cost_model in (FREE_MACS, BLOCKS):
+        solution = uo.solve(graph, masks, objective="latency", cost_model=cost_model)
+        assert [len(read.channels) for read in solution.reads if read.op == "none"] == [9]
+        uo.check(solution, graph, masks)
+        assert deviation(call(model, x), call(uo.materialize(model, solution), x)) < EXACT
 
 
 def test_random_networks() -> None:
