@@ -241,6 +241,8 @@ def instance_of(
 ) -> Instance:
     """The bare optimisation problem that :func:`solve` would solve, windows apart.
 
+    Of those that it tries for onnxruntime, it is the one without channels added.
+
     Args:
         graph: the channel graph.
         masks: which slices of each parameter are kept.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,18 @@ def test_the_command_calibrates(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert CostModel.load(out).runtime == "onnxruntime"
     assert command("calibrate", SMALL, *arguments, "--dtype", "float64") == 2
     assert "leave out" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["calibrate", "bench"])
+def test_without_onnxruntime_nothing_begins(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    out = str(tmp_path / "out")
+    assert command(name, SMALL, "--runtime", "onnxruntime", "-o", out) == 1
+    error = capsys.readouterr().err
+    assert "upscale-opt[onnx]" in "".join(error.split())
+    assert "trace" not in error
 
 
 # Times in turn.

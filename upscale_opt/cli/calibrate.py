@@ -82,6 +82,10 @@ def calibrate(
     check_file(out)
     steps = Steps()
     with steps.step("load PyTorch"):
+        if runtime is Runtime.onnxruntime:
+            from upscale_opt.deploying import check_format
+
+            check_format("onnx")
         import torch
 
         from upscale_opt.cli import networks
