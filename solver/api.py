@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from typing_extensions import Unpack
 
+from upscale_opt.errors import SolverError
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Case, Conflict, Demand, Solution, Times, Widths
@@ -65,6 +66,11 @@ def solve(
     options = SolveOptions.of(options, **fields)
     task = _Task(graph, masks, options, improvements(progress, "solve"))
     if options.objective == "latency" and _in_blocks(options):
+        if options.selection == "arena":
+            raise SolverError(
+                "selection 'arena' shares buffers, which onnxruntime cannot; leave it out, or give "
+                "prices of another runtime"
+            )
         return task.fastest_in_blocks()
     if options.selection is None and options.objective == "latency":
         return task.fastest()

@@ -291,3 +291,15 @@ def test_endless_prices_are_refused() -> None:
     _, graph, masks = posed(2, stream)
     endless = model_of(slice=(1e300, 0, 0))
     complaint(SolverError, lambda: uo.solve(graph, masks, objective="latency", cost_model=endless))
+
+
+def test_buffers_are_not_shared() -> None:
+    graph = uo.trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)), torch.zeros(1, 3, 8, 8))
+    with pytest.raises(SolverError, match="selection 'arena' shares buffers, which onnxruntime"):
+        uo.solve(
+            graph,
+            uo.Masks(kept={}),
+            objective="latency",
+            cost_model="onnxruntime",
+            selection="arena",
+        )
