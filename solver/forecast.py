@@ -54,6 +54,7 @@ class _Forecast:
         self.graph = graph
         self.tensors = tensors
         self.model = cost_model
+        self.operations = {op.name: op for op in graph.operations}
         self.reads = {(r.op, r.operand): r for r in reads if r.kind == "select"}
         self.placed = {(r.op, r.operand) for r in reads if r.kind == "place"}
         self.blocked: set[str] = set()
@@ -238,8 +239,7 @@ class _Forecast:
         read = self.reads.get(edge)
         if read is not None:
             return len(read.channels)
-        op = next(op for op in self.graph.operations if op.name == edge[0])
-        return self._width(op.inputs[edge[1]])
+        return self._width(self.operations[edge[0]].inputs[edge[1]])
 
     def _width(self, name: str) -> int:
         """The number of channels that a tensor stores."""

@@ -52,6 +52,5 @@ def test_every_character_leaves_ink_and_stays_in_the_picture() -> None:
 @pytest.mark.usefixtures("few")
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    glyphs._font.cache_clear()
     with pytest.raises(UpscaleError, match=r'matplotlib.*pip install "\.\[study\]"'):
         load_dataset("glyphs")

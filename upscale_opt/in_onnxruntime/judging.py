@@ -44,26 +44,14 @@ def judge(
         a sentence with the ratio, and if the export is slower, what is not; or why it was not
         timed.
     """
+    models = {"the unpruned network": masked, "the export": pruned}
+    own = solution.cost_model is not None and solution.cost_model.runtime == RUNTIME
     try:
-        return "on one thread, " + _judged(masked, pruned, graph, masks, solution, inputs, seconds)
+        found = beside(models, inputs, seconds=seconds)
+        if found.ratio("the export", "the unpruned network") > SLOWER and not own:
+            other = solve(graph, masks, objective="latency", cost_model=RUNTIME, time_limit=20)
+            name = f"the plan of objective latency and cost model {RUNTIME}"
+            found = beside({**models, name: materialize(masked, other)}, inputs, seconds=seconds)
     except UpscaleError as error:
         return f"not timed in onnxruntime: {error}"
-
-
-def _judged(
-    masked: nn.Module,
-    pruned: nn.Module,
-    graph: ChannelGraph,
-    masks: Masks,
-    solution: Solution,
-    inputs: Inputs,
-    seconds: float,
-) -> str:
-    models = {"the unpruned network": masked, "the export": pruned}
-    found = beside(models, inputs, seconds=seconds)
-    own = solution.cost_model is not None and solution.cost_model.runtime == RUNTIME
-    if found.ratio("the export", "the unpruned network") > SLOWER and not own:
-        other = solve(graph, masks, objective="latency", cost_model=RUNTIME, time_limit=20)
-        name = f"the plan of objective latency and cost model {RUNTIME}"
-        found = beside({**models, name: materialize(masked, other)}, inputs, seconds=seconds)
-    return found.verdict("the export", "the unpruned network")
+    return f"on one thread, {found.verdict('the export', 'the unpruned network')}"

@@ -36,6 +36,7 @@ _OF_TORCH = (
     *(nn.TransformerDecoder, nn.TransformerDecoderLayer),
 )
 """Modules of torch that are looked into, where attention is taken apart."""
+
 _STOCHASTIC = ("StochasticDepth", "DropPath", "DropBlock2d", "DropBlock3d")
 """Leaves by class name: their behaviour depends on the training mode at run time."""
 

@@ -173,9 +173,8 @@ def _prepared(subject: Subject, built: Built, batch: int, form: str) -> _Ready:
     """The variant as it will be timed, having run once."""
     assert built.model is not None
     model = _placed(built.model, subject.settings, form)
-    if (
-        built.export.variant == "floor" and subject.settings.runtime == "eager"
-    ):  # it holds tensors of one device, dtype and memory format
+    if built.export.variant == "floor" and subject.settings.runtime == "eager":
+        # It holds tensors of one device, dtype and memory format.
         assert built.graph is not None
         model = floor(model, built.graph)
     args, kwargs = as_call(_moved(subject.inputs(batch), subject.settings, form))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from upscale_opt.errors import UpscaleError
 from upscale_opt.experiments.study.data import need
+from upscale_opt.experiments.study.easyocr import with_weights
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom, in pixels."""
@@ -88,7 +88,7 @@ class _Base(nn.Module):
 
 def _slice(place: int, width: int, wider: list[int]) -> nn.Sequential:
     """Convolutions with norms and ReLUs between, from a place on; 0 stands for pooling."""
-    made: dict[str, nn.Module] = {}
+    made: OrderedDict[str, nn.Module] = OrderedDict()
     for number, channels in enumerate(wider):
         if not channels:
             made[str(place)] = nn.MaxPool2d(2)
@@ -100,10 +100,7 @@ def _slice(place: int, width: int, wider: list[int]) -> nn.Sequential:
         if number < len(wider) - 1:
             made[str(place)] = nn.ReLU()
             place += 1
-    whole = nn.Sequential()
-    for name, module in made.items():
-        whole.add_module(name, module)
-    return whole
+    return nn.Sequential(made)
 
 
 class _Mixed(nn.Module):
@@ -131,17 +128,7 @@ def detector() -> Detector:
     Raises:
         UpscaleError: if the package of the weights is missing, or they do not fit.
     """
-    folder = Path(need("easyocr_en_models").model_dir())
-    model = Detector()
-    try:
-        weights = torch.load(folder / "craft_mlt_25k.pth", map_location="cpu", weights_only=True)
-        model.load_state_dict(
-            {name.removeprefix("module."): value for name, value in weights.items()}
-        )
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UpscaleError(f"cannot load the weights of CRAFT: {reason}") from None
-    return model.eval()
+    return with_weights(Detector(), "craft_mlt_25k.pth")
 
 
 def boxes(scores: Tensor) -> list[list[Box]]:

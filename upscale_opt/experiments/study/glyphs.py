@@ -8,14 +8,13 @@ some fonts, and differ by their place on the line or their size.
 from __future__ import annotations
 
 import random
-from functools import cache, lru_cache
-from pathlib import Path
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
 from upscale_opt.experiments.study.data import need
+from upscale_opt.experiments.study.fonts import font
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
@@ -63,24 +62,26 @@ def _drawn(fonts: tuple[str, ...], count: int, seed: int) -> tuple[Floats, Ints]
     chance = random.Random(seed)
     noise = np.random.default_rng(seed)
     pictures, classes = [], []
-    for font in fonts:
+    for name in fonts:
         for label, character in enumerate(CHARACTERS):
             for _ in range(count):
-                pictures.append(_picture(character, font, chance, noise))
+                pictures.append(_picture(character, name, chance, noise))
                 classes.append(label)
     return np.stack(pictures), np.array(classes, dtype=np.int64)
 
 
 def _picture(
-    character: str, font: str, chance: random.Random, noise: np.random.Generator
+    character: str, name: str, chance: random.Random, noise: np.random.Generator
 ) -> Floats:
     """One picture: on a line of its own, which is where the next one's would be."""
+    need("matplotlib")
     from PIL import Image, ImageDraw, ImageFilter
 
     side = SIDE * _LARGE
+    own = font(name, int(0.72 * side))
     ink = Image.new("L", (side, side), 0)
     place = (side / 2, 0.68 * side)  # the middle of the character's foot
-    ImageDraw.Draw(ink).text(place, character, fill=255, font=_font(font), anchor="ms")
+    ImageDraw.Draw(ink).text(place, character, fill=255, font=own, anchor="ms")
     turn, shear = chance.uniform(-0.2, 0.2), chance.uniform(-0.2, 0.2)
     wide, high = chance.uniform(0.8, 1.25), chance.uniform(0.8, 1.25)
     matrix = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -122,11 +123,3 @@ def _bends(
             )
             found.append((box, tuple(number for point in own for number in point)))
     return found
-
-
-@cache
-def _font(name: str) -> Any:
-    from PIL import ImageFont
-
-    folder = Path(need("matplotlib").get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(folder / f"{name}.ttf", int(0.72 * SIDE * _LARGE))

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
-from upscale_opt.errors import UpscaleError
-from upscale_opt.experiments.study.data import need
+from upscale_opt.experiments.study.easyocr import with_weights
 
 SYMBOLS = (
     "0123456789!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ €"
@@ -93,17 +90,7 @@ def recogniser() -> Recogniser:
     Raises:
         UpscaleError: if the package of the weights is missing, or they do not fit.
     """
-    folder = Path(need("easyocr_en_models").model_dir())
-    model = Recogniser()
-    try:
-        weights = torch.load(folder / "english_g2.pth", map_location="cpu", weights_only=True)
-        model.load_state_dict(
-            {name.removeprefix("module."): value for name, value in weights.items()}
-        )
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UpscaleError(f"cannot load the weights of english_g2: {reason}") from None
-    return model.eval()
+    return with_weights(Recogniser(), "english_g2.pth")
 
 
 def read(logits: Tensor) -> list[str]:

@@ -6,8 +6,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from upscale_opt.experiments.study.data import need
 from upscale_opt.experiments.study.detector import Box
+from upscale_opt.experiments.study.fonts import font
 from upscale_opt.experiments.study.words import FONTS, cased, shuffled_words
 
 SIDE = 320
@@ -115,19 +114,19 @@ def _page(chance: random.Random) -> tuple[Tensor, tuple[Box, ...]]:
     found: list[Box] = []
     down = chance.randrange(4, 24)
     while True:
-        font = _font(chance.choice(FONTS), chance.randrange(14, 34))
-        high = sum(font.getmetrics())
+        own = font(chance.choice(FONTS), chance.randrange(14, 34))
+        high = sum(own.getmetrics())
         if down + high > SIDE - 2:
             break
         right = chance.randrange(4, 40)
         while True:
             word = cased(next(words), chance)
-            left, top, end, bottom = pen.textbbox((right, down), word, font=font)
+            left, top, end, bottom = pen.textbbox((right, down), word, font=own)
             if end > SIDE - 4:
                 break
-            pen.text((right, down), word, fill=255, font=font)
+            pen.text((right, down), word, fill=255, font=own)
             found.append((float(left), float(top), float(end), float(bottom)))
-            right = int(end) + font.size // 2 + chance.randrange(2, 24)
+            right = int(end) + own.size // 2 + chance.randrange(2, 24)
         down += high + chance.randrange(2, 24)
     blurred = ink.filter(ImageFilter.GaussianBlur(chance.uniform(0, 0.8)))
     share = np.asarray(blurred, dtype=np.float64)[..., None] / 255
@@ -137,11 +136,3 @@ def _page(chance: random.Random) -> tuple[Tensor, tuple[Box, ...]]:
     values = paper + (letters - paper) * share + chance.uniform(2, 14) * noise
     scaled = (values.clip(0, 255) / 255 - np.array(_MEAN)) / np.array(_DEVIATION)
     return torch.tensor(scaled, dtype=torch.float32).permute(2, 0, 1).contiguous(), tuple(found)
-
-
-@lru_cache(maxsize=512)
-def _font(name: str, size: int) -> Any:
-    from PIL import ImageFont
-
-    folder = Path(need("matplotlib").get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(folder / f"{name}.ttf", size)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from pathlib import Path
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from upscale_opt.experiments.study.data import need
+from upscale_opt.experiments.study.fonts import font
 
 HEIGHT = 64
 WIDTH = 192
@@ -97,15 +95,14 @@ def cased(word: str, chance: random.Random) -> str:
 
 def _picture(text: str, chance: random.Random) -> Tensor:
     """One picture, of shape (1, 64, 192): cropped tightly, as high, at most as wide."""
-    need("matplotlib")
+    own = font(chance.choice(FONTS), _SIZE)
     from PIL import Image, ImageDraw, ImageFilter
 
-    font = _font(chance.choice(FONTS))
-    left, top, right, bottom = (int(edge) for edge in font.getbbox(text))
+    left, top, right, bottom = (int(edge) for edge in own.getbbox(text))
     margin = _SIZE
     size = (right - left + 2 * margin, bottom - top + 2 * margin)
     ink = Image.new("L", size, 0)
-    ImageDraw.Draw(ink).text((margin - left, margin - top), text, fill=255, font=font)
+    ImageDraw.Draw(ink).text((margin - left, margin - top), text, fill=255, font=own)
     turned = ink.rotate(chance.uniform(-3, 3), Image.Resampling.BICUBIC)
     box = turned.point([255 if value > 64 else 0 for value in range(256)]).getbbox()
     assert box is not None  # for no word is blank
@@ -121,14 +118,6 @@ def _picture(text: str, chance: random.Random) -> Tensor:
     pixels = torch.tensor(values / 127.5 - 1, dtype=torch.float32)
     rest = pixels[:, -1:].expand(-1, WIDTH - width)  # as EasyOCR pads
     return torch.cat([pixels, rest], 1)[None]
-
-
-@cache
-def _font(name: str) -> Any:
-    from PIL import ImageFont
-
-    folder = Path(need("matplotlib").get_data_path()) / "fonts" / "ttf"
-    return ImageFont.truetype(folder / f"{name}.ttf", _SIZE)
 
 
 _WORDS = """

@@ -1,0 +1,117 @@
+"""The networks whose budgets are tried: small ones that are trained, and two with their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pages
+import torch
+from torch import Tensor, nn
+
+import upscale_opt as uo
+from upscale_opt.experiments.study.data import load_dataset
+from upscale_opt.experiments.study.detector import boxes, detector
+from upscale_opt.experiments.study.names import EPOCHS
+from upscale_opt.experiments.study.recogniser import read, recogniser
+from upscale_opt.experiments.study.sheets import f1, sheets_to_calibrate, sheets_to_read
+from upscale_opt.experiments.study.subjects import share_right
+from upscale_opt.experiments.study.training import recipe_of, trained
+from upscale_opt.experiments.study.words import words_to_calibrate, words_to_read
+
+ENGLISH = "english_g2"
+CRAFT = "craft"
+SHARES = {
+    **dict.fromkeys(("resnet", "densenet", "mobilenet"), (0.2, 0.1, 0.07, 0.05)),
+    **dict.fromkeys(("glyphs-resnet", "glyphs-densenet", "glyphs-mobilenet"), (0.5, 0.33, 0.25)),
+    ENGLISH: (0.5, 0.4, 0.3, 0.2),
+    CRAFT: (0.5, 0.4, 0.3),
+}
+"""Networks, and the shares of their multiply-adds that are left."""
+
+CALIBRATION = 400
+"""Images to choose and refit with, of those that the networks learned from; without labels."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A network, and what is done with it.
+
+    Attributes:
+        model: in eval mode.
+        graph: its graph.
+        batches: to calibrate with.
+        test: tells the share that a model gets right.
+        example: one input.
+        whole: layers whose outputs Torch-Pruning has to leave alone.
+    """
+
+    model: nn.Module
+    graph: uo.ChannelGraph
+    batches: list[Tensor]
+    test: Callable[[nn.Module], float]
+    example: Tensor
+    whole: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Task:
+    """One network of one seed, and where things are kept."""
+
+    net: str
+    seed: int
+    cache: Path
+
+
+@lru_cache(maxsize=1)
+def subject(task: Task) -> Subject:
+    """The network of a task; of those with weights the seed decides what calibrates them."""
+    if task.net == ENGLISH:
+        return _english(task.seed)
+    if task.net == CRAFT:
+        return _craft(task.seed)
+    name, _, net = task.net.rpartition("-")
+    data = load_dataset(name or "mnist5k")
+    recipe = recipe_of(data.name, net, task.seed, EPOCHS[data.name])
+    model = trained(recipe, data, task.cache / "networks", pages.say)
+    generator = torch.Generator().manual_seed(task.seed)
+    chosen = torch.randperm(len(data.train), generator=generator)[:CALIBRATION]
+    pixels, test = data.train.pixels[chosen], data.test
+
+    def right(model: nn.Module) -> float:
+        with torch.no_grad():
+            return share_right(
+                torch.cat([model(x) for x in torch.split(test.pixels, 250)]), test.labels
+            )
+
+    example = test.pixels[:1]
+    return Subject(model, uo.trace(model, example), list(torch.split(pixels, 100)), right, example)
+
+
+def _english(seed: int) -> Subject:
+    model, words = recogniser(), words_to_read()
+
+    def right(model: nn.Module) -> float:
+        with torch.no_grad():
+            texts = [text for x in torch.split(words.pixels, 50) for text in read(model(x))]
+        return sum(map(str.__eq__, texts, words.texts)) / len(texts)
+
+    example = words.pixels[:1]
+    batches = list(torch.split(words_to_calibrate(seed).pixels, 32))
+    whole = ("FeatureExtraction.ConvNet.18",)
+    return Subject(model, uo.trace(model, example), batches, right, example, whole)
+
+
+def _craft(seed: int) -> Subject:
+    model, sheets = detector(), sheets_to_read()
+
+    def right(model: nn.Module) -> float:
+        with torch.no_grad():
+            found = [box for x in torch.split(sheets.pixels, 4) for box in boxes(model(x))]
+        return f1(found, sheets.boxes)
+
+    example = sheets.pixels[:1]
+    batches = list(torch.split(sheets_to_calibrate(seed).pixels, 4))
+    return Subject(model, uo.trace(model, example), batches, right, example, ("conv_cls.8",))
