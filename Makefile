@@ -18,7 +18,7 @@ SCRIPTS := tests examples benchmarks
 export PYTHONDONTWRITEBYTECODE =
 
 .DEFAULT_GOAL := help
-.PHONY: help run orders test quick lint setup bench solvers study gpu fuzz site wheel clean
+.PHONY: help run orders test quick lint setup bench solvers gpu fuzz site wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## Show this list.
@@ -59,10 +59,6 @@ solvers: $(BENCH_READY)  ## Check the solvers against brute force; compare them,
 	@$(RUN) benchmarks/solver_scaling.py
 	@$(RUN) benchmarks/greedy_vs_exact.py --jobs $(WORKERS)
 	@$(RUN) benchmarks/greedy_vs_upscale.py
-
-study: $(READY)  ## Train small networks, prune them with and without constraints, and compare.
-	@$(VENV)/bin/upscale-opt study --net resnet densenet mobilenet efficientnet-lite0 \
-		--jobs $(WORKERS) --doc docs/study.md
 
 gpu: $(BENCH_READY)  ## On a machine with a GPU: tests, losslessness, cost models and times there.
 	@$(RUN) benchmarks/gpu.py --out docs/gpu.md

@@ -14,11 +14,9 @@ from torch import Tensor, nn
 import upscale_opt as uo
 from upscale_opt.experiments.study.data import load_dataset
 from upscale_opt.experiments.study.detector import boxes, detector
-from upscale_opt.experiments.study.names import EPOCHS
 from upscale_opt.experiments.study.recogniser import read, recogniser
 from upscale_opt.experiments.study.sheets import f1, sheets_to_calibrate, sheets_to_read
-from upscale_opt.experiments.study.subjects import share_right
-from upscale_opt.experiments.study.training import recipe_of, trained
+from upscale_opt.experiments.study.training import EPOCHS, recipe_of, share_right, trained
 from upscale_opt.experiments.study.words import words_to_calibrate, words_to_read
 
 ENGLISH = "english_g2"

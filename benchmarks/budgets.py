@@ -22,8 +22,7 @@ from budget_networks import CALIBRATION, SHARES, Task, subject
 from torch import nn
 
 import upscale_opt as uo
-from upscale_opt.experiments.records import Store
-from upscale_opt.experiments.study.records import code_key
+from upscale_opt.experiments.records import Store, code_key
 from upscale_opt.ir.base import Document
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.zeros import masked_copy

@@ -21,7 +21,6 @@ from pydantic import TypeAdapter
 from upscale_opt.cli.fronts import Fronts
 from upscale_opt.experiments.bench.records import BenchRecord
 from upscale_opt.experiments.coverage.records import NetworkRecord
-from upscale_opt.experiments.study.records import Results
 from upscale_opt.ir.base import SCHEMA_VERSION, Record
 from upscale_opt.ir.choice import Choice
 from upscale_opt.ir.cost_model import KINDS, CostModel
@@ -73,7 +72,6 @@ GROUPS = {
     "Measurements": (
         Entry(BenchRecord, "`upscale-opt bench`, one per network"),
         Entry(NetworkRecord, "`upscale-opt coverage`, one per network"),
-        Entry(Results, "`upscale-opt study`"),
     ),
     "Inside of pruned.safetensors": (
         Entry(Manifest, "the metadata `manifest`; see [Pruned models in files](saving.md)"),

@@ -16,7 +16,8 @@ from command_line import Output, Refuses, call, one_line_error
 from rich.console import Console
 
 import upscale_opt as uo
-from upscale_opt.cli import networks, progress
+from upscale_opt.cli import networks, options, progress
+from upscale_opt.importance import CRITERIA
 from upscale_opt.ir.profiles import profile
 from upscale_opt.models import catalogue
 from upscale_opt.solver.progress import Progress
@@ -446,3 +447,7 @@ def test_steps_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
         "solve ...",
         "solve: 1,234 copied channels, lower bound 567",
     ]
+
+
+def test_every_criterion_that_needs_no_data_can_be_named() -> None:
+    assert set(options.DATA_FREE) == set(CRITERIA)

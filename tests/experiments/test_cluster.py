@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster_work import dies, dies_once, fails, named, sleeps, square
+from cluster_work import dies, dies_once, fails, sleeps, square
 from distributed import LocalCluster
 
 import upscale_opt.experiments.cluster
@@ -23,7 +23,6 @@ from upscale_opt.errors import UpscaleError
 from upscale_opt.experiments.coverage.covering import Task, cover
 from upscale_opt.experiments.coverage.records import NetworkRecord
 from upscale_opt.experiments.running import Place, run_all
-from upscale_opt.experiments.study.running import run_each
 
 CASES = ("topology/dense_block", "topology/residual_stage")
 
@@ -97,14 +96,6 @@ def test_coverage_finds_the_same(address: str, tmp_path: Path) -> None:
         same = {"sides": sides, "seconds": 0.0, "peak_bytes": None}
         records.append(record.model_copy(update=same))
     assert records[0] == records[1]
-
-
-def test_study_finds_the_same(address: str, tmp_path: Path) -> None:
-    found = [
-        dict(run_each(named, [5, 6, 7], tmp_path, place, lambda text: None))
-        for place in (Place(), Place(None, "dask", address))
-    ]
-    assert found[0] == found[1] == {n: f"{n + 5} {tmp_path.name}" for n in range(3)}
 
 
 def test_nothing_is_lost_with_a_worker(address: str, tmp_path: Path) -> None:

@@ -93,7 +93,6 @@ def test_missing_extras_are_named(json_folder: Path, tmp_path: Path) -> None:
     for arguments, extra in (
         ((*given, "--picture", "png"), "plots"),
         (("pareto", "topology/mlp", "--plot", tmp_path / "front.svg"), "plots"),
-        (("study", "--out", tmp_path / "out"), "study"),
     ):
         with pytest.raises(AssertionError, match=rf'error: .*: pip install "\.\[{extra}\]"'):
             run(COMMAND, *arguments)

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import Any
 
 from upscale_opt.errors import UpscaleError
 
@@ -35,7 +34,3 @@ def fails(item: int) -> None:
 def sleeps(marker: str) -> None:
     Path(marker).touch()
     time.sleep(0.5)
-
-
-def named(item: int, cache: Path, tell: Any) -> str:
-    return f"{item} {cache.name}"

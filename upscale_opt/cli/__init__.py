@@ -28,7 +28,6 @@ from upscale_opt.cli.report import report
 from upscale_opt.cli.run import run
 from upscale_opt.cli.serve import serve
 from upscale_opt.cli.solve import solve
-from upscale_opt.cli.study import study
 from upscale_opt.cli.trace import trace
 from upscale_opt.cli.worker import worker
 from upscale_opt.errors import UpscaleError
@@ -59,7 +58,6 @@ for _command in (
     compare,
     pareto,
     coverage,
-    study,
     models,
     serve,
     worker,
@@ -85,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def spread_for(given: list[str]) -> list[str]:
     """The arguments of a command, with flags repeated for those that take several values."""
-    several = given[:1] in (["bench"], ["compare"], ["coverage"], ["pareto"], ["study"])
+    several = given[:1] in (["bench"], ["compare"], ["coverage"], ["pareto"])
     return spread(given) if several else given
 
 

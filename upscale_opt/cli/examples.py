@@ -19,7 +19,6 @@ EXAMPLES = {
     "compare": "upscale-opt compare --graph graph.json --masks masks.json --solver cp-sat greedy",
     "pareto": "upscale-opt pareto resnet18 --budgets 0 0.05 0.1 --out front.json",
     "coverage": "upscale-opt coverage resnet18 mobilenet_v2 --amount 0.5",
-    "study": "upscale-opt study --net resnet --seeds 1 --epochs 2 --no-latency",
     "models": "upscale-opt models 'resnet*'",
     "serve": "upscale-opt serve --port 8000 --workers 2",
     "worker": "upscale-opt worker --data jobs/",

@@ -14,7 +14,6 @@ import typer
 from upscale_opt.errors import SolverError, UpscaleError
 from upscale_opt.experiments.bench.names import FORMATS, VARIANTS
 from upscale_opt.experiments.coverage.names import ALL, GROUPS
-from upscale_opt.experiments.study.names import CRITERIA, DATA, METHODS, NETS
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.profiles import PROFILES
 from upscale_opt.solver.algorithms.registry import SOLVERS
@@ -453,10 +452,6 @@ _SEVERAL: dict[str, Callable[[str], bool]] = {
     "--variants": VARIANTS.__contains__,
     "--solver": SOLVERS.__contains__,
     "--instance": lambda text: text.endswith(".json"),
-    "--net": NETS.__contains__,
-    "--data": DATA.__contains__,
-    "--criterion": CRITERIA.__contains__,
     "--group": (*GROUPS, ALL).__contains__,
-    "--method": METHODS.__contains__,
 }
 """The flags that may be followed by several values, and what looks like one."""

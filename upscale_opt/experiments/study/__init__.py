@@ -1,1 +1,1 @@
-"""The study: what pruning without constraints buys, on networks trained on real data."""
+"""Trained networks and data: to prune, to refit to, and to measure accuracy on."""
