@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
+from comparing import size
+from hasty import make_haste
 from torch import nn
 
 import upscale_opt as uo
+from upscale_opt.experiments.study import words
 from upscale_opt.ir.choice import Choice
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -55,12 +59,20 @@ def test_solve_without_torch(tmp_path: Path) -> None:
     assert "PyTorch was not needed" in printed
 
 
-def test_switch_from_upscale(capsys: Output) -> None:
+def test_switch_from_upscale(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On half of ResNet-18's blocks."""
+
+    def small(name: str = "resnet18") -> nn.Module:
+        block = torchvision.models.resnet.BasicBlock
+        model: nn.Module = torchvision.models.ResNet(block, [1, 1, 1, 1])
+        return model
+
+    monkeypatch.setattr(torchvision.models, "get_model", small)
     lines = run("switch_from_upscale.py", capsys).splitlines()
     assert len(lines) == 6
     assert all("output (1, 1000)" in line for line in lines)
     left = {line.split(":")[0]: int(line.split()[1].replace(",", "")) for line in lines}
-    assert left["feature_maps"] < left["other_heuristic"] < left["own_masks"] < 11_689_512
+    assert left["feature_maps"] < left["other_heuristic"] < left["own_masks"] < size(small())
 
 
 def test_teach_a_rule(capsys: Output) -> None:
@@ -71,13 +83,15 @@ def test_teach_a_rule(capsys: Output) -> None:
 
 
 def test_faster_reader(tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``make run`` runs, with fewer pictures and without the clock."""
-    options = ["--no-measure", "--words", "8", "--calibration", "4", "--latency", "0.7"]
-    options += ["--time-limit", "2"]
+    """What ``make run`` runs, with fewer and narrower pictures and without the clock."""
+    for name, value in {"WIDTH": 64, "_TESTED": 8, "_HELD_OUT": 4}.items():
+        monkeypatch.setattr(words, name, value)
+    make_haste(monkeypatch)
+    options = ["--no-measure", "--latency", "0.7", "--time-limit", "2"]
     monkeypatch.setattr(sys, "argv", ["faster_reader.py", *options, "--out", str(tmp_path)])
     printed = run("faster_reader.py", capsys)
-    for words in ("words read correctly", "ms in onnxruntime", "Proof: ", "Where to look next"):
-        assert words in printed
+    for said in ("words read correctly", "ms in onnxruntime", "Proof: ", "Where to look next"):
+        assert said in printed
     assert "FeatureExtraction.ConvNet.14" in printed
     assert (tmp_path / "pruned.onnx").stat().st_size < (tmp_path / "reader.onnx").stat().st_size
     choice = Choice.load(tmp_path / "choice.json")

@@ -1,16 +1,31 @@
-"""Little effort where examples are run for what they say, not for how good their answers are."""
+"""Little effort where things are run for what they say, not for how good their answers are."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from upscale_opt.measuring import in_turn
 from upscale_opt.pruning import by_clock
-from upscale_opt.solver.selection import joint
+from upscale_opt.solver.selection import bound, joint
+
+
+def search_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search masks, and put models on the clock, no longer than it takes to have an answer."""
+    monkeypatch.setattr(joint, "_ROUNDS", 1)
+    monkeypatch.setattr(joint, "_COARSE", 8)
+    monkeypatch.setattr(joint, "_TRIES", 3)
+    monkeypatch.setattr(bound, "_ROUNDS", 20)
+    monkeypatch.setattr(by_clock, "_SECONDS", 0.3)
+    monkeypatch.setattr(in_turn, "rounds_within", lambda seconds, one_round: 10)
 
 
 def make_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Search masks, and put models on the clock, no longer than it takes to have an answer."""
-    monkeypatch.setattr(joint, "_ROUNDS", 2)
-    monkeypatch.setattr(joint, "_COARSE", 8)
-    monkeypatch.setattr(by_clock, "_SECONDS", 0.3)
+    """The same, on fewer images, and without a third choice for what the clock says."""
+    search_little(monkeypatch)
     monkeypatch.setattr(by_clock, "_AGAIN", 1)
+    datasets: Any = pytest.importorskip("sklearn.datasets")
+    digits = datasets.load_digits()
+    few = type(digits)(images=digits.images[:797], target=digits.target[:797])
+    monkeypatch.setattr(datasets, "load_digits", lambda: few)
