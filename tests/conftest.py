@@ -13,7 +13,7 @@ import torch
 from command_line import Output, Refuses, call, one_line_error
 from hazards_not_yet import NOT_YET
 from hypothesis import settings
-from sample_networks import Documents, ManyReaders, documents_of
+from sample_networks import Documents, ManyReaders, documents_in, documents_of
 from saved_network import Net, build, call_
 from tiers import is_slow
 from torch import Tensor
@@ -80,13 +80,14 @@ def resnet18_documents() -> Documents:
 
 @pytest.fixture(scope="session")
 def json_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the graph's and masks' JSON of resnet50 and densenet201."""
-    folder = tmp_path_factory.mktemp("documents")
-    for name in ("resnet50", "densenet201"):
-        documents = documents_of(name, amount=0.5)
-        documents.graph.save(folder / f"{name}.graph.json")
-        documents.masks.save(folder / f"{name}.masks.json")
-    return folder
+    """A folder with the graph's and masks' JSON of resnet50."""
+    return documents_in(tmp_path_factory.mktemp("resnet50"), "resnet50")
+
+
+@pytest.fixture(scope="session")
+def large_json_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of densenet201."""
+    return documents_in(tmp_path_factory.mktemp("densenet201"), "densenet201")
 
 
 @pytest.fixture(scope="session")

@@ -141,9 +141,9 @@ def test_narrow_and_dark(browser: Any, file: Path, scheme: str) -> None:
     assert visit.complaints == []
 
 
-def test_densenet201_is_small(json_folder: Path) -> None:
-    graph = uo.ChannelGraph.load(json_folder / "densenet201.graph.json")
-    solution = uo.solve(graph, uo.Masks.load(json_folder / "densenet201.masks.json"))
+def test_densenet201_is_small(large_json_folder: Path) -> None:
+    graph = uo.ChannelGraph.load(large_json_folder / "densenet201.graph.json")
+    solution = uo.solve(graph, uo.Masks.load(large_json_folder / "densenet201.masks.json"))
     assert len(page(solution, graph).encode()) < 5_000_000
 
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,6 +65,14 @@ def documents_of(name: str, amount: float, side: Side = "input") -> Documents:
     uo.apply_masks(masked, graph, uo.choose_masks(masked, graph, amount, side=side))
     masks = uo.masks_of(masked, graph)
     return Documents(masked, graph, masks, uo.solve(graph, masks))
+
+
+def documents_in(folder: Path, name: str) -> Path:
+    """The folder, with the graph's and the masks' JSON of a network of the catalogue."""
+    model, graph = built(name)
+    graph.save(folder / f"{name}.graph.json")
+    uo.choose_masks(model, graph, 0.5).save(folder / f"{name}.masks.json")
+    return folder
 
 
 def random_masks(graph: uo.ChannelGraph, seed: int) -> uo.Masks:
