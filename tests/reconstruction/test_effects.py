@@ -11,6 +11,7 @@ from upscale_opt.reconstruction.data import calls_of, program_of
 from upscale_opt.reconstruction.effects import Change, effects, halved
 from upscale_opt.reconstruction.elimination import Quadratic
 from upscale_opt.reconstruction.losses import measure
+from upscale_opt.tracing.unchanged import reseed
 
 
 class Pooled(nn.Module):
@@ -59,7 +60,7 @@ def test_errors_of_the_same_sign_add_up() -> None:
 def test_half_of_the_units_go_and_the_rest_makes_good_what_it_can() -> None:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(200, 8, generator=generator, dtype=torch.float64)
-    x[:, 4:] = x[:, :4] + 0.01 * x[:, 4:]  # twins
+    x[:, 4:] = x[:, :4] + 0.5 * x[:, 4:]  # much alike
     weights = torch.randn(1, 8, 3, generator=generator, dtype=torch.float64)
     gram = (x.T @ x)[None]
     quadratic = Quadratic(gram, weights, 1, 1)
@@ -72,6 +73,39 @@ def test_half_of_the_units_go_and_the_rest_makes_good_what_it_can() -> None:
     assert abs(moved - change.loss) < 1e-3 * moved
     refit = torch.linalg.lstsq(x[:, ~gone], x @ weights[0]).solution
     assert torch.allclose(new[~gone], refit, atol=1e-4)
+
+
+def test_dead_units_tell_nothing_of_what_those_that_live_are_worth() -> None:
+    """Half of the units may be dead; a loss that is all but none says nothing of a real one."""
+
+    class Hidden(nn.Module):
+        def __init__(self, dead: int) -> None:
+            super().__init__()
+            self.up = nn.Linear(6, 8 + dead)
+            self.down = nn.Linear(8 + dead, 6)
+            self.head = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.head(self.down(self.up(x).relu()))
+            return y
+
+    reseed(0)
+    living, x = Hidden(0), torch.randn(256, 6)
+    costs = []
+    for dead in (0, 24):
+        model = Hidden(dead).eval()
+        with torch.no_grad():
+            model.up.weight.normal_(std=1e-7)
+            model.up.bias.zero_()
+            model.up.weight[:8] = living.up.weight
+            model.up.bias[:8] = living.up.bias
+            model.down.weight[:, :8] = living.down.weight
+            model.down.bias.copy_(living.down.bias)
+            model.head.load_state_dict(living.head.state_dict())
+        found = measure(model, uo.trace(model, x[:2]), [x])
+        (one,) = (one for one in found.measured if one.site.weight == "down.weight")
+        costs.append(one.scale)
+    assert 0.5 < costs[1] / costs[0] < 2  # 1e-6 and less, were half of the dead ones to tell
 
 
 def test_losses_know_which_layer_matters() -> None:

@@ -20,6 +20,10 @@ _ENOUGH = 128
 """Inputs to estimate an effect by: its relative error is about the root of 2 by so many."""
 
 
+_CHANGE = 0.02
+"""The least share of a layer's output that is lost with a change whose effect tells of others."""
+
+
 @dataclass(frozen=True)
 class Change:
     """A change of a layer's weights.
@@ -40,6 +44,8 @@ def halved(
 ) -> Change | None:
     """The change if half of a layer's units go, as in its own order, and the rest is refitted.
 
+    More than half go where that is no change to speak of, as where they are dead.
+
     Args:
         quadratic: the layer's losses.
         products: its Gram matrix, of shape (groups, columns, columns).
@@ -47,7 +53,9 @@ def halved(
         free: the columns that may go, of shape (columns,).
         mean: of every column, if constants can be made good; of shape (groups, columns).
     """
-    count = quadratic.units // 2
+    enough = float(quadratic.own_losses[-1]) * _CHANGE
+    felt = int((quadratic.own_losses[:-1] < enough).sum())  # the first loss that is as much
+    count = min(max(quadratic.units // 2, felt), quadratic.units - 1)
     if not count:
         return None
     places = quadratic.own_order[:, :, :count]

@@ -109,8 +109,8 @@ def measure(
     variance:
 
     * ``"effect"``: as ``"log"``, times a number of the layer: the share of the variance of the
-      network's output that is lost with half of the layer's inputs
-      (:mod:`upscale_opt.reconstruction.effects`), over that half's f.
+      network's output that is lost with half of the layer's inputs, or with as many as make a
+      difference (:mod:`upscale_opt.reconstruction.effects`), over their f.
     * ``"variance"``: f.
     * ``"log"``: -log(1 - f), which knows that a layer of which nothing is left ends the network.
     * ``"sensitivity"``: E with each output channel weighted by how much the network's output
