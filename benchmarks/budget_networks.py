@@ -12,20 +12,30 @@ import torch
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt.experiments.study.data import load_dataset
+from upscale_opt.experiments.study.data import Images, load_dataset
 from upscale_opt.experiments.study.detector import boxes, detector
+from upscale_opt.experiments.study.photographs import efficientnet, held_out_crops, tested_crops
 from upscale_opt.experiments.study.recogniser import read, recogniser
 from upscale_opt.experiments.study.sheets import f1, sheets_to_calibrate, sheets_to_read
-from upscale_opt.experiments.study.training import EPOCHS, recipe_of, share_right, trained
+from upscale_opt.experiments.study.training import (
+    EPOCHS,
+    Recipe,
+    recipe_of,
+    share_right,
+    trained,
+)
 from upscale_opt.experiments.study.words import words_to_calibrate, words_to_read
 
 ENGLISH = "english_g2"
 CRAFT = "craft"
+EFFICIENTNET = "efficientnet-lite0"
 SHARES = {
     **dict.fromkeys(("resnet", "densenet", "mobilenet"), (0.2, 0.1, 0.07, 0.05)),
-    **dict.fromkeys(("glyphs-resnet", "glyphs-densenet", "glyphs-mobilenet"), (0.5, 0.33, 0.25)),
+    **dict.fromkeys(("glyphs-resnet", "glyphs-mobilenet"), (0.5, 0.25, 0.15)),
+    "glyphs-densenet": (0.25, 0.15, 0.08),
     ENGLISH: (0.5, 0.4, 0.3, 0.2),
     CRAFT: (0.5, 0.4, 0.3),
+    EFFICIENTNET: (0.9, 0.8, 0.7),
 }
 """Networks, and the shares of their multiply-adds that are left."""
 
@@ -44,6 +54,8 @@ class Subject:
         test: tells the share that a model gets right.
         example: one input.
         whole: layers whose outputs Torch-Pruning has to leave alone.
+        training: how it was trained, and with which images; ``None`` if not here.
+        batch: inputs in a call on the clock.
     """
 
     model: nn.Module
@@ -52,6 +64,8 @@ class Subject:
     test: Callable[[nn.Module], float]
     example: Tensor
     whole: tuple[str, ...] = ()
+    training: tuple[Recipe, Images] | None = None
+    batch: int = 64
 
 
 @dataclass(frozen=True)
@@ -70,6 +84,8 @@ def subject(task: Task) -> Subject:
         return _english(task.seed)
     if task.net == CRAFT:
         return _craft(task.seed)
+    if task.net == EFFICIENTNET:
+        return _efficientnet()
     name, _, net = task.net.rpartition("-")
     data = load_dataset(name or "mnist5k")
     recipe = recipe_of(data.name, net, task.seed, EPOCHS[data.name])
@@ -85,7 +101,9 @@ def subject(task: Task) -> Subject:
             )
 
     example = test.pixels[:1]
-    return Subject(model, uo.trace(model, example), list(torch.split(pixels, 100)), right, example)
+    batches = list(torch.split(pixels, 100))
+    training = (recipe, data.train)
+    return Subject(model, uo.trace(model, example), batches, right, example, training=training)
 
 
 def _english(seed: int) -> Subject:
@@ -99,7 +117,7 @@ def _english(seed: int) -> Subject:
     example = words.pixels[:1]
     batches = list(torch.split(words_to_calibrate(seed).pixels, 32))
     whole = ("FeatureExtraction.ConvNet.18",)
-    return Subject(model, uo.trace(model, example), batches, right, example, whole)
+    return Subject(model, uo.trace(model, example), batches, right, example, whole, batch=8)
 
 
 def _craft(seed: int) -> Subject:
@@ -112,4 +130,23 @@ def _craft(seed: int) -> Subject:
 
     example = sheets.pixels[:1]
     batches = list(torch.split(sheets_to_calibrate(seed).pixels, 4))
-    return Subject(model, uo.trace(model, example), batches, right, example, ("conv_cls.8",))
+    whole = ("conv_cls.8",)
+    return Subject(model, uo.trace(model, example), batches, right, example, whole, batch=1)
+
+
+def _efficientnet() -> Subject:
+    """What is right is what the unpruned network says: agreement, not accuracy."""
+    model, pixels = efficientnet(), tested_crops()
+
+    def said(model: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([model(x) for x in torch.split(pixels, 8)])
+
+    labels = said(model).argmax(1)
+
+    def right(model: nn.Module) -> float:
+        return share_right(said(model), labels)
+
+    example = pixels[:1]
+    batches = list(torch.split(held_out_crops(), 8))
+    return Subject(model, uo.trace(model, example), batches, right, example, ("_fc",), batch=1)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -48,19 +45,3 @@ class Store(Generic[Kept]):
             OSError: if the file cannot be written.
         """
         record.save(self.file(name))
-
-
-@cache
-def code_key() -> str:
-    """Eight digits that differ where the code differs that results depend on."""
-    found = hashlib.sha256()
-    for package in ("upscale_opt", "upscale_opt.solver", "upscale_opt.models"):
-        (folder, *_) = import_module(package).__path__
-        for path in sorted(Path(folder).rglob("*.py")):
-            place = path.relative_to(folder)
-            if place.parts[0] not in _WITHOUT_EFFECT:
-                found.update(place.as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return found.hexdigest()[:8]
-
-
-_WITHOUT_EFFECT = ("cli", "report")

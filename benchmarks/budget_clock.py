@@ -1,0 +1,154 @@
+"""The exports of a network's cells on the clock, in eager PyTorch and in onnxruntime."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import pages
+import torch
+from budget_cells import Cell, code_key, export_of, store_of
+from budget_methods import SECONDS
+from budget_networks import Subject, Task, subject
+from torch import Tensor, nn
+
+import upscale_opt as uo
+from upscale_opt import in_onnxruntime
+from upscale_opt.ir.base import Document, Record
+from upscale_opt.masking.zeros import masked_copy
+
+Runtime = Literal["eager", "onnxruntime"]
+
+BY_UPSCALE = "uniform, exported by UPSCALE"
+"""The export of another package, of the masks of ``uniform``."""
+
+_CLOCKED = 1.0
+"""Seconds on the clock for each export."""
+
+_WRONG = 1e-3
+"""A greater relative deviation from the masked network is none of rounding."""
+
+
+class Timed(Record):
+    """An export on the clock.
+
+    Attributes:
+        method: what chose its masks.
+        share: of the multiply-adds, that might be left.
+        milliseconds: of a call, the median.
+    """
+
+    method: str
+    share: float
+    milliseconds: float
+
+
+class Clock(Document):
+    """The exports of one network and seed, run in turn in one process on one thread.
+
+    Attributes:
+        net: the network.
+        seed: as of the cells.
+        runtime: where they ran.
+        batch: inputs in a call.
+        unpruned: milliseconds of the unpruned network.
+        exports: the others.
+    """
+
+    what: ClassVar[str] = "clock"
+
+    net: str
+    seed: int
+    runtime: Runtime
+    batch: int
+    unpruned: float
+    exports: tuple[Timed, ...]
+
+    def took(self) -> dict[tuple[str, float], float]:
+        """The share of the unpruned network's time, by method and share."""
+        return {(one.method, one.share): one.milliseconds / self.unpruned for one in self.exports}
+
+
+def clock(task: Task, found: Sequence[Cell], runtime: Runtime) -> Clock:
+    """Put the exports of a task's cells on the clock; from the cache if all of them are there."""
+    own = [cell for cell in found if (cell.net, cell.seed) == (task.net, task.seed)]
+    store = store_of(task, Clock)
+    name = f"{task.net}-{task.seed}-clock-{runtime}-{code_key()}"
+    kept = store.find(name)
+    if kept is None or not {(one.method, one.share) for one in own} <= set(kept.took()):
+        pages.say(f"{task.net} {task.seed}: {len(own)} exports on the clock in {runtime}")
+        kept = _clocked(task, own, runtime)
+        store.put(name, kept)
+    return kept
+
+
+def _clocked(task: Task, own: Sequence[Cell], runtime: Runtime) -> Clock:
+    one = subject(task)
+    inputs = torch.cat(one.batches)[: one.batch]
+    exports: dict[tuple[str, float], nn.Module] = {}
+    for cell in own:
+        key = (cell.method, cell.share)
+        if runtime == "onnxruntime":
+            exports[key] = _for_onnxruntime(one, cell)
+            continue
+        exports[key] = export_of(one, cell.masks)
+        if cell.method == "uniform":
+            theirs = _by_upscale(one, cell, inputs)
+            if theirs is not None:
+                exports[BY_UPSCALE, cell.share] = theirs
+    named = {"unpruned": one.model, **{f"{m} {share}": e for (m, share), e in exports.items()}}
+    took = _milliseconds(named, inputs, runtime)
+    return Clock(
+        net=task.net,
+        seed=task.seed,
+        runtime=runtime,
+        batch=len(inputs),
+        unpruned=took["unpruned"],
+        exports=tuple(
+            Timed(method=method, share=share, milliseconds=took[f"{method} {share}"])
+            for method, share in exports
+        ),
+    )
+
+
+def _for_onnxruntime(one: Subject, cell: Cell) -> nn.Module:
+    solution = uo.solve(
+        one.graph,
+        cell.masks,
+        objective="latency",
+        cost_model="onnxruntime",
+        time_limit=SECONDS,
+    )
+    return uo.materialize(masked_copy(one.model, one.graph, cell.masks), solution)
+
+
+def _milliseconds(
+    models: Mapping[str, nn.Module], inputs: Tensor, runtime: Runtime
+) -> Mapping[str, float]:
+    seconds = _CLOCKED * len(models)
+    if runtime == "eager":
+        return uo.measuring.beside(models, inputs, seconds=seconds).milliseconds
+    return in_onnxruntime.timing.beside(models, inputs, seconds=seconds).milliseconds
+
+
+def _by_upscale(one: Subject, cell: Cell, inputs: Tensor) -> nn.Module | None:
+    """UPSCALE's export of the masked network; nothing if it is missing, fails, or is wrong."""
+    try:
+        from upscale import PruningManager
+    except ImportError:
+        return None
+    masked = masked_copy(one.model, one.graph, cell.masks)
+    export = copy.deepcopy(masked)
+    try:
+        with torch.no_grad():
+            PruningManager(export).compute([inputs[:1]]).prune()
+            result, expected = export(inputs[:2]), masked(inputs[:2])
+    except Exception as problem:  # it fails in many ways
+        pages.say(f"UPSCALE cannot export {cell.net}: {type(problem).__name__}: {problem}")
+        return None
+    error = float((result - expected).abs().max() / expected.abs().max())
+    if error > _WRONG:
+        pages.say(f"UPSCALE's export of {cell.net} deviates by {error:.0e}")
+        return None
+    return export
