@@ -31,8 +31,8 @@ CRAFT = "craft"
 EFFICIENTNET = "efficientnet-lite0"
 SHARES = {
     **dict.fromkeys(("resnet", "densenet", "mobilenet"), (0.2, 0.1, 0.07, 0.05)),
-    **dict.fromkeys(("glyphs-resnet", "glyphs-mobilenet"), (0.5, 0.25, 0.15)),
-    "glyphs-densenet": (0.25, 0.15, 0.08),
+    "glyphs-resnet": (0.5, 0.25, 0.15),
+    **dict.fromkeys(("glyphs-densenet", "glyphs-mobilenet"), (0.25, 0.15, 0.08)),
     ENGLISH: (0.5, 0.4, 0.3, 0.2),
     CRAFT: (0.5, 0.4, 0.3),
     EFFICIENTNET: (0.9, 0.8, 0.7),
