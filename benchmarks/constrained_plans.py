@@ -29,7 +29,7 @@ def copied(name: str, amount: float, folder: Path, side: Side) -> tuple[str, int
     graph = uo.ChannelGraph.load(folder / f"{name}.json")
     masks = uo.Masks.load(masks_file(folder, name, amount, side))
     solution = uo.solve(graph, uo.constrain(graph, masks), solver="identity")
-    return name, sum(read.copied for read in solution.reads)
+    return name, solution.copied
 
 
 def main() -> int:

@@ -100,7 +100,7 @@ def export(case: Case, amount: float) -> Row:
     seconds = time.perf_counter() - start
     assert pruned.report is not None
     before, after = (sum(p.numel() for p in m.parameters()) for m in (model, pruned.model))
-    copied = pruned.solution.objective_value
+    copied = pruned.solution.copied
     error = pruned.report.float64_error
     return Row(network, criterion, side, method, copied, before, after, error, seconds)
 

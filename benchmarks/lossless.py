@@ -53,6 +53,7 @@ from upscale_opt.models.generated.masks import (
 from upscale_opt.models.generated.networks import random_network
 from upscale_opt.models.generated.programs import Kinds
 from upscale_opt.models.topologies import TOPOLOGIES, example_inputs
+from upscale_opt.solver.network.objectives import bytes_per_channel
 
 EXACT = 1e-10
 MASKS = 200
@@ -182,11 +183,12 @@ def check(model: nn.Module, inputs: Any, others: Any) -> tuple[bool, float, int]
     """
     pruned = uo.prune(model, inputs, check=False)
     solution = pruned.solution
-    copied = sum(read.copied for read in solution.reads)
     if solution.status != "optimal" or solution.lower_bound != solution.objective_value:
         raise Lossy(f"{solution.status}: {solution.lower_bound} of {solution.objective_value}")
+    sizes = {name: bytes_per_channel(one) for name, one in pruned.graph.tensors.items()}
+    copied = sum(read.copied * sizes[read.tensor] for read in solution.reads)
     if copied != solution.objective_value:
-        raise Lossy(f"copies {copied} channels but says {solution.objective_value}")
+        raise Lossy(f"copies {copied} bytes but says {solution.objective_value}")
     worst, finite = 0.0, True
     for given in (inputs, others):
         want, got = _run(model, given), _run(pruned.model, given)
@@ -203,7 +205,7 @@ def check(model: nn.Module, inputs: Any, others: Any) -> tuple[bool, float, int]
                 if not error < EXACT:
                     raise Lossy(f"deviates by {error:.2e}")
                 worst = max(worst, error)
-    return finite, worst, copied
+    return finite, worst, solution.copied
 
 
 def _apart(want: Any, got: Any) -> float:
@@ -235,7 +237,7 @@ def check_calls(seed: int) -> Result:
         pruned = uo.prune(model, inputs, check=False)
     except uo.UpscaleError as error:
         return Result(case, refused=_reason(error))
-    copied = sum(read.copied for read in pruned.solution.reads)
+    copied = pruned.solution.copied
     worst, compared, refusals, crash = 0.0, False, list[str](), ""
     first = inputs if isinstance(inputs, dict) else {"x": inputs}
     for call in (OtherCall("the traced inputs", first), *calls):

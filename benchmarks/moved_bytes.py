@@ -24,6 +24,7 @@ import upscale_opt as uo
 from upscale_opt.experiments.coverage.masking import mask, survey
 from upscale_opt.measuring.bytes_moved import Movement, moved_bytes
 from upscale_opt.models import catalogue
+from upscale_opt.solver.network.objectives import FOR_EXPORTS
 
 NETWORKS = ["shufflenet_v2_x1_0", "resnet50", "densenet121", "googlenet", "mobilenet_v3_small"]
 PLACES = 10
@@ -142,7 +143,7 @@ def main() -> int:
     parser.add_argument("networks", nargs="*", default=NETWORKS, help="catalogue names")
     parser.add_argument("--side", choices=SIDES, default="input")
     parser.add_argument("--amount", type=float, default=0.5)
-    parser.add_argument("--objective", default="copied_channels", help="what the orders minimise")
+    parser.add_argument("--objective", default=FOR_EXPORTS, help="what the orders minimise")
     parser.add_argument("--selection", default="tensor", help="or arena: cats share buffers")
     parser.add_argument("--max-extra-macs", type=float, default=0.0, help="for windows, a share")
     parser.add_argument("--batch", type=int, default=1, help="images in a forward pass")

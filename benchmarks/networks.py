@@ -40,7 +40,15 @@ def row(name: str, amount: float, side: Side, layers: Literal["conv", "all"]) ->
     inputs = catalogue.example_inputs(name)
     model = catalogue.randomize(catalogue.build(name), 0, inputs)
     start = time.perf_counter()
-    pruned = uo.prune(model, inputs, amount=amount, side=side, layers=layers, check=False)
+    pruned = uo.prune(
+        model,
+        inputs,
+        amount=amount,
+        side=side,
+        layers=layers,
+        check=False,
+        objective="copied_channels",
+    )
     seconds = time.perf_counter() - start
     report = uo.verify(pruned.masked, pruned.model, inputs)
     greedy = uo.solve(pruned.graph, pruned.masks, solver="greedy")

@@ -2,7 +2,7 @@
 
 Every convolution of a ResNet-18 drops the half of its input channels that matters least to it,
 whatever the other layers drop. `uo.prune` masks a copy of the network, finds the channel orders
-that leave the fewest channels to copy, proves that there are no better ones, and exports a smaller
+that leave the fewest bytes to copy, proves that there are no better ones, and exports a smaller
 network that computes what the masked copy computes.
 
 The weights are random here. Take your own trained network in its place; nothing else changes.
@@ -32,8 +32,8 @@ def main() -> None:
 
     solution = result.solution
     print(f"reads: {solution.views} views, {solution.gathers} gathers")
-    print(f"copied channels: {solution.objective_value:,} ({solution.status})")
-    print(f"no orders copy fewer than {solution.lower_bound:,}")
+    print(f"copied channels: {solution.copied:,} ({solution.status})")
+    print(f"no orders copy fewer than {solution.lower_bound:,} bytes")
 
     assert result.report is not None
     print(f"largest deviation in float64: {result.report.float64_error:.1e}")

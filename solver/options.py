@@ -15,7 +15,7 @@ from upscale_opt.ir.base import Record, first_problem
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.profiles import PROFILES, profile
 from upscale_opt.solver.algorithms.registry import SOLVERS
-from upscale_opt.solver.network.objectives import OBJECTIVES
+from upscale_opt.solver.network.objectives import FOR_EXPORTS, OBJECTIVES
 from upscale_opt.solver.network.segments import SELECTIONS, Selection
 
 _NAMES: dict[str, Collection[str]] = {
@@ -60,7 +60,9 @@ class SolveOptions(Record):
             reordering).
         objective: what to minimise: ``"copied_channels"``, ``"copied_bytes"``, ``"gathers"`` or
             ``"blocks"``, the contiguous runs that all reads fall into; or ``"latency"``, the
-            nanoseconds that gathers, and windows where they are cheaper, cost beyond views.
+            nanoseconds that gathers, and windows where they are cheaper, cost beyond views. By
+            default channels, in which orders are compared; where a smaller model is asked for
+            (``prune`` and its like), bytes.
         selection: where channels are selected: ``"tensor"``, wherever that is best for each tensor;
             ``"segment"``, as UPSCALE does, with one channel set for a whole segment; or
             ``"arena"``, as ``"tensor"``, with concatenations that share buffers, in which the
@@ -124,6 +126,16 @@ class SolveOptions(Record):
             )
         known = {name: getattr(options, name) for name in options.model_fields_set}
         return cls(**{**known, **fields}) if fields else options
+
+    def for_export(self) -> SolveOptions:
+        """The same for an export: with the fewest bytes copied, if no objective was named.
+
+        >>> SolveOptions(seed=3).for_export()
+        SolveOptions(objective='copied_bytes', seed=3)
+        """
+        if "objective" in self.model_fields_set:
+            return self
+        return SolveOptions.of(self, objective=FOR_EXPORTS)
 
     @property
     def prices(self) -> CostModel | None:

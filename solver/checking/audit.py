@@ -181,11 +181,11 @@ def _check_plan(
             f"windows add {plan.extra_macs:,} multiply-adds to {plan.macs:,}, more than the share "
             f"of {share:g} that is allowed; solve again"
         )
-    copied = sum(read.copied for read in solution.reads)
     counted = solution.objective == "copied_channels" and not solution.weights
-    if counted and copied != solution.objective_value:
+    if counted and solution.copied != solution.objective_value:
         raise VerificationError(
-            f"the plan copies {copied:,} channels, not {solution.objective_value:,} as it says"
+            f"the plan copies {solution.copied:,} channels, not {solution.objective_value:,} as "
+            "it says"
         )
 
 

@@ -16,6 +16,10 @@ gathers and windows cost beyond views, by a cost model (:mod:`upscale_opt.solver
 Runs are those in the order of the whole space. A tensor that stores only a part of it may hold them
 in fewer; and a slice that changes the sequence of channels counts each of them as a run."""
 
+FOR_EXPORTS = "copied_bytes"
+"""The objective of whoever asks for a smaller model and names none: what its gathers write.
+Channels, in which orders are compared, are larger in some tensors than in others."""
+
 UNITS = {
     "copied_channels": "copied channels",
     "copied_bytes": "copied bytes",

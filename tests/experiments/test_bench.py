@@ -30,7 +30,7 @@ from upscale_opt.experiments.bench.records import (
 )
 from upscale_opt.experiments.bench.sweeping import record_of
 from upscale_opt.experiments.bench.tables import tables
-from upscale_opt.experiments.bench.variants import Subject, copied_channels
+from upscale_opt.experiments.bench.variants import Subject
 from upscale_opt.experiments.processes import Ended
 from upscale_opt.experiments.records import Store
 from upscale_opt.materializing.gathered import gathered
@@ -142,9 +142,9 @@ def test_all_variants_are_of_the_same_masked_network() -> None:
 def test_gathering_everywhere_copies_more() -> None:
     subject = Subject(SMALL, Settings(variants=("copies",)))
     model: Any = subject.built("copies", 1, "contiguous").model
-    few = copied_channels(model.solution)
+    few = model.solution.copied
     assert few == model.solution.objective_value
-    assert copied_channels(gathered(model.solution)) > few
+    assert gathered(model.solution).copied > few
 
 
 def test_a_missing_apple_upscale_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

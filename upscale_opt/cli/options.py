@@ -240,10 +240,14 @@ _DECLARED: dict[str, Any] = {
 """The fields of :class:`SolveOptions` as options of the command line."""
 
 Command = Callable[..., None]
+_USUAL = SolveOptions()
 
 
 def solving(
-    *fields: str, objectives: Sequence[str] = OBJECTIVES, selections: Sequence[str] = SELECTIONS
+    *fields: str,
+    objectives: Sequence[str] = OBJECTIVES,
+    selections: Sequence[str] = SELECTIONS,
+    defaults: SolveOptions = _USUAL,
 ) -> Callable[[Command], Command]:
     """Give a command these options, in the place of its parameter ``options``.
 
@@ -253,6 +257,7 @@ def solving(
         fields: names of fields of that record; all by default.
         objectives: those that make sense to the command.
         selections: the same of selections.
+        defaults: what is taken where nothing is given.
     """
     fields = fields or tuple(_DECLARED)
     narrowed = {"objective": _objective(objectives), "selection": _selection(selections)}
@@ -263,7 +268,7 @@ def solving(
             inspect.Parameter(
                 field,
                 kind,
-                default=SolveOptions.model_fields[field].default,
+                default=getattr(defaults, field),
                 annotation=declared[field],
             )
             for field in fields

@@ -52,7 +52,7 @@ class Export(str, Enum):
 
 
 @own_model()
-@solving()
+@solving(defaults=SolveOptions().for_export())
 def run(
     model: AnyModel,
     amount: Amount = 0.5,

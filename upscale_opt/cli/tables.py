@@ -103,12 +103,14 @@ def orders_table(solutions: Mapping[str, Solution]) -> Table:
     windows = any(solution.windows for solution in found)
     kinds = ("views", "windows", "gathers") if windows else ("views", "gathers")
     unit = UNITS[found[0].objective]
-    table = new_table("order", "reads", *kinds, unit, "lower bound", "status")
+    channels = ("copied channels",) if unit == "copied bytes" else ()
+    table = new_table("order", "reads", *kinds, *channels, unit, "lower bound", "status")
     for name, solution in solutions.items():
         table.add_row(
             name,
             f"{reads(solution):,}",
             *(f"{getattr(solution, kind):,}" for kind in kinds),
+            *(_copied(solution) for _ in channels),
             _value(solution),
             lower_bound(solution),
             solution.status,
@@ -117,11 +119,16 @@ def orders_table(solutions: Mapping[str, Solution]) -> Table:
 
 
 def _value(solution: Solution) -> str:
-    """The cost of the orders; of copied channels, also their number."""
+    """The cost of the orders; of copied channels, also the number of those that are read."""
     value = f"{solution.objective_value:,}"
     if solution.objective == "copied_channels":
         return f"{value} of {read_channels(solution):,}"
     return value
+
+
+def _copied(solution: Solution) -> str:
+    """The channels that are copied, of those that are read."""
+    return f"{solution.copied:,} of {read_channels(solution):,}"
 
 
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
@@ -230,6 +237,8 @@ def summary(solution: Solution) -> str:
         cost = f"{solution.objective_value:,} of {read_channels(solution):,} read channels copied"
     else:
         cost = f"{solution.objective_value:,} {UNITS[solution.objective]}"
+        if solution.objective == "copied_bytes":
+            cost += f" ({_copied(solution)} read channels)"
     windows = f"{solution.windows:,} windows, " if solution.windows else ""
     return (
         f"{order_name(solution)}: {reads(solution):,} reads, {solution.views:,} views, {windows}"

@@ -199,6 +199,8 @@ class Solution(Document):
     def __repr__(self) -> str:
         found = f"{self.status}: {self.objective_value:,}, at least {self.lower_bound:,}"
         plans = f"{self.views} views, {self.windows} windows, {self.gathers} gathers"
+        if self.objective != "copied_channels" and self.gathers:
+            plans += f" of {self.copied:,} channels"
         return f"Solution({self.objective}, {found}; {plans})"
 
     @property
@@ -215,3 +217,8 @@ class Solution(Document):
     def gathers(self) -> int:
         """The number of reads that are gathers."""
         return sum(read.plan == "gather" for read in self.reads)
+
+    @property
+    def copied(self) -> int:
+        """The channels that all gathers together copy, whatever was minimised."""
+        return sum(read.copied for read in self.reads)

@@ -119,7 +119,7 @@ class PruningManager(nn.Module):
             reorder_producer: let channels be reordered. If this or ``reorder_consumer`` is off,
                 all stay in their order.
             reorder_consumer: as ``reorder_producer``.
-            options: how to solve.
+            options: how to solve; if they name no objective, the fewest bytes are copied.
             progress: told of the steps ``"trace"``, ``"mask"`` and ``"solve"`` as they begin, and
                 of every improvement of the solver.
             **fields: of :class:`~upscale_opt.solver.options.SolveOptions`, in place of those of
@@ -134,7 +134,7 @@ class PruningManager(nn.Module):
             raise MaskError(f"force is True or False, not {force!r}; name the other arguments")
         pruned_inputs = None if pruned_inputs is None else tuple(pruned_inputs)
         pruned_outputs = None if pruned_outputs is None else tuple(pruned_outputs)
-        options = SolveOptions.of(options, **fields)
+        options = SolveOptions.of(options, **fields).for_export()
         if not (reorder_producer and reorder_consumer):
             options = SolveOptions.of(options, solver="identity")
         asked = (pruned_inputs, pruned_outputs, constrained, options)

@@ -210,7 +210,8 @@ def prune(
             something shall go (:func:`upscale_opt.masks_of`).
         losses: with a budget: losses that are known already (``result.losses`` of another budget).
         check: verify the result on ``inputs``.
-        options: how to solve.
+        options: how to solve; if they name no objective, the fewest bytes are copied, or with a
+            budget of time alone, the least time.
         progress: told of every step as it begins (``"trace"``, ``"losses"``, ``"choose"``,
             ``"refit"``, ``"mask"``, ``"solve"``, ``"materialize"``, ``"verify"``, ``"measure"``),
             and of every improvement of the solvers.
@@ -249,6 +250,7 @@ def prune(
     tell(Progress("trace"))
     graph = trace(masked, inputs)
     base = masked if wrapped else model
+    options = _with_objective(options, budget)
     chain = _Chain(base, inputs, graph, options, tell, check, wrapped.notes)
     if budget is not None:
         solver = "joint" if method == "unconstrained" else "constrained"
@@ -284,6 +286,16 @@ def prune(
         found = masks_of(masked, graph)
     result = replace(chain.export(masked, found), refitting=refitting)
     return chain.timed(result) if measure else result
+
+
+def _with_objective(options: SolveOptions, budget: Budget | None) -> SolveOptions:
+    """The options with what an export should minimise, if they name nothing."""
+    only_time = budget is not None and budget.limits_time
+    only_time = only_time and budget.macs is budget.parameters is None
+    if only_time and not {"objective", "max_extra_macs"} & options.model_fields_set:
+        # What the choice counts on; windows would take more of other resources.
+        return SolveOptions.of(options, objective="latency", cost_model=budget.cost_model)
+    return options.for_export()
 
 
 @dataclass(frozen=True)
@@ -360,18 +372,6 @@ class _Chain:
 
     def within(self, wish: Wish, solver: str, measure: bool | None) -> Pruned:
         """Choose, by the clock if that is asked, refit and export."""
-        budget = wish.budget
-        assert budget is not None
-        only_time = budget.limits_time and budget.macs is budget.parameters is None
-        if only_time and not {"objective", "max_extra_macs"} & self.options.model_fields_set:
-            # What the choice counts on; windows would take more of other resources.
-            options = SolveOptions.of(
-                self.options, objective="latency", cost_model=budget.cost_model
-            )
-            return replace(self, options=options)._within(wish, solver, measure)
-        return self._within(wish, solver, measure)
-
-    def _within(self, wish: Wish, solver: str, measure: bool | None) -> Pruned:
         budget = wish.budget
         assert budget is not None
         clocked = None

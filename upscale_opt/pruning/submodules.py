@@ -143,7 +143,8 @@ def prune_submodules(
         criterion: with ``amount``: which channels are important, as for
             :func:`upscale_opt.prune`; the L2 norm by default.
         check: verify.
-        options: how to solve; the time limit is that of each submodule.
+        options: how to solve; the time limit is that of each submodule. If they name no objective,
+            the fewest bytes are copied.
         progress: told of every step as it begins (``"run"``, ``"trace"``, ``"verify"``; and
             ``"solve backbone"`` for every submodule), and of every improvement of the solver.
         **fields: of :class:`~upscale_opt.solver.options.SolveOptions`, in place of those of
@@ -162,7 +163,7 @@ def prune_submodules(
     """
     require_model(model, "prune")
     model = unwrapped(model)
-    options = SolveOptions.of(options, **fields)
+    options = SolveOptions.of(options, **fields).for_export()
     tell: Listener = progress or (lambda event: None)
     choose: _Choose | None = None
     if amount is not None:

@@ -78,6 +78,8 @@ class Summary:
         note = ""
         if solution.objective == "copied_channels" and not solution.weights:
             note = f"of {_read_channels(solution):,} that are read"
+        if solution.objective == "copied_bytes":
+            note = f"{_number(_copied(solution))} of {_read_channels(solution):,} read channels"
         if self.original is not None:
             note += f"{'; ' if note else ''}{self.original.objective_value:,} before ordering"
         yield _tile("value", unit[0].upper() + unit[1:], f"{value:,}", note)
@@ -243,7 +245,7 @@ def _read_channels(solution: Solution) -> int:
 
 
 def _copied(solution: Solution | None) -> int | None:
-    return None if solution is None else sum(read.copied for read in solution.reads)
+    return None if solution is None else solution.copied
 
 
 def _has_bound(solution: Solution) -> bool:

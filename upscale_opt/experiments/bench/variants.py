@@ -157,11 +157,6 @@ def problem_of(error: BaseException) -> str:
     return text if isinstance(error, UpscaleError) else f"{type(error).__name__}: {text}"
 
 
-def copied_channels(solution: Solution) -> int:
-    """The channels that an export copies by its plan."""
-    return sum(read.copied for read in solution.reads)
-
-
 def plan_of(solution: Solution) -> str:
     """The ways in which an export's reads are served, counted.
 
@@ -216,7 +211,7 @@ def _ours(
     export = Export(
         variant=variant,
         status=solution.status,
-        copied_channels=copied_channels(solution),
+        copied_channels=solution.copied,
         plan=plan_of(solution),
         deviation=None if math.isnan(error) else error,
     )

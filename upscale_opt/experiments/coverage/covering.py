@@ -190,7 +190,7 @@ def _cover_side(
         "masked": masked,
         "left": min(masked, zeros(kept)),
         "parameters": sum(map(torch.numel, kept)),
-        "copied": sum(solution.objective_value for solution in export.solutions),
+        "copied": sum(solution.copied for solution in export.solutions),
         "opaque": reasons(export.graphs),
         "elsewhere": others,
         "trace": export.seconds[0],
