@@ -290,11 +290,10 @@ def prune(
 
 def _with_objective(options: SolveOptions, budget: Budget | None) -> SolveOptions:
     """The options with what an export should minimise, if they name nothing."""
-    only_time = budget is not None and budget.limits_time
-    only_time = only_time and budget.macs is budget.parameters is None
-    if only_time and not {"objective", "max_extra_macs"} & options.model_fields_set:
-        # What the choice counts on; windows would take more of other resources.
-        return SolveOptions.of(options, objective="latency", cost_model=budget.cost_model)
+    if budget is not None and budget.limits_time and budget.macs is budget.parameters is None:
+        if not {"objective", "max_extra_macs"} & options.model_fields_set:
+            # What the choice counts on; windows would take more of other resources.
+            return SolveOptions.of(options, objective="latency", cost_model=budget.cost_model)
     return options.for_export()
 
 
