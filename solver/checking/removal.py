@@ -29,6 +29,7 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.solver.checking.check import damage
 from upscale_opt.solver.checking.staying import SENTENCES, Cause, Why, Whys, why_stored
+from upscale_opt.solver.network.aligning import steps_of
 from upscale_opt.solver.network.sets import ChannelSets
 
 
@@ -207,6 +208,18 @@ class _Reporter:
         self.sets: ChannelSets
         self.whys: Whys
         self.sets, self.whys = why_stored(graph, masks, solution)
+        prices = solution.cost_model
+        self.steps = None
+        if prices is not None and solution.widths != "trimmed":
+            self.steps = steps_of(solution.widths, prices)
+        self.producers = {name: op for op in graph.operations for name in op.outputs}
+        self.windows = {
+            (read.op, read.operand): frozenset(
+                graph.tensors[read.tensor].channels[entry] for entry in read.channels
+            )
+            for read in solution.reads
+            if read.plan == "window"
+        }
         self.uses: dict[tuple[str, int], list[_Use]] = defaultdict(list)
         for op in graph.operations:
             for name, axis, use in _uses(op):
@@ -252,6 +265,10 @@ class _Reporter:
         if use.role == "columns":
             return self._why_column(use, channel, kept)
         why = self.whys[use.tensor].get(channel) or Why("stored", use.op.name)
+        if why.cause == "stored" and use.role == "rows" and self.steps is not None:
+            steps = self.steps
+            filled = steps.block if len(tensor.channels) % steps.block == 0 else steps.align
+            why = self._filled(use.op, filled) or why
         if channel not in self.sets.defined[use.tensor] or why.cause in _COME_WHAT_MAY:
             return why
         return Why("bias" if use.role == "rows" else "alive", why.op, why.detail)
@@ -261,7 +278,30 @@ class _Reporter:
         if any(tensor.channels[index // tensor.features] == channel for index in kept):
             return Why("twice", use.op.name)
         assert isinstance(use.op, Layer)
-        return Why("groups" if use.op.groups > 1 else "one", use.op.name)
+        if use.op.groups > 1:
+            return Why("groups", use.op.name)
+        if channel not in self.sets.wants.get((use.op.name, 0), ()):
+            if self._in_window(use.op, channel):
+                return Why("window", use.op.name)
+            filled = None if self.steps is None else self._filled(use.op, self.steps.align)
+            if filled is not None:
+                return filled
+        return Why("one", use.op.name)
+
+    def _in_window(self, op: Operation, channel: int) -> bool:
+        """A layer's channel comes out of a window, maybe through per-channel operations."""
+        while True:
+            window = self.windows.get((op.name, 0))
+            if window is not None:
+                return channel in window
+            before = self.producers.get(op.inputs[0]) if op.inputs else None
+            if not isinstance(before, ChannelWise):
+                return False
+            op = before
+
+    def _filled(self, op: Operation, step: int) -> Why | None:
+        """The reason of what fills up a width; ``None`` if widths are as they come."""
+        return Why("widths", op.name, f"multiples of {step}") if step > 1 else None
 
     # How many numbers.
 

@@ -39,6 +39,8 @@ Cause = Literal[
     "symmetric",
     "twice",
     "whole",
+    "widths",
+    "window",
 ]
 
 SENTENCES: dict[Cause, str] = {
@@ -59,6 +61,8 @@ SENTENCES: dict[Cause, str] = {
     "symmetric": "{op} needs every channel, zero or not",
     "twice": "{op} reads the same channel elsewhere, too",
     "whole": "{op} reads what has no channels",
+    "widths": "{op} fills up the widths in which the runtime computes",
+    "window": "{op} reads it with those around it, in one piece",
 }
 """Every cause in words."""
 

@@ -21,6 +21,7 @@ from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCos
 from upscale_opt.ir.profiles import PROFILES, profile
 from upscale_opt.ir.solution import Widths
 from upscale_opt.solver.api import _WIDTHS_PAY, _Task
+from upscale_opt.solver.checking.removal import removal
 from upscale_opt.solver.forecast import forecast
 from upscale_opt.solver.network.blocked_prices import BlockedPricing
 from upscale_opt.solver.network.posing import pose
@@ -303,3 +304,33 @@ def test_buffers_are_not_shared() -> None:
             cost_model="onnxruntime",
             selection="arena",
         )
+
+
+@pytest.mark.parametrize("block", [4, 8])
+def test_zeros_kept_for_the_runtimes_widths_are_called_so(block: int) -> None:
+    """A reader of 6 channels reads 8, and so many are stored, as widths are multiples of 4."""
+    stem, reader = nn.Conv2d(3, 16, 1, bias=False), nn.Conv2d(16, 3, 1)
+    stem.weight.data[2:12] = 0
+    reader.weight.data[:, 2:12] = 0
+    model = nn.Sequential(stem, nn.ReLU(), reader).double().eval()
+    graph = uo.trace(model, X)
+    masks = uo.masks_of(model, graph)
+    options = SolveOptions(objective="latency", cost_model=model_of(block, 4))
+    report = removal(
+        graph, masks, _Task(graph, masks, options, None).solve("tensor", 5, widths="blocks")
+    )
+    left = [one for p in report.parameters for axis in p.axes for one in axis.left]
+    assert {(one.op, one.cause, len(one.slices)) for one in left} == {
+        ("_0", "widths", 2),
+        ("_2", "widths", 2),
+    }
+    assert {one.detail for one in left} == {f"multiples of {block}", "multiples of 4"}
+
+
+def test_zeros_within_windows_are_called_so() -> None:
+    _, graph, masks = posed(2, stream)
+    solution = uo.solve(graph, masks, max_extra_macs=1.0)
+    assert solution.windows
+    report = removal(graph, masks, solution)
+    found = {one.cause for p in report.parameters for a in p.axes for one in a.left}
+    assert found == {"window"}
