@@ -14,6 +14,7 @@ from upscale_opt.errors import SolverError, UpscaleError
 from upscale_opt.ir.base import Document, Record
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.solution import Widths
 from upscale_opt.solver.algorithms.registry import solve_instance
 from upscale_opt.solver.api import instance_of, solve
 from upscale_opt.solver.network.segments import Selection
@@ -36,7 +37,10 @@ class ComparisonRow(Record):
         objective: what was minimised; for a bare instance its measure, ``"copies"`` or
             ``"blocks"``.
         selection: ``"tensor"``, ``"segment"`` or ``"arena"``, see
-            :class:`~upscale_opt.solver.options.SolveOptions`; ``model`` in JSON.
+            :class:`~upscale_opt.solver.options.SolveOptions`; ``model`` in JSON. Of several that
+            were tried, the one taken.
+        widths: of the plan, where it is for onnxruntime, see
+            :class:`~upscale_opt.ir.solution.Solution`; else ``"trimmed"``, or ``None`` without one.
         max_extra_macs: the share of the multiply-adds that windows might add.
         status: ``"optimal"`` if the solver proved its orders to be, ``"feasible"`` if not,
             ``"failed"`` if it found none; then ``reason`` says why and there are no values.
@@ -62,6 +66,7 @@ class ComparisonRow(Record):
     selection: Selection | None = Field(
         default=None, validation_alias="model", serialization_alias="model"
     )
+    widths: Widths | None = None
     max_extra_macs: float = 0.0
     status: Literal["optimal", "feasible", "failed"]
     objective_value: int | None = None
@@ -218,6 +223,8 @@ def _solve_network(
     solution = solve(graph, masks, options=options, progress=tell)
     return {
         "status": solution.status,
+        "selection": solution.selection,
+        "widths": solution.widths,
         "objective_value": solution.objective_value,
         "lower_bound": _telling(solution.lower_bound, solution.objective_value),
         "reads": solution.views + solution.windows + solution.gathers,
@@ -277,8 +284,13 @@ def with_gaps(rows: Iterable[ComparisonRow]) -> tuple[ComparisonRow, ...]:
 
 
 def problem_of(row: ComparisonRow) -> tuple[object, ...]:
-    """The same for all rows of one problem."""
-    return row.label, row.amount, row.side, row.objective, row.selection, row.max_extra_macs
+    """The same for all rows of one problem: what bounds one, bounds the others."""
+    return (*case_of(row), row.selection, row.widths)
+
+
+def case_of(row: ComparisonRow) -> tuple[object, ...]:
+    """The same for all rows of one case, though plans may select elsewhere, or in other widths."""
+    return row.label, row.amount, row.side, row.objective, row.max_extra_macs
 
 
 def _gap(value: int | None, bound: int | None) -> float | None:

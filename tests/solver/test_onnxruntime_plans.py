@@ -22,6 +22,7 @@ from upscale_opt.ir.profiles import PROFILES, profile
 from upscale_opt.ir.solution import Widths
 from upscale_opt.solver.api import _WIDTHS_PAY, _Task
 from upscale_opt.solver.checking.removal import removal
+from upscale_opt.solver.comparing import with_gaps
 from upscale_opt.solver.forecast import forecast
 from upscale_opt.solver.network.blocked_prices import BlockedPricing
 from upscale_opt.solver.network.posing import pose
@@ -325,6 +326,25 @@ def test_zeros_kept_for_the_runtimes_widths_are_called_so(block: int) -> None:
         ("_2", "widths", 2),
     }
     assert {one.detail for one in left} == {f"multiples of {block}", "multiples of 4"}
+
+
+def test_rows_that_compare_solvers_name_the_widths() -> None:
+    _, graph, masks = posed(1, stream)
+    options = SolveOptions(objective="latency", cost_model=BLOCKS, time_limit=3)
+    rows = uo.solver.compare(graph, masks, ["greedy", "cp-sat"], options=options)
+    for row in rows:
+        solution = uo.solve(graph, masks, options=options, solver=row.solver)
+        assert (row.widths, row.selection) == (solution.widths, "tensor")
+    (plain,) = uo.solver.compare(graph, masks, ["greedy"])
+    assert plain.widths == "trimmed"
+
+
+def test_bounds_hold_for_plans_of_the_same_widths_alone() -> None:
+    _, graph, masks = posed(2, stream)
+    greedy, exact = uo.solver.compare(graph, masks, ["greedy", "cp-sat"])
+    assert with_gaps([greedy, exact])[0].gap is not None
+    found = with_gaps([greedy.model_copy(update={"widths": "exact", "gap": None}), exact])
+    assert found[0].gap is None
 
 
 def test_zeros_within_windows_are_called_so() -> None:

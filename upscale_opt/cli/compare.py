@@ -40,8 +40,8 @@ from upscale_opt.solver.comparing import (
     Case,
     Comparison,
     ComparisonRow,
+    case_of,
     options_of,
-    problem_of,
     with_gaps,
 )
 from upscale_opt.solver.options import SolveOptions
@@ -191,12 +191,12 @@ def _compare_on(
     finally:
         finished = with_gaps(found[number] for number in sorted(found))
         rows.extend(finished)
-        for _, problem in groupby(finished, key=problem_of):
-            _print(list(problem))
+        for _, case in groupby(finished, key=case_of):
+            _print(list(case))
 
 
 def _print(rows: list[ComparisonRow]) -> None:
-    """The rows of one problem as a table, and why some failed."""
+    """The rows of one case as a table, and why some failed."""
     console = output()
     say(console, f"\n{_heading(rows[0])}")
     console.print(comparison_table(rows))

@@ -134,7 +134,9 @@ def _copied(solution: Solution) -> str:
 def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
     """One row per solver."""
     windows = any(row.windows for row in rows)
-    more = ("windows", "extra macs") if windows else ()
+    more: tuple[str, ...] = ("windows", "extra macs") if windows else ()
+    stored = any(row.widths not in (None, "trimmed") for row in rows)
+    more += ("widths",) if stored else ()
     rest = ("lower bound", "gap", "status", "seconds")
     table = new_table("solver", unit_of(rows[0]), "views", *more, *rest)
     for row in rows:
@@ -143,6 +145,7 @@ def comparison_table(rows: Sequence[ComparisonRow]) -> Table:
             _number(row.objective_value),
             "-" if row.views is None else f"{row.views:,} of {row.reads:,}",
             *((_number(row.windows), _number(row.extra_macs)) if windows else ()),
+            *((row.widths or "-",) if stored else ()),
             _number(row.lower_bound),
             "-" if row.gap is None else f"{100 * row.gap:.2f} %",
             row.status,

@@ -290,10 +290,11 @@ def prune(
 
 def _with_objective(options: SolveOptions, budget: Budget | None) -> SolveOptions:
     """The options with what an export should minimise, if they name nothing."""
-    if budget is not None and budget.limits_time and budget.macs is budget.parameters is None:
-        if not {"objective", "max_extra_macs"} & options.model_fields_set:
-            # What the choice counts on; windows would take more of other resources.
-            return SolveOptions.of(options, objective="latency", cost_model=budget.cost_model)
+    if {"objective", "max_extra_macs"} & options.model_fields_set or budget is None:
+        return options.for_export()
+    if budget.limits_time and budget.macs is budget.parameters is None:
+        # What the choice counts on; windows would take more of other resources.
+        return SolveOptions.of(options, objective="latency", cost_model=budget.cost_model)
     return options.for_export()
 
 
