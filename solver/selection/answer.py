@@ -81,7 +81,9 @@ def _find(task: Task, solver: str, time_limit: float) -> None:
     if task.best is None and solver == "joint" and is_small(single_pickers(setting)):
         settle(task, Hurry(time_limit * 0.2))
     if task.best is None:
-        raise BudgetError(_impossible(task))
+        used = _least(task)
+        if task.best is None:
+            raise BudgetError(_impossible(task, used))
 
 
 def _bounds(task: Task, hurry: Hurry, *, exactly: bool) -> tuple[float, float]:
@@ -127,29 +129,56 @@ def _picks_near(setting: Setting, pickers: Sequence[Picker], found: Found) -> Pi
     return picks
 
 
-def _impossible(task: Task) -> str:
-    """Say how little can be had."""
+def _least(task: Task) -> list[float] | None:
+    """About the least of each resource that can be had; what the search missed is offered, too.
+
+    Of shape (limits,), or ``None`` if nothing is to be chosen.
+    """
     setting = task.setting
     hurry = Hurry(10.0)
     least_used: list[float] | None = None
-    for pickers in (single_pickers(setting), space_pickers(setting)):
-        if pickers:
+    rounds = setting.budget.round_to > 1
+    ways = [single_pickers(setting, aligned=rounds), space_pickers(setting)]
+    if rounds:  # where not even readers that follow one order suffice
+        ways.append(single_pickers(setting))
+    for pickers in ways:
+        if pickers and task.best is None:
             state = least(Widths(setting, pickers), hurry)
-            used = task.used(dropped_by(setting, pickers, state.picks)).tolist()
+            dropped = dropped_by(setting, pickers, state.picks)
+            used = task.used(dropped).tolist()
             least_used = used if least_used is None else [*map(min, used, least_used)]
-    parts = []
-    for at, limit in enumerate(setting.limits):
-        if least_used is None:
-            parts.append(f"all of {limit.resource}")
-        else:
-            share = least_used[at] / limit.before
-            asked = limit.most / limit.before
-            parts.append(f"{share:.2%} of the {NOUNS[limit.resource]} (asked for: {asked:.2%})")
-    return (
-        "no masks meet this budget: the least that can be had is about "
-        + ", ".join(parts)
-        + "; allow more, or leave fewer layers alone"
+            if setting.fits(dropped):
+                task.offer(dropped)
+    return least_used
+
+
+def _impossible(task: Task, used: list[float] | None) -> str:
+    """Say how little can be had, and whether less could without rounding."""
+    setting = task.setting
+    step = setting.budget.round_to
+    rounded = f", in multiples of round_to={step}," if step > 1 else ""
+    text = f"no masks meet this budget: the least that can be had{rounded} is about "
+    if used is None:
+        return text + ", ".join(f"all of {limit.resource}" for limit in setting.limits) + _WAYS_OUT
+    text += ", ".join(
+        f"{amount / limit.before:.2%} of the {NOUNS[limit.resource]} "
+        f"(asked for: {limit.most / limit.before:.2%})"
+        for amount, limit in zip(used, setting.limits, strict=True)
     )
+    if all(amount <= limit.most for amount, limit in zip(used, setting.limits, strict=True)):
+        text += ", but not of all at once"
+    if step > 1:
+        budget = setting.budget.model_copy(update={"round_to": 1})
+        loose = Task(
+            Setting(setting.graph, setting.losses, budget), task.hurry, task.seed, task.workers
+        )
+        _least(loose)
+        if loose.best is not None:
+            return f"{text}; without rounding it can be met: round less, or allow more"
+    return text + _WAYS_OUT
+
+
+_WAYS_OUT = "; allow more, or leave fewer layers alone"
 
 
 def _document(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 
 import pytest
 from synthetic_losses import synthetic_losses
@@ -208,6 +209,26 @@ def test_what_cannot_be_is_refused(resnet: Question, budget: Budget, message: st
     graph, losses = resnet
     with pytest.raises(BudgetError, match=message):
         choose(graph, losses, budget, time_limit=5)
+
+
+@pytest.mark.parametrize("round_to", [1, 8])
+def test_the_least_that_can_be_had_can_be_had(unet: Question, round_to: int) -> None:
+    """Even if there is no time to search."""
+    with pytest.raises(BudgetError) as refused:
+        choose(*unet, Budget(parameters=1e-4, round_to=round_to), time_limit=1)
+    found = re.search(r"about ([0-9.]+)% of the parameters", str(refused.value))
+    assert found is not None
+    budget = Budget(parameters=float(found[1]) / 100 + 1e-4, round_to=round_to)
+    (use,) = choose(*unet, budget, time_limit=0.01).resources
+    assert use.share <= budget.parameters
+
+
+def test_rounding_is_named_where_it_alone_is_in_the_way(unet: Question) -> None:
+    choose(*unet, Budget(parameters=0.28), time_limit=1)
+    with pytest.raises(BudgetError, match=r"multiples of round_to=8,.*without rounding it can be"):
+        choose(*unet, Budget(parameters=0.28, round_to=8), time_limit=1)
+    with pytest.raises(BudgetError, match=r"round_to=8,.*allow more, or leave fewer"):
+        choose(*unet, Budget(parameters=1e-4, round_to=8), time_limit=1)
 
 
 def test_unknown_solvers_are_named(unet: Question) -> None:
