@@ -60,7 +60,7 @@ def test_run_prints_the_report_and_writes_what_it_says(tmp_path: Path, capsys: O
     masks.check(graph)
     assert solution.status == "optimal"
     assert solution.graph_fingerprint == graph.fingerprint
-    again = uo.solve(graph, masks, seed=3)
+    again = uo.solve(graph, masks, objective="copied_bytes", seed=3)
     assert again.model_copy(update={"times": solution.times}) == solution
 
     uo.apply_masks(model, graph, masks)
@@ -451,3 +451,20 @@ def test_steps_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_criterion_that_needs_no_data_can_be_named() -> None:
     assert set(options.DATA_FREE) == set(CRITERIA)
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_clock_can_be_left_out(
+    timed: bool, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verdict = "on one thread, by nobody's clock"
+    monkeypatch.setattr("upscale_opt.in_onnxruntime.judge", lambda *models: verdict)
+    options = ("--export", "onnx", "--out", tmp_path, *(() if timed else ("--no-time",)))
+    for command in (
+        ("run", "topology/residual_stage"),
+        ("prune", "topology/residual_stage", "--macs", 0.9, "--no-measure", "--time-limit", 1),
+    ):
+        (tmp_path / "pruned.onnx").unlink(missing_ok=True)
+        assert call(*command, *options) == 0
+        assert (f"Time: {verdict}" in " ".join(capsys.readouterr().out.split())) == timed
+        assert (tmp_path / "pruned.onnx").is_file()

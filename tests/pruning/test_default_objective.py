@@ -39,7 +39,7 @@ class Readers(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.stem(x)
         gate = self.pooled(y.mean((2, 3), keepdim=True))
-        return self.first(y) * self.second(y) * gate
+        return torch.mul(self.first(y) * self.second(y), gate)
 
 
 class Around(nn.Module):
@@ -50,7 +50,8 @@ class Around(nn.Module):
         self.part = Readers()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.part(x)
+        found: Tensor = self.part(x)
+        return found
 
 
 X = torch.ones(1, 3, SIZE, SIZE)

@@ -18,7 +18,7 @@ from upscale_opt.cli.options import (
     solving,
 )
 from upscale_opt.cli.progress import Steps
-from upscale_opt.cli.run import Export
+from upscale_opt.cli.run import Export, Timed
 from upscale_opt.cli.tables import (
     costs_table,
     layers_table,
@@ -110,6 +110,7 @@ def prune(
         list[Export] | None,
         typer.Option(help="Write the pruned model in this format, checked; may be repeated."),
     ] = None,
+    timed: Timed = True,
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the files go.")] = Path("out"),
 ) -> None:
     """Prune MODEL to a budget: choose what goes, refit what stays, export and verify."""
@@ -191,7 +192,7 @@ def prune(
         with steps.step(f"export ({name})"):
             deployed.append(deploy(result.model, example, out / f"pruned.{name}"))
     judgement = ""
-    if "onnx" in formats:
+    if timed and "onnx" in formats:
         with steps.step("time in onnxruntime"):
             from upscale_opt.in_onnxruntime import judge
 

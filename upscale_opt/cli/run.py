@@ -51,6 +51,15 @@ class Export(str, Enum):
     safetensors = "safetensors"
 
 
+Timed = Annotated[
+    bool,
+    typer.Option(
+        "--time/--no-time",
+        help="Put an ONNX file on the clock, beside the unpruned network's.",
+    ),
+]
+
+
 @own_model()
 @solving(defaults=SolveOptions().for_export())
 def run(
@@ -72,6 +81,7 @@ def run(
         list[Export] | None,
         typer.Option(help="Write the pruned model in this format, checked; may be repeated."),
     ] = None,
+    timed: Timed = True,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Where the files go; out/MODEL if not given.")
     ] = None,
@@ -148,7 +158,7 @@ def run(
             target = folder / f"pruned.{name}"
             deployed.append(deploy(pruned, inputs, target, definition=network))
     judgement = ""
-    if "onnx" in formats and place.type == "cpu":
+    if timed and "onnx" in formats and place.type == "cpu":
         with steps.step("time in onnxruntime"):
             from upscale_opt.in_onnxruntime import judge
 

@@ -218,9 +218,10 @@ def test_the_least_that_can_be_had_can_be_had(unet: Question, round_to: int) -> 
         choose(*unet, Budget(parameters=1e-4, round_to=round_to), time_limit=1)
     found = re.search(r"about ([0-9.]+)% of the parameters", str(refused.value))
     assert found is not None
-    budget = Budget(parameters=float(found[1]) / 100 + 1e-4, round_to=round_to)
+    share = float(found[1]) / 100 + 1e-4
+    budget = Budget(parameters=share, round_to=round_to)
     (use,) = choose(*unet, budget, time_limit=0.01).resources
-    assert use.share <= budget.parameters
+    assert use.share <= share
 
 
 def test_rounding_is_named_where_it_alone_is_in_the_way(unet: Question) -> None:
