@@ -11,6 +11,9 @@ from torch import fx, nn
 MAKING = "_upscale_opt_making"
 """The attribute in which a pruned model says how it was made."""
 
+STAGES = "_upscale_opt_stages"
+"""The attribute in which a model says how it was pruned, if its own code calls what is left."""
+
 
 @cache
 def taken() -> frozenset[str]:

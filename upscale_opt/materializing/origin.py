@@ -71,10 +71,13 @@ class Stage(Record):
     Attributes:
         solution: what was made by it.
         origin: what it was made of, and how.
+        own_code: the smaller layers were given to a model of the original's class, and that one
+            was pruned further.
     """
 
     solution: Solution
     origin: Origin
+    own_code: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Stage:
         return self  # it is frozen, and may be large

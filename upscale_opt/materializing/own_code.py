@@ -6,12 +6,12 @@ import copy
 import inspect
 import traceback
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import chain, combinations, zip_longest
+from itertools import chain, combinations, islice, zip_longest
 from pathlib import Path
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
@@ -20,9 +20,12 @@ from torch.utils import _pytree as pytree
 from upscale_opt.errors import MaterializeError, TraceError
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.materializing.origin import Modes, calls_of, modes_of, set_modes
+from upscale_opt.materializing.gathered import gathered
+from upscale_opt.materializing.names import STAGES
+from upscale_opt.materializing.origin import Modes, Origin, Stage, calls_of, modes_of, set_modes
 from upscale_opt.materializing.pruned_module import Making, PrunedModule, making_of
 from upscale_opt.materializing.rebuild import rebuild
+from upscale_opt.materializing.stages import packed, stages_of
 from upscale_opt.materializing.used import kind_of, tensors_of
 from upscale_opt.runtime.modules import OURS
 from upscale_opt.solver.api import solve
@@ -37,7 +40,8 @@ from upscale_opt.tracing.wrappings import computed_by_torch, masked_by_torch
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _NO_HOLDERS = (type, torch.Tensor, nn.Module, ModuleType, FunctionType, MethodType)
 _BARE = frozenset(vars(nn.Module()))
-_TRIES = 8
+_TRIES = 12
+_T = TypeVar("_T")
 
 
 def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
@@ -95,23 +99,75 @@ def put_into(model: nn.Module, pruned: nn.Module) -> dict[str, int]:
         )
     undo: list[Callable[[], None]] = []
     try:
-        widths = _widths(_original(model, making), making.solution)
-        _install(model, pruned, undo)
-        layers, reason = len(undo), None
-        for choice in _choices(model, widths):
-            try:
-                _set_numbers(model, choice, undo)
-                _compare(model, pruned, making.origin.modes)
-            except MaterializeError as error:
-                reason = reason or error  # that of the first, which says most
-                _take_back(undo, layers)
-            else:
-                return {number.name: number.new for number in choice}
-        assert reason is not None
-        raise reason
+        before = _repeat(model, making.earlier, undo)
+        return before | _put(model, pruned, undo)
     except BaseException:
         _take_back(undo, 0)
         raise
+
+
+def _repeat(
+    model: nn.Module, stages: Sequence[Stage], undo: list[Callable[[], None]]
+) -> dict[str, int]:
+    """Put into the model what earlier prunings left in the pruned one's original.
+
+    Returns:
+        The attributes that were set.
+
+    Raises:
+        MaterializeError: if the model is another one, or was pruned in place otherwise.
+    """
+    count = max((n for n, stage in enumerate(stages, 1) if stage.own_code), default=0)
+    done = stages_of(model)
+    if done[:count] == stages[:count]:
+        return {}
+    if done != stages[: len(done)]:
+        raise MaterializeError(
+            f"this {type(model).__name__} was pruned in place before, and not as the original of "
+            "the pruned model was; give a new instance of the class"
+        )
+    found: dict[str, int] = {}
+    source = model
+    for stage in stages[len(done) : count]:
+        program = _same_program(source, stage.solution, stage.origin)
+        plan = gathered(stage.solution) if stage.origin.gather_views else stage.solution
+        step = rebuild(source, program, plan, compacted=stage.solution)
+        making = making_of(step)
+        making.solution, making.origin = stage.solution, stage.origin
+        source = step
+        if stage.own_code:
+            found |= _put(model, step, undo)
+            source = model
+    return found
+
+
+def _put(model: nn.Module, pruned: PrunedModule, undo: list[Callable[[], None]]) -> dict[str, int]:
+    """Give a model smaller layers, and the attributes that go with them.
+
+    Args:
+        model: the original, or its like, as it was when it was pruned this time.
+        pruned: what was made of it.
+        undo: is filled with the way back.
+    """
+    making = making_of(pruned)
+    assert making.solution is not None
+    assert making.origin is not None
+    widths = _widths(_original(model, making), making.solution)
+    _install(model, pruned, undo)
+    layers, reason = len(undo), None
+    for choice in _choices(model, widths):
+        try:
+            _set_numbers(model, choice, undo)
+            _compare(model, pruned, making.origin.modes)
+        except MaterializeError as error:
+            reason = reason or error  # that of the first, which says most
+            _take_back(undo, layers)
+        else:
+            stage = Stage(solution=making.solution, origin=making.origin, own_code=True)
+            _set(vars(model), STAGES, packed((*making.earlier, stage)), undo)
+            return {number.name: number.new for number in choice}
+    assert reason is not None
+    raise reason
 
 
 _Widths = Mapping[str, Mapping[int, Set[int]]]
@@ -126,16 +182,33 @@ def _original(model: nn.Module, making: Making) -> Program:
     """
     assert making.solution is not None
     assert making.origin is not None
+    exact = not making.earlier or making.earlier[-1].own_code
+    return _same_program(model, making.solution, making.origin, exact)
+
+
+def _same_program(
+    model: nn.Module, solution: Solution, origin: Origin, exact: bool = True
+) -> Program:
+    """The program of the model, if it is the one that a solution is for.
+
+    Args:
+        model: the original or its like, before it gets smaller layers.
+        solution: what was made by a pruning.
+        origin: of the same.
+        exact: the graphs must be the same.
+
+    Raises:
+        MaterializeError: if it is another model.
+    """
     other = (
         f"this {type(model).__name__} is another model than the original, a "
-        f"{making.origin.model}; give an instance of that class, made with the same arguments"
+        f"{origin.model}; give an instance of that class, made with the same arguments"
     )
     try:
-        program = _program(model, making.solution, making.origin.modes)
+        program = _program(model, solution, origin.modes)
     except TraceError as error:
         raise MaterializeError(f"{other} ({error})") from None
-    same = program.graph.fingerprint == making.solution.graph_fingerprint
-    if not (same or making.earlier):
+    if exact and program.graph.fingerprint != solution.graph_fingerprint:
         raise MaterializeError(other)
     return program
 
@@ -217,6 +290,7 @@ def _install(model: nn.Module, pruned: PrunedModule, undo: list[Callable[[], Non
 
 
 _Kind = tuple[type, str, bool]
+_Place = tuple[str, bool]
 
 
 @dataclass(frozen=True)
@@ -241,25 +315,41 @@ class _Number:
     sure: bool
     held: object
 
+    @property
+    def place(self) -> _Place:
+        """The attribute's name in all layers of a stack, and ``sure``."""
+        parts = self.name.split(".")
+        return ".".join("*" if part.isdecimal() else part for part in parts), self.sure
+
 
 def _choices(model: nn.Module, widths: _Widths) -> Iterator[list[_Number]]:
     """The attributes to set: the likely first, at most :data:`_TRIES` times.
 
-    Modules of one class hold the same numbers under the same names, so are alike.
+    Modules of one class hold the same numbers under the same names, so are alike; or, where a
+    width that changed equals one that did not, those at one place in all layers of a stack.
     """
     found = _numbers(model, widths)
     kinds = dict.fromkeys(number.kind for number in found)
     unsure = {n.kind for n in found if not n.sure}
     held = {n.kind for n in found if n.held is not None}
     likely = [kinds.keys() - held - unsure, kinds.keys() - held, set(), set(kinds)]
-    fewer = (set(some) for n in range(len(kinds) - 1, 0, -1) for some in combinations(kinds, n))
-    tried: list[set[_Kind]] = []
-    for chosen in chain(likely, fewer):
+    by_kind = [[n for n in found if n.kind in chosen] for chosen in [*likely, *_fewer(kinds)]]
+    open_places = dict.fromkeys(n.place for n in found if n.held is None and not n.sure)
+    own = [n for n in found if n.held is None]
+    by_place = [[n for n in own if n.sure or n.place in some] for some in _fewer(open_places)]
+    tried: list[list[_Number]] = []
+    for chosen in chain(by_kind[: len(likely)], by_place, by_kind[len(likely) :]):
         if chosen not in tried:
             tried.append(chosen)
-            yield [number for number in found if number.kind in chosen]
+            yield chosen
         if len(tried) == _TRIES:
             return
+
+
+def _fewer(all_of: Collection[_T]) -> Iterator[set[_T]]:
+    """Some of several things, first most of them; at most :data:`_TRIES` times."""
+    sizes = range(len(all_of) - 1, 0, -1)
+    return islice((set(some) for n in sizes for some in combinations(all_of, n)), _TRIES)
 
 
 def _numbers(model: nn.Module, widths: _Widths) -> list[_Number]:
@@ -383,8 +473,11 @@ def _replace(
 
 
 def _set(table: dict[str, Any], key: str, value: Any, undo: list[Callable[[], None]]) -> None:
-    old = table[key]
-    undo.append(lambda: table.__setitem__(key, old))
+    if key in table:
+        old = table[key]
+        undo.append(lambda: table.__setitem__(key, old))
+    else:
+        undo.append(lambda: table.pop(key))
     table[key] = value
 
 

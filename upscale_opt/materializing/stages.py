@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
+from functools import lru_cache
 from itertools import zip_longest
 
 import torch
+from pydantic import TypeAdapter
+from torch import nn
 
+from upscale_opt.materializing.names import STAGES
 from upscale_opt.materializing.origin import Origin, Stage, calls_of
 from upscale_opt.materializing.pruned_module import PrunedModule, making_of
-from upscale_opt.materializing.used import tensors_of
+from upscale_opt.materializing.used import registered, tensors_of
+
+_ALL = TypeAdapter(tuple[Stage, ...])
 
 
 def stages_of(model: object) -> tuple[Stage, ...]:
@@ -16,12 +23,35 @@ def stages_of(model: object) -> tuple[Stage, ...]:
 
     What is made of a changed model has that model as its original.
     """
+    if isinstance(model, nn.Module) and not isinstance(model, PrunedModule):
+        return _own_stages(model)
     making = making_of(model)
     if not isinstance(model, PrunedModule) or making.solution is None or making.origin is None:
         return ()
     if misfit(model, making.origin, tensors_of(model)) is not None:
         return ()
     return (*making.earlier, Stage(solution=making.solution, origin=making.origin))
+
+
+def packed(stages: tuple[Stage, ...]) -> bytes:
+    """The prunings in bytes, for a model of which copies and pickles shall need nothing of ours."""
+    return zlib.compress(_ALL.dump_json(stages, exclude_defaults=True))
+
+
+def _own_stages(model: nn.Module) -> tuple[Stage, ...]:
+    """The prunings of a model whose own code calls what they left."""
+    kept = vars(model).get(STAGES)
+    if not isinstance(kept, bytes):
+        return ()
+    stages = _unpacked(kept)
+    shapes = {name: tuple(tensor.shape) for name, tensor in registered(model)}
+    left = stages[-1].origin.shapes
+    return stages if all(shapes.get(n, size) == size for n, size in left.items()) else ()
+
+
+@lru_cache(maxsize=8)
+def _unpacked(kept: bytes) -> tuple[Stage, ...]:
+    return _ALL.validate_json(zlib.decompress(kept))
 
 
 def misfit(pruned: PrunedModule, origin: Origin, tensors: dict[str, torch.Tensor]) -> str | None:

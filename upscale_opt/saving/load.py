@@ -100,7 +100,7 @@ def _rebuilt(definition: nn.Module, contents: Contents) -> PrunedModule:
     stages = (*manifest.earlier, Stage(solution=contents.solution, origin=manifest.origin))
     known = stages_of(definition)
     done = len(known) if known == stages[: len(known)] and len(known) < len(stages) else 0
-    blank = copied(definition)
+    blank = own = copied(definition)
     _leave_meta(blank)
     _unwrap(blank, stages[0].origin)
     for stage in stages[done:]:
@@ -114,6 +114,9 @@ def _rebuilt(definition: nn.Module, contents: Contents) -> PrunedModule:
             raise MaterializeError(_another(manifest, definition, reason))
         making = making_of(pruned)
         making.solution, making.origin, blank = solution, stage.origin, pruned
+        if stage.own_code:
+            put_into(own, pruned)
+            blank = own
     reason = difference(pruned, manifest.settings)
     if reason is not None:
         raise MaterializeError(_another(manifest, definition, reason))
