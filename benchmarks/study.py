@@ -140,7 +140,8 @@ def results_of(net: str, tasks: Sequence[Task], options: Namespace) -> Results:
         if cell.method in UNFITTED:
             results.plain[key] = as_it_is(by_seed[cell.seed], cell)
         last = cell.share == min(shares_of(found))
-        if last and cell.method in TUNED and net.startswith("glyphs"):
+        trained = net.startswith("glyphs") and cell.seed in options.tuned
+        if last and trained and cell.method in TUNED:
             results.later[key] = tuned(by_seed[cell.seed], cell)
     for runtime in options.runtime:
         results.clocks[runtime] = [
@@ -275,13 +276,13 @@ def section(one: Results, picture: str | None) -> Iterator[str]:
         yield ""
     if one.later:
         last = min(shares)
-        known = accuracies(one.found)
+        same = {key: value for key, value in accuracies(one.found).items() if key in one.later}
         yield f"Refitted, exported, and trained for one epoch, at {last:.0%}:"
         yield ""
         yield from heads(["masks", "before the epoch", "after it"])
         for method in TUNED:
             if any(who == method for who, _, _ in one.later):
-                before, after = (row("", own, method, [last])[1] for own in (known, one.later))
+                before, after = (row("", own, method, [last])[1] for own in (same, one.later))
                 yield f"| {method} | {before} | {after} |"
         yield ""
     for runtime, clocks in one.clocks.items():
@@ -353,6 +354,7 @@ def main() -> int:
         "--runtime", nargs="*", choices=get_args(Runtime), default=list(get_args(Runtime))
     )
     parser.add_argument("--clocked", type=int, nargs="*", default=[0, 1, 2], help="seeds")
+    parser.add_argument("--tuned", type=int, nargs="*", default=[0, 1, 2], help="seeds")
     parser.add_argument("--cache", type=Path, default=Path("out/budgets"))
     options = parser.parse_args()
     torch.set_num_threads(1)

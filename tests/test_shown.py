@@ -73,7 +73,7 @@ def test_summaries_say_what_matters(things: dict[str, Any]) -> None:
     )
     assert f"{len(things['graph'].operations)} operations" in str(things["graph"])
     assert "102 parameters" in str(things["masks"])
-    assert str(solution) in str(things["pruned"])
+    assert str(things["pruned"].solution) in str(things["pruned"])
     assert "float64_error=" in str(things["pruned"])
     assert str(solution) in str(things["pruning manager"])
 

@@ -148,7 +148,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Subject:
 def test_all_of_it(small: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net, methods = "glyphs-resnet", ["joint", "uniform"]
     options = Namespace(
-        method=methods, share=[0.5], runtime=["eager", "onnxruntime"], clocked=[0], seeds=[0]
+        method=methods,
+        share=[0.5],
+        runtime=["eager", "onnxruntime"],
+        clocked=[0],
+        tuned=[0],
+        seeds=[0],
     )
     results = study.results_of(net, [Task(net, 0, tmp_path)], options)
     assert {cell.method for cell in results.found} == set(methods)
