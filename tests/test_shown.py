@@ -75,7 +75,7 @@ def test_summaries_say_what_matters(things: dict[str, Any]) -> None:
     assert "102 parameters" in str(things["masks"])
     assert str(things["pruned"].solution) in str(things["pruned"])
     assert "float64_error=" in str(things["pruned"])
-    assert str(solution) in str(things["pruning manager"])
+    assert str(things["pruning manager"].solution) in str(things["pruning manager"])
 
 
 def test_records_leave_out_what_is_usual() -> None:

@@ -17,6 +17,7 @@ import torch
 from budget_cells import Cell, Whole
 from budget_clock import BY_UPSCALE, Clock, Timed
 from budget_networks import Subject, Task
+from budget_pictures import draw
 from budget_tables import accuracy_in, ahead, in_time, smallest, table
 from torch import nn
 
@@ -161,13 +162,13 @@ def test_all_of_it(small: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert set(results.plain) == {(method, 0.5, 0) for method in methods}
     assert set(results.later) == {(method, 0.5, 0) for method in methods}
     for runtime in ("eager", "onnxruntime"):
-        (clock,) = results.clocks[runtime]  # type: ignore[index]
+        (clock,) = results.clocks[runtime]
         assert set(clock.took()) == {(method, 0.5) for method in methods}
         assert all(share > 0 for share in clock.took().values())
     text = "\n".join(study.page([results], {net: "study/net.svg"}))
     assert f"### {net}, at equal time in onnxruntime" in text
     assert "![Accuracy against multiply-adds and time, glyphs-resnet](study/net.svg)" in text
-    picture = study.draw(results.whole, results.found, results.clocks)
+    picture = draw(results.whole, results.found, results.clocks)
     assert picture.startswith(b"<?xml")
 
     def never(*args: Any) -> Sequence[Any]:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 import upscale_opt as uo
 from upscale_opt.materializing.origin import Stage
+from upscale_opt.materializing.stages import packed
 
 WIDTH, HEADS, SIZE = 16, 2, 8
 
@@ -204,16 +205,12 @@ def test_a_model_that_went_another_way_is_refused_and_stays(
 def test_a_new_model_stays_whole_if_the_second_step_fails(
     twice: tuple[list[uo.Pruned], Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from upscale_opt.materializing import own_code
-
-    packed = own_code.packed
-
     def failing(stages: tuple[Stage, ...]) -> bytes:
         if len(stages) == 2:
             raise uo.MaterializeError("the second step fails")
         return packed(stages)
 
-    monkeypatch.setattr(own_code, "packed", failing)
+    monkeypatch.setattr("upscale_opt.materializing.own_code.packed", failing)
     model = Model().eval()
     before, known = model(X), dict(model.named_parameters())
     with pytest.raises(uo.MaterializeError, match="second step fails"):
