@@ -149,14 +149,21 @@ def measured(task: Task, method: str, share: float, weighting: Weighting) -> Cel
 
 
 def cells(
-    tasks: Sequence[Task], methods: Sequence[str], shares: Sequence[float], weighting: Weighting
+    tasks: Sequence[Task],
+    methods: Sequence[str],
+    shares: Sequence[float],
+    weighting: Weighting,
+    *,
+    kept: bool = False,
 ) -> Iterator[Cell]:
-    """All cells that are asked for; those that are kept are not made again."""
+    """All cells that are asked for; those that are kept are not made again, or alone are shown."""
     for task in tasks:
         store = store_of(task, Cell)
         for share, method in itertools.product(shares or SHARES[task.net], methods):
             name = name_of(task, method, share, weighting)
             found = store.find(name)
+            if found is None and kept:
+                continue
             if found is None:
                 found = measured(task, method, share, weighting)
                 store.put(name, found)
@@ -192,18 +199,20 @@ def export_of(one: Subject, masks: Masks) -> nn.Module:
     return uo.materialize(masked_copy(one.model, one.graph, masks), solution)
 
 
-def as_it_is(task: Task, cell: Cell) -> float:
-    """A cell's accuracy without refitting."""
+def as_it_is(task: Task, cell: Cell, *, kept: bool = False) -> float | None:
+    """A cell's accuracy without refitting; ``None`` if it would have to be measured."""
 
     def test() -> float:
         one = subject(task)
         return one.test(export_of(one, cell.masks))
 
-    return _beyond(task, cell, "plain", test)
+    return _beyond(task, cell, "plain", None if kept else test)
 
 
-def tuned(task: Task, cell: Cell) -> float:
+def tuned(task: Task, cell: Cell, *, kept: bool = False) -> float | None:
     """A cell's accuracy after refitting, export, and one epoch of training with labels.
+
+    ``None`` if it would have to be measured.
 
     Raises:
         ValueError: if the network was not trained here.
@@ -221,14 +230,16 @@ def tuned(task: Task, cell: Cell) -> float:
             train(export, once, images)
         return one.test(export)
 
-    return _beyond(task, cell, "tuned", test)
+    return _beyond(task, cell, "tuned", None if kept else test)
 
 
-def _beyond(task: Task, cell: Cell, kind: str, test: Callable[[], float]) -> float:
+def _beyond(task: Task, cell: Cell, kind: str, test: Callable[[], float] | None) -> float | None:
     store = store_of(task, Beyond)
     name = f"{name_of(task, cell.method, cell.share, cell.weighting)}-{kind}"
     found = store.find(name)
     if found is None:
+        if test is None:
+            return None
         found = Beyond(accuracy=test())
         store.put(name, found)
         pages.say(f"{name}: {100 * found.accuracy:.1f} %")

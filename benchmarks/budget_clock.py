@@ -70,17 +70,24 @@ class Clock(Document):
         return {(one.method, one.share): one.milliseconds / self.unpruned for one in self.exports}
 
 
-def clock(task: Task, found: Sequence[Cell], runtime: Runtime) -> Clock:
-    """Put the exports of a task's cells on the clock; from the cache if all of them are there."""
+def clock(
+    task: Task, found: Sequence[Cell], runtime: Runtime, *, kept: bool = False
+) -> Clock | None:
+    """Put the exports of a task's cells on the clock; from the cache if all of them are there.
+
+    ``None`` if they would have to be measured.
+    """
     own = [cell for cell in found if (cell.net, cell.seed) == (task.net, task.seed)]
     store = store_of(task, Clock)
     name = f"{task.net}-{task.seed}-clock-{runtime}-{code_key()}"
-    kept = store.find(name)
-    if kept is None or not {(one.method, one.share) for one in own} <= set(kept.took()):
+    times = store.find(name)
+    if times is None or not {(one.method, one.share) for one in own} <= set(times.took()):
+        if kept:
+            return None
         pages.say(f"{task.net} {task.seed}: {len(own)} exports on the clock in {runtime}")
-        kept = _clocked(task, own, runtime)
-        store.put(name, kept)
-    return kept
+        times = _clocked(task, own, runtime)
+        store.put(name, times)
+    return times
 
 
 def _clocked(task: Task, own: Sequence[Cell], runtime: Runtime) -> Clock:

@@ -97,7 +97,8 @@ def main() -> int:
     torch.set_num_threads(1)
     tasks = [Task(net, seed, options.cache) for net in options.networks for seed in options.seeds]
     found = list(cells(tasks, options.method, options.share, options.weighting))
-    clocks = [clock(task, found, "eager") for task in tasks] if options.clock else []
+    timed = [clock(task, found, "eager") for task in tasks] if options.clock else []
+    clocks = [one for one in timed if one is not None]
     pages.publish(
         page(options.networks, wholes(tasks), found, options.weighting, clocks), options.out
     )

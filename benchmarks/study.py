@@ -3,7 +3,8 @@
 python benchmarks/study.py --out docs/study.md
 python benchmarks/study.py glyphs-resnet --seeds 0 --runtime eager
 
-What was measured is kept; a second call adds what is missing, as long as the code is the same.
+What was measured is kept; a second call adds what is missing, as long as the code is the same, and
+``--kept`` shows what is there.
 Torch-Pruning and UPSCALE have to be installed: ``pip install --no-deps torch-pruning
 apple-upscale``.
 """
@@ -132,21 +133,27 @@ def results_of(net: str, tasks: Sequence[Task], options: Namespace) -> Results:
     """Measure what is missing of a network."""
     own = [task for task in tasks if task.net == net]
     methods = options.method or shown_of(net)
-    found = list(cells(own, methods, options.share, "effect"))
-    results = Results(net, wholes(own), found)
-    by_seed = {task.seed: task for task in own}
+    kept = options.kept
+    found = list(cells(own, methods, options.share, "effect", kept=kept))
+    by_seed = {task.seed: task for task in own if any(one.seed == task.seed for one in found)}
+    results = Results(net, wholes(list(by_seed.values())), found)
     for cell in found:
         key = (cell.method, cell.share, cell.seed)
         if cell.method in UNFITTED:
-            results.plain[key] = as_it_is(by_seed[cell.seed], cell)
+            plain = as_it_is(by_seed[cell.seed], cell, kept=kept)
+            results.plain |= {} if plain is None else {key: plain}
         last = cell.share == min(shares_of(found))
         trained = net.startswith("glyphs") and cell.seed in options.tuned
         if last and trained and cell.method in TUNED:
-            results.later[key] = tuned(by_seed[cell.seed], cell)
+            later = tuned(by_seed[cell.seed], cell, kept=kept)
+            results.later |= {} if later is None else {key: later}
     for runtime in options.runtime:
-        results.clocks[runtime] = [
-            clock(task, found, runtime) for task in own if task.seed in options.clocked
+        timed = [
+            clock(task, found, runtime, kept=kept)
+            for seed, task in by_seed.items()
+            if seed in options.clocked
         ]
+        results.clocks[runtime] = [one for one in timed if one is not None]
     return results
 
 
@@ -301,7 +308,7 @@ def page(results: Sequence[Results], pictures: Mapping[str, str]) -> Iterator[st
         "refitted by `uo.refit` to the same unlabelled inputs; the exports tested and put on the "
         "clock. All figures are shares of test inputs that are right, in per cent, with the "
         "standard deviation over seeds. A seed is another training of the small networks, and "
-        "other inputs to refit networks with weights to."
+        "other inputs to refit networks with weights to. A dash: not measured."
     )
     yield ""
     yield from in_short(results)
@@ -355,6 +362,7 @@ def main() -> int:
     )
     parser.add_argument("--clocked", type=int, nargs="*", default=[0, 1, 2], help="seeds")
     parser.add_argument("--tuned", type=int, nargs="*", default=[0, 1, 2], help="seeds")
+    parser.add_argument("--kept", action="store_true", help="show only what was measured before")
     parser.add_argument("--cache", type=Path, default=Path("out/budgets"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -363,6 +371,7 @@ def main() -> int:
         seeds = options.seeds[:1] if net == EFFICIENTNET else options.seeds
         tasks = [Task(net, seed, options.cache) for seed in seeds]
         results.append(results_of(net, tasks, options))
+    results = [one for one in results if one.found]
     pictures = {}
     if options.out is not None:
         for one in results:

@@ -155,6 +155,7 @@ def test_all_of_it(small: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         clocked=[0],
         tuned=[0],
         seeds=[0],
+        kept=False,
     )
     results = study.results_of(net, [Task(net, 0, tmp_path)], options)
     assert {cell.method for cell in results.found} == set(methods)
@@ -179,3 +180,6 @@ def test_all_of_it(small: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     again = study.results_of(net, [Task(net, 0, tmp_path)], options)
     assert again.found == results.found
     assert again.clocks == results.clocks
+    options.kept = True
+    assert study.results_of(net, [Task(net, 0, tmp_path)], options).later == results.later
+    assert study.results_of(net, [Task(net, 1, tmp_path)], options).found == []
