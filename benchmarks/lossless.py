@@ -185,7 +185,8 @@ def check(model: nn.Module, inputs: Any, others: Any) -> tuple[bool, float, int]
     solution = pruned.solution
     if solution.status != "optimal" or solution.lower_bound != solution.objective_value:
         raise Lossy(f"{solution.status}: {solution.lower_bound} of {solution.objective_value}")
-    sizes = {name: bytes_per_channel(one) for name, one in pruned.graph.tensors.items()}
+    tensors = pruned.graph.tensors.items()
+    sizes = {name: bytes_per_channel(one) for name, one in tensors if one.channels}
     copied = sum(read.copied * sizes[read.tensor] for read in solution.reads)
     if copied != solution.objective_value:
         raise Lossy(f"copies {copied} bytes but says {solution.objective_value}")

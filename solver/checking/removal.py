@@ -267,7 +267,8 @@ class _Reporter:
         why = self.whys[use.tensor].get(channel) or Why("stored", use.op.name)
         if why.cause == "stored" and use.role == "rows" and self.steps is not None:
             steps = self.steps
-            filled = steps.block if len(tensor.channels) % steps.block == 0 else steps.align
+            even = steps.block > 0 and len(tensor.channels) % steps.block == 0
+            filled = steps.block if even else steps.align
             why = self._filled(use.op, filled) or why
         if channel not in self.sets.defined[use.tensor] or why.cause in _COME_WHAT_MAY:
             return why

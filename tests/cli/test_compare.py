@@ -194,7 +194,8 @@ def test_compare_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     for name, amount in {(found.label, found.amount) for found in rows}:
         assert amount is not None
         options = ("--amount", amount, "--side", "both", "--layers", "conv", "--seed", 5)
-        assert call("run", name, *options, "--out", tmp_path / "run") == 0
+        objective = ("--objective", "copied_channels")
+        assert call("run", name, *options, *objective, "--out", tmp_path / "run") == 0
         solution = uo.Solution.load(tmp_path / "run" / "solution.json")
         (mine,) = (
             found
