@@ -91,9 +91,6 @@ class Beyond(Document):
     accuracy: float
 
 
-Key = tuple[str, float, int]
-"""A method, a share of the multiply-adds, and a seed."""
-
 Kept = TypeVar("Kept", bound=Document)
 
 
@@ -141,7 +138,7 @@ def measured(task: Task, method: str, share: float, weighting: Weighting) -> Cel
         weighting=weighting if method in WITH_LOSSES else "",
         accuracy=one.test(uo.materialize(refitted, solution)),
         macs=macs_left(one.graph, masks),
-        copied=solution.objective_value,
+        copied=solution.copied,
         choosing=chosen - start,
         refitting=done - chosen,
         masks=masks,

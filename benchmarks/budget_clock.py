@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
@@ -11,6 +10,7 @@ import torch
 from budget_cells import Cell, code_key, export_of, store_of
 from budget_methods import SECONDS
 from budget_networks import Subject, Task, subject
+from moved_bytes import upscaled
 from torch import Tensor, nn
 
 import upscale_opt as uo
@@ -25,9 +25,6 @@ BY_UPSCALE = "uniform, exported by UPSCALE"
 
 _CLOCKED = 1.0
 """Seconds on the clock for each export."""
-
-_WRONG = 1e-3
-"""A greater relative deviation from the masked network is none of rounding."""
 
 
 class Timed(Record):
@@ -101,7 +98,7 @@ def _clocked(task: Task, own: Sequence[Cell], runtime: Runtime) -> Clock:
             continue
         exports[key] = export_of(one, cell.masks)
         if cell.method == "uniform":
-            theirs = _by_upscale(one, cell, inputs)
+            theirs = upscaled(masked_copy(one.model, one.graph, cell.masks), inputs)
             if theirs is not None:
                 exports[BY_UPSCALE, cell.share] = theirs
     named = {"unpruned": one.model, **{f"{m} {share}": e for (m, share), e in exports.items()}}
@@ -137,25 +134,3 @@ def _milliseconds(
     if runtime == "eager":
         return uo.measuring.beside(models, inputs, seconds=seconds).milliseconds
     return in_onnxruntime.timing.beside(models, inputs, seconds=seconds).milliseconds
-
-
-def _by_upscale(one: Subject, cell: Cell, inputs: Tensor) -> nn.Module | None:
-    """UPSCALE's export of the masked network; nothing if it is missing, fails, or is wrong."""
-    try:
-        from upscale import PruningManager
-    except ImportError:
-        return None
-    masked = masked_copy(one.model, one.graph, cell.masks)
-    export = copy.deepcopy(masked)
-    try:
-        with torch.no_grad():
-            PruningManager(export).compute([inputs[:1]]).prune()
-            result, expected = export(inputs[:2]), masked(inputs[:2])
-    except Exception as problem:  # it fails in many ways
-        pages.say(f"UPSCALE cannot export {cell.net}: {type(problem).__name__}: {problem}")
-        return None
-    error = float((result - expected).abs().max() / expected.abs().max())
-    if error > _WRONG:
-        pages.say(f"UPSCALE's export of {cell.net} deviates by {error:.0e}")
-        return None
-    return export

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from budget_cells import Cell, Whole
@@ -51,10 +52,10 @@ def draw(
     whole: Sequence[Whole], found: Sequence[Cell], clocks: Mapping[Runtime, Sequence[Clock]]
 ) -> bytes:
     """One network, as an SVG file: a panel for multiply-adds and one for every runtime."""
-    panels = {"multiply-adds left": _by_macs(found)}
+    panels = {"multiply-adds left": _points(found, lambda cell: cell.macs)}
     for runtime, own in clocks.items():
         if own:
-            panels[f"time left, {runtime}"] = _by_time(found, own)
+            panels[f"time left, {runtime}"] = _points(found, partial(_time_left, own))
     top = statistics.mean(one.accuracy for one in whole)
     with drawing(len(panels) * _WIDTH + 0.3, _HEIGHT + 0.6) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -88,30 +89,23 @@ def _panel(axes: Axes, points: Points, top: float, label: str) -> None:
         axis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
 
 
-def _by_macs(found: Sequence[Cell]) -> Points:
-    points: Points = {}
-    for method in methods_of(found):
-        for share in shares_of(found):
-            own = [one for one in found if (one.method, one.share) == (method, share)]
-            if own:
-                place = statistics.mean(one.macs for one in own)
-                value = statistics.mean(one.accuracy for one in own)
-                points.setdefault(method, []).append((place, value))
-    return points
+def _time_left(clocks: Sequence[Clock], cell: Cell) -> float | None:
+    """A cell's share of the unpruned network's time, if it was on the clock."""
+    took = (one.took() for one in clocks if one.seed == cell.seed)
+    return next((shares.get((cell.method, cell.share)) for shares in took), None)
 
 
-def _by_time(found: Sequence[Cell], clocks: Sequence[Clock]) -> Points:
-    took = {one.seed: one.took() for one in clocks}
+def _points(found: Sequence[Cell], place: Callable[[Cell], float | None]) -> Points:
+    """Where every method's cells stand; cells that have no place are left out."""
     points: Points = {}
     for method in methods_of(found):
         for share in shares_of(found):
             own = [
-                (took[one.seed][method, share], one.accuracy)
+                (across, one.accuracy)
                 for one in found
-                if (one.method, one.share) == (method, share)
-                and (method, share) in took.get(one.seed, {})
+                if (one.method, one.share) == (method, share) and (across := place(one)) is not None
             ]
             if own:
-                place, value = (statistics.mean(column) for column in zip(*own, strict=True))
-                points.setdefault(method, []).append((place, value))
+                across, up = (statistics.mean(column) for column in zip(*own, strict=True))
+                points.setdefault(method, []).append((across, up))
     return points

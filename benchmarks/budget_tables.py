@@ -42,13 +42,12 @@ def heads(names: Sequence[str]) -> Iterator[str]:
     yield f"| --- |{' ---: |' * (len(names) - 1)}"
 
 
-def row(name: str, accuracies: Accuracies, method: str, shares: Sequence[float]) -> list[str]:
-    """The cells of a row: the accuracies of a method at every share; a dash where it has none."""
-    found = [name]
-    for share in shares:
-        own = [value for (who, at, _), value in accuracies.items() if (who, at) == (method, share)]
-        found.append(spread(own) if own else "–")
-    return found
+def at(accuracies: Accuracies, method: str, share: float) -> str:
+    """The accuracy of a method at a share, over all seeds; a dash if there is none."""
+    own = [
+        value for (who, where, _), value in accuracies.items() if (who, where) == (method, share)
+    ]
+    return spread(own) if own else "–"
 
 
 def table(whole: Sequence[Whole], found: Sequence[Cell]) -> Iterator[str]:
@@ -69,7 +68,8 @@ def table(whole: Sequence[Whole], found: Sequence[Cell]) -> Iterator[str]:
         mine = [one for one in found if one.method == method]
         copied = [one.copied for one in mine]
         cells = [
-            *row(method, known, method, shares),
+            method,
+            *(at(known, method, share) for share in shares),
             f"{min(copied):,} to {max(copied):,}",
             f"{statistics.mean(one.choosing for one in mine):.1f}",
         ]
@@ -84,19 +84,16 @@ def ahead(
 ) -> tuple[str, list[float]] | None:
     """The best of the rivals at a share, and by how much joint is above it, seed by seed.
 
-    Only seeds of which joint and all rivals are known count; ``None`` if there is none.
+    Only rivals that were tried with all of joint's seeds count; ``None`` if there is none.
     """
-    seeds = [
-        seed
-        for method, at, seed in accuracies
-        if (method, at) == ("joint", share)
-        and all((name, share, seed) in accuracies for name in rivals)
-    ]
-    if not seeds or not rivals:
-        return None
+    seeds = [seed for method, where, seed in accuracies if (method, where) == ("joint", share)]
     means = {
-        name: statistics.mean(accuracies[name, share, seed] for seed in seeds) for name in rivals
+        name: statistics.mean(accuracies[name, share, seed] for seed in seeds)
+        for name in rivals
+        if seeds and all((name, share, seed) in accuracies for seed in seeds)
     }
+    if not means:
+        return None
     rival = max(means, key=lambda name: means[name])
     return rival, [
         accuracies["joint", share, seed] - accuracies[rival, share, seed] for seed in seeds
@@ -210,18 +207,10 @@ def at_equal_time(
             cells.append(spread(known) if own and len(known) == len(own) else "slower")
         yield f"| {' | '.join(cells)} |"
     yield ""
-    sure = {
-        key: value
-        for key, value in reached.items()
-        if value is not None
-        and all(reached[key[0], key[1], one.seed] is not None for one in clocks)
-    }
+    sure = {key: value for key, value in reached.items() if value is not None}
     parts = []
     for share in shares:
-        rivals = [
-            name for name in names if name != "joint" and (name, share, clocks[0].seed) in sure
-        ]
-        best = ahead(sure, share, rivals)
+        best = ahead(sure, share, names[1:])
         if best is not None:
             parts.append(f"{spread(best[1])} in {times[share]:.0%} of the time ({best[0]})")
     if parts:

@@ -29,11 +29,11 @@ from budget_pictures import draw
 from budget_tables import (
     accuracies,
     ahead,
+    at,
     at_equal_time,
     heads,
     in_time,
     methods_of,
-    row,
     shares_of,
     smallest,
     table,
@@ -137,14 +137,14 @@ def results_of(net: str, tasks: Sequence[Task], options: Namespace) -> Results:
     found = list(cells(own, methods, options.share, "effect", kept=kept))
     by_seed = {task.seed: task for task in own if any(one.seed == task.seed for one in found)}
     results = Results(net, wholes(list(by_seed.values())), found)
+    last = min(shares_of(found), default=0.0)
     for cell in found:
         key = (cell.method, cell.share, cell.seed)
         if cell.method in UNFITTED:
             plain = as_it_is(by_seed[cell.seed], cell, kept=kept)
             results.plain |= {} if plain is None else {key: plain}
-        last = cell.share == min(shares_of(found))
         trained = net.startswith("glyphs") and cell.seed in options.tuned
-        if last and trained and cell.method in TUNED:
+        if trained and cell.share == last and cell.method in TUNED:
             later = tuned(by_seed[cell.seed], cell, kept=kept)
             results.later |= {} if later is None else {key: later}
     for runtime in options.runtime:
@@ -220,7 +220,7 @@ def _short(one: Results, share: float) -> list[str]:
         one.net,
         f"{100 * one.top:.1f}",
         f"{share:.0%}",
-        row("", known, "joint", [share])[1],
+        at(known, "joint", share),
         time("eager"),
         time("onnxruntime"),
         best(("constrained", "greedy", "priced")),
@@ -243,8 +243,8 @@ def _verdicts(one: Results) -> Iterator[str]:
         level: list[str] = []
         worse: list[str] = []
         for share in shares:
-            rivals = sorted({who for who, at, _ in known if at == share and who != "joint"})
-            found = ahead(known, share, rivals)
+            rivals = dict.fromkeys(who for who, _, _ in known if who != "joint")
+            found = ahead(known, share, list(rivals))
             if found is None or len(found[1]) < 2:  # one seed tells of no spread
                 continue
             mean, deviation = statistics.mean(found[1]), statistics.stdev(found[1])
@@ -279,7 +279,8 @@ def section(one: Results, picture: str | None) -> Iterator[str]:
         yield from heads(["masks", *(f"{share:.0%}" for share in shares)])
         for method in UNFITTED:
             if any(who == method for who, _, _ in one.plain):
-                yield f"| {' | '.join(row(method, one.plain, method, shares))} |"
+                plain = (at(one.plain, method, share) for share in shares)
+                yield f"| {method} | {' | '.join(plain)} |"
         yield ""
     if one.later:
         last = min(shares)
@@ -289,8 +290,7 @@ def section(one: Results, picture: str | None) -> Iterator[str]:
         yield from heads(["masks", "before the epoch", "after it"])
         for method in TUNED:
             if any(who == method for who, _, _ in one.later):
-                before, after = (row("", own, method, [last])[1] for own in (same, one.later))
-                yield f"| {method} | {before} | {after} |"
+                yield f"| {method} | {at(same, method, last)} | {at(one.later, method, last)} |"
         yield ""
     for runtime, clocks in one.clocks.items():
         if clocks:

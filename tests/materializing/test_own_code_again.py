@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import zlib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import upscale_opt as uo
+from upscale_opt.materializing.names import STAGES
 from upscale_opt.materializing.origin import Stage
 from upscale_opt.materializing.stages import packed
 
@@ -232,3 +234,16 @@ def test_what_was_changed_in_between_is_an_original_of_its_own(
         uo.load(Model(), tmp_path / "changed.safetensors", in_place=True)
     loaded = uo.load(copy.deepcopy(model), tmp_path / "changed.safetensors", in_place=True)
     torch.testing.assert_close(loaded(LONGER), result.masked(LONGER))
+
+
+def test_what_a_model_says_of_itself_may_be_damaged_or_newer(
+    twice: tuple[list[uo.Pruned], Model],
+) -> None:
+    model = copy.deepcopy(twice[1])
+    newer = zlib.compress(b'[{"solution": {"schema_version": 999}}]')
+    for kept in (b"damaged", vars(model)[STAGES][:50], newer):
+        vars(model)[STAGES] = kept
+        with pytest.raises(uo.MaterializeError, match=f"{STAGES}.*delete the attribute"):
+            uo.prune(model, X, amount=0.2)
+    del vars(model)[STAGES]
+    assert uo.prune(model, X, amount=0.2).report is not None

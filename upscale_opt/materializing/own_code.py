@@ -20,11 +20,10 @@ from torch.utils import _pytree as pytree
 from upscale_opt.errors import MaterializeError, TraceError
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
-from upscale_opt.materializing.gathered import gathered
 from upscale_opt.materializing.names import STAGES
 from upscale_opt.materializing.origin import Modes, Origin, Stage, calls_of, modes_of, set_modes
 from upscale_opt.materializing.pruned_module import Making, PrunedModule, making_of
-from upscale_opt.materializing.rebuild import rebuild
+from upscale_opt.materializing.rebuild import rebuild, repeat
 from upscale_opt.materializing.stages import packed, stages_of
 from upscale_opt.materializing.used import kind_of, tensors_of
 from upscale_opt.runtime.modules import OURS
@@ -130,11 +129,9 @@ def _repeat(
     source = model
     for stage in stages[len(done) : count]:
         program = _same_program(source, stage.solution, stage.origin)
-        plan = gathered(stage.solution) if stage.origin.gather_views else stage.solution
-        step = rebuild(source, program, plan, compacted=stage.solution)
+        source = step = repeat(source, program, stage)
         making = making_of(step)
         making.solution, making.origin = stage.solution, stage.origin
-        source = step
         if stage.own_code:
             found |= _put(model, step, undo)
             source = model

@@ -15,9 +15,10 @@ from upscale_opt.ir.solution import Solution
 from upscale_opt.materializing.angles import narrow_angles
 from upscale_opt.materializing.calls import emit
 from upscale_opt.materializing.checks import write_checks
+from upscale_opt.materializing.gathered import gathered
 from upscale_opt.materializing.in_place import protect
 from upscale_opt.materializing.names import old_name
-from upscale_opt.materializing.origin import origin_of
+from upscale_opt.materializing.origin import Stage, origin_of
 from upscale_opt.materializing.parameters import fill_root
 from upscale_opt.materializing.pruned_module import (
     Making,
@@ -77,6 +78,21 @@ def rebuild(
     )
     remember(pruned, making)
     return pruned
+
+
+def repeat(model: nn.Module, program: Program, stage: Stage) -> PrunedModule:
+    """The pruned model that an earlier pruning made, of the original or one that is like it.
+
+    What it says of its making is what was made now; compare that with ``stage``.
+
+    Args:
+        model: the model that ``program`` captured; see :func:`rebuild`.
+        program: the captured model and its graph.
+        stage: the earlier pruning.
+    """
+    solution = stage.solution
+    plan = gathered(solution) if stage.origin.gather_views else solution
+    return rebuild(model, program, plan, compacted=solution)
 
 
 def _write_calls(state: State) -> None:

@@ -10,6 +10,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from upscale_opt.errors import MaterializeError, SchemaError
 from upscale_opt.materializing.names import STAGES
 from upscale_opt.materializing.origin import Origin, Stage, calls_of
 from upscale_opt.materializing.pruned_module import PrunedModule, making_of
@@ -51,7 +52,14 @@ def _own_stages(model: nn.Module) -> tuple[Stage, ...]:
 
 @lru_cache(maxsize=8)
 def _unpacked(kept: bytes) -> tuple[Stage, ...]:
-    return _ALL.validate_json(zlib.decompress(kept))
+    try:
+        return _ALL.validate_json(zlib.decompress(kept))
+    except (zlib.error, ValueError, SchemaError):
+        raise MaterializeError(
+            f"what this model says of its earlier prunings (its attribute {STAGES}) cannot be "
+            "read: it is damaged, or of another version; delete the attribute, and it counts "
+            "as an original of its own"
+        ) from None
 
 
 def misfit(pruned: PrunedModule, origin: Origin, tensors: dict[str, torch.Tensor]) -> str | None:

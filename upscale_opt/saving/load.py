@@ -11,12 +11,11 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import MaterializeError, SchemaError, TraceError
-from upscale_opt.materializing.gathered import gathered
 from upscale_opt.materializing.names import new_name
 from upscale_opt.materializing.origin import Origin, Stage, set_modes
 from upscale_opt.materializing.own_code import put_into
 from upscale_opt.materializing.pruned_module import PrunedModule, carry, making_of
-from upscale_opt.materializing.rebuild import rebuild
+from upscale_opt.materializing.rebuild import repeat
 from upscale_opt.materializing.stages import stages_of
 from upscale_opt.materializing.used import kind_of, registered, tensors_of
 from upscale_opt.saving.file import Contents, Manifest, unpack
@@ -106,14 +105,12 @@ def _rebuilt(definition: nn.Module, contents: Contents) -> PrunedModule:
     for stage in stages[done:]:
         _dress(blank, stage.origin)
         program = _captured(blank, stage, manifest)
-        solution = stage.solution
-        plan = gathered(solution) if stage.origin.gather_views else solution
-        pruned = rebuild(blank, program, plan, compacted=solution)
+        pruned = repeat(blank, program, stage)
         reason = _difference(pruned, stage.origin)
         if reason is not None:
             raise MaterializeError(_another(manifest, definition, reason))
         making = making_of(pruned)
-        making.solution, making.origin, blank = solution, stage.origin, pruned
+        making.solution, making.origin, blank = stage.solution, stage.origin, pruned
         if stage.own_code:
             put_into(own, pruned)
             blank = own
