@@ -62,8 +62,10 @@ beat, says which plan was taken, and if another is faster, which. What such a pl
 * A forecast, which repeats on the plan what onnxruntime's optimiser does, decides if these widths
   are taken, or others that it says are faster by 3 % or more.
 
-All of it is lossless as every export is. Budgets of time take these prices, too; but what is
-measured while a budget is met (`measure=`) is measured in eager PyTorch.
+All of it is lossless as every export is. Budgets of time take these prices, too, and with
+`measure=True` they are kept by onnxruntime's clock:
+`prune(model, inputs, budget=Budget(latency=0.6, cost_model="onnxruntime"), measure=True)`, or
+`upscale-opt prune NETWORK --latency 0.6 --cost-model onnxruntime`.
 """
 
 

@@ -19,7 +19,7 @@ import upscale_opt as uo
 from upscale_opt import deploying
 from upscale_opt.cli import main
 from upscale_opt.deploying import deploy
-from upscale_opt.errors import DeployError
+from upscale_opt.errors import ArgumentError, DeployError
 from upscale_opt.models import catalogue
 
 ARENA = {"selection": "arena"}
@@ -129,6 +129,31 @@ def test_a_fixed_batch(tmp_path: Path) -> None:
     assert done.batches == (2,)
     (given,) = onnx.load(done.path).graph.input
     assert given.type.tensor_type.shape.dim[0].dim_value == 2
+
+
+class Open(nn.Module):
+    """Takes arguments that nobody names, as the networks of some frameworks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.head = nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Of shape (N, 4, H - 4, W - 4)."""
+        y: Tensor = self.head(self.stem(x).relu())
+        return y * 2 if args or kwargs.get("augment", False) or y.shape[2] < 2 else y
+
+
+def test_arguments_that_nobody_names(tmp_path: Path) -> None:
+    model, inputs = Open().eval(), torch.randn(2, 3, 8, 8)
+    pruned = uo.prune(model, inputs, amount=0.5, side="both").model
+    for kind in ("onnx", "pt2"):
+        assert deploy(pruned, inputs, tmp_path / f"net.{kind}").batches == (1, 2, 3)
+    with pytest.raises(ArgumentError, match=r"'\*\*kwargs' is a dict with 'augment'"):
+        pruned(inputs, augment=True)
+    with pytest.raises(ArgumentError, match=r"'\*args' is a tuple of 1"):
+        pruned(inputs, 1)
 
 
 def test_what_takes_one_batch_only_says_so(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from upscale_opt.experiments.bench.names import ONNXRUNTIME_VARIANTS
 from upscale_opt.experiments.bench.records import BenchRecord, Settings
 from upscale_opt.experiments.bench.tables import best_other, verdicts
 from upscale_opt.in_onnxruntime.sessions import Profiled, block_here, file_of, node_of, whole
-from upscale_opt.in_onnxruntime.timing import Comparison
+from upscale_opt.in_onnxruntime.timing import Comparison, model_clock
 from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost
 from upscale_opt.ir.profiles import profile
 from upscale_opt.measuring.calibrating import Subject
@@ -320,3 +320,27 @@ def test_what_onnxruntime_is_not_timed_with(
 ) -> None:
     assert command("bench", SMALL, "--runtime", "onnxruntime", *options) == 1
     assert "onnxruntime is timed on a CPU" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limits", [{"latency": 0.7}, {"milliseconds": 1000.0}, {"masks": 0.5}])
+def test_pruned_models_are_timed_where_their_prices_are_from(limits: dict[str, float]) -> None:
+    model, inputs = stream()
+    if "masks" in limits:
+        found = uo.prune(model, inputs, measure=True, objective="latency", cost_model="onnxruntime")
+    else:
+        budget = uo.Budget(**limits, cost_model="onnxruntime")  # type: ignore[arg-type]
+        found = uo.prune(model, inputs, budget=budget, measure=True)
+    assert found.times is not None
+    assert found.times.device == "onnxruntime"
+    assert set(found.times.milliseconds) >= {"unpruned", "pruned"}
+    eager = uo.prune(model, inputs, budget=uo.Budget(latency=0.7), measure=True)
+    assert eager.times is not None
+    assert eager.times.device == "cpu"
+
+
+def test_clocks_in_onnxruntime_run_the_file() -> None:
+    model, inputs = stream()
+    clock = model_clock(model, inputs)
+    assert clock() > 0
+    with pytest.raises(DeployError, match=r"ONNX cannot hold this model|cannot run this model"):
+        model_clock(model.bfloat16(), inputs.bfloat16())

@@ -132,9 +132,8 @@ class Candidate:
 
     def __init__(self, model: nn.Module, inputs: Inputs, threads: int = 1) -> None:
         data = file_of(model, inputs)
+        self.clock = _ready(data, inputs, threads)
         with failing("onnxruntime cannot run this model"):
-            self.clock = _clock(call_of(data, inputs, threads), threads)
-            self.clock()
             self.profiled = Profiled(data, inputs, threads)
 
 
@@ -159,6 +158,25 @@ def compare(
         for one in candidates.values():
             one.profiled.run()
     return Comparison(found, {name: one.profiled.nodes(1) for name, one in candidates.items()})
+
+
+def model_clock(model: nn.Module, inputs: Inputs, threads: int = 1) -> Clock:
+    """A clock of a model on its inputs, as :func:`beside` has it; it runs once at once.
+
+    Raises:
+        TraceError: if it is no model, or ``inputs`` are none of the accepted forms.
+        DeployError: if onnxruntime is missing, or ONNX cannot hold the model.
+    """
+    require_model(model, "measure")
+    return _ready(file_of(model, inputs), inputs, threads)
+
+
+def _ready(data: bytes, inputs: Inputs, threads: int) -> Clock:
+    """The clock of a file, which ran once."""
+    with failing("onnxruntime cannot run this model"):
+        found = _clock(call_of(data, inputs, threads), threads)
+        found()
+    return found
 
 
 def _clock(call: Callable[[], object], threads: int) -> Clock:

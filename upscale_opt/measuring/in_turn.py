@@ -159,8 +159,8 @@ class Times(Shown):
     Attributes:
         milliseconds: the median of every model's, by name.
         rounds: how often each was run.
-        threads: that PyTorch computed with.
-        device: where.
+        threads: that were computed with.
+        device: where; ``"onnxruntime"`` if it was there, on a CPU.
     """
 
     milliseconds: Mapping[str, float]
@@ -193,20 +193,33 @@ def beside(models: Mapping[str, nn.Module], inputs: Inputs, *, seconds: float = 
     Raises:
         TraceError: if one is no model, or ``inputs`` are none of the accepted forms.
     """
+    clocks = {name: model_clock(model, inputs) for name, model in models.items()}
+    parameters = (parameter for model in models.values() for parameter in model.parameters())
+    device = next((parameter.device.type for parameter in parameters), "cpu")
+    return times_of(clocks, device, seconds=seconds)
+
+
+def model_clock(model: nn.Module, inputs: Inputs) -> Clock:
+    """A clock of a model on its inputs, as :func:`beside` has it.
+
+    Raises:
+        TraceError: if it is no model, or ``inputs`` are none of the accepted forms.
+    """
+    require_model(model, "measure")
     args, kwargs = as_call(inputs)
-    device = torch.device("cpu")
     fine = time.get_clock_info("thread_time").resolution < _FINE
     now = time.thread_time if fine and torch.get_num_threads() == 1 else time.perf_counter
-    clocks = {}
-    for name, model in models.items():
-        require_model(model, "measure")
-        parameter = next(model.parameters(), None)
-        device = device if parameter is None else parameter.device
-        clocks[name] = clock(partial(model, *args, **kwargs), device, now)
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    return clock(partial(model, *args, **kwargs), device, now)
+
+
+def times_of(clocks: Mapping[str, Clock], device: str, *, seconds: float) -> Times:
+    """The medians of clocks, run in turn for about so many seconds on ``device``."""
     found = interleaved(clocks, rounds=None, seconds=seconds)
     return Times(
         {name: 1e3 * statistics.median(own) for name, own in found.items()},
         len(next(iter(found.values()), [])),
         torch.get_num_threads(),
-        device.type,
+        device,
     )

@@ -15,13 +15,13 @@ from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.zeros import masked_copy, masks_of
 from upscale_opt.materializing.materialize import materialize
-from upscale_opt.measuring.in_turn import Times, beside
+from upscale_opt.measuring.in_turn import Times
+from upscale_opt.pruning.clocks import Clocks
 from upscale_opt.pruning.within import Chosen, Wish, chosen_within
 from upscale_opt.solver.api import solve
 from upscale_opt.solver.network.coupling import constrain
 from upscale_opt.solver.options import SolveOptions
 from upscale_opt.solver.progress import Listener, Progress
-from upscale_opt.tracing.examples import Inputs
 
 _AGAIN = 3
 """Choices after the first, to keep a budget of time by the clock."""
@@ -80,16 +80,16 @@ class ByClock:
 
     Attributes:
         model: the model, unpruned.
-        inputs: the example inputs.
         graph: its graph.
         options: how to choose and to solve.
+        clocks: of the model and its exports.
         tell: told of every step.
     """
 
     model: nn.Module
-    inputs: Inputs
     graph: ChannelGraph
     options: SolveOptions
+    clocks: Clocks
     tell: Listener
 
     def best(self, wish: Wish, solver: str, *, rival: bool) -> Clocked:
@@ -141,7 +141,7 @@ class ByClock:
 
     def _timed(self, models: Mapping[str, nn.Module]) -> Times:
         self.tell(Progress("measure"))
-        return beside({"unpruned": self.model, **models}, self.inputs, seconds=_SECONDS)
+        return self.clocks.beside(models, seconds=_SECONDS)
 
     def _draft(self, wish: Wish, solver: str) -> Draft:
         chosen = chosen_within(

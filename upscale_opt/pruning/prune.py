@@ -16,6 +16,7 @@ from upscale_opt.importance import Criterion
 from upscale_opt.importance.choosing import choose_masks, round_masks
 from upscale_opt.ir.budget import Budget
 from upscale_opt.ir.choice import Choice
+from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.losses import Losses
 from upscale_opt.ir.masks import Masks
@@ -25,8 +26,9 @@ from upscale_opt.masking.tensors import NamedTensors
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.materialize import materialize
 from upscale_opt.materializing.own_code import put_into
-from upscale_opt.measuring.in_turn import Times, beside
+from upscale_opt.measuring.in_turn import Times
 from upscale_opt.pruning.by_clock import ByClock
+from upscale_opt.pruning.clocks import Clocks
 from upscale_opt.pruning.notes import notes_of, warn
 from upscale_opt.pruning.within import Wish, chosen_within, masked_by
 from upscale_opt.reconstruction.refitting import RefitReport
@@ -191,9 +193,10 @@ def prune(
             it is late. That one is returned, and named in the notes, if by the clock it alone keeps
             a budget of time, or if it is faster and loses no more. A budget of time is then kept by
             the clock: the choice is made again, up to three times, for as much more or less as the
-            cost model was wrong. That is also done (but nothing put beside it) if this is not
-            given, and the budget limits time without a cost model of its own; with ``False``, time
-            is what the cost model says.
+            cost model was wrong. The clock is PyTorch's, or with a cost model of onnxruntime that
+            of ONNX files there, on a CPU. That is also done (but nothing put beside it) if this is
+            not given, and the budget limits time without a cost model of its own; with ``False``,
+            time is what the cost model says.
         side: with ``amount``: drop input channels, output channels, or both.
         layers: with ``amount``: prune all layers, or convolutions only.
         criterion: with ``amount``, with ``masks`` to be rounded, or a budget without data: which
@@ -376,7 +379,8 @@ class _Chain:
         assert budget is not None
         clocked = None
         if measure or (measure is None and budget.limits_time and budget.cost_model is None):
-            work = ByClock(self.model, self.inputs, self.graph, self.options, self.tell)
+            clocks = self._clocks(budget.prices)
+            work = ByClock(self.model, self.graph, self.options, clocks, self.tell)
             clocked = work.best(wish, solver, rival=bool(measure))
             chosen = clocked.draft.chosen
         else:
@@ -400,5 +404,8 @@ class _Chain:
     def timed(self, result: Pruned) -> Pruned:
         """With times beside the unpruned model's."""
         self.tell(Progress("measure"))
-        models = {"unpruned": self.model, "pruned": result.model}
-        return replace(result, times=beside(models, self.inputs))
+        clocks = self._clocks(self.options.prices)
+        return replace(result, times=clocks.beside({"pruned": result.model}))
+
+    def _clocks(self, prices: CostModel | None) -> Clocks:
+        return Clocks(self.model, self.inputs, prices)

@@ -84,6 +84,8 @@ def _require_sequence(
 def _require_mapping(
     x: Any, name: str, want: dict[str, Wanted], known: dict[str, tuple[Any, str]], tracer: str
 ) -> None:
+    if name.startswith("**") and isinstance(x, list) and not x:
+        x = {}  # so fx.Interpreter, and torch.export with it, calls a program without keywords
     if not isinstance(x, Mapping) or list(x) != list(want):
         keys = f" with {', '.join(map(repr, x)) or 'nothing'}" if isinstance(x, Mapping) else ""
         wanted = ", ".join(map(repr, want)) or "nothing"

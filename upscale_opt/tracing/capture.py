@@ -195,7 +195,7 @@ def by_fx(
     if watch.reason is not None:  # and the model's code went on
         raise TraceError(f"torch.fx: {watch.reason}")
     tracer.tidy()
-    names = tuple(str(node.target).lstrip("*") for node in tracer.wanted)
+    names = tuple(str(node.target) for node in tracer.wanted)
     checks = [Check(tuple(tracer.wanted), names, tuple(tracer.wanted.values()), "torch.fx")]
     checks = [*checks_within(graph), *(checks if names else [])]
     kept = tracer.decided.keys() & set(graph.nodes)
