@@ -13,7 +13,7 @@ from typing import ClassVar, TypeVar
 
 import pages
 import torch
-from budget_methods import METHODS, SECONDS, WITH_LOSSES, macs_left, macs_of
+from budget_methods import SECONDS, WAYS, WITH_LOSSES, macs_left, macs_of
 from budget_networks import SHARES, Subject, Task, subject
 from torch import nn
 
@@ -125,7 +125,7 @@ def measured(task: Task, method: str, share: float, weighting: Weighting) -> Cel
     """Choose, refit, export and test."""
     one = subject(task)
     start = time.perf_counter()
-    masks = METHODS[method]((one, share, weighting))
+    masks = WAYS[method]((one, share, weighting))
     chosen = time.perf_counter()
     refitted, _ = uo.refit(one.model, masks, one.batches, graph=one.graph)
     done = time.perf_counter()

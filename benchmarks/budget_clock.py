@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import pages
 import torch
 from budget_cells import Cell, code_key, export_of, store_of
-from budget_methods import SECONDS
+from budget_methods import SECONDS, Runtime
 from budget_networks import Subject, Task, subject
 from moved_bytes import upscaled
 from torch import Tensor, nn
@@ -17,8 +17,6 @@ import upscale_opt as uo
 from upscale_opt import in_onnxruntime
 from upscale_opt.ir.base import Document, Record
 from upscale_opt.masking.zeros import masked_copy
-
-Runtime = Literal["eager", "onnxruntime"]
 
 BY_UPSCALE = "uniform, exported by UPSCALE"
 """The export of another package, of the masks of ``uniform``."""

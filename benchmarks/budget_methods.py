@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from budget_networks import Subject
@@ -14,6 +15,7 @@ import upscale_opt as uo
 from upscale_opt.importance.choosing import merge
 from upscale_opt.ir.losses import Losses
 from upscale_opt.ir.masks import Masks
+from upscale_opt.ir.profiles import profile
 from upscale_opt.masking.segments import Method, find_segments
 from upscale_opt.reconstruction.losses import Weighting, losses_of, measure
 from upscale_opt.solver import choose
@@ -23,6 +25,8 @@ from upscale_opt.solver.selection.rates import Rates
 
 SECONDS = 30.0
 """For each solver."""
+
+Runtime = Literal["eager", "onnxruntime"]
 
 Ask = tuple[Subject, float, Weighting]
 """A network, the share of the multiply-adds that may be left, and the losses to look at."""
@@ -34,6 +38,27 @@ def _solver(name: str) -> Callable[[Ask], Masks]:
         budget = uo.Budget(macs=share)
         losses = _losses(subject, weighting)
         return choose(subject.graph, losses, budget, solver=name, time_limit=SECONDS).masks
+
+    return masks
+
+
+def _by_time(solver: str, cost_model: str) -> Callable[[Ask], Masks]:
+    """The same for time: for as much as its masks for the share of the multiply-adds would take.
+
+    All by the cost model, for as many inputs in a call as on the clock.
+    """
+
+    def masks(ask: Ask) -> Masks:
+        subject, _, weighting = ask
+        graph = uo.trace(subject.model, torch.cat(subject.batches)[: subject.batch])
+        rates = Rates(graph, profile(cost_model))
+        took, whole = (
+            account(graph, *segments_of(graph, own), rates).latency
+            for own in (_solver(solver)(ask), Masks(kept={}))
+        )
+        budget = uo.Budget(latency=took / whole, cost_model=cost_model)
+        losses = _losses(subject, weighting)
+        return choose(graph, losses, budget, solver=solver, time_limit=SECONDS).masks
 
     return masks
 
@@ -181,10 +206,27 @@ METHODS: dict[str, Callable[[Ask], Masks]] = {
 }
 """What chooses masks, by name."""
 
+BY_TIME: dict[Runtime, dict[str, Callable[[Ask], Masks]]] = {
+    "eager": {
+        "joint, asked for time": _by_time("joint", "cpu"),
+        "constrained, asked for time": _by_time("constrained", "cpu"),
+    },
+    "onnxruntime": {
+        "joint, asked for time there": _by_time("joint", "onnxruntime"),
+        "constrained, asked for time there": _by_time("constrained", "onnxruntime"),
+    },
+}
+"""What chooses masks for the time that it takes in a runtime, by the built-in cost model."""
+
+WAYS = {**METHODS, **BY_TIME["eager"], **BY_TIME["onnxruntime"]}
+"""All of them."""
+
 PEERS = tuple(name for name in METHODS if name.startswith("torch-pruning"))
 """Methods of another package, to be installed: ``pip install --no-deps torch-pruning``."""
 
-WITH_LOSSES = ("joint", "constrained", "greedy", "even")
+WITH_LOSSES = tuple(
+    name for name in WAYS if name.startswith(("joint", "constrained", "greedy", "even"))
+)
 """Methods that look at refitted losses."""
 
 

@@ -8,7 +8,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from budget_cells import Cell, Whole
-from budget_clock import Clock, Runtime
+from budget_clock import Clock
+from budget_methods import Runtime
 from budget_tables import methods_of, shares_of
 
 from upscale_opt.experiments.pictures import (

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from budget_cells import Cell, Whole
 from budget_clock import BY_UPSCALE, Clock
-from budget_methods import METHODS
+from budget_methods import METHODS, WAYS
 
 Accuracies = Mapping[tuple[str, float, int], float]
 """By method, share of the multiply-adds, and seed."""
@@ -80,13 +80,13 @@ def table(whole: Sequence[Whole], found: Sequence[Cell]) -> Iterator[str]:
 
 
 def ahead(
-    accuracies: Accuracies, share: float, rivals: Sequence[str]
+    accuracies: Accuracies, share: float, rivals: Sequence[str], who: str = "joint"
 ) -> tuple[str, list[float]] | None:
-    """The best of the rivals at a share, and by how much joint is above it, seed by seed.
+    """The best of the rivals at a share, and by how much ``who`` is above it, seed by seed.
 
-    Only rivals that were tried with all of joint's seeds count; ``None`` if there is none.
+    Only rivals that were tried with all of its seeds count; ``None`` if there is none.
     """
-    seeds = [seed for method, where, seed in accuracies if (method, where) == ("joint", share)]
+    seeds = [seed for method, where, seed in accuracies if (method, where) == (who, share)]
     means = {
         name: statistics.mean(accuracies[name, share, seed] for seed in seeds)
         for name in rivals
@@ -95,9 +95,7 @@ def ahead(
     if not means:
         return None
     rival = max(means, key=lambda name: means[name])
-    return rival, [
-        accuracies["joint", share, seed] - accuracies[rival, share, seed] for seed in seeds
-    ]
+    return rival, [accuracies[who, share, seed] - accuracies[rival, share, seed] for seed in seeds]
 
 
 def differences(
@@ -198,7 +196,7 @@ def at_equal_time(
     )
     yield ""
     yield from heads(["masks", *(f"{times[share]:.0%} of the time" for share in shares)])
-    names = [*METHODS, BY_UPSCALE]
+    names = [*WAYS, BY_UPSCALE]
     for method in [name for name in names if any(who == name for who, _, _ in reached)]:
         cells = [method]
         for share in shares:
@@ -208,14 +206,16 @@ def at_equal_time(
         yield f"| {' | '.join(cells)} |"
     yield ""
     sure = {key: value for key, value in reached.items() if value is not None}
-    parts = []
-    for share in shares:
-        best = ahead(sure, share, names[1:])
-        if best is not None:
-            parts.append(f"{spread(best[1])} in {times[share]:.0%} of the time ({best[0]})")
-    if parts:
-        yield f"Joint, in points above the best of the others: {', '.join(parts)}."
-        yield ""
+    joints = [name for name in names if name.startswith("joint")]
+    for who in joints:
+        parts = []
+        for share in shares:
+            best = ahead(sure, share, [name for name in names if name not in joints], who)
+            if best is not None:
+                parts.append(f"{spread(best[1])} in {times[share]:.0%} of the time ({best[0]})")
+        if parts:
+            yield f"{who.capitalize()}, in points above the best others: {', '.join(parts)}."
+            yield ""
 
 
 # How small.

@@ -164,12 +164,15 @@ def test_all_of_it(small: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert all(cell.macs <= 0.5 for cell in results.found)
     assert set(results.plain) == {(method, 0.5, 0) for method in methods}
     assert set(results.later) == {(method, 0.5, 0) for method in methods}
-    for runtime in ("eager", "onnxruntime"):
+    for runtime in results.clocks:
         (clock,) = results.clocks[runtime]
-        assert set(clock.took()) == {(method, 0.5) for method in methods}
+        (timed,) = results.by_time[runtime]
+        assert timed.method.startswith("joint, asked for time")
+        assert set(clock.took()) == {(method, 0.5) for method in (*methods, timed.method)}
         assert all(share > 0 for share in clock.took().values())
     text = "\n".join(study.page([results], {net: "study/net.svg"}))
     assert f"### {net}, at equal time in onnxruntime" in text
+    assert "| joint, asked for time there |" in text
     assert "![Accuracy against multiply-adds and time, glyphs-resnet](study/net.svg)" in text
     picture = draw(results.whole, results.found, results.clocks)
     assert picture.startswith(b"<?xml")
@@ -182,6 +185,7 @@ def test_all_of_it(small: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     again = study.results_of(net, [Task(net, 0, tmp_path)], options)
     assert again.found == results.found
     assert again.clocks == results.clocks
+    assert again.by_time == results.by_time
     options.kept = True
     assert study.results_of(net, [Task(net, 0, tmp_path)], options).later == results.later
     assert study.results_of(net, [Task(net, 1, tmp_path)], options).found == []
