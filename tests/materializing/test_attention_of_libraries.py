@@ -156,6 +156,17 @@ def turning(m: Any, x: Tensor) -> Tensor:
     return joined(m, functional.scaled_dot_product_attention(q, k, v, is_causal=True), x)
 
 
+def turning_in_part(m: Any, x: Tensor) -> Tensor:
+    """Only the first channels of a head are turned, as GPT-NeoX and Phi have it."""
+    q, k, v = parts(m, x)
+    cos, sin = rotary(x)
+    few = [0, 1, SIZE // 2, SIZE // 2 + 1]
+    cos, sin = cos[..., few], sin[..., few]
+    q, k = (torch.cat((rotated(part[..., :4], cos, sin), part[..., 4:]), dim=-1) for part in (q, k))
+    k, v = repeat(k, m.groups), repeat(v, m.groups)
+    return joined(m, functional.scaled_dot_product_attention(q, k, v, is_causal=True), x)
+
+
 def turning_at_once(m: Any, x: Tensor) -> Tensor:
     q, k, v = parts(m, x)
     angles = rotary(x)
@@ -217,6 +228,14 @@ def grouped_written(m: Any, x: Tensor) -> Tensor:
     return result
 
 
+def multi_query(m: Any, x: Tensor) -> Tensor:
+    """One head of keys and values beside all queries, as GPTBigCode and Falcon cut it."""
+    q = m.q(x).unflatten(-1, (HEADS, SIZE)).transpose(1, 2)
+    k, v = (layer(x).unsqueeze(1).expand(-1, HEADS, -1, -1) for layer in (m.k, m.v))
+    mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return joined(m, mixed, x)
+
+
 class Tokens(nn.Module):
     """A layer, attention over its tokens, and another layer."""
 
@@ -253,7 +272,16 @@ FORMS: dict[str, Callable[[], nn.Module]] = {
     "grouped at once": lambda: Tokens(Attention(grouped_at_once, 2)),
     "grouped, written": lambda: Tokens(Attention(grouped_written, 2)),
     "one for all": lambda: Tokens(Attention(grouped_written, 4)),
+    "one for all, at once": lambda: Tokens(Attention(grouped_at_once, 4)),
+    "one for all, expanded": lambda: Tokens(Attention(multi_query, 4)),
+    "one for all, written": lambda: Tokens(Attention(sharing, 4)),
+    "turning, one for all": lambda: Tokens(Attention(turning, 4)),
+    "turning, one for all, at once": lambda: Tokens(Attention(turning_at_once, 4)),
+    "turning, one for all, written": lambda: Tokens(Attention(turning_written, 4)),
     "turning": lambda: Tokens(Attention(turning)),
+    "turning in part": lambda: Tokens(Attention(turning_in_part)),
+    "turning in part, grouped": lambda: Tokens(Attention(turning_in_part, 2)),
+    "turning in part, one for all": lambda: Tokens(Attention(turning_in_part, 4)),
     "turning, grouped": lambda: Tokens(Attention(turning, 2)),
     "turning, grouped at once": lambda: Tokens(Attention(turning_at_once, 2)),
     "turning, written": lambda: Tokens(Attention(turning_written)),
@@ -343,7 +371,9 @@ def test_values_are_removed(form: str) -> None:
     ("form", "shared"),
     [
         *(("grouped", 2), ("grouped at once", 2), ("grouped, written", 2)),
-        *(("normed", 2), ("normed, written", 1)),
+        *(("normed", 2), ("normed, written", 1), ("one for all, expanded", 4)),
+        *(("turning, one for all", 4), ("turning, one for all, at once", 4)),
+        *(("one for all", 4), ("one for all, at once", 4), ("one for all, written", 4)),
     ],
 )
 def test_shared_values_are_removed(form: str, shared: int) -> None:
@@ -357,7 +387,8 @@ def test_shared_values_are_removed(form: str, shared: int) -> None:
     ("form", "shared"),
     [
         *(("turning", 1), ("turning, grouped", 2), ("turning, grouped at once", 2)),
-        *(("turning, written", 1), ("turning, written, grouped", 2)),
+        *(("turning, written", 1), ("turning, written, grouped", 2), ("turning, one for all", 4)),
+        *(("turning, one for all, at once", 4), ("turning, one for all, written", 4)),
     ],
 )
 def test_pairs_are_removed(form: str, shared: int, layer: str) -> None:
@@ -374,6 +405,35 @@ def test_pairs_are_removed(form: str, shared: int, layer: str) -> None:
     left = {name: len(value) for name, value in pruned.named_parameters()}
     assert left["attention.q.weight"] == WIDTH * 2 // 3
     assert left["attention.k.weight"] == WIDTH // shared * 2 // 3
+    for other in (x, inputs(form, 3, 9)):
+        assert deviation(call(model, other), call(pruned, other)) < EXACT
+
+
+@pytest.mark.parametrize("gone", [(1, 3, 5), (1, 3, 4, 5), (0, 1, 2, 3, 5)])
+@pytest.mark.parametrize("layer", ["q", "k"])
+@pytest.mark.parametrize(
+    ("form", "shared"),
+    [
+        *(("turning in part", 1), ("turning in part, grouped", 2)),
+        ("turning in part, one for all", 4),
+    ],
+)
+def test_pairs_and_what_is_not_turned_are_removed(
+    form: str, shared: int, layer: str, gone: tuple[int, ...]
+) -> None:
+    """Of the first four channels pairs go, of the others each by itself."""
+    model = network(form, 0)
+    x = inputs(form, 2, 6)
+    graph = uo.trace(model, x)
+    weight, bias = (model.get_parameter(f"attention.{layer}.{name}") for name in ("weight", "bias"))
+    with torch.no_grad():
+        for first in range(0, len(weight), SIZE):
+            for channel in (*gone, 2):  # half of a pair, mostly
+                weight[first + channel], bias[first + channel] = 0, 0
+    pruned = uo.materialize(model, uo.solve(graph, uo.masks_of(model, graph)))
+    left = {name: len(value) for name, value in pruned.named_parameters()}
+    assert left["attention.q.weight"] == HEADS * (SIZE - len(gone))
+    assert left["attention.k.weight"] == HEADS // shared * (SIZE - len(gone))
     for other in (x, inputs(form, 3, 9)):
         assert deviation(call(model, other), call(pruned, other)) < EXACT
 

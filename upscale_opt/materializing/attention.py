@@ -11,6 +11,7 @@ from torch import fx
 
 from upscale_opt.ir import graph as ir
 from upscale_opt.materializing.angles import taken_angles
+from upscale_opt.materializing.concats import emit_concat
 from upscale_opt.materializing.reads import read_operand, select
 from upscale_opt.materializing.state import State
 from upscale_opt.runtime.modules import Gather
@@ -96,6 +97,8 @@ def emit_heads(
         argument: what the call's arguments are in the pruned program.
     """
     tensors = state.solution.tensors
+    if call.how == "cat":
+        return _emit_joined(state, node, call, operations)
     last = next(
         op
         for op in operations
@@ -153,6 +156,50 @@ def emit_heads(
     return result
 
 
+def _emit_joined(
+    state: State, node: fx.Node, call: HeadCall, operations: Sequence[ir.Operation]
+) -> fx.Node | None:
+    """The channels that are left of several parts of each head, one behind the other."""
+    tensors, new = state.solution.tensors, state.new
+    op = next(op for op in operations if isinstance(op, ir.Concat))
+    assert op.positions is not None
+    assert call.tensor is not None
+    assert call.arrangement is not None
+    if call.tensor not in tensors:
+        return None
+    for cut in operations:
+        if isinstance(cut, ir.Select) and cut.outputs[0] in tensors:
+            state.joined[cut.outputs[0]] = read_operand(state, node, cut.inputs[0], cut.name, 0)
+    heads, result = call.arrangement.heads, tensors[call.tensor]
+    by_head: list[list[int]] = [[] for _ in range(heads)]
+    start, parts = 0, []
+    for name in op.inputs:
+        left, count = tensors.get(name, ()), len(state.graph.tensors[name].channels)
+        for number, entry in enumerate(left):
+            by_head[number * heads // len(left)].append(start + entry)
+        start += count
+        if left:
+            parts.append((name, len(left)))
+    even = all(count % heads == 0 for _, count in parts)
+    if not even or [op.positions[e] for e in result] != [e for own in by_head for e in own]:
+        whole = emit_concat(state, node, op)
+        state.joined[call.tensor] = whole
+        return spread(new, whole, call.arrangement, len(result))
+    values = [
+        spread(new, state.node_of(node, name), call.arrangement, count) for name, count in parts
+    ]
+    if len(values) == 1:
+        state.joined[call.tensor] = state.node_of(node, parts[0][0])
+        return values[0]
+    channel = call.arrangement.order.index(call.arrangement.axis + 1)
+    together = new.create_node(
+        "call_function", torch.cat, (values,), {"dim": channel}, name=node.name
+    )
+    state.computed.add(together)
+    state.joined[call.tensor] = join(new, together, call.arrangement)
+    return together
+
+
 def _taken(
     state: State, value: fx.Node, tensor: str, channels: Sequence[int], name: str
 ) -> fx.Node:
@@ -193,13 +240,15 @@ def _rotation(
         angles: the cosines and sines of all of them.
     """
     assert call.tensor is not None
-    assert call.arrangement is not None
     arrangement, new = call.arrangement, state.new
-    count = len(state.graph.tensors[call.tensor].channels)
-    size = count // arrangement.heads
-    alike = _same_pairs(channels, size, arrangement.heads)
+    tensor = state.graph.tensors[call.tensor]
+    heads = 1 if arrangement is None else arrangement.heads
+    size = len(tensor.channels) // heads
+    alike = _same_pairs(channels, size, heads)
     if alike is not None:
-        spreaded = spread(new, value, arrangement, len(channels))
+        turned = value
+        if arrangement is not None:
+            turned = spread(new, value, arrangement, len(channels))
         if len(alike) < size:
             makers = [arg for arg in node.args[1:] if isinstance(arg, fx.Node)]
             cos, sin = (
@@ -207,24 +256,34 @@ def _rotation(
                 for maker, angle in zip(makers, angles, strict=True)
             )
             angles = cos, sin
-        result = new.call_function(rotate, (spreaded, *angles))
+        result = new.call_function(rotate, (turned, *angles))
         state.computed.add(result)
-        state.joined[call.tensor] = join(new, result, arrangement)
+        if arrangement is not None:
+            state.joined[call.tensor] = join(new, result, arrangement)
         return result
-    axis = arrangement.axis
+    axis = tensor.axis
     place = {entry: i for i, entry in enumerate(channels)}
     others = [entry - entry % size + (entry % size + size // 2) % size for entry in channels]
     partners = [place[entry] for entry in others]
     partner = _gathered(state, value, partners, len(place), axis, f"{call.tensor}_partners")
     own = [entry % size for entry in channels]
     cos, sin = (
-        _gathered(state, join(new, angle, arrangement), own, size, axis, f"{call.tensor}_angles")
+        _gathered(
+            state,
+            angle if arrangement is None else join(new, angle, arrangement),
+            own,
+            size,
+            axis,
+            f"{call.tensor}_angles",
+        )
         for angle in (angles[0], new.call_function(signed, (angles[1],)))
     )
     straight = new.call_function(operator.mul, (value, cos))
     crossed = new.call_function(operator.mul, (partner, sin))
     result = new.call_function(operator.add, (straight, crossed))
     state.computed.add(result)
+    if arrangement is None:
+        return result
     state.joined[call.tensor] = result
     return spread(new, result, arrangement, len(channels))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -46,7 +47,7 @@ def on_heads(site: CallSite, channels: Channels) -> list[ir.Operation] | None:
         return _Writer(site, channels).product(product)
     if site.node.target is rotate and not site.arguments[1]:
         x, *others = site.arguments[0]
-        if isinstance(x, Traced) and x.spread is not None:
+        if isinstance(x, Traced) and (x.spread is not None or x.axis == len(x.shape) - 1):
             return _Writer(site, channels).rotated(x, others)
     if (
         len(site.inputs) == 1
@@ -57,6 +58,24 @@ def on_heads(site: CallSite, channels: Channels) -> list[ir.Operation] | None:
     ):
         return _Writer(site, channels).scaled(site.inputs[0])
     return None
+
+
+def joining_heads(site: CallSite, channels: Channels) -> list[ir.Operation] | None:
+    """The operations that joining channels of heads amounts to; ``None`` if it is no such call.
+
+    Raises:
+        NotUnderstood: with the reason.
+    """
+    if [call.name for call in site.calls] != ["cat"] or len(site.outputs) != 1:
+        return None
+    (call,) = site.calls
+    by_fake = {id(x.fake): x for x in site.inputs}
+    parts = [by_fake.get(id(fake)) for fake in call.args[0]]
+    known = [x for x in parts if x is not None and x.spread is not None]
+    if len(known) < len(parts) or len(parts) < 2:
+        return None
+    dim = call.args[1] if len(call.args) > 1 else call.kwargs.get("dim", 0)
+    return _Writer(site, channels).joined(known, int(dim) % len(known[0].shape))
 
 
 def _only_scales(site: CallSite) -> bool:
@@ -85,6 +104,9 @@ PART = "part"
 
 ROTATED = "rotated"
 """The end of the names of tensors whose pairs of channels were turned, head after head."""
+
+Runs = tuple[tuple[int, ...], ...]
+"""Places of channels in a head, one run after the other."""
 
 REPEATED = "repeated"
 """The end of the names of operations that repeat heads."""
@@ -153,16 +175,23 @@ class _Writer:
     def rotated(self, x: Traced, others: Sequence[object]) -> list[ir.Operation]:
         """A rotation of pairs of a head's channels, by angles that are the same in all heads."""
         heads = heads_of(x, len(x.shape) - 1)
-        if heads.repeats > 1 or heads.head is None or heads.arrangement is None:
+        if heads.repeats > 1:
             raise NotUnderstood(_SHARES)
         size = x.shape[-1]
         angles = [a for a in others if isinstance(a, Traced) and len(a.shape) == len(x.shape)]
         if len(angles) != 2 or size % 2 or size < 4:
             raise NotUnderstood(_TURNS)
-        if any(a.shape[-1] != size or a.shape[heads.head] != 1 for a in angles):
+        if any(a.shape[-1] != size for a in angles):
+            raise NotUnderstood(_TURNS)
+        if heads.head is not None and any(a.shape[heads.head] != 1 for a in angles):
             raise NotUnderstood(_TURNS)
         source = self._cut(heads, 0)
-        result = self._between(f"{self.name}.{ROTATED}", source.shape, heads)
+        result = self.site.outputs[0]
+        if heads.arrangement is not None:
+            result = self._between(f"{self.name}.{ROTATED}", source.shape, heads)
+        elif result.shape != x.shape:
+            raise NotUnderstood(_TURNS)
+        result.axis, result.ids = source.axis, heads.ids
         grid = heads.ids.reshape(-1, size)
         self.channels.tie(grid[:, : size // 2].flatten(), grid[:, size // 2 :].flatten())
         for angle in angles:
@@ -177,10 +206,44 @@ class _Writer:
                 keeps_zero=True,
             )
         )
-        self._spread(result, heads.arrangement)
+        if heads.arrangement is not None:
+            self._spread(result, heads.arrangement)
         operands = (HeadOperand(source.name), HeadOperand(), HeadOperand())
         self.site.heads.append(
             HeadCall("rotation", operands, tensor=result.name, arrangement=heads.arrangement)
+        )
+        return self.written
+
+    def joined(self, parts: Sequence[Traced], dim: int) -> list[ir.Operation]:
+        """Channels of each head behind others of the same head."""
+        all_heads = [heads_of(x, dim) for x in parts]
+        first = all_heads[0]
+        alike = all(h.arrangement == first.arrangement and h.repeats == 1 for h in all_heads)
+        if not alike or first.arrangement is None:
+            raise NotUnderstood("joins other heads")
+        cuts = [self._cut(heads, number) for number, heads in enumerate(all_heads)]
+        starts = np.cumsum([0, *(len(heads.ids) for heads in all_heads)])
+        places = [
+            (start + np.arange(len(heads.ids))).reshape(first.count, -1)
+            for start, heads in zip(starts, all_heads, strict=False)
+        ]
+        positions = np.concatenate(places, axis=1).flatten()
+        axis = cuts[0].axis
+        shape = [len(positions) if a == axis else n for a, n in enumerate(cuts[0].shape)]
+        result = self._between(f"{self.name}.joined", shape, first)
+        result.ids = np.concatenate([heads.ids for heads in all_heads])[positions]
+        self.written.append(
+            ir.Concat(
+                name=self.name,
+                inputs=tuple(cut.name for cut in cuts),
+                outputs=(result.name,),
+                positions=tuple(positions.tolist()),
+            )
+        )
+        self._spread(result, first.arrangement)
+        operands = tuple(HeadOperand(cut.name, first.arrangement) for cut in cuts)
+        self.site.heads.append(
+            HeadCall("cat", operands, tensor=result.name, arrangement=first.arrangement)
         )
         return self.written
 
@@ -194,6 +257,9 @@ class _Writer:
         carried = self._carried(product, 2)
         if shared is not None and shared[1].count != carried.count:
             shared = None
+        if shared is not None and shared[1].arrangement is None and carried.arrangement is None:
+            head = shared[1].head  # as queries tell, if they have several
+            carried = replace(carried, head=head, repeats=shared[1].repeats)
         return self._finish(product, shared, carried, 2)
 
     def _mix(self, product: Product, index: int) -> list[ir.Operation]:
@@ -212,6 +278,12 @@ class _Writer:
         first, second = (heads_of(x, c.index(letter)) for x, c in zip(pair, letters, strict=True))
         if first.repeats > 1:
             raise NotUnderstood(_SHARES)
+        others = varying[0] - varying[1]
+        if second.arrangement is None and len(others) == 1 and others <= set(letters[1]):
+            (head,) = others  # along which one head of keys is there for all queries
+            repeats = first.count // product.repeats
+            second = replace(second, head=letters[1].index(head), repeats=repeats)
+            varying[1] = varying[0]
         if varying[0] != varying[1] or first.count != (
             second.count * second.repeats * product.repeats
         ):
@@ -227,7 +299,11 @@ class _Writer:
         own = [axis for axis in channel_axes(x) if letters[axis] not in others]
         if not own or any(letters[axis] not in product.result for axis in channel_axes(x)):
             raise NotUnderstood("mixes the channels of a tensor")
-        return heads_of(x, own[-1])
+        heads = heads_of(x, own[-1])
+        copies = x.copies
+        if heads.arrangement is None and copies is not None and letters[copies] in product.result:
+            return replace(heads, head=copies, repeats=x.shape[copies])
+        return heads
 
     def _finish(
         self,
@@ -269,7 +345,7 @@ class _Writer:
             if carried is None or arrangement is None:
                 raise NotUnderstood(_SHARES)
             mixed = self._between(f"{self.name}.mixed", _unrepeated(result, repeats), carried)
-            mixed.axis = result.axis
+            mixed.axis, mixed.like = result.axis, result.like
             result.ids = carried.ids[_repeated(count, len(carried.ids), repeats)]
         form: Literal["whole", "scores", "mix"] = "mix"
         if shared is not None:
@@ -308,11 +384,11 @@ class _Writer:
         )
         return self.written
 
-    def _tied(self, shared: tuple[Heads, Heads] | None) -> tuple[int, int] | None:
+    def _tied(self, shared: tuple[Heads, Heads] | None) -> tuple[int, Runs] | None:
         """Let queries and keys have the same channels.
 
         Returns:
-            How many heads of queries have one head of keys, and how many runs of a head's channels
+            How many heads of queries have one head of keys, and the runs of a head's channels that
             are the same (two, if they were turned in pairs); ``None`` if neither is more than one.
         """
         if shared is None:
@@ -321,29 +397,26 @@ class _Writer:
         copies = queries.count // keys.count
         grid, other = (h.ids.reshape(h.count, -1) for h in shared)
         self.channels.tie(grid.flatten(), np.repeat(other, copies, axis=0).flatten())
-        size = other.shape[1]
         known = self.channels.resolve(other.flatten()).reshape(other.shape)
-        paired = size % 2 == 0 and np.array_equal(known[:, : size // 2], known[:, size // 2 :])
-        halves = 2 if paired and size > 2 else 1
-        return (copies, halves) if copies * halves > 1 else None
+        runs = _runs(known)
+        return (copies, runs) if copies * len(runs) > 1 else None
 
     def _merged(
-        self, cut: Traced, heads: Heads, number: int, merging: tuple[int, int]
+        self, cut: Traced, heads: Heads, number: int, merging: tuple[int, Runs]
     ) -> tuple[Traced, Merged]:
         """The channels of queries or keys, each of them once."""
-        copies, halves = merging
+        copies, runs = merging
         copies = copies if number == 0 else 1
-        if heads.arrangement is None:
-            raise NotUnderstood(_SHARES)
         assert cut.ids is not None
         size = len(cut.ids) // heads.count
-        place = np.arange(len(cut.ids)).reshape(-1, copies, halves, size // halves)
+        place = np.arange(len(cut.ids)).reshape(-1, copies, size)
         name = f"{self.name}.{number}"
-        shape = [n // (copies * halves) if a == cut.axis else n for a, n in enumerate(cut.shape)]
+        count = len(place) * len(runs[0])
+        shape = [count if a == cut.axis else n for a, n in enumerate(cut.shape)]
         parts: list[str] = []
         for copy in range(copies):
-            for half in range(halves):
-                taken = place[:, copy, half].flatten()
+            for run in runs:
+                taken = place[:, copy][:, run].flatten()
                 part = self._between(f"{name}.{len(parts)}.part", shape, heads)
                 part.ids = cut.ids[taken]
                 parts.append(part.name)
@@ -367,22 +440,22 @@ class _Writer:
                 )
             )
             part = merged
-        return part, Merged(cut.name, size, copies, halves)
+        return part, Merged(cut.name, size, copies, runs)
 
-    def _count(self, structured: dict[int, Heads], merging: tuple[int, int] | None) -> int:
+    def _count(self, structured: dict[int, Heads], merging: tuple[int, Runs] | None) -> int:
         """The number of heads.
 
         Raises:
             NotUnderstood: if operands differ in that, or a channel is in several places.
         """
-        copies, halves = merging or (1, 1)
+        copies, runs = merging or (1, ())
         counts = set()
         for number, heads in structured.items():
             again = copies if number == 0 and merging is not None else 1
             counts.add(heads.count // again)
             grid = self.channels.resolve(heads.ids).reshape(heads.count // again, again, -1)
-            own = halves if number < 2 and merging is not None else 1
-            ids = grid[:, 0, : grid.shape[2] // own].flatten()
+            alone = grid[:, 0]
+            ids = (alone[:, runs[0]] if number < 2 and runs else alone).flatten()
             if len(np.unique(ids)) < len(ids):
                 raise NotUnderstood(_SHARES)
         if len(counts) != 1:
@@ -410,13 +483,12 @@ class _Writer:
             return output, None
         letters = product.letters[index]
         channel = product.result.index(letters[carried.channel])
-        if carried.arrangement is None:
+        if carried.head is None:
             output.axis, output.ids = channel, carried.ids
             return output, None
-        assert carried.head is not None
         head = product.result.index(letters[carried.head])
         others = _others(product, letters, carried)
-        axis = carried.arrangement.axis
+        axis = len(others) if carried.arrangement is None else carried.arrangement.axis
         split = [*others[:axis], product.result[head], product.result[channel], *others[axis:]]
         order = tuple(split.index(c) for c in product.result)
         sizes = dict(zip(product.result, output.shape, strict=True))
@@ -492,6 +564,25 @@ class _Writer:
         )
 
 
+def _runs(known: Array) -> Runs:
+    """The places of a head's channels, each of them once; in two runs, if some are pairs.
+
+    Args:
+        known: the channels, of shape (heads, channels of a head).
+    """
+    whole = (tuple(range(known.shape[1])),)
+    groups: dict[int, list[int]] = {}
+    for place, channel in enumerate(known[0].tolist()):
+        groups.setdefault(channel, []).append(place)
+    if all(len(group) == 1 for group in groups.values()):
+        return whole
+    first, second = (tuple(group[end] for group in groups.values()) for end in (0, -1))
+    paired = all(len(group) <= 2 for group in groups.values())
+    if not paired or not np.array_equal(known[:, first], known[:, second]):
+        return whole
+    return first, second
+
+
 def _unrepeated(result: Traced, repeats: int) -> tuple[int, ...]:
     """The shape of ``result`` without repeated heads."""
     return tuple(
@@ -524,8 +615,7 @@ def _others(product: Product, letters: str, carried: Heads) -> list[str]:
     Raises:
         NotUnderstood: if the result has other axes than the values.
     """
-    assert carried.arrangement is not None
-    sequence = carried.arrangement.back
+    sequence = range(len(letters)) if carried.arrangement is None else carried.arrangement.back
     fresh = iter(c for c in product.result if c not in letters)
     own = [letters[axis] for axis in sequence if axis not in (carried.head, carried.channel)]
     others = [c if c in product.result else next(fresh, "") for c in own]

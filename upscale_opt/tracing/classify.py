@@ -13,7 +13,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from upscale_opt.ir import graph as ir
 from upscale_opt.runtime.recorded import assign
-from upscale_opt.tracing.attention import on_heads
+from upscale_opt.tracing.attention import joining_heads, on_heads
 from upscale_opt.tracing.channels import Array, Channels, units
 from upscale_opt.tracing.claims import operation_of
 from upscale_opt.tracing.interpret import interpret
@@ -82,9 +82,10 @@ def _understood(
         with rule.blamed(site.node.name):
             return [operation_of(rule.claim(call_of(site)), site, channels)]
     if only_moves(site):
-        return movement(site, channels, understands_heads)
+        joined = _on_heads(site, channels, joining_heads) if understands_heads else None
+        return joined or movement(site, channels, understands_heads)
     if understands_heads:
-        found = _on_heads(site, channels)
+        found = _on_heads(site, channels, on_heads)
         if found is not None:
             return found
     return [_computation(site, channels)]
@@ -123,9 +124,13 @@ def _made_anew(site: CallSite) -> ir.Opaque:
     )
 
 
-def _on_heads(site: CallSite, channels: Channels) -> list[ir.Operation] | None:
+def _on_heads(
+    site: CallSite,
+    channels: Channels,
+    understand: Callable[[CallSite, Channels], list[ir.Operation] | None],
+) -> list[ir.Operation] | None:
     try:
-        return on_heads(site, channels)
+        return understand(site, channels)
     except NotUnderstood:
         site.between.clear()
         site.heads.clear()

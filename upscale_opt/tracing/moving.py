@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +152,19 @@ def _rearrangement(site: CallSite, through: Traced, understands_heads: bool) -> 
     ]
 
 
+def _copies(move: _Move, index: int, output: Traced) -> int | None:
+    """The axis of a result along which there are copies, if there is one."""
+    source = move.source
+    if source.copies is None and output.fake.numel() <= source.fake.numel():
+        return None
+    shape = [1 if axis == source.copies else size for axis, size in enumerate(source.shape)]
+    every = torch.arange(math.prod(shape)).reshape(shape).expand(source.shape)
+    moved = move.on(every)[index]
+    varying = varying_axes(moved)
+    axes = [axis for axis, size in enumerate(moved.shape) if size > 1 and axis not in varying]
+    return axes[0] if len(axes) == 1 else None
+
+
 def _moved(
     move: _Move, index: int, output: Traced, axis: int, taken: Array, *, single: bool
 ) -> list[ir.Operation]:
@@ -160,6 +174,7 @@ def _moved(
     assert source.ids is not None
     size = source.shape[source.axis]
     output.axis, output.ids = axis, source.ids[taken]
+    output.copies = _copies(move, index, output)
     name = site.node.name if single else f"{site.node.name}.{index}"
     repeats = len(taken) // size
     whole = np.array_equal(taken, np.repeat(np.arange(size), max(repeats, 1)))

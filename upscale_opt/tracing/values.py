@@ -48,6 +48,7 @@ class Traced:
         detour: for what was spread, and has a channel axis again: the tensor it was made of.
         like: for a tensor that no call of the program returns: for each axis, a tensor that has
             the same size along one of its own, if one is known.
+        copies: the axis along which a tensor with a channel axis holds copies, if it was expanded.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Traced:
     spread: Spread | None = None
     detour: str | None = None
     like: tuple[tuple[Traced, int] | None, ...] = ()
+    copies: int | None = None
 
     def __post_init__(self) -> None:
         self.shape = tuple(int(size) for size in self.fake.shape)
@@ -117,27 +119,34 @@ class Merged:
         tensor: the graph's tensor that holds all of them, head after head.
         size: how many a head has.
         heads: how many heads, one behind the other, have the same channels.
-        halves: how many runs of a head's channels are the same.
+        runs: the places in a head of each merged channel: in one run, or of pairs in two, which
+            both hold those that have no partner.
     """
 
     tensor: str
     size: int
     heads: int
-    halves: int
+    runs: tuple[tuple[int, ...], ...]
 
     def entries(self, merged: Sequence[int]) -> list[int]:
         """The entries of ``tensor`` for those of the merged channels, which lie head by head."""
-        own = self.size // self.halves
+        own = len(self.runs[0])
         by_head: dict[int, list[int]] = {}
         for entry in merged:
             by_head.setdefault(entry // own, []).append(entry % own)
         return [
-            (head * self.heads + copy) * self.size + half * own + channel
+            (head * self.heads + copy) * self.size + place
             for head, channels in by_head.items()
             for copy in range(self.heads)
-            for half in range(self.halves)
-            for channel in channels
+            for place in self._places(channels)
         ]
+
+    def _places(self, channels: Sequence[int]) -> list[int]:
+        """The places in a head of some merged channels: of pairs first."""
+        first, second = self.runs[0], self.runs[-1]
+        pairs = [channel for channel in channels if first[channel] != second[channel]]
+        alone = [first[channel] for channel in channels if first[channel] == second[channel]]
+        return [*(first[c] for c in pairs), *(second[c] for c in pairs), *alone]
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ class HeadCall:
     a call like any other.
     """
 
-    how: Literal["attention", "matmul", "einsum", "pointwise", "rotation", "reshape"]
+    how: Literal["attention", "matmul", "einsum", "pointwise", "rotation", "cat", "reshape"]
     operands: tuple[HeadOperand, ...]
     equation: str = ""
     scale: float | None = None
