@@ -409,7 +409,7 @@ def test_pairs_are_removed(form: str, shared: int, layer: str) -> None:
         assert deviation(call(model, other), call(pruned, other)) < EXACT
 
 
-@pytest.mark.parametrize("gone", [(1, 3, 5), (1, 3, 4, 5), (0, 1, 2, 3, 5)])
+@pytest.mark.parametrize("gone", [(1, 3, 5), (1, 3), (5,)])
 @pytest.mark.parametrize("layer", ["q", "k"])
 @pytest.mark.parametrize(
     ("form", "shared"),

@@ -99,11 +99,7 @@ def emit_heads(
     tensors = state.solution.tensors
     if call.how == "cat":
         return _emit_joined(state, node, call, operations)
-    last = next(
-        op
-        for op in operations
-        if not isinstance(op, (ir.Select, ir.Opaque, ir.Elementwise)) and not _flattens(op)
-    )
+    last = next(op for op in operations if op.name == node.name)
     stored = (*last.inputs, *(() if call.tensor is None else (call.tensor,)))
     if any(name not in tensors for name in stored):
         return None
@@ -127,7 +123,9 @@ def emit_heads(
         read = state.selects.get((last.name, len(values)))
         if operand.merged is not None:
             held = operand.merged.tensor
-            channels = operand.merged.entries(channels if read is None else read.channels)
+            channels = operand.merged.entries(
+                [_read(state, kind.op, number, kind.tensor) for kind in operand.merged.kinds]
+            )
             name = f"{last.name}_{number}"
             value = _taken(state, state.node_of(node, held), held, channels, name)
         else:
@@ -198,6 +196,12 @@ def _emit_joined(
     state.computed.add(together)
     state.joined[call.tensor] = join(new, together, call.arrangement)
     return together
+
+
+def _read(state: State, op: str, operand: int, tensor: str) -> Sequence[int]:
+    """The entries of a tensor that an operation reads."""
+    read = state.selects.get((op, operand))
+    return state.solution.tensors[tensor] if read is None else read.channels
 
 
 def _taken(

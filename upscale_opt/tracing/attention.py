@@ -27,6 +27,7 @@ from upscale_opt.tracing.values import (
     Arrangement,
     HeadCall,
     HeadOperand,
+    Kind,
     Merged,
     NotUnderstood,
     Spread,
@@ -105,8 +106,11 @@ PART = "part"
 ROTATED = "rotated"
 """The end of the names of tensors whose pairs of channels were turned, head after head."""
 
+TURNED = "turned"
+"""The end of the names of operations that make scores of pairs that were turned."""
+
 Runs = tuple[tuple[int, ...], ...]
-"""Places of channels in a head, one run after the other."""
+"""Places of a head's channels: one run, or two that are the same channels."""
 
 REPEATED = "repeated"
 """The end of the names of operations that repeat heads."""
@@ -327,17 +331,20 @@ class _Writer:
         count = self._count(structured, merging)
         operands: list[HeadOperand] = []
         inputs: list[str] = []
+        pairs: list[str] = []
         for number in range(len(product.operands)):
             if number not in structured:
                 operands.append(HeadOperand())
                 continue
             heads = structured[number]
-            tensor, merged = self._cut(heads, number), None
+            tensor, merged = self._cut(heads, number).name, None
             if merging is not None and number < 2:
-                tensor, merged = self._merged(tensor, heads, number, merging)
-            inputs.append(tensor.name)
-            operands.append(HeadOperand(tensor.name, heads.arrangement, heads.repeats, merged))
-        whole = self._whole(product, structured)
+                merged = self._merged(tensor, heads, number, merging)
+                *turned, tensor = (kind.tensor for kind in merged.kinds)
+                pairs += turned
+            inputs.append(tensor)
+            operands.append(HeadOperand(tensor, heads.arrangement, heads.repeats, merged))
+        whole = (*self._whole(product, structured), *self._turned_scores(pairs, count))
         result, arrangement = self._result(product, carried, index)
         repeats = 1 if carried is None else carried.repeats * product.repeats
         mixed = result
@@ -384,12 +391,12 @@ class _Writer:
         )
         return self.written
 
-    def _tied(self, shared: tuple[Heads, Heads] | None) -> tuple[int, Runs] | None:
+    def _tied(self, shared: tuple[Heads, Heads] | None) -> tuple[int, tuple[Runs, ...]] | None:
         """Let queries and keys have the same channels.
 
         Returns:
-            How many heads of queries have one head of keys, and the runs of a head's channels that
-            are the same (two, if they were turned in pairs); ``None`` if neither is more than one.
+            How many heads of queries have one head of keys, and the kinds of a head's channels;
+            ``None`` if each channel of both is one of its own.
         """
         if shared is None:
             return None
@@ -397,20 +404,34 @@ class _Writer:
         copies = queries.count // keys.count
         grid, other = (h.ids.reshape(h.count, -1) for h in shared)
         self.channels.tie(grid.flatten(), np.repeat(other, copies, axis=0).flatten())
-        known = self.channels.resolve(other.flatten()).reshape(other.shape)
-        runs = _runs(known)
-        return (copies, runs) if copies * len(runs) > 1 else None
+        kinds = _kinds(self.channels.resolve(other.flatten()).reshape(other.shape))
+        return (copies, kinds) if copies > 1 or len(kinds[0]) > 1 else None
 
     def _merged(
-        self, cut: Traced, heads: Heads, number: int, merging: tuple[int, Runs]
-    ) -> tuple[Traced, Merged]:
-        """The channels of queries or keys, each of them once."""
-        copies, runs = merging
+        self, held: str, heads: Heads, number: int, merging: tuple[int, tuple[Runs, ...]]
+    ) -> Merged:
+        """The channels of queries or keys, each of them once.
+
+        Args:
+            held: the tensor of them.
+            heads: where they are.
+            number: 0 for queries, 1 for keys.
+            merging: what :meth:`_tied` says.
+        """
+        copies, kinds = merging
         copies = copies if number == 0 else 1
-        assert cut.ids is not None
-        size = len(cut.ids) // heads.count
-        place = np.arange(len(cut.ids)).reshape(-1, copies, size)
-        name = f"{self.name}.{number}"
+        size = len(heads.ids) // heads.count
+        merged = []
+        for op, runs in zip(
+            (f"{self.name}.{TURNED}", self.name)[-len(kinds) :], kinds, strict=True
+        ):
+            merged.append(Kind(op, self._once(held, f"{op}.{number}", heads, copies, runs), runs))
+        return Merged(held, size, copies, tuple(merged))
+
+    def _once(self, held: str, name: str, heads: Heads, copies: int, runs: Runs) -> str:
+        """The tensor of a kind of channels, each of them once."""
+        place = np.arange(len(heads.ids)).reshape(-1, copies, len(heads.ids) // heads.count)
+        cut = next((x for x in self.site.between if x.name == held), heads.source)
         count = len(place) * len(runs[0])
         shape = [count if a == cut.axis else n for a, n in enumerate(cut.shape)]
         parts: list[str] = []
@@ -418,44 +439,69 @@ class _Writer:
             for run in runs:
                 taken = place[:, copy][:, run].flatten()
                 part = self._between(f"{name}.{len(parts)}.part", shape, heads)
-                part.ids = cut.ids[taken]
+                part.ids = heads.ids[taken]
                 parts.append(part.name)
                 self.written.append(
                     ir.Select(
                         name=f"{name}.{len(parts)}.{PART}",
-                        inputs=(cut.name,),
+                        inputs=(held,),
                         outputs=(part.name,),
                         positions=tuple(taken.tolist()),
                     )
                 )
-        if len(parts) > 1:
-            merged = self._between(f"{name}.merged", shape, heads)
-            merged.ids = part.ids
-            self.written.append(
-                ir.Elementwise(
-                    name=f"{name}.{PART}",
-                    inputs=tuple(parts),
-                    outputs=(merged.name,),
-                    zero_if="all",
-                )
+        if len(parts) == 1:
+            return parts[0]
+        merged = self._between(f"{name}.merged", shape, heads)
+        merged.ids = part.ids
+        self.written.append(
+            ir.Elementwise(
+                name=f"{name}.{PART}",
+                inputs=tuple(parts),
+                outputs=(merged.name,),
+                zero_if="all",
             )
-            part = merged
-        return part, Merged(cut.name, size, copies, runs)
+        )
+        return merged.name
 
-    def _count(self, structured: dict[int, Heads], merging: tuple[int, Runs] | None) -> int:
+    def _turned_scores(self, pairs: Sequence[str], count: int) -> list[str]:
+        """Scores of the pairs, where there are other channels, to whose scores they are added.
+
+        Every head must keep as many pairs as the others, and as many of the rest: together they
+        would be counted alike, but a pair is two channels in the end.
+
+        Args:
+            pairs: the tensors of queries and keys, if there are such pairs.
+            count: the number of heads.
+        """
+        if not pairs:
+            return []
+        name = f"{self.name}.{TURNED}"
+        scores = Traced(f"{name}.scores", self.site.outputs[0].fake.new_empty(()))
+        self.site.between.append(scores)
+        self.written.append(
+            ir.Attention(
+                name=name, inputs=tuple(pairs), outputs=(scores.name,), heads=count, form="scores"
+            )
+        )
+        return [scores.name]
+
+    def _count(
+        self, structured: dict[int, Heads], merging: tuple[int, tuple[Runs, ...]] | None
+    ) -> int:
         """The number of heads.
 
         Raises:
             NotUnderstood: if operands differ in that, or a channel is in several places.
         """
-        copies, runs = merging or (1, ())
+        copies, kinds = merging or (1, ())
+        once = [place for runs in kinds for place in runs[0]]
         counts = set()
         for number, heads in structured.items():
             again = copies if number == 0 and merging is not None else 1
             counts.add(heads.count // again)
             grid = self.channels.resolve(heads.ids).reshape(heads.count // again, again, -1)
             alone = grid[:, 0]
-            ids = (alone[:, runs[0]] if number < 2 and runs else alone).flatten()
+            ids = (alone[:, once] if number < 2 and kinds else alone).flatten()
             if len(np.unique(ids)) < len(ids):
                 raise NotUnderstood(_SHARES)
         if len(counts) != 1:
@@ -564,23 +610,22 @@ class _Writer:
         )
 
 
-def _runs(known: Array) -> Runs:
-    """The places of a head's channels, each of them once; in two runs, if some are pairs.
+def _kinds(known: Array) -> tuple[Runs, ...]:
+    """The places of a head's channels, each of them once: of pairs, and of those that are none.
 
     Args:
         known: the channels, of shape (heads, channels of a head).
     """
-    whole = (tuple(range(known.shape[1])),)
     groups: dict[int, list[int]] = {}
     for place, channel in enumerate(known[0].tolist()):
         groups.setdefault(channel, []).append(place)
-    if all(len(group) == 1 for group in groups.values()):
-        return whole
-    first, second = (tuple(group[end] for group in groups.values()) for end in (0, -1))
-    paired = all(len(group) <= 2 for group in groups.values())
-    if not paired or not np.array_equal(known[:, first], known[:, second]):
-        return whole
-    return first, second
+    pairs = [group for group in groups.values() if len(group) == 2]
+    alone = tuple(group[0] for group in groups.values() if len(group) == 1)
+    first, second = (tuple(pair[end] for pair in pairs) for end in (0, 1))
+    alike = np.array_equal(known[:, first], known[:, second])
+    if not pairs or not alike or 2 * len(pairs) + len(alone) < known.shape[1]:
+        return ((tuple(range(known.shape[1])),),)
+    return ((first, second), (alone,)) if alone else ((first, second),)
 
 
 def _unrepeated(result: Traced, repeats: int) -> tuple[int, ...]:

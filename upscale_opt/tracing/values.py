@@ -112,6 +112,21 @@ class Arrangement:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """Some of a head's channels: those that are turned in pairs, or those that are not.
+
+    Attributes:
+        op: the operation that reads them.
+        tensor: the graph's tensor of them, each of them once.
+        runs: where in a head they lie: in one run, or in two that are the same channels.
+    """
+
+    op: str
+    tensor: str
+    runs: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
 class Merged:
     """Channels several of which are one: of heads that share their keys, or turned in pairs.
 
@@ -119,34 +134,27 @@ class Merged:
         tensor: the graph's tensor that holds all of them, head after head.
         size: how many a head has.
         heads: how many heads, one behind the other, have the same channels.
-        runs: the places in a head of each merged channel: in one run, or of pairs in two, which
-            both hold those that have no partner.
+        kinds: the channels, each of them once.
     """
 
     tensor: str
     size: int
     heads: int
-    runs: tuple[tuple[int, ...], ...]
+    kinds: tuple[Kind, ...]
 
-    def entries(self, merged: Sequence[int]) -> list[int]:
-        """The entries of ``tensor`` for those of the merged channels, which lie head by head."""
-        own = len(self.runs[0])
+    def entries(self, read: Sequence[Sequence[int]]) -> list[int]:
+        """The entries of ``tensor`` for those of each kind's channels, which lie head by head."""
         by_head: dict[int, list[int]] = {}
-        for entry in merged:
-            by_head.setdefault(entry // own, []).append(entry % own)
+        for kind, entries in zip(self.kinds, read, strict=True):
+            for entry in entries:
+                head, channel = divmod(entry, len(kind.runs[0]))
+                by_head.setdefault(head, []).extend(run[channel] for run in kind.runs)
         return [
             (head * self.heads + copy) * self.size + place
-            for head, channels in by_head.items()
+            for head, places in sorted(by_head.items())
             for copy in range(self.heads)
-            for place in self._places(channels)
+            for place in sorted(places)
         ]
-
-    def _places(self, channels: Sequence[int]) -> list[int]:
-        """The places in a head of some merged channels: of pairs first."""
-        first, second = self.runs[0], self.runs[-1]
-        pairs = [channel for channel in channels if first[channel] != second[channel]]
-        alone = [first[channel] for channel in channels if first[channel] == second[channel]]
-        return [*(first[c] for c in pairs), *(second[c] for c in pairs), *alone]
 
 
 @dataclass(frozen=True)
