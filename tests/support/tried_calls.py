@@ -61,7 +61,8 @@ CALLS: dict[str, tuple[str, Tries]] = {
     "grouped transposed convolution": (LAYER, convolution("grouped", transposed=True)),
     "linear": (LAYER, linear),
     "vectors @ matrix": (LAYER, product(torch.matmul, 2)),
-    "vectors @ matrix.t()": (f"{FOR_NOW}; {FOR_NOW}", product(lambda x, w: x @ w.t(), 2, True)),
+    "vectors @ matrix.t()": (LAYER, product(lambda x, w: x @ w.t(), 2, True)),
+    "tokens @ matrix.T": (LAYER, product(lambda x, w: x @ w.T, 3, True)),
     "tokens @ matrix": (LAYER, product(lambda x, w: x @ w, 3)),
     "tokens and matrix by einsum": (
         FOR_NOW,

@@ -33,6 +33,7 @@ from upscale_opt.tracing.symbolic import (
     updates_in_place,
 )
 from upscale_opt.tracing.taking_apart import masks_as_calls
+from upscale_opt.tracing.transposed import fold_products
 from upscale_opt.tracing.unchanged import (
     Snapshot,
     composed_attention,
@@ -226,6 +227,7 @@ def by_fx(
     captured.wrote, captured.detached = tracer.wrote, tracer.detached
     captured.by_mode = bool(asked) and _differs_by_mode(model, args, kwargs, graph)
     fold_rotations(graph, captured.detached)
+    fold_products(graph, tensors, captured.detached)
     return captured
 
 
