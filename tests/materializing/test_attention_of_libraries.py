@@ -156,6 +156,15 @@ def turning(m: Any, x: Tensor) -> Tensor:
     return joined(m, functional.scaled_dot_product_attention(q, k, v, is_causal=True), x)
 
 
+def turning_repeated(m: Any, x: Tensor) -> Tensor:
+    """Keys are turned once they are repeated, as in Falcon's newer models."""
+    q, k, v = parts(m, x)
+    angles = rotary(x)
+    k, v = repeat(k, m.groups), repeat(v, m.groups)
+    q, k = rotated(q, *angles), rotated(k, *angles)
+    return joined(m, functional.scaled_dot_product_attention(q, k, v, is_causal=True), x)
+
+
 def turning_in_part(m: Any, x: Tensor) -> Tensor:
     """Only the first channels of a head are turned, as GPT-NeoX and Phi have it."""
     q, k, v = parts(m, x)
@@ -236,6 +245,25 @@ def multi_query(m: Any, x: Tensor) -> Tensor:
     return joined(m, mixed, x)
 
 
+def broadcast(m: Any, x: Tensor) -> Tensor:
+    """One head of keys and values cut out behind those of queries, and broadcast (Falcon)."""
+    batch, length, _ = x.shape
+    q, k, v = m.q(x), m.k(x), m.v(x)
+    parts = torch.cat((q, k, v), dim=-1).view(batch, length, -1, SIZE)
+    q, k, v = parts[..., :-2, :], parts[..., [-2], :], parts[..., [-1], :]
+    q = q.transpose(1, 2).reshape(batch, HEADS, length, SIZE)
+    k, v = (part.transpose(1, 2).reshape(batch, 1, length, SIZE) for part in (k, v))
+    return joined(m, functional.scaled_dot_product_attention(q, k, v, is_causal=True), x)
+
+
+def broadcast_written(m: Any, x: Tensor) -> Tensor:
+    batch, length, _ = x.shape
+    q = m.q(x).view(batch, length, HEADS, SIZE).transpose(1, 2)
+    k, v = (layer(x).view(batch, length, 1, SIZE).transpose(1, 2) for layer in (m.k, m.v))
+    scores = torch.matmul(q, k.transpose(-1, -2)) * SIZE**-0.5
+    return joined(m, torch.matmul(scores.softmax(dim=-1), v), x)
+
+
 class Tokens(nn.Module):
     """A layer, attention over its tokens, and another layer."""
 
@@ -274,6 +302,8 @@ FORMS: dict[str, Callable[[], nn.Module]] = {
     "one for all": lambda: Tokens(Attention(grouped_written, 4)),
     "one for all, at once": lambda: Tokens(Attention(grouped_at_once, 4)),
     "one for all, expanded": lambda: Tokens(Attention(multi_query, 4)),
+    "one for all, broadcast": lambda: Tokens(Attention(broadcast, 4)),
+    "one for all, broadcast, written": lambda: Tokens(Attention(broadcast_written, 4)),
     "one for all, written": lambda: Tokens(Attention(sharing, 4)),
     "turning, one for all": lambda: Tokens(Attention(turning, 4)),
     "turning, one for all, at once": lambda: Tokens(Attention(turning_at_once, 4)),
@@ -282,6 +312,7 @@ FORMS: dict[str, Callable[[], nn.Module]] = {
     "turning in part": lambda: Tokens(Attention(turning_in_part)),
     "turning in part, grouped": lambda: Tokens(Attention(turning_in_part, 2)),
     "turning in part, one for all": lambda: Tokens(Attention(turning_in_part, 4)),
+    "turning, repeated": lambda: Tokens(Attention(turning_repeated, 2)),
     "turning, grouped": lambda: Tokens(Attention(turning, 2)),
     "turning, grouped at once": lambda: Tokens(Attention(turning_at_once, 2)),
     "turning, written": lambda: Tokens(Attention(turning_written)),
@@ -374,6 +405,7 @@ def test_values_are_removed(form: str) -> None:
         *(("normed", 2), ("normed, written", 1), ("one for all, expanded", 4)),
         *(("turning, one for all", 4), ("turning, one for all, at once", 4)),
         *(("one for all", 4), ("one for all, at once", 4), ("one for all, written", 4)),
+        *(("one for all, broadcast", 4), ("one for all, broadcast, written", 4)),
     ],
 )
 def test_shared_values_are_removed(form: str, shared: int) -> None:
@@ -387,6 +419,7 @@ def test_shared_values_are_removed(form: str, shared: int) -> None:
     ("form", "shared"),
     [
         *(("turning", 1), ("turning, grouped", 2), ("turning, grouped at once", 2)),
+        ("turning, repeated", 2),
         *(("turning, written", 1), ("turning, written, grouped", 2), ("turning, one for all", 4)),
         *(("turning, one for all, at once", 4), ("turning, one for all, written", 4)),
     ],

@@ -264,7 +264,7 @@ def _rotation(
         state.computed.add(result)
         if arrangement is not None:
             state.joined[call.tensor] = join(new, result, arrangement)
-        return result
+        return _repeated(new, result, call)
     axis = tensor.axis
     place = {entry: i for i, entry in enumerate(channels)}
     others = [entry - entry % size + (entry % size + size // 2) % size for entry in channels]
@@ -289,7 +289,16 @@ def _rotation(
     if arrangement is None:
         return result
     state.joined[call.tensor] = result
-    return spread(new, result, arrangement, len(channels))
+    return _repeated(new, spread(new, result, arrangement, len(channels)), call)
+
+
+def _repeated(graph: fx.Graph, value: fx.Node, call: HeadCall) -> fx.Node:
+    """The heads of a rotation's result, each as often as it was in the original."""
+    repeats = call.operands[0].repeats
+    if repeats == 1:
+        return value
+    assert call.arrangement is not None
+    return graph.call_method("repeat_interleave", (value, repeats, call.arrangement.head))
 
 
 def _same_pairs(channels: Sequence[int], size: int, heads: int) -> tuple[int, ...] | None:

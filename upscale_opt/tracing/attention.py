@@ -179,8 +179,6 @@ class _Writer:
     def rotated(self, x: Traced, others: Sequence[object]) -> list[ir.Operation]:
         """A rotation of pairs of a head's channels, by angles that are the same in all heads."""
         heads = heads_of(x, len(x.shape) - 1)
-        if heads.repeats > 1:
-            raise NotUnderstood(_SHARES)
         size = x.shape[-1]
         angles = [a for a in others if isinstance(a, Traced) and len(a.shape) == len(x.shape)]
         if len(angles) != 2 or size % 2 or size < 4:
@@ -211,8 +209,8 @@ class _Writer:
             )
         )
         if heads.arrangement is not None:
-            self._spread(result, heads.arrangement)
-        operands = (HeadOperand(source.name), HeadOperand(), HeadOperand())
+            self._spread(result, heads.arrangement, heads.repeats)
+        operands = (HeadOperand(source.name, repeats=heads.repeats), HeadOperand(), HeadOperand())
         self.site.heads.append(
             HeadCall("rotation", operands, tensor=result.name, arrangement=heads.arrangement)
         )
@@ -307,6 +305,8 @@ class _Writer:
         copies = x.copies
         if heads.arrangement is None and copies is not None and letters[copies] in product.result:
             return replace(heads, head=copies, repeats=x.shape[copies])
+        if heads.arrangement is None and product.repeats > 1:
+            return replace(heads, head=len(x.shape) - 3)
         return heads
 
     def _finish(
@@ -594,11 +594,15 @@ class _Writer:
         self.site.between.append(tensor)
         return tensor
 
-    def _spread(self, joined: Traced, arrangement: Arrangement) -> None:
+    def _spread(self, joined: Traced, arrangement: Arrangement, repeats: int = 1) -> None:
         """The call's result: no harm is done if only data movement reads it."""
         output = self.site.outputs[0]
         output.axis, output.ids = None, None
-        output.spread = Spread(joined, arrangement.spread)
+
+        def moved(values: torch.Tensor) -> torch.Tensor:
+            return arrangement.spread(values).repeat_interleave(repeats, arrangement.head)
+
+        output.spread = Spread(joined, arrangement.spread if repeats == 1 else moved)
         output.why_fixed = f"{self.name}: {SPREADS}"
         self.written.append(
             ir.Opaque(

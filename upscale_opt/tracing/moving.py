@@ -201,6 +201,8 @@ def _moved(
         _check_selection(move, output, index, taken)
     except NotUnderstood:
         output.axis, output.ids = None, None
+        if single and move.understands_heads and not source.is_constant:
+            return _spreading(move)  # perhaps a single head
         raise
     output.detour = move.through.name if move.indirect else None
     return [

@@ -44,7 +44,7 @@ _ATTENTION = {functional.scaled_dot_product_attention}
 
 
 def product_of(site: CallSite) -> Product | None:
-    """The product that a call computes, if it does, and nothing is broadcast."""
+    """The product that a call computes, if it does, and nothing but single heads is broadcast."""
     target = site.node.target
     name = ""
     if isinstance(target, torch._ops.OpOverload):
@@ -77,6 +77,7 @@ def _attention(site: CallSite) -> Product | None:
     assert isinstance(query, Traced)
     assert isinstance(key, Traced)
     grouped = bool(given.get("enable_gqa")) and min(len(query.shape), len(key.shape)) > 2
+    repeats = query.shape[-3] // key.shape[-3] if grouped else _broadcast(operands)
     batch = string.ascii_lowercase[: len(query.shape) - 2]
     scale = given.get("scale")
     if not (scale is None or isinstance(scale, (int, float))):
@@ -88,7 +89,7 @@ def _attention(site: CallSite) -> Product | None:
             (batch + "yz", batch + "xz", batch + "xw"),
             batch + "yw",
             scale=query.shape[-1] ** -0.5 if scale is None else scale,
-            repeats=query.shape[-3] // key.shape[-3] if grouped else 1,
+            repeats=repeats,
         ),
         site,
     )
@@ -99,7 +100,16 @@ def _matmul(site: CallSite) -> Product | None:
     if kwargs or len(args) != 2 or not all(isinstance(x, Traced) for x in args):
         return None
     batch = string.ascii_lowercase[: len(args[0].shape) - 2]
-    return _checked(Product("matmul", args, (batch + "yz", batch + "zx"), batch + "yx"), site)
+    letters = batch + "yz", batch + "zx"
+    return _checked(Product("matmul", args, letters, batch + "yx", repeats=_broadcast(args)), site)
+
+
+def _broadcast(operands: Sequence[Any]) -> int:
+    """Count the heads of the first operand, if each of the others has one for all of them."""
+    if any(not isinstance(x, Traced) or len(x.shape) < 4 for x in operands):
+        return 1
+    first, *others = (x.shape[-3] for x in operands)
+    return first if set(others) == {1} else 1
 
 
 def _einsum(site: CallSite) -> Product | None:
@@ -116,7 +126,7 @@ def _einsum(site: CallSite) -> Product | None:
 
 
 def _checked(product: Product, site: CallSite) -> Product | None:
-    """``product``, if every letter stands for one size and nothing is broadcast."""
+    """``product``, if every letter stands for one size."""
     sizes: dict[str, int] = {}
     shapes = [x.shape for x in product.operands]
     if product.repeats > 1:
