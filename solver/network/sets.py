@@ -95,44 +95,63 @@ def _kept(parameter: str, axis: int, tensor: Tensor, graph: ChannelGraph, masks:
 
 def _pairs(graph: ChannelGraph, masks: Masks, defined: dict[str, Ids]) -> dict[str, Ids]:
     """For attention, the channels in which neither queries nor keys are zero."""
-    makers = {name: op for op in graph.operations for name in op.outputs}
+    entries = _Entries(graph, masks, defined)
     return {
-        op.name: Ids.intersection(
-            *(_non_zero(name, graph, masks, defined, makers) for name in op.queries)
-        )
+        op.name: Ids.intersection(*(entries.channels(name) for name in op.queries))
         for op in graph.operations
         if isinstance(op, Attention) and op.queries
     }
 
 
-def _non_zero(
-    name: str,
-    graph: ChannelGraph,
-    masks: Masks,
-    defined: dict[str, Ids],
-    makers: dict[str, Operation],
-) -> Ids:
-    """The channels of a tensor that can be non-zero there.
+class _Entries:
+    """The entries of tensors that can be non-zero there.
 
     That is ``defined``; but queries and keys share their channels, and often the tensor in which
     a layer writes both. So where the tensor is cut out of a layer's result, the layer's rows say.
     """
-    channels = graph.tensors[name].channels
-    entries = list(range(len(channels)))
-    source = name
-    while isinstance(op := makers[source], (Select, ChannelWise)):
+
+    def __init__(self, graph: ChannelGraph, masks: Masks, defined: dict[str, Ids]) -> None:
+        self._graph, self._masks, self._defined = graph, masks, defined
+        self._makers = {name: op for op in graph.operations for name in op.outputs}
+        self._known: dict[str, Ids] = {}
+
+    def channels(self, name: str) -> Ids:
+        """The channels of a tensor that have such an entry."""
+        sequence = self._graph.tensors[name].channels
+        return self._defined[name] & {sequence[entry] for entry in self._of(name)}
+
+    def _of(self, name: str) -> Ids:
+        if name not in self._known:
+            self._known[name] = self._found(name)
+        return self._known[name]
+
+    def _found(self, name: str) -> Ids:
+        op, tensor = self._makers[name], self._graph.tensors[name]
         if isinstance(op, Select):
-            entries = [op.positions[entry] for entry in entries]
-        elif op.parameters or not op.keeps_zero:
-            return defined[name]
-        source = op.inputs[0]
-    if not isinstance(op, Layer) or op.groups > 1 or graph.tensors[source].features > 1:
-        return defined[name]
-    rows = masks.kept_on(op.weight, op.out_axis, slices_of(graph, op.weight, op.out_axis))
-    if op.bias is not None:
-        rows |= masks.kept_on(op.bias, 0, slices_of(graph, op.bias, 0))
-    written = {c for c, entry in zip(channels, entries, strict=True) if entry in rows}
-    return defined[name] & written
+            source = self._of(op.inputs[0])
+            return Ids(i for i, entry in enumerate(op.positions) if entry in source)
+        if isinstance(op, ChannelWise) and op.keeps_zero and not op.parameters:
+            return self._of(op.inputs[0])
+        if isinstance(op, Elementwise) and op.zero_if != "never":
+            first, *others = (self._of(source) for source in op.inputs)
+            return first.union(*others) if op.zero_if == "all" else first.intersection(*others)
+        if isinstance(op, Concat):
+            joined: list[bool] = []
+            for source in op.inputs:
+                own = self._of(source)
+                joined += (i in own for i in range(len(self._graph.tensors[source].channels)))
+            taken = range(len(joined)) if op.positions is None else op.positions
+            return Ids(i for i, entry in enumerate(taken) if joined[entry])
+        if isinstance(op, Layer) and op.groups == 1 and tensor.features == 1:
+            rows = self._kept(op.weight, op.out_axis)
+            return rows if op.bias is None else rows | self._kept(op.bias, 0)
+        if isinstance(op, Constant) and op.axis is not None and tensor.features == 1:
+            return self._kept(op.parameter, op.axis)
+        own = self._defined[name]
+        return Ids(i for i, channel in enumerate(tensor.channels) if channel in own)
+
+    def _kept(self, parameter: str, axis: int) -> Ids:
+        return Ids(self._masks.kept_on(parameter, axis, slices_of(self._graph, parameter, axis)))
 
 
 def _defined(graph: ChannelGraph, masks: Masks, columns: dict[str, Ids]) -> dict[str, Ids]:

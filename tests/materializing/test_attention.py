@@ -25,7 +25,6 @@ from upscale_opt.ir import graph as ir
 from upscale_opt.ir.graph import slices_of
 from upscale_opt.runtime.swin import join_windows, split_windows
 from upscale_opt.solver.checking.check import damage
-from upscale_opt.tracing.running import run_as
 
 WIDTH, HEADS = 12, 3
 
@@ -175,6 +174,10 @@ def torchs_all(m: Any, x: Tensor) -> Any:
     return m.attention(x, x, x, key_padding_mask=short(x), attn_mask=later(x))
 
 
+def torchs_of_widths(m: Any, x: Tensor) -> Any:
+    return m.attention(x, m.keys(x), m.values(x), key_padding_mask=short(x), need_weights=False)[0]
+
+
 def crossing(m: Any, x: Tensor) -> Any:
     y = x.flip(1)[:, 1:]
     return m.attention(x, y, y, need_weights=False)[0]
@@ -224,6 +227,12 @@ def multihead(**options: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"attention": nn.MultiheadAttention(WIDTH, HEADS, **options)}
 
 
+def of_widths() -> dict[str, Any]:
+    """Keys and values of other widths than queries."""
+    attention = nn.MultiheadAttention(WIDTH, HEADS, kdim=8, vdim=10, batch_first=True)
+    return {"attention": attention, "keys": nn.Linear(WIDTH, 8), "values": nn.Linear(WIDTH, 10)}
+
+
 def encoder(kind: type[nn.Module] | None = None, **options: Any) -> Callable[[], dict[str, Any]]:
     """A layer of a transformer of torch's, or two of them."""
 
@@ -261,6 +270,21 @@ FORMS: dict[str, tuple[Callable[[Any, Tensor], Any], Callable[[], dict[str, Any]
     "torch, masked and padded, with weights": (torchs_all, multihead(batch_first=True)),
     "torch, crossing": (crossing, multihead(batch_first=True)),
     "torch, crossing, no bias": (crossing, multihead(bias=False, batch_first=True)),
+    "torch, of other widths": (torchs_of_widths, of_widths),
+    "torch, a token added": (torchs, multihead(add_bias_kv=True, batch_first=True)),
+    "torch, zeros added": (torchs_weights, multihead(add_zero_attn=True)),
+    "torch, both added, all masks": (
+        torchs_all,
+        multihead(add_bias_kv=True, add_zero_attn=True, batch_first=True),
+    ),
+    "torch, both added, masked by head": (
+        torchs_by_head,
+        multihead(add_bias_kv=True, add_zero_attn=True, bias=False, batch_first=True),
+    ),
+    "torch, both added, causal": (
+        torchs_causal,
+        multihead(add_bias_kv=True, add_zero_attn=True, batch_first=True),
+    ),
     "torch, placed": (placed, multihead(batch_first=True, dropout=0.1)),
     "torch, of three": (three, multihead(batch_first=True)),
     "torch's layer": (encoded, encoder(ONE)),
@@ -392,8 +416,9 @@ def test_a_channel_of_every_head_is_removed(form: str, place: str) -> None:
         assert deviation(call(model, other), call(pruned, other)) < EXACT
 
 
+@pytest.mark.parametrize("added", [True, False])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_mask_by_head_of_tokens_without_a_batch(first: bool) -> None:
+def test_a_mask_by_head_of_tokens_without_a_batch(first: bool, added: bool) -> None:
     def one(m: Any, x: Tensor) -> Any:
         mask = torch.arange(HEADS, dtype=x.dtype)[:, None, None] * x[None, :, :1].mT
         mask = mask.expand(HEADS, x.shape[0], x.shape[0])
@@ -401,8 +426,33 @@ def test_a_mask_by_head_of_tokens_without_a_batch(first: bool) -> None:
 
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        model = Net(one, attention=nn.MultiheadAttention(WIDTH, HEADS, batch_first=first))
+        more = {"add_bias_kv": added, "add_zero_attn": added}
+        attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=first, **more)
+        model = Net(one, attention=attention)
     check(model, tokens(1, 5)[0], tokens(1, 7, 1)[0], 3)
+
+
+def test_added_tokens_and_other_widths_lose_channels() -> None:
+    size = WIDTH // HEADS
+    for form in ("torch, of other widths", "torch, a token added"):
+        model = network(form)
+        tensors = dict(model.attention.named_parameters())
+        with torch.no_grad():
+            for name in ("k_proj_weight", "v_proj_weight"):
+                if name in tensors:
+                    tensors[name][::size] = 0
+            for name in ("in_proj_weight", "in_proj_bias"):
+                if tensors.get(name) is not None:
+                    tensors[name][WIDTH::size] = 0
+            for name in ("bias_k", "bias_v"):
+                if name in tensors:
+                    tensors[name][..., ::size] = 0
+        pruned = pruned_of(model, uo.trace(model, tokens(2, 5)))
+        left = dict(pruned.named_parameters())
+        assert left["attention.out_proj.weight"].shape[1] == WIDTH - HEADS
+        rows = {n: len(left[f"attention.{n}"]) for n in tensors if n.endswith("proj_weight")}
+        assert sum(rows.values()) == 3 * (WIDTH - HEADS)
+        assert deviation(call(model, tokens(3, 7)), call(pruned, tokens(3, 7))) < EXACT
 
 
 def test_crossing_attention_computes_no_more_than_it_reads() -> None:
@@ -552,24 +602,6 @@ def test_windows_of_other_sizes_than_traced() -> None:
     pruned = pruned_of(model, uo.trace(model, image(2, 4)))  # one window: nothing is rolled
     for size in (4, 8, 9):
         assert deviation(call(model, image(3, size)), call(pruned, image(3, size))) < EXACT
-
-
-@pytest.mark.parametrize(
-    ("function", "options"),
-    [
-        (torchs, {"add_bias_kv": True}),
-        (torchs, {"add_zero_attn": True}),
-    ],
-)
-def test_what_stays_opaque(function: Callable[[Any, Tensor], Any], options: Any) -> None:
-    attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True, **options)
-    model = Net(function, attention=attention)
-    x = tokens(2, 5)
-    graph = run_as(model, (x,), {}, "fx").graph
-    assert not any(isinstance(op, ir.Attention) for op in graph.operations)
-    assert any(isinstance(op, ir.Opaque) and op.reason for op in graph.operations)
-    pruned = pruned_of(model, uo.trace(model, x))
-    assert deviation(call(model, tokens(3, 5)), call(pruned, tokens(3, 5))) < EXACT
 
 
 def test_cosine_attention_stays_opaque() -> None:

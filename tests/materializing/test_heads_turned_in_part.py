@@ -130,7 +130,7 @@ def shapes(draw: st.DrawFn) -> Shape:
         turned=draw(st.sampled_from(range(0, size + 1, 2))),
         last=draw(st.booleans()),
         written=draw(st.booleans()),
-        fused=draw(st.sampled_from(ways)),  # type: ignore[arg-type]
+        fused=draw(st.sampled_from(ways)),
     )
 
 

@@ -117,11 +117,7 @@ def _is_plain(module: nn.MultiheadAttention) -> bool:
         projection._forward_pre_hooks,
     )
     return (
-        module._qkv_same_embed_dim
-        and module.bias_k is None
-        and module.bias_v is None
-        and not module.add_zero_attn
-        and "forward" not in vars(module)
+        "forward" not in vars(module)
         and type(projection) is NonDynamicallyQuantizableLinear
         and not any(hooks)
     )
@@ -138,18 +134,26 @@ def _attend(
 ) -> tuple[Any, Any]:
     heads, size = module.num_heads, module.head_dim
     first = -3 if module.batch_first else 0  # the axis of tokens, once only heads are apart
-    parts: dict[int, Any] = {}
-    for source in sources:  # of each all parts; materialising leaves out those that nothing reads
-        if id(source) not in parts:
-            joint: Any = functional.linear(source, module.in_proj_weight, module.in_proj_bias)
-            parts[id(source)] = joint.unflatten(-1, (3, heads, size)).unbind(-3)
-    query, key, value = (
-        parts[id(source)][number].movedim(first, -2) for number, source in enumerate(sources)
-    )
+    added = (module.bias_k is not None) + bool(module.add_zero_attn)
+    if module._qkv_same_embed_dim and not added:
+        parts: dict[int, Any] = {}
+        for source in sources:  # of each all parts; materialising leaves out what nothing reads
+            if id(source) not in parts:
+                joint: Any = functional.linear(source, module.in_proj_weight, module.in_proj_bias)
+                parts[id(source)] = joint.unflatten(-1, (3, heads, size)).unbind(-3)
+        query, key, value = (
+            parts[id(source)][number].movedim(first, -2) for number, source in enumerate(sources)
+        )
+    else:
+        query, key, value = (
+            part.unflatten(-1, (heads, size)).movedim(-3, -2)
+            for part in _projected(module, sources)
+        )
     given = any(mask is not None for mask in masks)
     bias: Any = None
     if given:
         bias = attention_bias(*masks, heads, sources[0].dtype, sources[0].ndim)
+        bias = functional.pad(bias, (0, added)) if added else bias
 
     def seen() -> Any:
         scores = (query * size**-0.5) @ key.transpose(-2, -1)
@@ -170,6 +174,31 @@ def _attend(
         return result, None
     weights = seen() if weights is None else weights
     return result, weights.mean(-3) if average else weights
+
+
+def _projected(module: nn.MultiheadAttention, sources: Sequence[Any]) -> list[Any]:
+    """Queries, keys and values of shape (..., tokens, width), with the tokens that are added."""
+    width, bias = module.embed_dim, module.in_proj_bias
+    projected: list[Any] = []
+    for number, source in enumerate(sources):
+        part: Any
+        if module._qkv_same_embed_dim:
+            joint: Any = functional.linear(source, module.in_proj_weight, bias)
+            part = joint.unflatten(-1, (3, width)).unbind(-2)[number]
+        else:
+            weight = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)[number]
+            part = functional.linear(source, weight)
+            if bias is not None:
+                part = part + torch.narrow(bias, 0, number * width, width)
+        part = part if module.batch_first else part.movedim(0, -2)
+        more = (None, module.bias_k, module.bias_v)[number]
+        if more is not None:
+            nothing: Any = torch.narrow(part, -2, 0, 1) * 0.0  # of the batch's size, unasked
+            part = torch.cat([part, nothing + more.flatten()], -2)
+        if module.add_zero_attn and number:
+            part = functional.pad(part, (0, 0, 0, 1))
+        projected.append(part)
+    return projected
 
 
 def some_outputs(target: Any, args: Sequence[Any]) -> Callable[[], Any] | None:
