@@ -128,8 +128,8 @@ class _Entries:
     def _found(self, name: str) -> Ids:
         op, tensor = self._makers[name], self._graph.tensors[name]
         if isinstance(op, Select):
-            source = self._of(op.inputs[0])
-            return Ids(i for i, entry in enumerate(op.positions) if entry in source)
+            fed = self._of(op.inputs[0])
+            return Ids(i for i, entry in enumerate(op.positions) if entry in fed)
         if isinstance(op, ChannelWise) and op.keeps_zero and not op.parameters:
             return self._of(op.inputs[0])
         if isinstance(op, Elementwise) and op.zero_if != "never":
@@ -138,8 +138,8 @@ class _Entries:
         if isinstance(op, Concat):
             joined: list[bool] = []
             for source in op.inputs:
-                own = self._of(source)
-                joined += (i in own for i in range(len(self._graph.tensors[source].channels)))
+                size = len(self._graph.tensors[source].channels)
+                joined += map(self._of(source).__contains__, range(size))
             taken = range(len(joined)) if op.positions is None else op.positions
             return Ids(i for i, entry in enumerate(taken) if joined[entry])
         if isinstance(op, Layer) and op.groups == 1 and tensor.features == 1:
