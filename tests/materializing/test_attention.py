@@ -436,7 +436,7 @@ def test_added_tokens_and_other_widths_lose_channels() -> None:
     size = WIDTH // HEADS
     for form in ("torch, of other widths", "torch, a token added"):
         model = network(form)
-        tensors = dict(model.attention.named_parameters())
+        tensors = dict(model.get_submodule("attention").named_parameters())
         with torch.no_grad():
             for name in ("k_proj_weight", "v_proj_weight"):
                 if name in tensors:
