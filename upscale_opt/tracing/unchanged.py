@@ -188,7 +188,7 @@ class Snapshot:
         return [
             name
             for name, container in self._attributes()
-            if any(isinstance(value, fx.Proxy) for value in _values(container))
+            if _holds_proxy(container, _DEEP)
         ]
 
     def _attributes(self) -> Iterator[tuple[str, Any]]:
@@ -382,6 +382,12 @@ _PLAIN = (bool, int, float, complex, str, bytes)
 
 def _values(container: Any) -> list[Any]:
     return list(container.values() if isinstance(container, dict) else container)
+
+
+def _holds_proxy(value: Any, depth: int) -> bool:
+    if isinstance(value, (*CONTAINERS, tuple)) and depth:
+        return any(_holds_proxy(item, depth - 1) for item in _values(value))
+    return isinstance(value, fx.Proxy)
 
 
 def _restore_modes(saved: list[tuple[nn.Module, bool]]) -> None:
