@@ -111,6 +111,12 @@ class _Questions:
     def __round__(self: Any, *digits: Any) -> Any:
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
+    def __ceil__(self: Any) -> Any:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __floor__(self: Any) -> Any:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
     def __str__(self: Any) -> str:
         self.tracer.wrote = True
         return _Text(repr(self))  # for messages

@@ -185,11 +185,7 @@ class Snapshot:
 
     def holding_proxies(self) -> list[str]:
         """The attributes in which the model's code has stored something symbolic."""
-        return [
-            name
-            for name, container in self._attributes()
-            if _holds_proxy(container, _DEEP)
-        ]
+        return [name for name, container in self._attributes() if _holds_proxy(container, _DEEP)]
 
     def _attributes(self) -> Iterator[tuple[str, Any]]:
         """Every attribute of every module by name, in a list, or the container that it is."""
