@@ -83,8 +83,8 @@ TRANSFORMERS: Mapping[str, tuple[str, str, str, Mapping[str, Any]]] = {
         {"depth_multiplier": 0.35},
     ),
     "mobilevit": (
-        *("MobileViTModel", "MobileViTConfig", "wide image"),
-        {"image_size": 128, "hidden_sizes": [16, 24, 32]}
+        *("MobileViTModel", "MobileViTConfig", "large image"),
+        {"hidden_sizes": [16, 24, 32]}
         | {"neck_hidden_sizes": [8, 8, 16, 24, 32, 40, 48]},
     ),
     "segformer": (
@@ -279,7 +279,7 @@ def _labelled(batch: int) -> ExampleInputs:
 _READS: dict[str, Callable[[int], ExampleInputs]] = {
     "text": _text,
     "image": lambda batch: {"pixel_values": picture(64, batch)},
-    "wide image": lambda batch: {"pixel_values": picture(128, batch)},
+    "large image": lambda batch: {"pixel_values": picture(256, batch)},
     "patches": lambda batch: {"pixel_values": picture(56, batch)},
     "sound": lambda batch: {"input_values": noise(800, batch=batch)},
     "spectrum": lambda batch: {"input_features": noise(16, 100, batch=batch)},
