@@ -276,6 +276,36 @@ def test_images_beside_sequences() -> None:
         )
 
 
+class Columns(Around):
+    """Attention within columns of pixels, which asks for the sizes of what heads gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        y = nn.functional.avg_pool2d(self.enter(x), 2)
+        batch, width, height, breadth = y.shape
+        rows = y.permute(0, 3, 2, 1).reshape(batch * breadth, height, width)
+        query, key, value = (
+            layer(rows).view(batch * breadth, height, 2, -1).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        weights = (query @ key.transpose(2, 3)).softmax(-1)
+        joined = (weights @ value).permute(0, 2, 1, 3).contiguous()
+        rows = joined.view(*(joined.size()[:-2] + (8,)))
+        return self.leave(rows.reshape(batch, breadth, height, width).permute(0, 3, 2, 1))
+
+
+def test_sizes_of_one_that_are_more_elsewhere() -> None:
+    model = Columns().double().eval()
+    done = uo.prune(model, torch.randn(2, 3, 2, 6, dtype=torch.float64), amount=0.5)
+    assert not any(op.kind == "opaque" and "single" in op.reason for op in done.graph.operations)
+    for shape in ((3, 3, 2, 6), (2, 3, 8, 4)):
+        x = torch.randn(*shape, dtype=torch.float64)
+        torch.testing.assert_close(done.model(x), done.masked(x), rtol=1e-9, atol=1e-9)
+
+
 class Remembering(Around):
     """Has a method that keeps what it returned."""
 

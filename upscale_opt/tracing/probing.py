@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,17 +36,23 @@ def built(
     Returns:
         The program, what it returns on tensors without data, and the numbers of these.
     """
-    numbers = Numbers({})
-    builder = Builder(model, captured, understands_heads, numbers)
-    program = builder.build(args, kwargs)
-    if builder.unsettled and captured.kind == "fx":
+    def build(weak: Collection[str] = ()) -> tuple[Builder, Program, Numbers]:
+        numbers = Numbers({})
+        builder = Builder(model, captured, understands_heads, numbers, weak=weak)
+        return builder, builder.build(args, kwargs), numbers
+
+    builder, program, numbers = build()
+    while builder.unsettled and captured.kind == "fx":
+        redirected = len(captured.redirected)
         probe = _Probe(model, captured, args, kwargs, understands_heads, program)
         fixed = probe.run()
+        if len(captured.redirected) > redirected:  # as it is seen at other sizes alone
+            builder, program, numbers = build()
+            continue
         if probe.weak:
-            numbers = Numbers({})
-            builder = Builder(model, captured, understands_heads, numbers, weak=probe.weak)
-            program = builder.build(args, kwargs)
+            builder, program, numbers = build(probe.weak)
         _fix(captured, fixed)
+        break
     _fix(captured, builder.broadcast())
     captured.checks = [c for c in captured.checks if not builder.settled.issuperset(c.inputs)]
     for node, value in builder.guarded.items():
