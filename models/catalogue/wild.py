@@ -84,8 +84,7 @@ TRANSFORMERS: Mapping[str, tuple[str, str, str, Mapping[str, Any]]] = {
     ),
     "mobilevit": (
         *("MobileViTModel", "MobileViTConfig", "large image"),
-        {"hidden_sizes": [16, 24, 32]}
-        | {"neck_hidden_sizes": [8, 8, 16, 24, 32, 40, 48]},
+        {"hidden_sizes": [16, 24, 32]} | {"neck_hidden_sizes": [8, 8, 16, 24, 32, 40, 48]},
     ),
     "segformer": (
         *("SegformerForSemanticSegmentation", "SegformerConfig", "image"),

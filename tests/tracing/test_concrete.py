@@ -132,7 +132,8 @@ def arrays(m: Any, y: Tensor) -> Tensor:
     if (sizes % np.power(2, 1) > 0).any():
         raise ValueError("even sizes, please")
     more = np.ceil((sizes + 1) / np.array([2, 4])) - np.sqrt(sizes * sizes) + sizes
-    return nn.functional.interpolate(y, tuple(int(size) for size in more)) * more[0]
+    z: Tensor = nn.functional.interpolate(y, tuple(int(size) for size in more)) * more[0]
+    return z
 
 
 def by_dtype(m: Any, y: Tensor) -> Tensor:
@@ -251,11 +252,13 @@ def test_what_is_kept_for_sizes(make: Callable[[], nn.Module], before: int | Non
     assert not any(isinstance(v, torch.fx.Proxy) for v in pytree.tree_leaves(vars(model)))
 
 
-class Conditioned(Around):
+class Conditioned(nn.Module):
     """An image beside a sequence, whose channels come last."""
 
     def __init__(self) -> None:
         super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.leave = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
         self.read = nn.Linear(6, 8)
 
     def forward(self, x: Tensor, text: Tensor) -> Any:
@@ -293,7 +296,7 @@ class Columns(Around):
         )
         weights = (query @ key.transpose(2, 3)).softmax(-1)
         joined = (weights @ value).permute(0, 2, 1, 3).contiguous()
-        rows = joined.view(*(joined.size()[:-2] + (8,)))
+        rows = joined.view(*joined.size()[:-2], 8)
         return self.leave(rows.reshape(batch, breadth, height, width).permute(0, 3, 2, 1))
 
 

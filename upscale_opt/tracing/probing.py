@@ -36,6 +36,7 @@ def built(
     Returns:
         The program, what it returns on tensors without data, and the numbers of these.
     """
+
     def build(weak: Collection[str] = ()) -> tuple[Builder, Program, Numbers]:
         numbers = Numbers({})
         builder = Builder(model, captured, understands_heads, numbers, weak=weak)
