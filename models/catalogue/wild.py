@@ -43,7 +43,7 @@ _TEXT = {**_TEXT, "intermediate_size": 48}
 _IMAGE = {"image_size": 64, "patch_size": 16, "hidden_size": 32, "num_hidden_layers": 2}
 _IMAGE = {**_IMAGE, "num_attention_heads": 4, "intermediate_size": 48}
 _GROUPED: dict[str, Any] = {**_TEXT, "num_key_value_heads": 2, "use_cache": False}
-_DINO = {**_IMAGE, "mlp_ratio": 2}
+_DINO = {**_IMAGE, "image_size": 96, "mlp_ratio": 2}  # positions for more patches, as of 518
 _DINO.pop("intermediate_size")
 _STAGES = {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 2]}
 
@@ -83,9 +83,8 @@ TRANSFORMERS: Mapping[str, tuple[str, str, str, Mapping[str, Any]]] = {
         {"depth_multiplier": 0.35},
     ),
     "mobilevit": (
-        *("MobileViTModel", "MobileViTConfig", "image"),
-        {"image_size": 64, "hidden_sizes": [16, 24, 32]}
-        | {"neck_hidden_sizes": [8, 8, 16, 24, 32, 40, 48]},
+        *("MobileViTModel", "MobileViTConfig", "large image"),
+        {"hidden_sizes": [16, 24, 32]} | {"neck_hidden_sizes": [8, 8, 16, 24, 32, 40, 48]},
     ),
     "segformer": (
         *("SegformerForSemanticSegmentation", "SegformerConfig", "image"),
@@ -118,7 +117,7 @@ TRANSFORMERS: Mapping[str, tuple[str, str, str, Mapping[str, Any]]] = {
         | {
             "backbone_config": (
                 "Dinov2Config",
-                {**_DINO, "num_hidden_layers": 4, "image_size": 56, "patch_size": 14}
+                {**_DINO, "num_hidden_layers": 4, "image_size": 84, "patch_size": 14}
                 | {"out_indices": [1, 2, 3, 4], "reshape_hidden_states": False},
             )
         },
@@ -279,6 +278,7 @@ def _labelled(batch: int) -> ExampleInputs:
 _READS: dict[str, Callable[[int], ExampleInputs]] = {
     "text": _text,
     "image": lambda batch: {"pixel_values": picture(64, batch)},
+    "large image": lambda batch: {"pixel_values": picture(256, batch)},
     "patches": lambda batch: {"pixel_values": picture(56, batch)},
     "sound": lambda batch: {"input_values": noise(800, batch=batch)},
     "spectrum": lambda batch: {"input_features": noise(16, 100, batch=batch)},

@@ -286,6 +286,10 @@ def test_tables_say_what_is_opaque_and_what_is_lossy() -> None:
     assert "* **a**: rolls a\\_b (2 operations, 1 network)" in text
     assert "* timm/three, both: deviates by 2.5e-01" in text
     assert "* timm/four: build: no timm" in text
+    some = OtherInputs(what="other sizes", status="partly", reason="2 x 3 x 32 x 48: odd")
+    text = tables([a_record("timm/six", elsewhere=(some,))])
+    assert "other sizes: 1 partly; removed" in text
+    assert "* timm/six, both, other sizes partly: 2 x 3 x 32 x 48: odd" in text
     (line,) = summary([a_record("timm/one")])
     assert line.endswith("75.0 % (input), 75.0 % (output), 75.0 % (both)")
 

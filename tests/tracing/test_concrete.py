@@ -126,6 +126,16 @@ def padded(m: Any, y: Tensor) -> Tensor:
     return nn.functional.pad(y, (0, missing, 0, int(2.0)))
 
 
+def arrays(m: Any, y: Tensor) -> Tensor:
+    """Sizes as arrays of NumPy: what decides is whether they are even."""
+    sizes = np.array(y.shape[2:])
+    if (sizes % np.power(2, 1) > 0).any():
+        raise ValueError("even sizes, please")
+    more = np.ceil((sizes + 1) / np.array([2, 4])) - np.sqrt(sizes * sizes) + sizes
+    z: Tensor = nn.functional.interpolate(y, tuple(int(size) for size in more)) * more[0]
+    return z
+
+
 def by_dtype(m: Any, y: Tensor) -> Tensor:
     return y * {torch.float32: 2.0, torch.float64: 3.0}[y.dtype]
 
@@ -147,7 +157,7 @@ def made(m: Any, y: Tensor) -> Tensor:
 
 KEPT = (
     *(split_transform, fused, by_kind, halves, limits, strides, assigned, border, made),
-    *(layers_dropped, by_dtype, resized, padded, from_a_cache),
+    *(layers_dropped, by_dtype, arrays, resized, padded, from_a_cache),
 )
 
 
@@ -204,6 +214,20 @@ class Anchors(Around):
         return self.leave(y * self.grid)
 
 
+class Levels(Around):
+    """Keeps a list of sizes for each level."""
+
+    shapes: Any = None
+    grid = torch.empty(0)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.enter(x)
+        shapes = [[y.shape[2], y.shape[3]]]
+        if self.shapes != shapes:
+            self.shapes, self.grid = shapes, torch.arange(y.shape[3]).type_as(y)
+        return self.leave(y * self.grid)
+
+
 class Rows(Around):
     """Keeps the last grid in a dict."""
 
@@ -219,13 +243,70 @@ class Rows(Around):
 
 
 @pytest.mark.parametrize("before", [None, 0, 1])
-@pytest.mark.parametrize("make", [Anchors, Rows])
+@pytest.mark.parametrize("make", [Anchors, Levels, Rows])
 def test_what_is_kept_for_sizes(make: Callable[[], nn.Module], before: int | None) -> None:
     model = make().double()
     if before is not None:
         model(OTHERS[before].double())
     assert holds(model) == {}
     assert not any(isinstance(v, torch.fx.Proxy) for v in pytree.tree_leaves(vars(model)))
+
+
+class Conditioned(nn.Module):
+    """An image beside a sequence, whose channels come last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.leave = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+        self.read = nn.Linear(6, 8)
+
+    def forward(self, x: Tensor, text: Tensor) -> Any:
+        y = self.enter(x)
+        batch, width, height, breadth = y.shape
+        rows = y.permute(0, 2, 3, 1).reshape(batch, height * breadth, width)
+        rows = rows + self.read(text).mean(1, keepdim=True)
+        return self.leave(rows.reshape(batch, height, breadth, width).permute(0, 3, 1, 2))
+
+
+def test_images_beside_sequences() -> None:
+    model = Conditioned().double().eval()
+    text = torch.randn(3, 9, 6, dtype=torch.float64)
+    done = uo.prune(model, (images().double(), text[:2, :7]), amount=0.5)
+    for x, beside in ((images(2, 12), text[:2]), (images(3, 18), text[:, :4])):
+        torch.testing.assert_close(
+            done.model(x.double(), beside), done.masked(x.double(), beside), rtol=1e-9, atol=1e-9
+        )
+
+
+class Columns(Around):
+    """Attention within columns of pixels, which asks for the sizes of what heads gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        y = nn.functional.avg_pool2d(self.enter(x), 2)
+        batch, width, height, breadth = y.shape
+        rows = y.permute(0, 3, 2, 1).reshape(batch * breadth, height, width)
+        query, key, value = (
+            layer(rows).view(batch * breadth, height, 2, -1).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        weights = (query @ key.transpose(2, 3)).softmax(-1)
+        joined = (weights @ value).permute(0, 2, 1, 3).contiguous()
+        rows = joined.view(*joined.size()[:-2], 8)
+        return self.leave(rows.reshape(batch, breadth, height, width).permute(0, 3, 2, 1))
+
+
+def test_sizes_of_one_that_are_more_elsewhere() -> None:
+    model = Columns().double().eval()
+    done = uo.prune(model, torch.randn(2, 3, 2, 6, dtype=torch.float64), amount=0.5)
+    assert not any(op.kind == "opaque" and "single" in op.reason for op in done.graph.operations)
+    for shape in ((3, 3, 2, 6), (2, 3, 8, 4)):
+        x = torch.randn(*shape, dtype=torch.float64)
+        torch.testing.assert_close(done.model(x), done.masked(x), rtol=1e-9, atol=1e-9)
 
 
 class Remembering(Around):

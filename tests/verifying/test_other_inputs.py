@@ -57,6 +57,21 @@ def test_refusals_and_failures_are_noted() -> None:
     assert any("fails on other sizes" in note for note in report.notes)
 
 
+def test_what_is_refused_at_some_sizes_alone() -> None:
+    def refuse(y: Tensor) -> Tensor:
+        if y.shape[2] < 64:
+            raise ArgumentError("input '(x.shape[2] < 64)' is True")
+        return y
+
+    report = uo.verify(Twin(), Twin(refuse), torch.randn(2, 3, 64, 66))
+    assert report.also == ("another batch, 4 x 3 x 64 x 66", "other sizes, 2 x 3 x 96 x 99")
+    (note,) = report.notes
+    assert "refuses other sizes, 2 x 3 x 32 x 48: " in note
+    assert "(x.shape[2] < 64)" in note
+    with pytest.raises(uo.VerificationError, match="wrong on other sizes, 2 x 3 x 96 x 99"):
+        uo.verify(Twin(), Twin(lambda y: refuse(y) + y.shape[3] - 66), torch.randn(2, 3, 64, 66))
+
+
 def test_what_the_masked_model_does_not_take_is_skipped() -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:

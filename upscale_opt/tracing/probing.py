@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -36,17 +36,24 @@ def built(
     Returns:
         The program, what it returns on tensors without data, and the numbers of these.
     """
-    numbers = Numbers({})
-    builder = Builder(model, captured, understands_heads, numbers)
-    program = builder.build(args, kwargs)
-    if builder.unsettled and captured.kind == "fx":
+
+    def build(weak: Collection[str] = ()) -> tuple[Builder, Program, Numbers]:
+        numbers = Numbers({})
+        builder = Builder(model, captured, understands_heads, numbers, weak=weak)
+        return builder, builder.build(args, kwargs), numbers
+
+    builder, program, numbers = build()
+    while builder.unsettled and captured.kind == "fx":
+        redirected = len(captured.redirected)
         probe = _Probe(model, captured, args, kwargs, understands_heads, program)
         fixed = probe.run()
+        if len(captured.redirected) > redirected:  # as it is seen at other sizes alone
+            builder, program, numbers = build()
+            continue
         if probe.weak:
-            numbers = Numbers({})
-            builder = Builder(model, captured, understands_heads, numbers, weak=probe.weak)
-            program = builder.build(args, kwargs)
+            builder, program, numbers = build(probe.weak)
         _fix(captured, fixed)
+        break
     _fix(captured, builder.broadcast())
     captured.checks = [c for c in captured.checks if not builder.settled.issuperset(c.inputs)]
     for node, value in builder.guarded.items():
@@ -145,12 +152,12 @@ class _Probe:
         """Other sizes of images or sequences, the likely ones first."""
         tried: list[dict[int, tuple[int, ...]]] = []
         # An axis of size one is for broadcasting, unless there are no others.
-        least = 2 if any(x.shape[a] > 1 for x in self._inputs for a in _free(x, True)) else 1
-        for last in (True, False):  # whether channels come before the other axes
+        least = 2 if any(x.shape[a] > 1 for x in self._inputs for a in _space(x)) else 1
+        for axes in (_space, _time, _before_last):
             for change in (_halved, _doubled, _half_more):
                 found = {}
                 for x in self._inputs:
-                    free = _free(x, last)
+                    free = axes(x)
                     shape = tuple(
                         change(s) if a in free and s >= least else s for a, s in enumerate(x.shape)
                     )
@@ -189,12 +196,22 @@ def _half_more(size: int) -> int:
 _LARGE = 64
 
 
-def _free(x: torch.Tensor, last: bool) -> range:
-    """The axes of images and sequences."""
+def _space(x: torch.Tensor) -> range:
+    """The axes of images, and of sequences whose channels come first."""
     if x.ndim < 3:
         whole = not (x.is_floating_point() or x.is_complex())
         return range(1, x.ndim) if whole else range(0)
-    return range(2, x.ndim) if last else range(1, x.ndim - 1)
+    return range(2, x.ndim)
+
+
+def _time(x: torch.Tensor) -> range:
+    """The axes of images beside sequences whose channels come last."""
+    return range(1, 2) if x.ndim == 3 else _space(x)
+
+
+def _before_last(x: torch.Tensor) -> range:
+    """The axes of images and sequences whose channels come last."""
+    return range(1, x.ndim - 1) if x.ndim > 2 else _space(x)
 
 
 def _fix(captured: Captured, fixed: Mapping[int, set[int]]) -> None:

@@ -79,6 +79,8 @@ class _Questions:
         return self.tracer.create_proxy("call_function", plain, values, {})
 
     def __array__(self: Any, dtype: Any = None, copy: Any = None) -> Any:
+        if dtype in (None, object):
+            return self.tracer.as_array(self)
         return np.asarray(self.tracer.decided_by(self), dtype)
 
     def __len__(self: Any) -> int:
@@ -109,6 +111,12 @@ class _Questions:
     def __round__(self: Any, *digits: Any) -> Any:
         return self.tracer.create_proxy("call_function", round, (self, *digits), {})
 
+    def __ceil__(self: Any) -> Any:
+        return self.tracer.create_proxy("call_function", math.ceil, (self,), {})
+
+    def __floor__(self: Any) -> Any:
+        return self.tracer.create_proxy("call_function", math.floor, (self,), {})
+
     def __str__(self: Any) -> str:
         self.tracer.wrote = True
         return _Text(repr(self))  # for messages
@@ -122,6 +130,9 @@ class _Questions:
     def __getattr__(self: Any, name: str) -> Any:
         if not hasattr(torch.Tensor, name) and not self.tracer.has(self, name):
             raise AttributeError(f"{self.tracer.kind(self).__name__!r} has no attribute {name!r}")
+        if self.tracer.in_arrays and name in _OF_ONE and self.tracer.kind(self) in (int, float):
+            # as NumPy calls what arrays of objects hold
+            return lambda: self.tracer.create_proxy("call_function", _OF_ONE[name], (self,), {})
         return _Attribute(self, name)
 
 
@@ -138,11 +149,11 @@ class _Own(_Questions, fx.Proxy):
         return getattr(self._tensor, name) if name in _SIZES else super().__getattr__(name)
 
 
+_OF_ONE = {
+    name: getattr(math, name) for name in ("sqrt", "exp", "log", "log2", "log10", "ceil", "floor")
+}
 _UFUNCS: dict[str, Any] = {
-    **{
-        name: getattr(math, name)
-        for name in ("sqrt", "exp", "log", "log2", "log10", "ceil", "floor")
-    },
+    **_OF_ONE,
     **{name: getattr(operator, short) for name, short in {"add": "add", "subtract": "sub"}.items()},
     "multiply": operator.mul,
     "divide": operator.truediv,
@@ -244,6 +255,8 @@ class Tracer(fx.Tracer):
         self.given: dict[fx.Node, Any] = {}
         self.decided: dict[fx.Node, Any] = {}
         """The numbers and truth values that the code has decided by."""
+        self.in_arrays = False
+        """True if an array of NumPy holds proxies."""
         self.asked: list[nn.Module] = []
         """The modules that were asked for their mode."""
         self._values: Values | None = None
@@ -360,6 +373,22 @@ class Tracer(fx.Tracer):
             raise TraceError("decides by what is computed")
         self.decided[proxy.node] = value
         return value
+
+    def as_array(self, proxy: Any) -> Any:
+        """Several numbers as an array of NumPy that holds proxies; what it decides by is asked.
+
+        Raises:
+            TraceError: if what a proxy stands for cannot be told.
+        """
+        value = self.value_of(proxy)
+        sizes = value if isinstance(value, (tuple, list)) else [value]
+        if not all(type(size) is int for size in sizes):
+            return np.asarray(self.decided_by(proxy))
+        self.in_arrays = True
+        array = np.empty(len(sizes), dtype=object)
+        for number in range(len(sizes)):
+            array[number] = proxy if sizes is not value else proxy[number]
+        return array if sizes is value else array.reshape(())
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """Tell how code decides."""

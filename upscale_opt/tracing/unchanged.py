@@ -185,11 +185,7 @@ class Snapshot:
 
     def holding_proxies(self) -> list[str]:
         """The attributes in which the model's code has stored something symbolic."""
-        return [
-            name
-            for name, container in self._attributes()
-            if any(isinstance(value, fx.Proxy) for value in _values(container))
-        ]
+        return [name for name, container in self._attributes() if _holds_proxy(container, _DEEP)]
 
     def _attributes(self) -> Iterator[tuple[str, Any]]:
         """Every attribute of every module by name, in a list, or the container that it is."""
@@ -382,6 +378,12 @@ _PLAIN = (bool, int, float, complex, str, bytes)
 
 def _values(container: Any) -> list[Any]:
     return list(container.values() if isinstance(container, dict) else container)
+
+
+def _holds_proxy(value: Any, depth: int) -> bool:
+    if isinstance(value, (*CONTAINERS, tuple)) and depth:
+        return any(_holds_proxy(item, depth - 1) for item in _values(value))
+    return isinstance(value, fx.Proxy)
 
 
 def _restore_modes(saved: list[tuple[nn.Module, bool]]) -> None:

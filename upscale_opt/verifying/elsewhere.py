@@ -14,7 +14,7 @@ from upscale_opt.verifying.both import Both, DoesNotRunError
 from upscale_opt.verifying.other_inputs import another_batch, longer_lists, of_other_sizes, shapes
 
 What = Literal["another batch", "other sizes"]
-Status = Literal["equal", "differs", "refused", "failed", "not taken"]
+Status = Literal["equal", "partly", "differs", "refused", "failed", "not taken"]
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,11 @@ class Elsewhere:
     Attributes:
         what: what is different about these.
         status: ``"refused"`` if the export says by name that it does not take them, ``"failed"`` if
-            it fails otherwise; ``"not taken"`` if the masked model takes none that were tried.
+            it fails otherwise; ``"partly"`` if it is equal there, but refuses others;
+            ``"not taken"`` if the masked model takes none that were tried.
         shapes: of the inputs, such as ``"4 x 3 x 224 x 224"``.
-        reason: what differs, or the error.
+        reason: what differs, or the error; behind the shapes that are refused, where others are
+            equal.
     """
 
     what: What
@@ -48,7 +50,8 @@ def elsewhere(both: Both, inputs: Inputs, dtype: torch.dtype) -> list[Elsewhere]
 def _first_taken(
     both: Both, candidates: Sequence[Inputs], dtype: torch.dtype, what: What
 ) -> Elsewhere | None:
-    """Compare on the first of some inputs on which the masked model runs."""
+    """Compare on the first of some inputs on which both run, or the masked model at least."""
+    refused: Elsewhere | None = None
     for given in candidates:
         size = str(shapes(given))
         try:
@@ -57,10 +60,15 @@ def _first_taken(
             if failure.masked:
                 continue
             by_name = isinstance(failure.__cause__, ArgumentError)
-            return Elsewhere(what, "refused" if by_name else "failed", size, failure.reason)
+            if not by_name:
+                return Elsewhere(what, "failed", size, failure.reason)
+            refused = refused or Elsewhere(what, "refused", size, failure.reason)
+            continue
         except VerificationError as error:
             if "not finite" in str(error) and "masked" in str(error):
                 continue
             return Elsewhere(what, "differs", size, str(error))
+        if refused is not None:
+            return Elsewhere(what, "partly", size, f"{refused.shapes}: {refused.reason}")
         return Elsewhere(what, "equal", size)
-    return Elsewhere(what, "not taken") if candidates else None
+    return refused or (Elsewhere(what, "not taken") if candidates else None)

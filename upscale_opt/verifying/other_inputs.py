@@ -97,7 +97,8 @@ def longer_lists(inputs: Inputs) -> Inputs | None:
 def of_other_sizes(inputs: Inputs) -> list[Inputs]:
     """Inputs with other sizes along the axes that may be space or time; none if there are none.
 
-    Height and width get factors of their own at first, then one.
+    Height and width get factors of their own at first, then one. What was halved comes half as
+    large again at last: where maps are small, code often takes other ways.
     """
     tensors = _tensors(inputs)
     made: list[Inputs] = []
@@ -122,7 +123,18 @@ def of_other_sizes(inputs: Inputs) -> list[Inputs]:
         if found not in tried:
             tried.add(found)
             made.append(candidate)
+    if any(tensor.shape[axis] >= _LARGE for tensor in tensors for axis in _space(tensor)):
+        made.append(_mapped(inputs, _half_more))
     return made
+
+
+def _half_more(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor half as large again along the axes of an image that are long."""
+    for axis in _space(tensor):
+        size = tensor.shape[axis]
+        if size >= _LARGE:
+            tensor = torch.cat([tensor, tensor.narrow(axis, 0, size // 2).flip(axis)], axis)
+    return tensor
 
 
 def _space(tensor: torch.Tensor) -> range:

@@ -183,10 +183,12 @@ def _elsewhere(both: Both, inputs: Inputs, dtype: torch.dtype, notes: _Notes) ->
                 "depends on sizes was captured as a number (use x.shape[0] instead of len(x) and "
                 f"the like); {found.reason}"
             )
-        if found.status == "equal":
+        if found.status in ("equal", "partly"):
             notes.also.append(where)
+        if found.status == "partly":
+            notes.add(f"the pruned model refuses {found.what}, {found.reason}")
         elif found.status == "not taken":
             notes.add(f"not compared on {found.what}: the masked model takes none that were tried")
-        else:
+        elif found.status != "equal":
             how = "refuses" if found.status == "refused" else "fails on"
             notes.add(f"the pruned model {how} {where}: {found.reason}")

@@ -38,6 +38,7 @@ from upscale_opt.pruning.submodules import prune_submodules
 from upscale_opt.solver.api import solve
 from upscale_opt.tracing import trace
 from upscale_opt.tracing.examples import map_tensors
+from upscale_opt.tracing.unchanged import unchanged
 from upscale_opt.verifying.both import Both
 from upscale_opt.verifying.deviation import deviation
 from upscale_opt.verifying.elsewhere import elsewhere
@@ -95,7 +96,8 @@ def cover(task: Task) -> NetworkRecord | None:
         if task.skip_larger_than is not None and size > task.skip_larger_than:
             return None
         inputs = catalogue.example_inputs(task.name, BATCH)
-        catalogue.randomize(model, task.seed, inputs)
+        with unchanged(model):  # what its run leaves, as anchors, would be of another precision
+            catalogue.randomize(model, task.seed, inputs)
         model, inputs, dtype, seen = _at_precision(model, inputs, task.dtype, size)
     except Exception as error:  # the record says so, and the sweep goes on
         return record.model_copy(update={"problem": _problem("build", error)})

@@ -39,7 +39,8 @@ class OtherInputs(Record):
     Attributes:
         what: what is different about them.
         status: ``"refused"`` if the export says by name that it does not take them, ``"failed"`` if
-            it fails otherwise; ``"not taken"`` if the masked model takes none that were tried.
+            it fails otherwise; ``"partly"`` if it refuses some, and is equal on others;
+            ``"not taken"`` if the masked model takes none that were tried.
         reason: why it is none of ``"equal"`` and ``"not taken"``.
     """
 

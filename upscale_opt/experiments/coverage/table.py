@@ -35,7 +35,7 @@ _COLUMNS = (
 
 _OTHERS: tuple[What, ...] = get_args(What)
 
-_STATUSES = ("differs", "failed", "refused", "equal", "not taken")
+_STATUSES = ("differs", "failed", "refused", "partly", "equal", "not taken")
 """From the worst to what says nothing about the export."""
 
 _LEGEND = """\
@@ -43,7 +43,8 @@ _LEGEND = """\
 counts as lossless), or in float32 where it says so (up to 1e-4). *Own noise*: it is more, but no
 more than the masked model deviates from itself where it rounds inside, as `verify` allows.
 *Another batch*, *another size*: the same export beside the masked model on a batch and on images
-that were not traced: equal, refused by name, or not taken by the model itself. *Removed*: of the
+that were not traced: equal, refused by name, or not taken by the model itself; *partly*: equal on
+one, and another refused where the code decides by sizes. *Removed*: of the
 weights that the masks set to zero, the share that the export lacks. *Copied channels*: with masks
 on the input side, output side, and both. *Opaque*: operations around which all channels stay, by
 reason; these are listed below the table. Seconds are those of the slowest side, on one thread;
