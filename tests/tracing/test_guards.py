@@ -91,7 +91,7 @@ ONE = torch.ones(1, 1, 1, 1)
         ({"size": (2,)}, "'size' is a tuple of 1"),
         ({"shift": ONE}, "'shift' is a tensor"),
         ({"how": torch.sigmoid}, "'how' is a"),
-        ({"extra": ONE}, "'named' is a dict with 'extra'"),
+        ({"extra": ONE}, r"'\*\*named' is a dict with 'extra'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else str(value),
 )
@@ -146,7 +146,7 @@ def test_more_by_place_and_by_name() -> None:
     given = (x, None, False, 1.0, (2, 2), ONE, ONE)
     masked, model = pruned(Optional(2), given)
     torch.testing.assert_close(model(*given), masked(*given))
-    with pytest.raises(uo.UpscaleError, match="'rest' is a tuple of 1"):
+    with pytest.raises(uo.UpscaleError, match=r"'\*rest' is a tuple of 1"):
         model(*given[:-1])
 
 
