@@ -24,6 +24,7 @@ from upscale_opt.in_onnxruntime.timing import Comparison, model_clock
 from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost
 from upscale_opt.ir.profiles import profile
 from upscale_opt.measuring.calibrating import Subject
+from upscale_opt.pruning import by_clock
 from upscale_opt.solver.forecast import forecast
 
 SMALL = "topology/residual_stage"
@@ -322,18 +323,20 @@ def test_what_onnxruntime_is_not_timed_with(
     assert "onnxruntime is timed on a CPU" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("limits", [{"latency": 0.7}, {"milliseconds": 1000.0}, {"masks": 0.5}])
-def test_pruned_models_are_timed_where_their_prices_are_from(limits: dict[str, float]) -> None:
+def test_pruned_models_are_timed_where_their_prices_are_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(by_clock, "_SECONDS", 0.1)
+    monkeypatch.setattr(by_clock, "_AGAIN", 0)
     model, inputs = stream()
-    if "masks" in limits:
-        found = uo.prune(model, inputs, measure=True, objective="latency", cost_model="onnxruntime")
-    else:
-        budget = uo.Budget(**limits, cost_model="onnxruntime")  # type: ignore[arg-type]
-        found = uo.prune(model, inputs, budget=budget, measure=True)
-    assert found.times is not None
-    assert found.times.device == "onnxruntime"
-    assert set(found.times.milliseconds) >= {"unpruned", "pruned"}
-    eager = uo.prune(model, inputs, budget=uo.Budget(latency=0.7), measure=True)
+    given = uo.prune(model, inputs, measure=True, objective="latency", cost_model="onnxruntime")
+    budget = uo.Budget(latency=0.7, cost_model="onnxruntime")
+    chosen = uo.prune(model, inputs, budget=budget, measure=True, time_limit=0.5)
+    for found in (given, chosen):
+        assert found.times is not None
+        assert found.times.device == "onnxruntime"
+        assert set(found.times.milliseconds) >= {"unpruned", "pruned"}
+    eager = uo.prune(model, inputs, measure=True)
     assert eager.times is not None
     assert eager.times.device == "cpu"
 

@@ -19,6 +19,7 @@ from upscale_opt.measuring.costs import count_costs
 from upscale_opt.measuring.in_turn import Times, beside
 from upscale_opt.models.small_networks import build_small
 from upscale_opt.pruning import by_clock
+from upscale_opt.pruning.clocks import Clocks
 from upscale_opt.pruning.rounds import prune_in_rounds
 
 
@@ -156,11 +157,11 @@ def test_the_clock_decides_where_the_budget_is_of_time(
     """The budget is 9.7 milliseconds: 11 are too late, by more than clocks err."""
     unpruned, ours, constrained = milliseconds
 
-    def clock(models: dict[str, nn.Module], inputs: Any, seconds: float = 1) -> Times:
+    def clock(clocks: Clocks, exports: dict[str, nn.Module], seconds: float) -> Times:
         times = {"unpruned": unpruned, "pruned": ours, "constrained": constrained}
-        return Times({one: times[one] for one in models}, 10, 1, "cpu")
+        return Times({one: times[one] for one in ("unpruned", *exports)}, 10, 1, "cpu")
 
-    monkeypatch.setattr(by_clock, "beside", clock)
+    monkeypatch.setattr(Clocks, "beside", clock)
     monkeypatch.setattr(by_clock.ByClock, "_agrees", lambda self, draft: False)
     result = shrunk(budget=uo.Budget(latency=0.97), measure=True, time_limit=1)
     assert result.choice is not None
@@ -171,11 +172,11 @@ def test_the_clock_decides_where_the_budget_is_of_time(
 def test_what_is_late_has_a_rival_even_if_its_layers_agree(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def clock(models: dict[str, nn.Module], inputs: Any, seconds: float = 1) -> Times:
+    def clock(clocks: Clocks, exports: dict[str, nn.Module], seconds: float) -> Times:
         times = {"unpruned": 10.0, "pruned": 11.0, "constrained": 3.0}
-        return Times({one: times[one] for one in models}, 10, 1, "cpu")
+        return Times({one: times[one] for one in ("unpruned", *exports)}, 10, 1, "cpu")
 
-    monkeypatch.setattr(by_clock, "beside", clock)
+    monkeypatch.setattr(Clocks, "beside", clock)
     monkeypatch.setattr(by_clock.ByClock, "_agrees", lambda self, draft: True)
     result = shrunk(budget=uo.Budget(latency=0.97), measure=True, time_limit=1)
     assert "this is the one called 'constrained'" in result.notes[-1]
@@ -199,11 +200,15 @@ def test_the_choice_is_made_again_for_as_much_as_the_cost_model_was_wrong(
     model, inputs = network(), batches()[0][:1]
     whole = count_costs(model, inputs).multiply_adds
 
-    def clock(models: dict[str, nn.Module], inputs: Any, seconds: float = 1) -> Times:
-        shares = {name: count_costs(m, inputs).multiply_adds / whole for name, m in models.items()}
-        return Times({name: 10 * share**0.5 for name, share in shares.items()}, 10, 1, "cpu")
+    def milliseconds(export: nn.Module) -> float:
+        share: float = count_costs(export, inputs).multiply_adds / whole
+        return 10 * share**0.5
 
-    monkeypatch.setattr(by_clock, "beside", clock)
+    def clock(clocks: Clocks, exports: dict[str, nn.Module], seconds: float) -> Times:
+        found = {name: milliseconds(export) for name, export in exports.items()}
+        return Times({"unpruned": milliseconds(model), **found}, 10, 1, "cpu")
+
+    monkeypatch.setattr(Clocks, "beside", clock)
     for asked in (
         uo.Budget(latency=0.6, cost_model=prices),
         uo.Budget(milliseconds=6.0, cost_model=prices),
@@ -214,7 +219,7 @@ def test_the_choice_is_made_again_for_as_much_as_the_cost_model_was_wrong(
         assert "to keep the budget by the clock" in result.notes[-1]
     guess = uo.prune(model, inputs, budget=uo.Budget(latency=0.6, cost_model=prices), time_limit=1)
     assert guess.times is None
-    assert clock({"guess": guess.model}, inputs).milliseconds["guess"] > 7
+    assert milliseconds(guess.model) > 7
     assert guess.solution.objective == "latency"
 
 
