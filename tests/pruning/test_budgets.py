@@ -202,7 +202,7 @@ def test_the_choice_is_made_again_for_as_much_as_the_cost_model_was_wrong(
 
     def milliseconds(export: nn.Module) -> float:
         share: float = count_costs(export, inputs).multiply_adds / whole
-        return 10 * share**0.5
+        return float(10 * share**0.5)
 
     def clock(clocks: Clocks, exports: dict[str, nn.Module], seconds: float) -> Times:
         found = {name: milliseconds(export) for name, export in exports.items()}
