@@ -206,26 +206,31 @@ METHODS: dict[str, Callable[[Ask], Masks]] = {
 }
 """What chooses masks, by name."""
 
-BY_TIME: dict[Runtime, dict[str, Callable[[Ask], Masks]]] = {
-    "eager": {
-        "joint, asked for time": _by_time("joint", "cpu"),
-        "constrained, asked for time": _by_time("constrained", "cpu"),
-    },
-    "onnxruntime": {
-        "joint, asked for time there": _by_time("joint", "onnxruntime"),
-        "constrained, asked for time there": _by_time("constrained", "onnxruntime"),
-    },
+BY_TIME: dict[Runtime, dict[str, str]] = {
+    "eager": {name: f"{name}, asked for time" for name in ("joint", "constrained")},
+    "onnxruntime": {name: f"{name}, asked for time there" for name in ("joint", "constrained")},
 }
-"""What chooses masks for the time that it takes in a runtime, by the built-in cost model."""
+"""The same methods for time in a runtime: their names by those of the methods."""
 
-WAYS = {**METHODS, **BY_TIME["eager"], **BY_TIME["onnxruntime"]}
+_PRICES: dict[Runtime, str] = {"eager": "cpu", "onnxruntime": "onnxruntime"}
+"""The built-in cost models."""
+
+WAYS = METHODS | {
+    own: _by_time(name, _PRICES[runtime])
+    for runtime, names in BY_TIME.items()
+    for name, own in names.items()
+}
 """All of them."""
+
+JOINTS = ("joint", *(names["joint"] for names in BY_TIME.values()))
+"""Ours, for multiply-adds and for time."""
 
 PEERS = tuple(name for name in METHODS if name.startswith("torch-pruning"))
 """Methods of another package, to be installed: ``pip install --no-deps torch-pruning``."""
 
-WITH_LOSSES = tuple(
-    name for name in WAYS if name.startswith(("joint", "constrained", "greedy", "even"))
+WITH_LOSSES = (
+    *("joint", "constrained", "greedy", "even"),
+    *(own for names in BY_TIME.values() for own in names.values()),
 )
 """Methods that look at refitted losses."""
 

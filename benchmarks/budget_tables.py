@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from budget_cells import Cell, Whole
 from budget_clock import BY_UPSCALE, Clock
-from budget_methods import METHODS, WAYS
+from budget_methods import JOINTS, METHODS, WAYS
 
 Accuracies = Mapping[tuple[str, float, int], float]
 """By method, share of the multiply-adds, and seed."""
@@ -206,11 +206,11 @@ def at_equal_time(
         yield f"| {' | '.join(cells)} |"
     yield ""
     sure = {key: value for key, value in reached.items() if value is not None}
-    joints = [name for name in names if name.startswith("joint")]
-    for who in joints:
+    rivals = [name for name in names if name not in JOINTS]
+    for who in JOINTS:
         parts = []
         for share in shares:
-            best = ahead(sure, share, [name for name in names if name not in joints], who)
+            best = ahead(sure, share, rivals, who)
             if best is not None:
                 parts.append(f"{spread(best[1])} in {times[share]:.0%} of the time ({best[0]})")
         if parts:

@@ -23,7 +23,7 @@ import pages
 import torch
 from budget_cells import Cell, Whole, as_it_is, cells, tuned, wholes
 from budget_clock import Clock, clock
-from budget_methods import BY_TIME, METHODS, Runtime
+from budget_methods import BY_TIME, JOINTS, METHODS, Runtime
 from budget_networks import CALIBRATION, CRAFT, EFFICIENTNET, ENGLISH, SHARES, Task
 from budget_pictures import draw
 from budget_tables import (
@@ -151,7 +151,7 @@ def results_of(net: str, tasks: Sequence[Task], options: Namespace) -> Results:
             results.later |= {} if later is None else {key: later}
     there = [task for seed, task in by_seed.items() if seed in options.clocked]
     for runtime in options.runtime:
-        same = [name for name in BY_TIME[runtime] if name.partition(",")[0] in methods]
+        same = [own for name, own in BY_TIME[runtime].items() if name in methods]
         more = list(cells(there, same, options.share, "effect", kept=kept))
         results.by_time[runtime] = more
         timed = [clock(task, [*found, *more], runtime, kept=kept) for task in there]
@@ -245,7 +245,7 @@ def _verdicts(one: Results) -> Iterator[str]:
         level: list[str] = []
         worse: list[str] = []
         for share in shares:
-            rivals = dict.fromkeys(who for who, _, _ in known if not who.startswith("joint"))
+            rivals = dict.fromkeys(who for who, _, _ in known if who not in JOINTS)
             found = ahead(known, share, list(rivals))
             if found is None or len(found[1]) < 2:  # one seed tells of no spread
                 continue

@@ -347,3 +347,19 @@ def test_clocks_in_onnxruntime_run_the_file() -> None:
     assert clock() > 0
     with pytest.raises(DeployError, match=r"ONNX cannot hold this model|cannot run this model"):
         model_clock(model.bfloat16(), inputs.bfloat16())
+
+
+def test_what_cannot_be_timed_there_is_refused_before_the_work() -> None:
+    model, inputs = stream()
+    told: list[str] = []
+    asked = {"objective": "latency", "cost_model": "onnxruntime"}
+    with pytest.raises(DeployError, match="--no-measure"):
+        uo.prune(
+            model.double(),
+            inputs.double(),
+            measure=True,
+            progress=lambda event: told.append(event.step),
+            **asked,  # type: ignore[arg-type]
+        )
+    assert told == ["trace"]
+    assert uo.prune(model, inputs.double(), **asked).times is None  # type: ignore[arg-type]

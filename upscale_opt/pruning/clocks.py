@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from upscale_opt.errors import DeployError
 from upscale_opt.in_onnxruntime.timing import model_clock as clock_in_onnxruntime
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.measuring.in_turn import Clock, Times, model_clock, times_of
@@ -46,6 +47,20 @@ class Clocks:
         parameter = next(self.model.parameters(), None)
         device = "cpu" if parameter is None else parameter.device.type
         return times_of(clocks, _ONNXRUNTIME if self._there else device, seconds=seconds)
+
+    def prepare(self) -> None:
+        """Find out now, not after the work, if the model cannot be timed there.
+
+        Raises:
+            DeployError: with the reason, and the way out.
+        """
+        if self._there:
+            try:
+                _ = self._unpruned
+            except DeployError as error:
+                raise DeployError(
+                    f"{error}; without measure (--no-measure) nothing is put on the clock"
+                ) from error
 
     @property
     def _there(self) -> bool:

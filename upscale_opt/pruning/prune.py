@@ -16,7 +16,6 @@ from upscale_opt.importance import Criterion
 from upscale_opt.importance.choosing import choose_masks, round_masks
 from upscale_opt.ir.budget import Budget
 from upscale_opt.ir.choice import Choice
-from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.losses import Losses
 from upscale_opt.ir.masks import Masks
@@ -254,7 +253,10 @@ def prune(
     graph = trace(masked, inputs)
     base = masked if wrapped else model
     options = _with_objective(options, budget)
-    chain = _Chain(base, inputs, graph, options, tell, check, wrapped.notes)
+    clocks = Clocks(base, inputs, options.prices if budget is None else budget.prices)
+    if measure:
+        clocks.prepare()
+    chain = _Chain(base, inputs, graph, options, clocks, tell, check, wrapped.notes)
     if budget is not None:
         solver = "joint" if method == "unconstrained" else "constrained"
         return chain.within(asked, solver, measure)
@@ -343,6 +345,7 @@ class _Chain:
         inputs: the example inputs.
         graph: its graph.
         options: how to solve.
+        clocks: of the model and its exports.
         tell: told of every step.
         check: verify.
         notes: on what was done to the copy first.
@@ -352,6 +355,7 @@ class _Chain:
     inputs: Inputs
     graph: ChannelGraph
     options: SolveOptions
+    clocks: Clocks
     tell: Listener
     check: bool
     notes: tuple[str, ...] = ()
@@ -379,8 +383,7 @@ class _Chain:
         assert budget is not None
         clocked = None
         if measure or (measure is None and budget.limits_time and budget.cost_model is None):
-            clocks = self._clocks(budget.prices)
-            work = ByClock(self.model, self.graph, self.options, clocks, self.tell)
+            work = ByClock(self.model, self.graph, self.options, self.clocks, self.tell)
             clocked = work.best(wish, solver, rival=bool(measure))
             chosen = clocked.draft.chosen
         else:
@@ -404,8 +407,4 @@ class _Chain:
     def timed(self, result: Pruned) -> Pruned:
         """With times beside the unpruned model's."""
         self.tell(Progress("measure"))
-        clocks = self._clocks(self.options.prices)
-        return replace(result, times=clocks.beside({"pruned": result.model}))
-
-    def _clocks(self, prices: CostModel | None) -> Clocks:
-        return Clocks(self.model, self.inputs, prices)
+        return replace(result, times=self.clocks.beside({"pruned": result.model}))
