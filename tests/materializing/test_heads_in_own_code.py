@@ -347,10 +347,10 @@ class Layers(nn.Module):
 
 def encoder(kind: Callable[[Any], nn.Module]) -> Layers:
     torch.manual_seed(1)
-    return Layers(kind).eval()
+    return Layers(kind).double().eval()
 
 
-X = torch.randn(2, 5, 6)
+X = torch.randn(2, 5, 6, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_numbers_are_found(
     assert result.into(model) == wanted
     loaded = uo.load(encoder(kind), tmp_path / "pruned", in_place=True)
     assert vars(model)["config"] == SimpleNamespace(head_dim=SIZE, hidden_size=WIDTH)
-    for x in (X, torch.randn(3, 9, 6)):
+    for x in (X, torch.randn(3, 9, 6, dtype=torch.float64)):
         torch.testing.assert_close(model(x), result.masked(x))
         torch.testing.assert_close(loaded(x), result.masked(x))
 
