@@ -180,7 +180,7 @@ class _Sizes:
         total = 0.0
         for rate in rates.of[op.name]:
             first, second = (1 if s is None else self._width(op, s) for s in rate.sides)
-            total += rate.nanoseconds * first * second / rate.groups
+            total += rate.time(first, second)
         return total
 
     def _width(self, op: Operation, side: int) -> int:

@@ -71,7 +71,7 @@ def account(graph: ChannelGraph, sets: ChannelSets, segments: Segments, rates: R
         for rate in rates.of[op.name]:
             first, second = (width(op, side) for side in rate.sides)
             parameters += rate.parameters * first * second // rate.groups
-            latency += rate.nanoseconds * first * second / rate.groups
+            latency += rate.time(first, second)
         if isinstance(op, Layer) and op.inputs:
             read[op.name] = width(op, 0)
     return Account(macs, parameters, latency, read, written)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from upscale_opt.ir.cost_model import EACH
 from upscale_opt.ir.graph import Attention, Layer
 from upscale_opt.ir.losses import Reader
 from upscale_opt.solver.network.segments import Joints
@@ -237,10 +238,13 @@ class Bound:
     def _node_variables(self, near: Dropped) -> None:
         account = self._setting.account(near)
         self._constraints: list[tuple[int, int, Floats]] = []
-        needed = np.unique(np.concatenate([self._widths.left, self._widths.right, [0]]))
+        nodes = self._widths.nodes
+        named = {0, *self._widths.left.tolist(), *self._widths.right.tolist()}
+        in_blocks = {number for number in named if nodes[number].blocks != EACH}
+        needed = (named - in_blocks) | {nodes[number].plain for number in in_blocks}
         self._owned: dict[int, int] = {}
-        for number in needed.tolist():
-            node = self._widths.nodes[number]
+        for number in sorted(needed):
+            node = nodes[number]
             fixed = float(node.fixed.sum())
             asked = {p: [fixed + own for own in self._asked(number, p)] for p in node.ranks}
             whole = {
@@ -260,6 +264,11 @@ class Bound:
                 self._of_node[number] = _Width(picker, self._by_size(picker, asked[picker], fixed))
             else:
                 self._own_variable(number, asked, whole, fixed, account.written)
+        for number in sorted(in_blocks):
+            plain = self._of_node[nodes[number].plain]
+            counted = self._widths.counted(number)
+            at = np.minimum(plain.values.astype(np.int64), len(counted) - 1)
+            self._of_node[number] = _Width(plain.variable, counted[at])
 
     def _by_size(self, picker: int, values: list[Floats], fixed: float) -> Floats:
         variable = self._variables[picker]

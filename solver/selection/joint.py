@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -56,15 +57,72 @@ def choose_jointly(task: Task) -> None:
         fit(task, together, uniform)
         first = Hurry(total * 0.15)
         fit(task, together, lambda widths, most: lagrangian(widths, most, first))
-    apart = Widths(setting, single_pickers(setting, aligned=setting.budget.round_to > 1))
     timed = setting.budget.limits_time
-    fit(task, apart, lambda widths, most: _filled(task, widths, most))
-    share = Hurry(total * 0.2)
-    fit(task, apart, lambda widths, most: greedy(widths, most, share))
-    fit(task, apart, lambda widths, most: _search(task, widths, most, 0.5 if timed else 1.0))
-    if timed and not task.hurry.over:
-        priced = Widths(setting, single_pickers(setting, aligned=True), gathers=True)
-        fit(task, priced, lambda widths, most: _search(task, widths, most))
+    apart = _Scales(task, aligned=setting.budget.round_to > 1)
+    ways = [apart, _Scales(task, gathers=True, aligned=True)] if timed else [apart]
+    for way in ways:
+        way.most = fit(task, way.fine, partial(way.greedy, seconds=total * 0.05), rounds=4)
+    fit(task, apart.fine, lambda widths, most: _filled(task, widths, most), rounds=2)
+    for left, way in zip(range(len(ways), 0, -1), ways, strict=True):
+        fit(task, way.fine, partial(way.search, task=task, share=1 / left), most=way.most)
+    fit(task, apart.fine, lambda widths, most: greedy(widths, most, task.hurry))
+
+
+class _Scales:
+    """The same decisions with all their levels, and with few.
+
+    Attributes:
+        fine: with all.
+        most: of shape (resources,): limits in general position, for the budget's.
+    """
+
+    def __init__(self, task: Task, *, gathers: bool = False, aligned: bool) -> None:
+        setting = task.setting
+        self.most = task.most
+        self.fine = Widths(setting, single_pickers(setting, aligned=aligned), gathers=gathers)
+        pickers, self._levels = thinned(self.fine.pickers, _COARSE)
+        self._coarse = Widths(setting, pickers, self.fine.joints, gathers=gathers)
+
+    def greedy(self, fine: Widths, most: Floats, *, seconds: float) -> State | None:
+        """Steps of least loss per saved cost, long ones first, then what still fits."""
+        found = greedy(self._coarse, most, Hurry(max(seconds, 1.0)))
+        if found is None:
+            return None
+        state = State(fine, self._finer(found.picks))
+        improve(state, most, Hurry(seconds * 0.3))
+        return state
+
+    def search(self, fine: Widths, most: Floats, *, task: Task, share: float) -> State | None:
+        """Picks within limits, in a share of the time left: descents, then restarts."""
+        budget = task.hurry.left * share
+        start = self._descend(most, budget)
+        if start is None:
+            return lagrangian(fine, most, Hurry(budget * 0.4))
+        state = State(fine, start)
+        improve(state, most, Hurry(budget * 0.1))
+        if is_small(fine.pickers):  # they are searched exactly, later
+            return state
+        hurry = Hurry(budget * 0.25)
+        finer = lagrangian(fine, most, hurry, [state.picks], price_at(state, most))
+        if finer is not None and finer.loss < state.loss:
+            state = finer
+        return _restarts(task, state, most, Hurry(budget * 0.35))
+
+    def _descend(self, most: Floats, seconds: float) -> Picks | None:
+        """Picks of few levels each, in a part of so many seconds."""
+        starts = [
+            state.picks
+            for state in (
+                greedy(self._coarse, most, Hurry(seconds * 0.1)),
+                uniform(self._coarse, most),
+            )
+            if state is not None
+        ]
+        found = lagrangian(self._coarse, most, Hurry(seconds * 0.3), starts)
+        return None if found is None else self._finer(found.picks)
+
+    def _finer(self, picks: Picks) -> Picks:
+        return [(f, self._levels[p][f][level]) for p, (f, level) in enumerate(picks)]
 
 
 def _filled(task: Task, widths: Widths, most: Floats) -> State | None:
@@ -73,41 +131,6 @@ def _filled(task: Task, widths: Widths, most: Floats) -> State | None:
     if state is not None:
         improve(state, most, Hurry(max(task.hurry.left * 0.05, 0.3)))
     return state
-
-
-def _search(task: Task, widths: Widths, most: Floats, share: float = 1.0) -> State | None:
-    """Picks within limits, in a share of the time: coarse descents, fine ones, then restarts."""
-    budget = task.hurry.left * share
-    start = _coarse(task, widths, most, budget)
-    if start is None:
-        return lagrangian(widths, most, Hurry(budget * 0.4))
-    state = State(widths, start)
-    improve(state, most, Hurry(budget * 0.1))
-    if is_small(widths.pickers):  # they are searched exactly, later
-        return state
-    fine = Hurry(budget * 0.25)
-    finer = lagrangian(widths, most, fine, [state.picks], price_at(state, most))
-    if finer is not None and finer.loss < state.loss:
-        state = finer
-    return _restarts(task, state, most, Hurry(budget * 0.35))
-
-
-def _coarse(task: Task, widths: Widths, most: Floats, budget: float) -> Picks | None:
-    """Picks of few levels each, in a part of so many seconds."""
-    pickers, levels = thinned(widths.pickers, _COARSE)
-    coarse = Widths(task.setting, pickers, widths.joints, gathers=widths.gathers)
-    starts = [
-        state.picks
-        for state in (
-            greedy(coarse, most, Hurry(budget * 0.1)),
-            uniform(coarse, most),
-        )
-        if state is not None
-    ]
-    found = lagrangian(coarse, most, Hurry(budget * 0.3), starts)
-    if found is None:
-        return None
-    return [(f, levels[p][f][level]) for p, (f, level) in enumerate(found.picks)]
 
 
 def _restarts(task: Task, state: State, most: Floats, hurry: Hurry) -> State:

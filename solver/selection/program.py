@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 from ortools.sat.python import cp_model
 
+from upscale_opt.ir.cost_model import EACH
 from upscale_opt.solver.algorithms.interruptible import solve_interruptibly, whole_bound
 from upscale_opt.solver.selection.pickers import Picks
 from upscale_opt.solver.selection.setting import Floats
@@ -25,6 +26,9 @@ _LOSS_SCALE = 1e11
 
 _GAP = 1e-7
 _TIME_SCALE = 1e12
+_PARTS = 100
+"""Widths that are counted in blocks are whole numbers of such parts of a channel."""
+
 _Literal = tuple[int, int, int]
 """A picker, a family, and a level: that it takes this level or one that keeps more."""
 
@@ -123,6 +127,9 @@ class Program:
         if number in self._sizes:
             return self._sizes[number]
         node = self._widths.nodes[number]
+        if node.blocks != EACH:
+            self._sizes[number] = self._in_blocks(number)
+            return self._sizes[number]
         sums = []
         for counts in self._signatures(node):
             terms = [(self._live(signature), count) for signature, count in counts.items()]
@@ -141,6 +148,17 @@ class Program:
             self._sizes[number] = widest, low, high
         return self._sizes[number]
 
+    def _in_blocks(self, number: int) -> tuple[cp_model.LinearExprT, int, int]:
+        """The width of a node as its blocks count it, in parts of a channel."""
+        plain = self._widths.nodes[number].plain
+        _, low, high = self._size(plain)
+        parts = np.floor(self._widths.counted(number) * _PARTS + 1e-6).astype(np.int64)
+        table = parts[: high + 1].tolist()
+        least, most = min(table[low:]), max(table[low:])
+        counted = self._model.new_int_var(least, most, f"b{number}")
+        self._model.add_element(self._variable(plain), table, counted)
+        return counted, least, most
+
     def _variable(self, number: int) -> cp_model.IntVar:
         if number not in self._variables:
             size, low, high = self._size(number)
@@ -153,9 +171,12 @@ class Program:
 
     def _limit(self, most: Floats) -> None:
         widths = self._widths
-        expressions: list[tuple[cp_model.LinearExprT, int]] = []
+        expressions: list[tuple[cp_model.LinearExprT, float]] = []
         for left, right in zip(widths.left.tolist(), widths.right.tolist(), strict=True):
-            factor = widths.nodes[left].groups * widths.nodes[right].groups
+            factor = float(widths.nodes[left].groups * widths.nodes[right].groups)
+            for number in (left, right):
+                if widths.nodes[number].blocks != EACH:
+                    factor /= _PARTS
             if left == 0:
                 expressions.append((self._size(right)[0], factor))
                 continue
@@ -180,9 +201,9 @@ class Program:
 
     def _product(self, left: int, right: int) -> cp_model.LinearExprT:
         """At least the product of two widths; limits see to it that it is no more."""
-        if len(self._widths.nodes[left].ranks) != 1 or self._widths.nodes[left].groups > 1:
+        if not self._is_simple(left):
             left, right = right, left
-        if len(self._widths.nodes[left].ranks) != 1 or self._widths.nodes[left].groups > 1:
+        if not self._is_simple(left):
             one, other = self._variable(left), self._variable(right)
             highest = self._size(left)[2] * self._size(right)[2]
             product = self._model.new_int_var(0, highest, f"p{left}_{right}")
@@ -206,6 +227,11 @@ class Program:
             self._model.add(z >= low * on)
             parts.append((z, count))
         return cp_model.LinearExpr.weighted_sum([e for e, _ in parts], [c for _, c in parts])
+
+    def _is_simple(self, number: int) -> bool:
+        """A node's width is a sum over the levels of one picker."""
+        node = self._widths.nodes[number]
+        return len(node.ranks) == 1 and node.groups == 1 and node.blocks == EACH
 
     def _minimise(self) -> None:
         picker_worst = [

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.ir.cost_model import EACH, FEW, Blocks, CostModel
 from upscale_opt.ir.graph import (
     Attention,
     ChannelGraph,
@@ -42,6 +42,7 @@ class Rate:
         parameters: numbers.
         nanoseconds: by the cost model.
         groups: into how many groups both fall; channels of different groups make no pair.
+        blocks: how the channels of the two sides are counted, for the time.
     """
 
     sides: tuple[Side, Side]
@@ -49,6 +50,12 @@ class Rate:
     parameters: int = 0
     nanoseconds: float = 0.0
     groups: int = 1
+    blocks: tuple[Blocks, Blocks] = (EACH, EACH)
+
+    def time(self, first: int, second: int) -> float:
+        """The nanoseconds for so many channels of the one side, and of the other."""
+        one, other = self.blocks
+        return self.nanoseconds * one.counted(first) * other.counted(second) / self.groups
 
 
 class Rates:
@@ -112,18 +119,26 @@ class Rates:
         held = read if transposed else written
         positions = math.prod(held.shape) // (len(held.channels) * held.features)
         macs, numbers = pairs * positions, pairs * first_use
-        nanoseconds = 0.0
+        nanoseconds, blocks = 0.0, (EACH, EACH)
         if self._model is not None:
             kind = _layer_kind(op, shape)
             cost = self._model.kernels.get(kind)
             launch = self._model.nanoseconds(kind)
             assert cost is not None
             item = bytes_per_channel(written) * len(written.channels) / math.prod(written.shape)
-            nanoseconds = macs * cost.ns_per_mac + pairs * item * cost.ns_per_byte
+            weights = pairs * item * cost.ns_per_byte
+            nanoseconds = macs * cost.ns_per_mac
+            if op.groups == 1:
+                own = self._model.blocks(kind)
+                blocks = _for(read, own), _for(written, own)
+            if blocks == (EACH, EACH):
+                nanoseconds += weights
+            else:
+                yield Rate((0, WRITTEN), nanoseconds=weights)
             yield Rate((None, None), nanoseconds=launch)
             yield Rate((0, None), nanoseconds=bytes_per_channel(read) * cost.ns_per_byte)
             yield Rate((WRITTEN, None), nanoseconds=bytes_per_channel(written) * cost.ns_per_byte)
-        yield Rate((0, WRITTEN), macs, numbers, nanoseconds, op.groups)
+        yield Rate((0, WRITTEN), macs, numbers, nanoseconds, op.groups, blocks)
         if op.bias is not None and op.bias not in seen:
             seen.add(op.bias)
             yield Rate((WRITTEN, None), parameters=written.features)
@@ -157,7 +172,8 @@ class Rates:
             taps = math.prod(self._graph.parameters[weight.name][2:])
             written = self._graph.tensors[op.outputs[0]]
             each = math.prod(written.shape) // len(written.channels)
-            yield Rate((WRITTEN, None), nanoseconds=each * taps * cost.ns_per_mac)
+            blocks = _for(written, model.blocks(kind)), EACH
+            yield Rate((WRITTEN, None), nanoseconds=each * taps * cost.ns_per_mac, blocks=blocks)
 
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -198,6 +214,11 @@ def _layer_kind(op: Layer, shape: tuple[int, ...]) -> str:
     if op.groups > 1:
         return "grouped"
     return "conv1x1" if math.prod(shape[2:]) == 1 else "conv"
+
+
+def _for(tensor: Tensor, blocks: Blocks) -> Blocks:
+    """How channels of a tensor are counted: a few, such as colours, as they are."""
+    return EACH if tensor.features > 1 or len(tensor.channels) <= FEW else blocks
 
 
 def entries(tensor: Tensor, ids: frozenset[int] | None) -> int:

@@ -94,15 +94,17 @@ class State:
                 sizes = flat.sizes(slots)
                 left, right = sizes[w.left[terms]], sizes[w.right[terms]]
             else:
-                left = _rows(self.sizes, own.place[w.left[terms]], w.left[terms], widths)
-                right = _rows(self.sizes, own.place[w.right[terms]], w.right[terms], widths)
+                left = self._rows(own.place[w.left[terms]], w.left[terms], widths)
+                right = self._rows(own.place[w.right[terms]], w.right[terms], widths)
             results.append(rest[:, None] + coefficients @ (left * right) + copies[number])
         return results
 
-
-def _rows(sizes: Floats, place: Ints, nodes: Ints, widths: Floats) -> Floats:
-    """The widths of some nodes at all levels, those that do not change included."""
-    rows = widths[np.maximum(place, 0)]
-    still = place < 0
-    rows[still] = sizes[nodes[still], None]
-    return rows
+    def _rows(self, place: Ints, nodes: Ints, widths: Ints) -> Floats:
+        """The widths of some nodes at all levels, as counted; those that do not change included."""
+        flat = self.widths.flat
+        rows = np.asarray(widths[np.maximum(place, 0)], dtype=np.float64)
+        if flat.is_blocked:
+            rows = flat.counted(nodes, rows)
+        still = place < 0
+        rows[still] = self.sizes[nodes[still], None]
+        return rows

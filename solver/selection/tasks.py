@@ -122,7 +122,13 @@ Search = Callable[[Widths, Floats], State | None]
 """Find picks within limits."""
 
 
-def fit(task: Task, widths: Widths, search: Search, rounds: int = 5) -> State | None:
+def fit(
+    task: Task,
+    widths: Widths,
+    search: Search,
+    rounds: int = 5,
+    most: Floats | None = None,
+) -> Floats:
     """Search with limits such that the exact count (copies included) meets the budget's.
 
     Args:
@@ -130,12 +136,13 @@ def fit(task: Task, widths: Widths, search: Search, rounds: int = 5) -> State | 
         widths: what picks take, in general position.
         search: called with limits for the widths in general position.
         rounds: how often at most.
+        most: the limits to begin with; by default the budget's.
 
     Returns:
-        The best picks that meet the budget.
+        The limits that led to the best choice that meets the budget; if none did, the last.
     """
-    inner = task.most
-    best: tuple[float, State] | None = None
+    inner = task.most if most is None else most
+    best: tuple[float, Floats] | None = None
     for _ in range(rounds):
         if task.hurry.over and task.best is not None:
             break
@@ -146,7 +153,7 @@ def fit(task: Task, widths: Widths, search: Search, rounds: int = 5) -> State | 
         used = task.used(dropped)
         found = task.offer(dropped)
         if found is not None and (best is None or found.loss < best[0]):
-            best = found.loss, state
+            best = found.loss, inner
         offset = used - state.used
         wanted = task.most - offset
         if found is not None:
@@ -156,8 +163,8 @@ def fit(task: Task, widths: Widths, search: Search, rounds: int = 5) -> State | 
         else:
             inner = np.minimum(inner, wanted) * (1 - _NEAR)
             if (inner <= 0).any():
-                break
-    return best[1] if best else None
+                return task.most
+    return best[1] if best else inner
 
 
 _NEAR = 1e-3

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from upscale_opt.ir.cost_model import EACH, Blocks
 from upscale_opt.ir.graph import Attention, Layer, Operation
 from upscale_opt.solver.network.blocked_prices import pricing_of
 from upscale_opt.solver.network.segments import Joints, find_joints
@@ -59,12 +60,18 @@ class Node:
         stored: it is the width of a tensor in memory.
         readers: those that may ask for entries.
         tensors: whose entries these are.
+        blocks: how they are counted.
+        plain: the number of the node that counts them one by one.
     """
 
-    def __init__(self, channels: Ints, fixed: Bools, groups: int) -> None:
+    def __init__(
+        self, channels: Ints, fixed: Bools, groups: int, blocks: Blocks = EACH, plain: int = 0
+    ) -> None:
         self.channels = channels
         self.fixed = fixed
         self.groups = groups
+        self.blocks = blocks
+        self.plain = plain
         size = len(channels)
         self.labels = np.arange(size) * groups // max(size, 1)
         self.ranks: dict[int, list[Ints]] = {}
@@ -262,6 +269,31 @@ class Widths:
 
     # Widths.
 
+    def in_blocks(self, plain: int, blocks: Blocks) -> int:
+        """The number of the node for the same channels, counted in blocks."""
+        node = self.nodes[plain]
+        if blocks == EACH or plain == 0:
+            return plain
+        key = (plain, blocks)
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = len(self.nodes)
+            other = Node(node.channels, node.fixed, 1, blocks, plain)
+            other.ranks, other.readers = node.ranks, node.readers
+            self.nodes.append(other)
+        return found
+
+    def counted(self, number: int) -> Floats:
+        """What a node in blocks counts for 0, 1, 2, … channels; of shape (channels + 1,).
+
+        If widths are relaxed, the least for at least so many channels.
+        """
+        node = self.nodes[number]
+        found = np.array([node.blocks.counted(width) for width in range(len(node.channels) + 1)])
+        if self._relaxed:
+            found = np.minimum.accumulate(found[::-1])[::-1]
+        return np.asarray(found, dtype=np.float64)
+
     def node(self, tensor: str, demand: Demand, groups: int = 1, *, stored: bool = False) -> int:
         """The number of the node for what ``demand`` needs of a tensor."""
         structure = self._graph.tensors[tensor]
@@ -306,19 +338,21 @@ class Widths:
         self.groups_of: dict[tuple[int, int], int] = {}
         for op in self._graph.operations:
             for rate in [] if self._is_left_out(op) else self.setting.rates.of[op.name]:
-                amounts = {
+                numbers = {
                     "macs": float(rate.macs if isinstance(op, Layer) else 0),
                     "parameters": float(rate.parameters),
-                    "latency": rate.nanoseconds,
                 }
-                coefficient = np.array([amounts[name] for name in resources]) / rate.groups
-                if coefficient.any():
-                    low, high = sorted(self._side(op.name, side) for side in rate.sides)
-                    sums[low, high] += coefficient
+                plain = [self._side(op.name, side) for side in rate.sides]
+                counted = list(map(self.in_blocks, plain, rate.blocks))
+                for amounts, sides in ((numbers, plain), ({"latency": rate.nanoseconds}, counted)):
+                    own = np.array([amounts.get(name, 0.0) for name in resources]) / rate.groups
+                    if own.any():
+                        low, high = sorted(sides)
+                        sums[low, high] += own
         constant = [pair for pair in sums if all(self.nodes[n].fixed.all() for n in pair)]
         self.constant = np.zeros(len(resources))
         for pair in constant:
-            sizes = [len(self.nodes[n].channels) for n in pair]
+            sizes = [self.nodes[n].blocks.counted(len(self.nodes[n].channels)) for n in pair]
             self.constant += sums.pop(pair) * sizes[0] * sizes[1]
         pairs = sorted(sums)
         self.left = np.array([p[0] for p in pairs], dtype=np.int64)
@@ -443,6 +477,11 @@ class _Flat:
         self._groups = np.array([node.groups for node in nodes])
         self._first = np.concatenate([[0], np.cumsum(self._groups)[:-1]])
         self.count = int(self._groups.sum())
+        blocks = [node.blocks for node in nodes]
+        self._blocked = np.flatnonzero([own != EACH for own in blocks])
+        self.is_blocked = bool(len(self._blocked))
+        self._size = np.array([own.size for own in blocks])
+        self._uneven = np.array([own.uneven for own in blocks])
         self.slots = np.concatenate(
             [first + node.labels for first, node in zip(self._first, nodes, strict=True)]
         )
@@ -473,10 +512,21 @@ class _Flat:
             self.pickers.append(_Own(joined, parts, slots, known, local, place, grouped))
 
     def sizes(self, slots: Ints) -> Floats:
-        """The widths of all nodes: of groups, the largest for all."""
+        """The widths of all nodes as they are counted: of groups, the largest for all."""
         widest = np.maximum.reduceat(slots, self._first, axis=0)
         groups = self._groups if widest.ndim == 1 else self._groups[:, None]
-        return np.asarray(widest * groups, dtype=np.float64)
+        sizes = np.asarray(widest * groups, dtype=np.float64)
+        if len(self._blocked):
+            sizes[self._blocked] = self.counted(self._blocked, sizes[self._blocked])
+        return sizes
+
+    def counted(self, nodes: Ints, widths: Floats) -> Floats:
+        """Widths of some nodes, of shape (nodes,) or (nodes, levels), as they are counted."""
+        size, uneven = self._size[nodes], self._uneven[nodes]
+        if widths.ndim > 1:
+            size, uneven = size[:, None], uneven[:, None]
+        whole = -(-widths // size) * size
+        return np.asarray(np.where(whole == widths, whole, whole * uneven), dtype=np.float64)
 
 
 def joints_of(

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, Check, CostModel, KernelCost
+from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, Blocks, Check, CostModel, KernelCost
 from upscale_opt.ir.profiles import PROFILES, profile
 from upscale_opt.measuring.calibrating import Subject, calibrate_all
 from upscale_opt.measuring.costs import count_costs
 from upscale_opt.measuring.estimating import estimate, list_kernels
-from upscale_opt.measuring.fitting import Timing, fit, non_negative, relative_error
+from upscale_opt.measuring.fitting import Timing, fit, non_negative, predicted, relative_error
 from upscale_opt.solver.progress import Progress
 
 
@@ -97,6 +98,43 @@ class TestNanoseconds:
     def test_negative_size(self, sizes: dict[str, float]) -> None:
         with pytest.raises(uo.SolverError, match=r"conv kernel .* cannot be negative"):
             self.model.nanoseconds("conv", **sizes)
+
+
+class TestBlocks:
+    def test_channels_count_in_whole_blocks(self) -> None:
+        assert [Blocks(16).counted(n) for n in (0, 1, 16, 17, 32)] == [0, 16, 16, 32, 32]
+        assert Blocks(16, 1.5).counted(17) == 48
+        assert Blocks(16, 1.5).counted(32) == 32
+        assert Blocks().counted(17) == 17
+
+    def test_a_few_channels_count_as_they_are(self) -> None:
+        assert Blocks(16).more(3, 24) == 32 / 24
+        assert Blocks(16).more() == 1
+
+    @pytest.mark.parametrize(
+        ("layer", "more"),
+        [
+            (nn.Conv2d(24, 40, 1), 32 / 24 * 48 / 40),
+            (nn.Conv2d(24, 24, 3, groups=24), 32 / 24),
+            (nn.Conv2d(24, 40, 3, groups=4), 1),
+        ],
+    )
+    def test_an_estimate_counts_convolutions_so(self, layer: nn.Conv2d, more: float) -> None:
+        each = {kind: KernelCost(launch=0, ns_per_byte=0, ns_per_mac=1) for kind in KINDS}
+        blocked = {k: price.model_copy(update={"block": 16}) for k, price in each.items()}
+        one, other = (
+            estimate(
+                layer,
+                torch.zeros(1, 24, 8, 8),
+                CostModel(device="cpu", device_name="toy", kernels=kernels),
+            ).nanoseconds
+            for kernels in (each, blocked)
+        )
+        assert other == pytest.approx(one * more)
+
+    def test_a_layout_in_blocks_counts_so(self) -> None:
+        assert profile("onnxruntime").blocks("conv").size == 16
+        assert profile("onnxruntime").blocks("linear") == Blocks()
 
 
 class TestKernels:
@@ -196,10 +234,8 @@ class TestEstimate:
 
     def test_sums(self) -> None:
         found = estimate(self.net, self.x, profile("cpu"))
-        prices = [
-            profile("cpu").nanoseconds(p.kernel.kind, bytes=p.kernel.bytes, macs=p.kernel.macs)
-            for p in found.kernels
-        ]
+        kernels = profile("cpu").kernels
+        prices = [predicted(kernels[p.kernel.kind], p.kernel) for p in found.kernels]
         assert found.nanoseconds == pytest.approx(sum(prices))
         assert sum(found.by_kind.values()) == pytest.approx(found.nanoseconds)
         assert set(found.by_kind) == {"conv", "norm", "elementwise", "linear"}
@@ -268,6 +304,18 @@ class TestFit:
         assert relative_error(found, timings) < 1e-6
         for name in ("launch", "ns_per_byte", "ns_per_mac", "ns_per_far_byte"):
             assert getattr(found, name) == pytest.approx(getattr(cost, name), rel=1e-3, abs=1e-6)
+
+    @pytest.mark.parametrize("blocks", [Blocks(), Blocks(16), Blocks(8), Blocks(16, 1.5)])
+    def test_recovers_blocks(self, blocks: Blocks) -> None:
+        cost = KernelCost(
+            launch=5000, ns_per_byte=0.1, ns_per_mac=1, block=blocks.size, uneven=blocks.uneven
+        )
+        widths = (16, 19, 24, 33, 40, 48, 61, 64, 75, 96, 128, 200)
+        kernels = [Timing(49 * w, 10 * 64 * w, 0, 1, (64, w)) for w in widths]
+        timings = [replace(kernel, nanoseconds=predicted(cost, kernel)) for kernel in kernels]
+        found = fit(timings)
+        assert (found.block, found.uneven) == (cost.block, cost.uneven)
+        assert relative_error(found, timings) < 1e-6
 
     def test_a_far_off_timing_counts_little(self) -> None:
         cost = KernelCost(launch=5000, ns_per_byte=0.2, ns_per_mac=0.02)

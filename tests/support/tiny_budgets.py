@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.ir.budget import Budget
+from upscale_opt.ir.cost_model import KINDS as KINDS_OF_KERNELS
+from upscale_opt.ir.cost_model import CostModel, KernelCost
 from upscale_opt.ir.graph import Layer
 from upscale_opt.ir.losses import Chain, Losses, Reader
 from upscale_opt.solver.selection.setting import Setting
@@ -110,6 +112,20 @@ class TinyQuestion:
         return self.losses.model_copy(update={"readers": tuple(readers)})
 
 
+def in_blocks(prices: CostModel, size: int, uneven: float) -> CostModel:
+    """The same prices, but convolutions count channels in blocks."""
+    kernels = dict(prices.kernels)
+    for kind in ("conv1x1", "conv", "depthwise"):
+        kernels[kind] = kernels[kind].model_copy(update={"block": size, "uneven": uneven})
+    return prices.model_copy(update={"kernels": kernels})
+
+
+def _only_convolutions() -> CostModel:
+    kernels = dict.fromkeys(KINDS_OF_KERNELS, KernelCost(launch=0, ns_per_byte=0))
+    kernels["conv1x1"] = KernelCost(launch=1, ns_per_byte=0, ns_per_mac=1)
+    return CostModel(device="cpu", device_name="none", kernels=kernels)
+
+
 def _chain(origin: str, by: list[float], table: list[float]) -> Chain:
     """A chain that drops what adds least to ``by``, with the losses of ``table``."""
     gone, losses = 0, [table[0]]
@@ -123,14 +139,24 @@ def _chain(origin: str, by: list[float], table: list[float]) -> Chain:
     return Chain(origin=origin, steps=tuple(steps), losses=tuple(losses))
 
 
-def tiny_question(seed: int) -> TinyQuestion:
-    """A question drawn at random."""
+def tiny_question(seed: int, *, timed: bool = False) -> TinyQuestion:
+    """A question drawn at random.
+
+    Args:
+        seed: of all that is drawn.
+        timed: limit the time, by prices that count channels in pairs, and odd ones dearer.
+    """
     rng = random.Random(seed)
     kind = KINDS[seed % len(KINDS)]
-    model = Tiny(kind, rng.randint(2, 3), rng.randint(2, 3), rng.randint(1, 2))
+    least = 3 if timed else 2
+    size, other = (rng.randint(least, least + 1) for _ in range(2))
+    model = Tiny(kind, size, other, rng.randint(1, 2))
     graph = uo.trace(model, torch.zeros(1, 3, 4, 4))
     losses, tables = _with_all_sets(graph, rng)
     limit: dict[str, Any] = {rng.choice(["macs", "parameters"]): rng.uniform(0.6, 0.95)}
+    if timed:
+        model_of_time = in_blocks(_only_convolutions(), 2, rng.uniform(1, 1.5))
+        limit = {"latency": rng.uniform(0.7, 0.95), "cost_model": model_of_time}
     return TinyQuestion(graph, losses, Budget(**limit), tables)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -36,8 +38,40 @@ BLOCKED_KINDS = ("plain1x1", "plain", "plain_depthwise", "slice", "reorder_in", 
 slices of channels, and the ways into it and out of it. ``"conv1x1"`` and the like are those in it;
 ``"copy"`` is a concatenation."""
 
+_IN_LAYOUT = ("conv1x1", "conv", "depthwise")
+"""Kinds that compute in a blocked layout, where a runtime has one."""
+
 Runtime = Literal["eager", "compiled", "onnxruntime", "openvino"]
 """The programs that execute exports: PyTorch as it is, PyTorch compiled, and others."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a kernel counts channels: in whole blocks, and more of them where the last is not full.
+
+    Attributes:
+        size: channels in a block.
+        uneven: the factor for numbers of channels that are no multiple of it.
+    """
+
+    size: int = 1
+    uneven: float = 1.0
+
+    def counted(self, channels: int) -> float:
+        """The channels that are paid for."""
+        whole = -(-channels // self.size) * self.size
+        return whole if whole == channels else whole * self.uneven
+
+    def more(self, *widths: int) -> float:
+        """The factor for multiply-adds of kernels of so many channels on their sides."""
+        return math.prod(self.counted(width) / width for width in widths if width > FEW)
+
+
+FEW = 4
+"""Colours: a side of so few channels is not counted in blocks."""
+
+EACH = Blocks()
+"""Every channel counts for itself."""
 
 
 class KernelCost(Record):
@@ -49,6 +83,8 @@ class KernelCost(Record):
         ns_per_mac: nanoseconds per multiply-add.
         cache: bytes beyond this many cost more; 0 if there is no such limit.
         ns_per_far_byte: how much more.
+        block: multiply-adds are paid for channels in whole blocks of so many: 17 are as slow as 32.
+        uneven: times that much, where the channels are no multiple of it.
     """
 
     launch: float = Field(ge=0)
@@ -56,9 +92,19 @@ class KernelCost(Record):
     ns_per_mac: float = Field(default=0.0, ge=0)
     cache: int = Field(default=0, ge=0)
     ns_per_far_byte: float = Field(default=0.0, ge=0)
+    block: int = Field(default=1, ge=1, le=1024)
+    uneven: float = Field(default=1.0, ge=1)
+
+    @property
+    def blocks(self) -> Blocks:
+        """How it counts channels."""
+        return Blocks(self.block, self.uneven) if self.block > 1 else EACH
 
     def nanoseconds(self, bytes: float, macs: float) -> float:
-        """The cost of one kernel that moves ``bytes`` and computes ``macs`` multiply-adds."""
+        """The cost of one kernel that moves ``bytes`` and computes ``macs`` multiply-adds.
+
+        The multiply-adds are those in whole blocks.
+        """
         far = max(0.0, bytes - self.cache) if self.cache else 0.0
         near = bytes * self.ns_per_byte + far * self.ns_per_far_byte
         return self.launch + near + macs * self.ns_per_mac
@@ -130,13 +176,20 @@ class CostModel(Document):
             f"{self.memory_format}, {len(self.kernels)} kinds of kernels)"
         )
 
+    def blocks(self, kind: str) -> Blocks:
+        """How kernels of a kind count channels."""
+        cost = self.kernels[kind]
+        if self.runtime == "onnxruntime" and kind in _IN_LAYOUT:
+            return Blocks(max(self.block, cost.block), cost.uneven)
+        return cost.blocks
+
     def nanoseconds(self, kind: str, *, bytes: float = 0, macs: float = 0) -> float:
         """The cost of one kernel.
 
         Args:
             kind: one of :attr:`kernels`.
             bytes: that it reads and writes: operands, weights and result.
-            macs: its multiply-adds.
+            macs: its multiply-adds, in whole blocks of channels.
 
         Raises:
             SolverError: if the kind is unknown or a size negative.

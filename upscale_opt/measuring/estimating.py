@@ -80,14 +80,13 @@ def estimate(model: nn.Module, inputs: Inputs, cost_model: CostModel) -> Estimat
     require_model(model, "measure")
     CostModel.require(cost_model)
     kernels = list_kernels(model, inputs)
-    return Estimate(
-        tuple(
-            Priced(
-                kernel, cost_model.nanoseconds(kernel.kind, bytes=kernel.bytes, macs=kernel.macs)
-            )
-            for kernel in kernels
-        )
-    )
+    return Estimate(tuple(Priced(kernel, _price(cost_model, kernel)) for kernel in kernels))
+
+
+def _price(cost_model: CostModel, kernel: Kernel) -> float:
+    price = cost_model.kernels.get(kernel.kind)
+    more = 1.0 if price is None else price.blocks.more(*kernel.sides)
+    return cost_model.nanoseconds(kernel.kind, bytes=kernel.bytes, macs=kernel.macs * more)
 
 
 def list_kernels(model: nn.Module, inputs: Inputs) -> list[Kernel]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from upscale_opt.ir.cost_model import KernelCost
+from upscale_opt.ir.cost_model import Blocks, KernelCost
+from upscale_opt.measuring.kernels import Kernel
 
 Array = NDArray[np.float64]
 
@@ -18,6 +19,9 @@ _MIN_SIZES = 8
 
 _GAIN = 0.9
 """A price with a cache has to fit better by this factor than one without."""
+
+_EXACT = 1e-6
+"""A loss of this share of the time is of deviations by a thousandth: there is no better fit."""
 
 _ROUNDS = 4
 _TOLERANCE = 0.2
@@ -33,41 +37,70 @@ class Timing:
         macs: its multiply-adds.
         nanoseconds: that it takes.
         count: how often it was seen; it counts that often.
+        sides: the numbers of channels that the multiply-adds are proportional to, if that is known.
     """
 
     bytes: float
     macs: float
     nanoseconds: float
     count: int = 1
+    sides: tuple[int, ...] = ()
+
+
+_BLOCKS = tuple(
+    Blocks(size, uneven) for size in (8, 16, 32) for uneven in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+)
+"""How kernels may count channels, other than one by one."""
+
+
+def predicted(cost: KernelCost, kernel: Timing | Kernel) -> float:
+    """The nanoseconds of a kernel, its channels counted in blocks."""
+    return cost.nanoseconds(kernel.bytes, kernel.macs * cost.blocks.more(*kernel.sides))
 
 
 def fit(timings: Sequence[Timing], least_per_mac: float = 0.0) -> KernelCost:
     """The price that fits ``timings`` best.
 
     A kernel's squared error counts in proportion to the inverse of its time, so that neither many
-    short ones nor a long one decide alone; single timings far off count less.
+    short ones nor a long one decide alone; single timings far off count less. Multiply-adds are
+    counted in blocks of channels if that fits clearly better.
 
     Args:
         timings: at least one, of kernels of one kind.
         least_per_mac: what a multiply-add costs at least. Where bytes and multiply-adds grow
             together, timings alone cannot tell them apart.
     """
+    best = _in_caches(timings, least_per_mac)
+    exact = _EXACT * sum(timing.count * timing.nanoseconds for timing in timings)
+    if best[0] <= exact or len({timing.sides for timing in timings}) < _MIN_SIZES:
+        return best[1]
+    limit = _GAIN * best[0]
+    for blocks in _BLOCKS:
+        counted = [replace(t, macs=t.macs * blocks.more(*t.sides)) for t in timings]
+        loss, price = _in_caches(counted, least_per_mac)
+        if loss < min(limit, best[0]):
+            best = loss, price.model_copy(update={"block": blocks.size, "uneven": blocks.uneven})
+    return best[1]
+
+
+def _in_caches(timings: Sequence[Timing], least_per_mac: float) -> tuple[float, KernelCost]:
+    """The loss and the price, with a price for what is beyond a cache if that is better."""
     sizes = sorted({timing.bytes for timing in timings})
     plain = _fitted(timings, 0, least_per_mac)
     if len(sizes) < _MIN_SIZES or sizes[-1] < 4 * sizes[0]:
-        return plain[1]
+        return plain
     caches = [2**power for power in range(40) if sizes[2] < 2**power < sizes[-3]]
     best = min(
         (_fitted(timings, cache, least_per_mac) for cache in caches),
         default=plain,
         key=lambda f: f[0],
     )
-    return best[1] if best[0] < _GAIN * plain[0] else plain[1]
+    return best if best[0] < _GAIN * plain[0] else plain
 
 
 def relative_error(cost: KernelCost, timings: Sequence[Timing]) -> float:
     """The median deviation of the price from ``timings``, as a share of them."""
-    off = [abs(cost.nanoseconds(t.bytes, t.macs) / t.nanoseconds - 1) for t in timings]
+    off = [abs(predicted(cost, t) / t.nanoseconds - 1) for t in timings]
     return float(np.median(off))
 
 

@@ -31,6 +31,7 @@ class Kernel:
         bytes: what it reads and writes.
         macs: its multiply-adds.
         module: the path of the innermost module that called it; empty for the model itself.
+        sides: of a convolution, the numbers of channels that its multiply-adds are proportional to.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Kernel:
     bytes: int
     macs: int = 0
     module: str = ""
+    sides: tuple[int, ...] = ()
 
 
 def kernels_of(
@@ -57,7 +59,7 @@ def kernels_of(
         return []
     kind = _kind(op, func, args, result)
     moved, macs = _moved(op, args, kwargs, result), _macs(func, args, kwargs, result)
-    kernels = [Kernel(kind, op, moved, macs, module)]
+    kernels = [Kernel(kind, op, moved, macs, module, _sides(kind, args, result))]
     copies = COPIED_INPUTS.get(op) if kind != "gather" else None
     if copies is not None and (copied := copies(args, kwargs, result)):
         kernels.insert(0, Kernel("view_copy", op, 2 * copied, 0, module))
@@ -72,6 +74,13 @@ def _convolution_kind(args: tuple[Any, ...]) -> str:
     if groups == 1:
         return "conv1x1" if all(size == 1 for size in weight.shape[2:]) else "conv"
     return "depthwise" if weight.shape[1] == 1 and groups == image.shape[1] else "grouped"
+
+
+def _sides(kind: str, args: tuple[Any, ...], result: Any) -> tuple[int, ...]:
+    """Grouped ones are left out: what counts is the width of a group."""
+    if kind in ("conv", "conv1x1", "transposed"):
+        return int(args[0].shape[1]), int(result.shape[1])
+    return (int(result.shape[1]),) if kind == "depthwise" else ()
 
 
 def _kind(op: str, func: Any, args: tuple[Any, ...], result: Any) -> str:

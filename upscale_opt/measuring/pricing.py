@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from upscale_opt.ir.cost_model import Check, CostModel, KernelCost
-from upscale_opt.measuring.fitting import Timing, fit, relative_error
+from upscale_opt.measuring.fitting import Timing, fit, predicted, relative_error
 from upscale_opt.measuring.kernels import Kernel
 from upscale_opt.measuring.timing import Passes
 
@@ -61,25 +62,25 @@ def _alone(
         return
     before = sum(moving[kernel.kind].nanoseconds(kernel.bytes, 0) for kernel in kernels[:-1])
     if 2 * before < timing.nanoseconds:
-        rest = timing.nanoseconds - before
-        yield Timing(timing.bytes, timing.macs, rest, timing.count)
+        yield replace(timing, nanoseconds=timing.nanoseconds - before)
 
 
 def _scaled(profile: CostModel, timings: Mapping[str, Sequence[Timing]]) -> dict[str, KernelCost]:
     """The profile's prices, times what the timings say of this device."""
     ratios = [
         sum(t.nanoseconds for t in timings[kind])
-        / sum(profile.kernels[kind].nanoseconds(t.bytes, t.macs) for t in timings[kind])
+        / sum(predicted(profile.kernels[kind], t) for t in timings[kind])
         for kind in timings
     ]
     factor = statistics.median(ratios) if ratios else 1.0
     return {
-        kind: KernelCost(
-            launch=price.launch * factor,
-            ns_per_byte=price.ns_per_byte * factor,
-            ns_per_mac=price.ns_per_mac * factor,
-            cache=price.cache,
-            ns_per_far_byte=price.ns_per_far_byte * factor,
+        kind: price.model_copy(
+            update={
+                "launch": price.launch * factor,
+                "ns_per_byte": price.ns_per_byte * factor,
+                "ns_per_mac": price.ns_per_mac * factor,
+                "ns_per_far_byte": price.ns_per_far_byte * factor,
+            }
         )
         for kind, price in profile.kernels.items()
     }
@@ -91,5 +92,5 @@ def _with(price: KernelCost, overhead: float) -> KernelCost:
 
 def check(one: Passes, prices: Mapping[str, KernelCost]) -> Check:
     """Compare what ``prices`` predict of the passes with what was measured."""
-    predicted = sum(prices[k.kind].nanoseconds(k.bytes, k.macs) for k in one.kernels)
-    return Check(network=one.name, predicted=predicted, measured=one.measured)
+    foreseen = sum(predicted(prices[kernel.kind], kernel) for kernel in one.kernels)
+    return Check(network=one.name, predicted=foreseen, measured=one.measured)

@@ -142,7 +142,8 @@ class Passes:
         for kernels, times in self._times.items():
             last = kernels[-1]
             count = max(1, round(len(times) / self._passes))
-            yield kernels, Timing(last.bytes, last.macs, statistics.median(times), count)
+            middle = statistics.median(times)
+            yield kernels, Timing(last.bytes, last.macs, middle, count, last.sides)
 
     def _pass(self) -> list[tuple[Reading, tuple[Kernel, ...]]]:
         timer = _Timer(self.model, self._watch)

@@ -10,10 +10,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from network_strategies import SEEDS, networks
 from synthetic_losses import synthetic_losses
+from tiny_budgets import in_blocks
 
 import upscale_opt as uo
 from upscale_opt.ir.budget import Budget
 from upscale_opt.ir.graph import shared_parameters
+from upscale_opt.ir.profiles import CPU
 from upscale_opt.models import catalogue
 from upscale_opt.models.generated.networks import RandomNetwork
 from upscale_opt.solver.selection.pickers import (
@@ -28,6 +30,7 @@ from upscale_opt.solver.selection.state import State
 from upscale_opt.solver.selection.widths import Widths
 
 EVERYTHING = Budget(macs=0.5, parameters=0.5, latency=0.5)
+IN_BLOCKS = EVERYTHING.model_copy(update={"cost_model": in_blocks(CPU, 16, 1.5)})
 
 
 def random_picks(pickers: list[Picker], rng: random.Random) -> Picks:
@@ -74,9 +77,10 @@ def test_widths_never_promise_what_the_layout_does_not_keep(
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "topology/unet"])
 @pytest.mark.parametrize("make", [single_pickers, space_pickers])
-def test_widths_are_exact_on_real_networks(name: str, make: object) -> None:
+@pytest.mark.parametrize("budget", [EVERYTHING, IN_BLOCKS])
+def test_widths_are_exact_on_real_networks(name: str, make: object, budget: Budget) -> None:
     graph = uo.trace(catalogue.build(name), catalogue.example_inputs(name))
-    setting = Setting(graph, synthetic_losses(graph), EVERYTHING)
+    setting = Setting(graph, synthetic_losses(graph), budget)
     pickers = make(setting)  # type: ignore[operator]
     widths = Widths(setting, pickers)
     rng = random.Random(0)
@@ -89,10 +93,14 @@ def test_widths_are_exact_on_real_networks(name: str, make: object) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(SEEDS, st.sampled_from([single_pickers, space_pickers]))
-def test_alternatives_are_what_picking_them_gives(seed: int, make: object) -> None:
+@given(
+    SEEDS,
+    st.sampled_from([single_pickers, space_pickers]),
+    st.sampled_from([EVERYTHING, IN_BLOCKS]),
+)
+def test_alternatives_are_what_picking_them_gives(seed: int, make: object, budget: Budget) -> None:
     graph = _unet()
-    setting = Setting(graph, synthetic_losses(graph, seed), EVERYTHING)
+    setting = Setting(graph, synthetic_losses(graph, seed), budget)
     pickers = make(setting)  # type: ignore[operator]
     widths, rng = Widths(setting, pickers), random.Random(seed)
     state = State(widths, random_picks(pickers, rng))
