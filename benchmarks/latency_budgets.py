@@ -64,7 +64,7 @@ def rows(name: str, cost_model: str | None, options: argparse.Namespace) -> Iter
             f"| {name} | {cost_model or 'PyTorch'} | {share:.0%} | {predicted.share:.1%} "
             f"| {times.share('predicted'):.1%} "
             f"| {told.limit / told.before:.1%} | {times.share('measured'):.1%} "
-            f"| {times.milliseconds['unpruned']:.1f} | {copied:,} |"
+            f"| {times.milliseconds['unpruned']:.1f} | {choices[-1].loss:.3g} | {copied:,} |"
         )
 
 
@@ -90,13 +90,14 @@ def main() -> int:
         "the clock: in an order drawn anew for every round, beside the unpruned network, in one "
         "process. First as the built-in cost model predicts it (`measure=False`); then "
         "with `measure=True`: what the cost model is asked for is changed by as much as it was "
-        f"wrong, and the choice is made again. Random weights, {options.samples} images of noise, "
+        f"wrong, and the choice is made again; its loss is the last but one column. "
+        f"Random weights, {options.samples} images of noise, "
         f"batch 1, {options.threads} thread(s), torch {torch.__version__}. Written by "
         f"`python {' '.join(sys.argv)}`.",
         "",
         "| network | runtime | asked for | predicted | its time | asked of the model | its time "
-        "| unpruned, ms | copied channels |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| unpruned, ms | loss | copied channels |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     print("\n".join(lines), flush=True)
     chosen: list[tuple[str, str | None]] = [(name, None) for name in options.networks]
