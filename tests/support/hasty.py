@@ -8,6 +8,7 @@ import pytest
 
 from upscale_opt.measuring import in_turn
 from upscale_opt.pruning import by_clock
+from upscale_opt.solver import choosing
 from upscale_opt.solver.selection import bound, joint
 
 
@@ -17,6 +18,7 @@ def search_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joint, "_COARSE", 8)
     monkeypatch.setattr(joint, "_TRIES", 3)
     monkeypatch.setattr(bound, "_ROUNDS", 20)
+    monkeypatch.setattr(choosing, "_SEARCH", 0.05)
     monkeypatch.setattr(by_clock, "_SECONDS", 0.3)
     monkeypatch.setattr(in_turn, "rounds_within", lambda seconds, one_round: 10)
 
