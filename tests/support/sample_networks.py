@@ -37,6 +37,11 @@ def built(name: str, image: int = 64) -> tuple[nn.Module, uo.ChannelGraph]:
 
 def masked_resnet18(side: Side = "input", amount: float = 0.5) -> nn.Module:
     """A ResNet-18 with masks, in float64, with nothing else zero."""
+    return copy.deepcopy(_masked_resnet18(side, amount))
+
+
+@cache
+def _masked_resnet18(side: Side, amount: float) -> nn.Module:
     model = copy.deepcopy(built("resnet18")[0]).double()
     uo.MaskingManager(model, side=side).importance().mask(amount)
     return model
