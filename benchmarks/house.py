@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -49,8 +50,9 @@ def imports(path: Path, files: dict[str, Path]) -> Iterator[str]:
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == PACKAGE)
 
 
+@cache
 def arrows(root: Path = ROOT) -> dict[tuple[str, str], set[str]]:
-    """(room, room that it imports) → the modules that do."""
+    """(room, room that it imports) → the modules that do. Not to be changed."""
     files = modules(root)
     found: dict[tuple[str, str], set[str]] = {}
     for module, path in files.items():

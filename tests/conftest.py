@@ -13,6 +13,7 @@ import torch
 from command_line import Output, Refuses, call, one_line_error
 from hazards_not_yet import NOT_YET
 from hypothesis import settings
+from onnx_once import read_operators_once
 from sample_networks import Documents, ManyReaders, documents_in, documents_of
 from saved_network import Net, build, call_
 from tiers import is_slow
@@ -23,6 +24,7 @@ from upscale_opt.tracing.unchanged import reseed
 
 torch.set_num_threads(1)  # tests run side by side
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # in the processes that they start, too
+read_operators_once()
 
 settings.register_profile("untimed", deadline=None)  # other work may keep the machine busy
 settings.load_profile("untimed")

@@ -269,7 +269,7 @@ def test_random_networks(dense: bool) -> None:
         uo.apply_masks(model, graph, random_masks(graph, seed))
         masks = uo.masks_of(model, graph)
         options: dict[str, Any] = {} if seed % 2 else {"max_extra_macs": 0.5}
-        solution = uo.solve(graph, masks, selection="arena", time_limit=3, **options)
+        solution = uo.solve(graph, masks, selection="arena", time_limit=1, **options)
         uo.check(solution, graph, masks)
         pruned = uo.materialize(model, solution)
         for x in (image(2), image(7, 1), image(2, last=True)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -360,12 +361,19 @@ def mask(model: nn.Module, graph: uo.ChannelGraph, seed: int) -> None:
     uo.apply_masks(model, graph, uo.Masks(kept=kept))
 
 
+@cache
+def traced(form: str) -> tuple[nn.Module, uo.ChannelGraph]:
+    """A model whose weights may be set, and its trace."""
+    model = network(form, 0)
+    return model, uo.trace(model, inputs(form, 2, 6))
+
+
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**20))
 def test_lossless(form: str, seed: int) -> None:
-    model = network(form, seed)
-    graph = uo.trace(model, inputs(form, 2, 6))
+    model, graph = traced(form)
+    model.load_state_dict(network(form, seed).state_dict())
     assert any(isinstance(op, ir.Attention) for op in graph.operations)
     mask(model, graph, seed)
     masks = uo.masks_of(model, graph)

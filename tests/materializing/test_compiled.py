@@ -123,7 +123,8 @@ def modified(graph: fx.Graph) -> set[str]:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_compiled_by_inductor() -> None:
+def test_compiled_by_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # no processes for one kernel
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
     model = Net(
         lambda m, x: m.last(m.first(x) + m.second(x)),

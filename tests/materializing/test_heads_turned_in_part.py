@@ -173,7 +173,7 @@ def mask(model: nn.Module, graph: uo.ChannelGraph, shape: Shape, seed: int, side
     uo.apply_masks(model, graph, uo.Masks(kept=kept))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=16, deadline=None)
 @given(
     shape=shapes(), seed=st.integers(0, 2**20), side=st.sampled_from(["input", "output", "both"])
 )

@@ -16,13 +16,14 @@ from torch import nn
 import upscale_opt as uo
 from upscale_opt.masking.segments import Side
 from upscale_opt.runtime.modules import Gather
+from upscale_opt.tracing.recent import copied_with_trace
 
 NETWORKS = ("resnet18", "squeezenet1_1", "mobilenet_v3_small")
 
 
 def masked_network(name: str, side: Side, amount: float) -> tuple[nn.Module, uo.ChannelGraph]:
     model, graph = built(name)
-    masked = copy.deepcopy(model)
+    masked = copied_with_trace(model, graph)
     uo.apply_masks(masked, graph, uo.choose_masks(masked, graph, amount, side=side))
     return masked, graph
 

@@ -36,7 +36,7 @@ copying = 0
 
 
 @settings(
-    max_examples=110,
+    max_examples=70,
     derandomize=True,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -112,13 +112,13 @@ def test_arenas_and_windows_are_lossless(
 
 def test_random_networks_are_lossless() -> None:
     lossless()
-    assert compared >= 100
+    assert compared >= 64
     assert copying >= 10  # or the networks are too easy
 
 
 # Hazards: sizes, arguments, gates, helpers; and later calls.
 
-DRAWS = 300
+DRAWS = 200
 
 
 @cache

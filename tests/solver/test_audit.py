@@ -34,7 +34,7 @@ def test_every_objective(documents: Documents, objective: str, selection: Any) -
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver(documents: Documents, solver: str) -> None:
-    solution = uo.solve(documents.graph, documents.masks, solver=solver, time_limit=5)
+    solution = uo.solve(documents.graph, documents.masks, solver=solver, time_limit=2)
     report = uo.check(solution, documents.graph, documents.masks)
     assert report.proven_bound <= documents.solution.objective_value
     assert report.lower_bound == solution.lower_bound

@@ -72,7 +72,7 @@ def test_large_parts_go_without_circuits(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_dense_block_gets_orders_and_a_bound() -> None:
     instance = with_measure(dense_block(random.Random(0), 12, 150), "blocks")
-    outcome = solve_blocks(instance, time_limit=3)
+    outcome = solve_blocks(instance, time_limit=2)
     check(instance, outcome)
     assert sum(read.weight for read in instance.reads) < outcome.lower_bound <= outcome.objective
 

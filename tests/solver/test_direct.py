@@ -183,7 +183,7 @@ def test_short_time_on_a_hard_instance(measure: Measure, time_limit: float) -> N
 def test_interrupt_returns_what_there_is() -> None:
     problem = random_sets(60, 70, 3, 2, 14)
     handler = signal.getsignal(signal.SIGINT)
-    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     outcome = solve_direct(problem, time_limit=3600)
     timer.join()

@@ -124,7 +124,7 @@ def test_interrupt_returns_what_there_is() -> None:
     """A limit of an hour: were Ctrl-C ignored, this test would not end."""
     instance = random_sets(60, 70, 3, 2, 14)
     handler = signal.getsignal(signal.SIGINT)
-    timer = threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     outcome = solve_exact(instance, time_limit=3600)
     timer.join()

@@ -17,6 +17,7 @@ from upscale_opt.ir.graph import maskable_axes, slices_of
 from upscale_opt.masking.segments import Side
 from upscale_opt.models import catalogue
 from upscale_opt.tracing.examples import Inputs
+from upscale_opt.tracing.recent import copied_with_trace
 
 
 def keep(weight: Tensor, axis: int, kept: list[int]) -> None:
@@ -36,6 +37,11 @@ def built(name: str, image: int = 64) -> tuple[nn.Module, uo.ChannelGraph]:
 
 def masked_resnet18(side: Side = "input", amount: float = 0.5) -> nn.Module:
     """A ResNet-18 with masks, in float64, with nothing else zero."""
+    return copy.deepcopy(_masked_resnet18(side, amount))
+
+
+@cache
+def _masked_resnet18(side: Side, amount: float) -> nn.Module:
     model = copy.deepcopy(built("resnet18")[0]).double()
     uo.MaskingManager(model, side=side).importance().mask(amount)
     return model
@@ -61,7 +67,7 @@ class Documents:
 def documents_of(name: str, amount: float, side: Side = "input") -> Documents:
     """Mask a network of the catalogue by magnitude, and solve it. Not to be changed."""
     model, graph = built(name)
-    masked = copy.deepcopy(model)
+    masked = copied_with_trace(model, graph)
     uo.apply_masks(masked, graph, uo.choose_masks(masked, graph, amount, side=side))
     masks = uo.masks_of(masked, graph)
     return Documents(masked, graph, masks, uo.solve(graph, masks))

@@ -31,7 +31,7 @@ from upscale_opt.solver.api import solve
 from upscale_opt.tracing.capture import quiet
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program
-from upscale_opt.tracing.running import run_as
+from upscale_opt.tracing.recent import recalled_or_run
 from upscale_opt.tracing.unchanged import undisturbed
 from upscale_opt.tracing.values import HeadCall
 from upscale_opt.tracing.wrappings import computed_by_torch, masked_by_torch
@@ -221,7 +221,7 @@ def _program(model: nn.Module, solution: Solution, modes: Modes) -> Program:
     try:
         args, kwargs = remake(solution.example, *kind_of(model))
         with quiet():
-            return run_as(model, args, kwargs, solution.capture)
+            return recalled_or_run(model, args, kwargs, solution.example, solution.capture)
     finally:
         set_modes(model, own_modes)
 

@@ -24,7 +24,7 @@ from upscale_opt.solver.checking.check import damage
 from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import remake
 from upscale_opt.tracing.program import Program
-from upscale_opt.tracing.running import run_as
+from upscale_opt.tracing.recent import recalled_or_run
 from upscale_opt.tracing.wrappings import (
     computed_by_torch,
     make_permanent,
@@ -160,7 +160,7 @@ def _captured(blank: nn.Module, stage: Stage, manifest: Manifest) -> Program:
     solution, origin = stage.solution, stage.origin
     args, kwargs = remake(solution.example, *kind_of(blank))
     try:
-        program = run_as(blank, args, kwargs, solution.capture)
+        program = recalled_or_run(blank, args, kwargs, solution.example, solution.capture)
     except TraceError as error:
         raise MaterializeError(_another(manifest, blank, str(error))) from None
     if program.graph.fingerprint != solution.graph_fingerprint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
@@ -20,6 +20,7 @@ from upscale_opt.tracing.capture import Capture
 from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.numbering import content
 from upscale_opt.tracing.program import Program
+from upscale_opt.tracing.running import run_as
 
 _programs: WeakKeyDictionary[nn.Module, tuple[Any, Program]] = WeakKeyDictionary()
 
@@ -37,6 +38,32 @@ def recall(model: nn.Module, example: Example, capture: Capture) -> Program | No
     signature, program = known
     same = program.graph.example == example and program.captured.kind == capture
     return program if same and signature is not None and signature == _signature(model) else None
+
+
+def recalled_or_run(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    example: Example,
+    by: Capture,
+) -> Program:
+    """The model's last trace, if it is still that of these inputs, or a new one, to be remembered.
+
+    Args:
+        model: the model.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        example: what these are.
+        by: the tracer.
+
+    Raises:
+        TraceError: if the tracer cannot capture the model, or it does not run on the inputs.
+    """
+    program = recall(model, example, by)
+    if program is None:
+        program = run_as(model, args, kwargs, by)
+        remember(model, program)
+    return program
 
 
 def copied_with_trace(model: nn.Module, graph: ChannelGraph) -> nn.Module:
