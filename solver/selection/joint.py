@@ -1,10 +1,11 @@
 """The program for masks, budget and widths together: descents; CP-SAT where columns are few.
 
-Every reader picks a column. Descents at a price for the resources give a first answer (and prices);
-the constrained answer and uniform shares are tried as well, so that the program is not worse than
-they are by its own measure, if time allows for both; then random restarts improve on it. Where time
-is limited, gathers are paid for afterwards, and once more in advance: either may do better. Where
-there are few columns, the exact program searches them all.
+Every reader picks a column. Steps of least loss per saved cost, long ones first, give a first
+answer, and descents at a price for the resources better ones; the constrained answer and uniform
+shares are tried as well, so that the program is not worse than they are by its own measure, if time
+allows for both; then random restarts improve on it. Where time is limited, gathers are paid for
+afterwards, and once more in advance, where readers of a space follow one order: either may do
+better. Where there are few columns, the exact program searches them all.
 """
 
 from __future__ import annotations

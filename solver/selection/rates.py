@@ -217,7 +217,7 @@ def _layer_kind(op: Layer, shape: tuple[int, ...]) -> str:
 
 
 def _for(tensor: Tensor, blocks: Blocks) -> Blocks:
-    """How channels of a tensor are counted: a few, such as colours, as they are."""
+    """The way in which channels of a tensor are counted: a few, such as colours, as they are."""
     return EACH if tensor.features > 1 or len(tensor.channels) <= FEW else blocks
 
 

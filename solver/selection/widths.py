@@ -284,7 +284,7 @@ class Widths:
         return found
 
     def counted(self, number: int) -> Floats:
-        """What a node in blocks counts for 0, 1, 2, … channels; of shape (channels + 1,).
+        """The channels that a node in blocks counts for 0, 1, 2, …; of shape (channels + 1,).
 
         If widths are relaxed, the least for at least so many channels.
         """

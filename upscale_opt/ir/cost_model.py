@@ -47,7 +47,7 @@ Runtime = Literal["eager", "compiled", "onnxruntime", "openvino"]
 
 @dataclass(frozen=True)
 class Blocks:
-    """How a kernel counts channels: in whole blocks, and more of them where the last is not full.
+    """A way to count channels: in whole blocks, and more of them where the last is not full.
 
     Attributes:
         size: channels in a block.
@@ -97,7 +97,7 @@ class KernelCost(Record):
 
     @property
     def blocks(self) -> Blocks:
-        """How it counts channels."""
+        """The way in which it counts channels."""
         return Blocks(self.block, self.uneven) if self.block > 1 else EACH
 
     def nanoseconds(self, bytes: float, macs: float) -> float:
@@ -177,7 +177,7 @@ class CostModel(Document):
         )
 
     def blocks(self, kind: str) -> Blocks:
-        """How kernels of a kind count channels."""
+        """The way in which kernels of a kind count channels."""
         cost = self.kernels[kind]
         if self.runtime == "onnxruntime" and kind in _IN_LAYOUT:
             return Blocks(max(self.block, cost.block), cost.uneven)

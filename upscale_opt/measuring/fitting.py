@@ -50,7 +50,7 @@ class Timing:
 _BLOCKS = tuple(
     Blocks(size, uneven) for size in (8, 16, 32) for uneven in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 )
-"""How kernels may count channels, other than one by one."""
+"""Ways in which kernels may count channels, other than one by one."""
 
 
 def predicted(cost: KernelCost, kernel: Timing | Kernel) -> float:
