@@ -26,8 +26,8 @@ _LOSS_SCALE = 1e11
 
 _GAP = 1e-7
 _TIME_SCALE = 1e12
-_PARTS = 100
-"""Widths that are counted in blocks are whole numbers of such parts of a channel."""
+_PARTS = 4
+"""Parts of a channel in which widths counted in blocks are whole numbers, rounded down."""
 
 _Literal = tuple[int, int, int]
 """A picker, a family, and a level: that it takes this level or one that keeps more."""
