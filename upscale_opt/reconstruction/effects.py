@@ -20,6 +20,9 @@ _ENOUGH = 128
 """Inputs to estimate an effect by: its relative error is about the root of 2 by so many."""
 
 
+_REFITTED = 0.5
+"""The most columns that are refitted, as a share of the positions."""
+
 _CHANGE = 0.02
 """The least share of a layer's output that is lost with a change whose effect tells of others."""
 
@@ -31,7 +34,7 @@ class Change:
     Attributes:
         weights: what is added, float32, of shape (groups, columns, outputs).
         shift: what is added to the outputs, of shape (groups, outputs).
-        loss: the squared deviation of the layer's outputs.
+        loss: the squared deviation of the layer's outputs, on the positions that were seen.
     """
 
     weights: Tensor
@@ -44,7 +47,8 @@ def halved(
 ) -> Change | None:
     """The change if half of a layer's units go, as in its own order, and the rest is refitted.
 
-    More than half go where that is no change to speak of, as where they are dead.
+    Nothing is refitted where there are too few positions to do so. More than half go where that is
+    no change to speak of, as where they are dead.
 
     Args:
         quadratic: the layer's losses.
@@ -63,17 +67,20 @@ def halved(
     own = units[:, :, None] * quadratic.columns + torch.arange(quadratic.columns)
     columns = torch.nonzero(free).flatten()[own.flatten(1)]
     added = torch.zeros_like(weights)
+    loss = 0.0
+    left = quadratic.gram.shape[1] - columns.shape[1]
     for gram, kernel, gone, change in zip(products, weights, columns, added, strict=True):
         stays = torch.ones(len(gram), dtype=torch.bool)
         stays[gone] = False
         change[gone] = -kernel[gone]
-        if bool(stays.any()):
+        if bool(stays.any()) and left < _REFITTED * quadratic.rows:
             cross = gram[stays][:, gone] @ kernel[gone]
             change[stays] = torch.cholesky_solve(cross, cholesky(gram[stays][:, stays]))
+        loss += float((change * (gram @ change)).sum())
     shift = torch.zeros_like(added[:, 0])
     if mean is not None:
         shift = -(mean[:, :, None] * added).sum(1)
-    return Change(added.float(), shift.float(), float(quadratic.own_losses[count]))
+    return Change(added.float(), shift.float(), loss)
 
 
 def effects(

@@ -7,6 +7,11 @@ For a layer with weights W on inputs X, and H = XᵗX, the loss of keeping the c
 (Hassibi and Stork, *Second Order Derivatives for Network Pruning: Optimal Brain Surgeon*, NIPS
 1992). With H = L Lᵗ, columns in the order in which they are kept longest, the loss of keeping the
 first k is the squared norm of the rows of Lᵗ W behind the k-th: one factorisation has all sizes.
+
+That is the loss on the positions that were seen. With k columns refitted to n positions it is too
+good by (1 - k/n)² on others (generalised cross-validation; Craven and Wahba, *Smoothing noisy data
+with spline functions*, Numerische Mathematik 31, 1979), and where n is no more than k, refitting is
+worth nothing that can be told: then the loss is that of the columns dropped, nothing refitted.
 """
 
 from __future__ import annotations
@@ -31,6 +36,9 @@ _FEW = 12
 
 _MANY_SETS = 5000
 
+_PLENTY = 50
+"""Positions for each column: losses on others are higher by 4 % then."""
+
 
 @dataclass(frozen=True)
 class Quadratic:
@@ -44,12 +52,15 @@ class Quadratic:
         weights: of shape (groups, columns, outputs); scaled, so that squares are losses.
         parts: into how many parts the units of each group fall.
         columns: of a unit.
+        rows: positions that the Gram matrix is of; by default so many that refitting to them is
+            refitting to all.
     """
 
     gram: Tensor
     weights: Tensor
     parts: int
     columns: int
+    rows: float = math.inf
 
     @property
     def units(self) -> int:
@@ -57,7 +68,7 @@ class Quadratic:
         return self.gram.shape[1] // (self.parts * self.columns)
 
     def losses(self, order: Tensor) -> Tensor:
-        """The exact losses after 0, 1, 2, … steps, of shape (steps + 1,).
+        """The losses after 0, 1, 2, … steps, of shape (steps + 1,).
 
         Args:
             order: the units in the order in which they go, of shape (groups, parts, steps), as
@@ -72,16 +83,22 @@ class Quadratic:
         stays.scatter_(1, going, False)
         rest = torch.nonzero(stays)[:, 1].reshape(groups, -1)
         columns = self._columns(torch.cat([rest, going.flip(1)], dim=1))
-        total = torch.zeros(steps, dtype=torch.float64)
+        gone = steps * parts * self.columns
+        seen = torch.zeros(steps, dtype=torch.float64)
+        plain = torch.zeros(steps, dtype=torch.float64)
         for gram, weights, own in zip(self.gram, self.weights, columns, strict=True):
-            factor = cholesky(gram[own][:, own])
-            rows = (factor.T @ weights[own]).square().sum(1)
-            tail = rows[len(rows) - steps * parts * self.columns :]
-            total += tail.reshape(steps, -1).sum(1).flip(0)
-        return torch.cat([total.new_zeros(1), total.cumsum(0)])
+            inner, kernel = gram[own][:, own], weights[own]
+            added = (cholesky(inner).T @ kernel).square().sum(1)[-gone:]
+            seen += added.reshape(steps, -1).sum(1).flip(0)
+            if not self.plenty:
+                added = _one_by_one(inner[-gone:, -gone:], kernel[-gone:])
+                plain += added.reshape(steps, -1).sum(1).flip(0)
+        left = self.gram.shape[1] - gone // steps * torch.arange(1, steps + 1)
+        losses = self._elsewhere(seen.cumsum(0), plain.cumsum(0), left)
+        return torch.cat([seen.new_zeros(1), losses])
 
     def loss(self, dropped: Tensor) -> float:
-        """The exact loss of dropping units.
+        """The loss of dropping units.
 
         Args:
             dropped: of shape (groups, any number), as numbers within their group.
@@ -93,11 +110,34 @@ class Quadratic:
         rest = torch.nonzero(stays)[:, 1].reshape(len(dropped), -1)
         columns = self._columns(torch.cat([rest, dropped], dim=1))
         gone = dropped.shape[1] * self.columns
-        total = 0.0
+        seen = plain = torch.zeros((), dtype=torch.float64)
         for gram, weights, own in zip(self.gram, self.weights, columns, strict=True):
+            kernel = weights[own[-gone:]]
             factor = cholesky(gram[own][:, own])[-gone:, -gone:]
-            total += float((factor.T @ weights[own[-gone:]]).square().sum())
-        return total
+            seen = seen + (factor.T @ kernel).square().sum()
+            if not self.plenty:
+                plain = plain + (kernel * (gram[own[-gone:]][:, own[-gone:]] @ kernel)).sum()
+        left = torch.tensor(self.gram.shape[1] - gone)
+        return float(self._elsewhere(seen, plain, left))
+
+    @property
+    def plenty(self) -> bool:
+        """There are so many positions that what is refitted to them suits others as well."""
+        return self.rows >= _PLENTY * self.gram.shape[1]
+
+    def _elsewhere(self, seen: Tensor, plain: Tensor, left: Tensor) -> Tensor:
+        """Losses on positions that were not seen.
+
+        Args:
+            seen: on those that were, of any shape.
+            plain: there, with nothing refitted.
+            left: the columns that are refitted.
+        """
+        if self.plenty:
+            return seen
+        spare = (1 - left / max(self.rows, 1)).clamp(min=0)
+        refitted = torch.where(spare > 0, seen / spare.square().clamp(min=1e-300), math.inf)
+        return torch.maximum(torch.minimum(refitted, plain), seen)
 
     @property
     def own_order(self) -> Tensor:
@@ -187,6 +227,12 @@ class Quadratic:
                     least = min(least, float(costs.min()))
                 total[size] += max(least, 0.0)
         return total
+
+
+def _one_by_one(gram: Tensor, weights: Tensor) -> Tensor:
+    """What each column adds to the loss of those behind it, nothing refitted; shape (columns,)."""
+    behind = gram.triu(1) @ weights
+    return (weights * (2 * behind + gram.diagonal()[:, None] * weights)).sum(1)
 
 
 def _crossed(rows: list[Tensor]) -> Tensor:

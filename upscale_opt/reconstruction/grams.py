@@ -35,12 +35,55 @@ class Gram:
         sums: of the columns, shape (groups, columns).
         rows: positions.
         samples: inputs of the network.
+        between: over clusters of positions, the sum of their matrices' squares, each over its rows.
+        within: the sum of the fourth powers of the positions' norms.
+        clusters: how many there were.
     """
 
     products: Tensor
     sums: Tensor
     rows: int = 0
     samples: int = 0
+    between: float = 0.0
+    within: float = 0.0
+    clusters: int = 0
+
+    @property
+    def independent(self) -> float:
+        """The number of positions that would tell as much, if none resembled its neighbours.
+
+        Positions of one image, and images of one batch, resemble each other. Their number is
+        divided by the design effect (Kish, *Survey Sampling*, 1965): by how much more the matrices
+        of clusters differ than those of as many positions drawn one by one would.
+        """
+        if self.clusters < 2:
+            return self.rows
+        square = float(self.products.square().sum()) / self.rows**2
+        clustered = (self.between - self.rows * square) / (self.clusters - 1)
+        alone = self.within / self.rows - square
+        return self.rows / max(clustered / alone, 1.0) if alone > 0 else self.rows
+
+    def add(self, x: Tensor, pieces: int) -> None:
+        """Add positions.
+
+        Args:
+            x: of shape (groups, positions, columns), float64.
+            pieces: the clusters that they fall into.
+        """
+        parts = x.chunk(pieces, dim=1)
+        if pieces > 1 and parts[0].shape[1] < x.shape[2]:  # as many squares, and fewer to sum
+            own = [part @ part.transpose(1, 2) for part in parts]
+            product = x.transpose(1, 2) @ x
+        else:
+            own = [part.transpose(1, 2) @ part for part in parts]
+            product = sum(own[1:], own[0])
+        for square, part in zip(own, parts, strict=True):
+            self.between += float(square.square().sum()) / part.shape[1]
+        self.clusters += len(parts)
+        self.within += float(x.square().sum(2).square().sum())
+        self.products += product.cpu()
+        self.sums += x.sum(1).cpu()
+        self.rows += x.shape[1]
 
     def centre(self) -> None:
         """Make ``products`` those of columns less their means, in place: it may be a file."""
@@ -75,6 +118,10 @@ class Store:
         return mapped.zero_().reshape(shape)
 
 
+_CLUSTERS = 8
+"""The least number of clusters that positions fall into: batches, or parts of them."""
+
+
 def is_wide(site: Site, weight: Tensor) -> bool:
     """Tell whether a layer has too many columns for a Gram matrix of them."""
     columns = len(site.channels) * site.features * math.prod(weight.shape[2:]) // site.groups
@@ -104,6 +151,7 @@ def grams_of(
     """
     tensors = tensors_of(model)
     by_weight = {site.weight: site for site in sites}
+    pieces = -(-_CLUSTERS // max(len(calls), 1))
     found: dict[str, Gram] = {}
 
     def add(seen: Seen) -> None:
@@ -124,9 +172,7 @@ def grams_of(
             if mixed is not None:
                 _add_wide(own, x[0], mixed)
                 continue
-            own.products += (x.transpose(1, 2) @ x).cpu()
-            own.sums += x.sum(1).cpu()
-            own.rows += x.shape[1]
+            own.add(x, pieces)
 
     stepper = Stepper(program.captured, model)
     watched = _nodes_with(program, set(by_weight))

@@ -283,7 +283,8 @@ class _Measured:
             weights = torch.ones(1, len(site.channels), 1, dtype=torch.float64)
             entries = len(site.channels)
             norms = norms.reshape(1, entries, -1).square().sum(2).sqrt()[:, :, None]
-        elif site.centred:
+        independent = gram.independent
+        if not is_wide(site, weight) and site.centred:
             gram.centre()
         shrink(products, max(gram.rows, 1), ridge)
         whole, every = products, norms
@@ -294,6 +295,9 @@ class _Measured:
             products = torch.stack(list(projected(products, ~free)))
             weights, norms = weights[:, free].contiguous(), norms[:, free].contiguous()
         quadratic = Quadratic(products, weights, site.parts, columns)
+        if ridge is None and not is_wide(site, weight):
+            stuck = int((~free).sum())
+            quadratic = replace(quadratic, rows=max(independent - stuck, 0))
         half: Change | None = None
         if weighting == "effect" and not is_wide(site, weight):
             mean = gram.sums / max(gram.rows, 1) if site.centred else None
