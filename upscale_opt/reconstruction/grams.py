@@ -53,15 +53,16 @@ class Gram:
         """The number of positions that would tell as much, if none resembled its neighbours.
 
         Positions of one image, and images of one batch, resemble each other. Their number is
-        divided by the design effect (Kish, *Survey Sampling*, 1965): by how much more the matrices
-        of clusters differ than those of as many positions drawn one by one would.
+        divided by the root of the design effect (Kish, *Survey Sampling*, 1965): by how much more
+        the matrices of clusters differ than those of as many positions drawn one by one would. The
+        root, since what refitted weights leave over resembles its neighbours less than inputs do.
         """
         if self.clusters < 2:
             return self.rows
         square = float(self.products.square().sum()) / self.rows**2
         clustered = (self.between - self.rows * square) / (self.clusters - 1)
         alone = self.within / self.rows - square
-        return self.rows / max(clustered / alone, 1.0) if alone > 0 else self.rows
+        return self.rows / max(clustered / alone, 1.0) ** 0.5 if alone > 0 else self.rows
 
     def add(self, x: Tensor, pieces: int) -> None:
         """Add positions.
