@@ -61,7 +61,10 @@ class Pricing:
             kernel = self._kernel(self._kind(layer))
             read = self._graph.tensors[layer.inputs[0]]
             cost += windows.of_layer(layer) * kernel.ns_per_mac
-            cost += bytes_per_channel(read) * kernel.ns_per_byte
+            written = self._graph.tensors[layer.outputs[0]]
+            item = bytes_per_channel(written) * len(written.channels) / math.prod(written.shape)
+            moved = bytes_per_channel(read) + item * windows.weights(layer)
+            cost += moved * kernel.ns_per_byte
         return math.ceil(self._sane(cost))
 
     def of_views(self, sets: ChannelSets, segments: Segments) -> float:

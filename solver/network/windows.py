@@ -123,15 +123,20 @@ class Windows:
     def of_layer(self, layer: Layer) -> int:
         """The multiply-adds of a layer with one channel of its input."""
         written, read = self.graph.tensors[layer.outputs[0]], self.graph.tensors[layer.inputs[0]]
+        transposed = layer.in_axis == 0 and len(self.graph.parameters[layer.weight]) > 2
+        held = read if transposed else written
+        positions = math.prod(held.shape) // (len(held.channels) * held.features)
+        return positions * self.weights(layer)
+
+    def weights(self, layer: Layer) -> int:
+        """The numbers in a layer's weight for one channel of its input."""
+        written, read = self.graph.tensors[layer.outputs[0]], self.graph.tensors[layer.inputs[0]]
         shape = self.graph.parameters[layer.weight]
         both = (layer.in_axis, layer.out_axis)
         kernel = math.prod(size for axis, size in enumerate(shape) if axis not in both)
-        transposed = layer.in_axis == 0 and len(shape) > 2
-        held = read if transposed else written
-        positions = math.prod(held.shape) // (len(held.channels) * held.features)
         stored = self.segments.stored.get(layer.outputs[0], Ids())
         rows = self._entries(layer.outputs[0], stored) * written.features
-        return kernel * positions * rows * read.features
+        return kernel * rows * read.features
 
 
 def chosen_windows(formulation: Formulation, instance: Instance, orders: Orders) -> dict[Edge, Ids]:

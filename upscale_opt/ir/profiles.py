@@ -32,7 +32,7 @@ CPU = CostModel(
     device_name="one core of an x86-64 CPU with AVX-512",
     kernels={
         "conv1x1": _kernel(14e3, 0.049, 0.018),
-        "conv": _kernel(58e3, 0.157, 0.0079, block=16),
+        "conv": _kernel(25e3, 0.157, 0.0079, block=16),
         "depthwise": _kernel(94e3, 0.071, 0.0118, block=16, uneven=3),
         "grouped": _kernel(55e3, 0.14, 0.02),
         "transposed": _kernel(55e3, 0.14, 0.02),
@@ -40,7 +40,7 @@ CPU = CostModel(
         "matmul": _kernel(5.4e3, 0.02, 0.025),
         "norm": _kernel(9.5e3, 0.018),
         "elementwise": _kernel(3.4e3, 0.012),
-        "pool": _kernel(108e3, 0.61),
+        "pool": _kernel(13e3, 0.75),
         "reduce": _kernel(23e3, 0.016),
         "softmax": _kernel(6e3, 0.1),
         "gather": _kernel(6.2e3, 0.016),

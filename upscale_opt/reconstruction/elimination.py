@@ -230,7 +230,7 @@ class Quadratic:
 
 
 def _one_by_one(gram: Tensor, weights: Tensor) -> Tensor:
-    """What each column adds to the loss of those behind it, nothing refitted; shape (columns,)."""
+    """The loss that each column adds to those behind it, nothing refitted; of shape (columns,)."""
     behind = gram.triu(1) @ weights
     return (weights * (2 * behind + gram.diagonal()[:, None] * weights)).sum(1)
 

@@ -59,7 +59,7 @@ class Gram:
         """
         if self.clusters < 2:
             return self.rows
-        square = float(self.products.square().sum()) / self.rows**2
+        square = float(torch.linalg.vector_norm(self.products)) ** 2 / self.rows**2
         clustered = (self.between - self.rows * square) / (self.clusters - 1)
         alone = self.within / self.rows - square
         return self.rows / max(clustered / alone, 1.0) ** 0.5 if alone > 0 else self.rows
