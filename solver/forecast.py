@@ -18,7 +18,7 @@ from upscale_opt.ir.graph import (
     Select,
 )
 from upscale_opt.ir.solution import Read, Solution
-from upscale_opt.solver.network.objectives import bytes_per_channel
+from upscale_opt.solver.network.objectives import bytes_per_channel, bytes_per_number
 from upscale_opt.solver.network.sets import Edge
 from upscale_opt.solver.selection.rates import kind_of
 
@@ -123,9 +123,8 @@ class _Forecast:
         if inside:
             wide, tall = (wide if wide < block else -(-wide // block) * block), -(-tall // block)
             tall *= block
-        item = bytes_per_channel(result) * len(result.channels) // max(math.prod(result.shape), 1)
         moved = self._taken((op.name, 0)) * bytes_per_channel(source) + self._size(op.outputs[0])
-        moved += wide * tall * kernel * item
+        moved += wide * tall * kernel * bytes_per_number(result)
         self._charge(kind, moved, wide * tall * kernel * positions)
         self._made(op, inside)
         self.absorbing.add(op.outputs[0])

@@ -44,6 +44,11 @@ def bytes_per_channel(tensor: Tensor) -> int:
     return math.prod(tensor.shape) // len(tensor.channels) * _item_size(tensor.dtype)
 
 
+def bytes_per_number(tensor: Tensor) -> int:
+    """The bytes of one element of the tensor."""
+    return _item_size(tensor.dtype)
+
+
 def _item_size(dtype: str) -> int:
     """Bytes per element, such as 4 for ``"float32"`` and 1 for ``"bool"``."""
     bits = re.search(r"\d+", dtype)

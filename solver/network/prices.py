@@ -10,7 +10,7 @@ from upscale_opt.errors import SolverError
 from upscale_opt.ir.cost_model import CostModel, KernelCost
 from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Layer, Operation, Tensor
 from upscale_opt.ir.solution import Arena, Solution
-from upscale_opt.solver.network.objectives import bytes_per_channel
+from upscale_opt.solver.network.objectives import bytes_per_channel, bytes_per_number
 from upscale_opt.solver.network.segments import Segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge
 from upscale_opt.solver.network.windows import Chain, Windows
@@ -62,9 +62,8 @@ class Pricing:
             read = self._graph.tensors[layer.inputs[0]]
             cost += windows.of_layer(layer) * kernel.ns_per_mac
             written = self._graph.tensors[layer.outputs[0]]
-            item = bytes_per_channel(written) * len(written.channels) / math.prod(written.shape)
-            moved = bytes_per_channel(read) + item * windows.weights(layer)
-            cost += moved * kernel.ns_per_byte
+            weights = windows.weights(layer) * bytes_per_number(written)
+            cost += (bytes_per_channel(read) + weights) * kernel.ns_per_byte
         return math.ceil(self._sane(cost))
 
     def of_views(self, sets: ChannelSets, segments: Segments) -> float:

@@ -17,9 +17,10 @@ from ortools.sat.python import cp_model
 
 from upscale_opt.ir.cost_model import EACH
 from upscale_opt.solver.algorithms.interruptible import solve_interruptibly, whole_bound
+from upscale_opt.solver.selection.nodes import Node
 from upscale_opt.solver.selection.pickers import Picks
 from upscale_opt.solver.selection.setting import Floats
-from upscale_opt.solver.selection.widths import Node, Widths
+from upscale_opt.solver.selection.widths import Widths
 
 _LOSS_SCALE = 1e11
 """Losses are rounded down to this many parts of the largest, so that bounds are true."""

@@ -24,7 +24,7 @@ from upscale_opt.ir.graph import (
     Symmetric,
     Tensor,
 )
-from upscale_opt.solver.network.objectives import bytes_per_channel
+from upscale_opt.solver.network.objectives import bytes_per_channel, bytes_per_number
 
 Side = int | None
 """One width of an operation: the number of an input, ``-1`` for the result, ``None`` for none."""
@@ -125,8 +125,7 @@ class Rates:
             cost = self._model.kernels.get(kind)
             launch = self._model.nanoseconds(kind)
             assert cost is not None
-            item = bytes_per_channel(written) * len(written.channels) / math.prod(written.shape)
-            weights = pairs * item * cost.ns_per_byte
+            weights = pairs * bytes_per_number(written) * cost.ns_per_byte
             nanoseconds = macs * cost.ns_per_mac
             if op.groups == 1:
                 own = self._model.blocks(kind)

@@ -139,7 +139,8 @@ def fit(
         most: the limits to begin with; by default the budget's.
 
     Returns:
-        The limits that led to the best choice that meets the budget; if none did, the last.
+        The limits that led to the best choice that meets the budget; if none did, the last, or the
+        budget's where nothing was left of them.
     """
     inner = task.most if most is None else most
     best: tuple[float, Floats] | None = None

@@ -96,13 +96,14 @@ def test_positions_that_resemble_each_other_count_less(
     assert gram.independent == pytest.approx(len(whole) / repeated**0.5, rel=0.25)
 
 
-def test_a_classifier_behind_a_mean_is_not_emptied_for_few_images() -> None:
+@pytest.mark.parametrize("images", [1, 2, 12])
+def test_a_classifier_behind_a_mean_is_not_emptied_for_few_images(images: int) -> None:
     """A dozen images determine its 64 inputs by twelve numbers; others would not be met."""
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(3, 64, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
     ).eval()
-    x = torch.randn(12, 3, 12, 12)
+    x = torch.randn(images, 3, 12, 12)
     graph = uo.trace(network, x[:1])
     (reader,) = losses_of(network, graph, [x], weighting="variance").readers
     assert reader.parameter == "4.weight"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from plain_prices import gathers_like_copies, without_windows
 from sample_networks import Documents, documents_of
 
 import upscale_opt as uo
@@ -24,13 +25,21 @@ def documents() -> Documents:
 @pytest.mark.parametrize("selection", ["tensor", "segment"])
 def test_every_objective(documents: Documents, objective: str, selection: Any) -> None:
     graph, masks = documents.graph, documents.masks
-    solution = uo.solve(graph, masks, objective=objective, selection=selection)
+    prices = gathers_like_copies() if objective == "latency" else None
+    solution = uo.solve(graph, masks, objective=objective, selection=selection, cost_model=prices)
     report = uo.check(uo.Solution.from_json(solution.to_json()), graph, masks)
-    if objective != "latency":  # windows are proven optimal in small problems only
-        assert solution.status == "optimal"
+    assert solution.status == "optimal"
     assert report.objective_value == solution.objective_value
-    assert objective in ("blocks", "latency") or (report.optimal and report.proven)
+    assert objective == "blocks" or (report.optimal and report.proven)
     assert report.proven_bound <= solution.lower_bound
+
+
+def test_latency_without_windows_is_optimal(documents: Documents) -> None:
+    graph, masks = documents.graph, documents.masks
+    solution = uo.solve(graph, masks, objective="latency", cost_model=without_windows())
+    report = uo.check(solution, graph, masks)
+    assert solution.status == "optimal"
+    assert report.objective_value == report.lower_bound == solution.objective_value > 0
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

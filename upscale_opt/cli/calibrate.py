@@ -130,7 +130,7 @@ def calibrate(
 
 def _prices(cost_model: CostModel) -> Table:
     """One row per kind of kernel; a dash where nothing was timed and the numbers are scaled."""
-    table = new_table("kernel", "launch, µs", "ns per kB", "ns per 1,000 macs", "error")
+    table = new_table("kernel", "launch, µs", "ns per kB", "ns per 1,000 macs", "block", "error")
     for kind, price in cost_model.kernels.items():
         error = cost_model.error.get(kind)
         table.add_row(
@@ -138,6 +138,7 @@ def _prices(cost_model: CostModel) -> Table:
             f"{price.launch / 1e3:.1f}",
             f"{price.ns_per_byte * 1e3:.3g}",
             f"{price.ns_per_mac * 1e3:.3g}",
+            "-" if price.block == 1 else f"{price.block}",
             "-" if error is None else f"{error:.0%}",
         )
     return table

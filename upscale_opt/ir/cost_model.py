@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -62,9 +63,9 @@ class Blocks:
         whole = -(-channels // self.size) * self.size
         return whole if whole == channels else whole * self.uneven
 
-    def more(self, *widths: int) -> float:
+    def more(self, sides: Sequence[int]) -> float:
         """The factor for multiply-adds of kernels of so many channels on their sides."""
-        return math.prod(self.counted(width) / width for width in widths if width > FEW)
+        return math.prod(self.counted(width) / width for width in sides if width > FEW)
 
 
 FEW = 4
@@ -93,21 +94,21 @@ class KernelCost(Record):
     cache: int = Field(default=0, ge=0)
     ns_per_far_byte: float = Field(default=0.0, ge=0)
     block: int = Field(default=1, ge=1, le=1024)
-    uneven: float = Field(default=1.0, ge=1)
+    uneven: float = Field(default=1.0, ge=1, le=1024)
 
     @property
     def blocks(self) -> Blocks:
         """The way in which it counts channels."""
         return Blocks(self.block, self.uneven) if self.block > 1 else EACH
 
-    def nanoseconds(self, bytes: float, macs: float) -> float:
+    def nanoseconds(self, bytes: float, macs: float, sides: Sequence[int] = ()) -> float:
         """The cost of one kernel that moves ``bytes`` and computes ``macs`` multiply-adds.
 
-        The multiply-adds are those in whole blocks.
+        They are proportional to each of the numbers of channels ``sides``, counted in blocks.
         """
         far = max(0.0, bytes - self.cache) if self.cache else 0.0
         near = bytes * self.ns_per_byte + far * self.ns_per_far_byte
-        return self.launch + near + macs * self.ns_per_mac
+        return self.launch + near + macs * self.blocks.more(sides) * self.ns_per_mac
 
 
 class Check(Record):
@@ -183,13 +184,16 @@ class CostModel(Document):
             return Blocks(max(self.block, cost.block), cost.uneven)
         return cost.blocks
 
-    def nanoseconds(self, kind: str, *, bytes: float = 0, macs: float = 0) -> float:
+    def nanoseconds(
+        self, kind: str, *, bytes: float = 0, macs: float = 0, sides: Sequence[int] = ()
+    ) -> float:
         """The cost of one kernel.
 
         Args:
             kind: one of :attr:`kernels`.
             bytes: that it reads and writes: operands, weights and result.
-            macs: its multiply-adds, in whole blocks of channels.
+            macs: its multiply-adds.
+            sides: numbers of channels that these are proportional to, to be counted in blocks.
 
         Raises:
             SolverError: if the kind is unknown or a size negative.
@@ -205,4 +209,4 @@ class CostModel(Document):
                 f"a {kind} kernel of {bytes:g} bytes and {macs:g} multiply-adds: "
                 "sizes cannot be negative"
             )
-        return cost.nanoseconds(bytes, macs)
+        return cost.nanoseconds(bytes, macs, sides)

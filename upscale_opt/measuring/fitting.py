@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from upscale_opt.ir.cost_model import Blocks, KernelCost
-from upscale_opt.measuring.kernels import Kernel
 
 Array = NDArray[np.float64]
 
@@ -53,11 +52,6 @@ _BLOCKS = tuple(
 """Ways in which kernels may count channels, other than one by one."""
 
 
-def predicted(cost: KernelCost, kernel: Timing | Kernel) -> float:
-    """The nanoseconds of a kernel, its channels counted in blocks."""
-    return cost.nanoseconds(kernel.bytes, kernel.macs * cost.blocks.more(*kernel.sides))
-
-
 def fit(timings: Sequence[Timing], least_per_mac: float = 0.0) -> KernelCost:
     """The price that fits ``timings`` best.
 
@@ -76,7 +70,7 @@ def fit(timings: Sequence[Timing], least_per_mac: float = 0.0) -> KernelCost:
         return best[1]
     limit = _GAIN * best[0]
     for blocks in _BLOCKS:
-        counted = [replace(t, macs=t.macs * blocks.more(*t.sides)) for t in timings]
+        counted = [replace(t, macs=t.macs * blocks.more(t.sides)) for t in timings]
         loss, price = _in_caches(counted, least_per_mac)
         if loss < min(limit, best[0]):
             best = loss, price.model_copy(update={"block": blocks.size, "uneven": blocks.uneven})
@@ -100,7 +94,7 @@ def _in_caches(timings: Sequence[Timing], least_per_mac: float) -> tuple[float, 
 
 def relative_error(cost: KernelCost, timings: Sequence[Timing]) -> float:
     """The median deviation of the price from ``timings``, as a share of them."""
-    off = [abs(predicted(cost, t) / t.nanoseconds - 1) for t in timings]
+    off = [abs(cost.nanoseconds(t.bytes, t.macs, t.sides) / t.nanoseconds - 1) for t in timings]
     return float(np.median(off))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from upscale_opt.ir.cost_model import Check, CostModel, KernelCost
-from upscale_opt.measuring.fitting import Timing, fit, predicted, relative_error
+from upscale_opt.measuring.fitting import Timing, fit, relative_error
 from upscale_opt.measuring.kernels import Kernel
 from upscale_opt.measuring.timing import Passes
 
@@ -69,7 +69,7 @@ def _scaled(profile: CostModel, timings: Mapping[str, Sequence[Timing]]) -> dict
     """The profile's prices, times what the timings say of this device."""
     ratios = [
         sum(t.nanoseconds for t in timings[kind])
-        / sum(predicted(profile.kernels[kind], t) for t in timings[kind])
+        / sum(profile.kernels[kind].nanoseconds(t.bytes, t.macs, t.sides) for t in timings[kind])
         for kind in timings
     ]
     factor = statistics.median(ratios) if ratios else 1.0
@@ -92,5 +92,5 @@ def _with(price: KernelCost, overhead: float) -> KernelCost:
 
 def check(one: Passes, prices: Mapping[str, KernelCost]) -> Check:
     """Compare what ``prices`` predict of the passes with what was measured."""
-    foreseen = sum(predicted(prices[kernel.kind], kernel) for kernel in one.kernels)
-    return Check(network=one.name, predicted=foreseen, measured=one.measured)
+    predicted = sum(prices[k.kind].nanoseconds(k.bytes, k.macs, k.sides) for k in one.kernels)
+    return Check(network=one.name, predicted=predicted, measured=one.measured)

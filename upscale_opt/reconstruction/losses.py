@@ -126,8 +126,9 @@ def measure(
         data: batches of inputs, as for :func:`upscale_opt.trace`, without labels.
         weighting: one of those.
         criterion: if there are no data, scores channels; as for :func:`upscale_opt.choose_masks`.
-        ridge: added to the Gram matrices, as a share of the mean of their diagonals. By default
-            as much as shrinkage estimates for so few positions.
+        ridge: added to the Gram matrices, as a share of the mean of their diagonals; losses are
+            those on these data, then. By default as much as shrinkage estimates for so few
+            positions, and losses are those on others.
         memory: bytes of Gram matrices to keep in memory; further ones go to a temporary folder.
         seed: of random projections.
 
@@ -277,14 +278,15 @@ class _Measured:
         weights = norms * scale.reshape(site.groups, 1, -1) if scale.ndim else norms
         taps = norms.shape[1] * site.groups // (len(site.channels) * site.features)
         columns = site.features * taps
-        products = gram.products
-        if is_wide(site, weight):
+        products, wide = gram.products, is_wide(site, weight)
+        centred = site.centred and not wide and gram.rows > 1  # one position has no mean but itself
+        if wide:
             columns = 1
             weights = torch.ones(1, len(site.channels), 1, dtype=torch.float64)
             entries = len(site.channels)
             norms = norms.reshape(1, entries, -1).square().sum(2).sqrt()[:, :, None]
         independent = gram.independent
-        if not is_wide(site, weight) and site.centred:
+        if centred:
             gram.centre()
         shrink(products, max(gram.rows, 1), ridge)
         whole, every = products, norms
@@ -295,12 +297,12 @@ class _Measured:
             products = torch.stack(list(projected(products, ~free)))
             weights, norms = weights[:, free].contiguous(), norms[:, free].contiguous()
         quadratic = Quadratic(products, weights, site.parts, columns)
-        if ridge is None and not is_wide(site, weight):
+        if ridge is None and not wide:
             stuck = int((~free).sum())
             quadratic = replace(quadratic, rows=max(independent - stuck, 0))
         half: Change | None = None
-        if weighting == "effect" and not is_wide(site, weight):
-            mean = gram.sums / max(gram.rows, 1) if site.centred else None
+        if weighting == "effect" and not wide:
+            mean = gram.sums / gram.rows if centred else None
             half = halved(quadratic, whole, every, free, mean)
         samples = max(gram.samples, 1)
         return cls(site, quadratic, norms, total, samples, weighting, known, half=half)
