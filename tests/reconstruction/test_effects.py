@@ -131,3 +131,33 @@ def test_losses_know_which_layer_matters() -> None:
     )
     ratio = loud.chains[0].losses[6] / quiet.chains[0].losses[6]
     assert 3e3 < ratio < 3e4
+
+
+def test_how_images_come_in_batches_does_not_set_the_scale() -> None:
+    """Outputs that differ little between images once lost 2,000 times as much in one batch."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).eval()
+    x = torch.randn(128, 3, 8, 8)
+    graph = uo.trace(model, x[:2])
+    whole, single = (measure(model, graph, list(x.split(size))).losses() for size in (128, 1))
+    for one, other in zip(whole.readers, single.readers, strict=True):
+        assert 0.4 < one.chains[0].losses[-2] / other.chains[0].losses[-2] < 2.5
+
+
+def test_a_program_that_writes_into_its_inputs_leaves_the_data_alone() -> None:
+    class Scaling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(6, 12)
+            self.second = nn.Linear(12, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.second(torch.relu(self.first(x.mul_(2))))
+            return y
+
+    torch.manual_seed(0)
+    model, x = Scaling().eval(), torch.randn(64, 6)
+    before = x.clone()
+    uo.prune(model, x[:2].clone(), budget=uo.Budget(macs=0.5), data=[x])
+    assert torch.equal(x, before)

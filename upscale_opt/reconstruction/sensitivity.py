@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -98,13 +100,15 @@ def backwards(
         most: inputs to look at, about.
     """
     stepper = Stepper(program.captured, model)
-    done = 0
+    parts = _parts(calls)
+    if most is not None:
+        before = accumulate(map(samples_in, parts), initial=0)
+        parts = [part for part, count in zip(parts, before, strict=False) if count < most]
+    with undisturbed(model), torch.no_grad():
+        spreads = _spreads(tensors_in(stepper.run(given, stepper.call)) for given in parts)
     with undisturbed(model), torch.enable_grad():
-        for number, given in enumerate(_parts(calls)):
-            if most is not None and done >= most:
-                break
+        for number, given in enumerate(parts):
             samples = samples_in(given)
-            done += samples
             inputs, roots = _with_gradients(given, model)
             generator = torch.Generator().manual_seed(seed + number)
 
@@ -116,7 +120,7 @@ def backwards(
                 return result
 
             outputs = stepper.run(inputs, call)
-            target = _projected(outputs, generator)
+            target = _projected(outputs, spreads, generator)
             if target is not None and roots:
                 torch.autograd.grad(target, roots, allow_unused=True)
 
@@ -148,24 +152,51 @@ def _with_gradients(given: Given, model: nn.Module) -> tuple[Given, list[Tensor]
             for node, value in given.items()
             if isinstance(value, Tensor) and value.is_floating_point()
         }
-        # Leaves must not be written into, as programs may.
-        return {**given, **{n: v.clone() for n, v in leaves.items()}}, list(leaves.values())
+        return {**given, **leaves}, list(leaves.values())
     roots = [parameter.requires_grad_() for parameter in model.parameters()]
     return dict(given), roots
 
 
-def _projected(outputs: Any, generator: torch.Generator) -> Tensor | None:
+def _spreads(outputs: Iterable[Sequence[Tensor]]) -> list[float]:
+    """Of every output, its variance over the inputs of all batches, summed over its elements.
+
+    Outputs of several shapes, as of images of several sizes, vary within each shape. Where there
+    is one input of each, or all give the same, their mean squares stand in.
+    """
+    moments: dict[tuple[int, torch.Size], tuple[int, Tensor, float]] = {}
+    for tensors in outputs:
+        for at, output in enumerate(tensors):
+            if not output.is_floating_point():
+                continue
+            flat = output.detach().double().reshape(len(output) if output.ndim else 1, -1)
+            key = at, output.shape[1:]
+            count, mean, square = moments.get(key, (0, torch.zeros_like(flat[0]), 0.0))
+            total = count + len(flat)
+            own = flat.mean(0)
+            off = own - mean  # as Chan, Golub and LeVeque add up variances, 1979
+            square += float((flat - own).square().sum())
+            square += float(off.square().sum()) * count * len(flat) / total
+            moments[key] = total, mean + off * (len(flat) / total), square
+    found = [1.0] * (1 + max((at for at, _ in moments), default=-1))
+    for at in range(len(found)):
+        mine = [moment for (place, _), moment in moments.items() if place == at]
+        free = sum(count - 1 for count, _, _ in mine)
+        spread = sum(square for _, _, square in mine) / free if free else 0.0
+        if not 0 < spread < math.inf:
+            each = [square + count * float(m.square().sum()) for count, m, square in mine]
+            spread = max(sum(each) / max(sum(count for count, _, _ in mine), 1), 1e-30)
+        found[at] = spread
+    return found
+
+
+def _projected(outputs: Any, spreads: Sequence[float], generator: torch.Generator) -> Tensor | None:
     """A random combination of all outputs, of unit variance per input."""
     found: Tensor | None = None
-    for output in tensors_in(outputs):
+    for output, spread in zip(tensors_in(outputs), spreads, strict=False):
         if not (output.is_floating_point() and output.requires_grad):
             continue
-        samples = len(output) if output.ndim else 1
-        flat = output.detach().double().reshape(samples, -1)
-        spread = flat.var(dim=0).sum() if samples > 1 else flat.square().sum()
-        if not bool(spread > 0) or not bool(spread.isfinite()):
-            spread = flat.square().sum().clamp(min=1e-30) / samples
         direction = torch.randn(output.shape, generator=generator, dtype=torch.float64)
-        term = (output * (direction.to(output.device) / spread.sqrt()).to(output.dtype)).sum()
+        scaled = direction.to(output.device) / math.sqrt(spread)
+        term = (output * scaled.to(output.dtype)).sum()
         found = term if found is None else found + term
     return found

@@ -67,10 +67,13 @@ class Stepper:
         """Run the whole program, and return what the output node gets.
 
         Args:
-            given: its arguments.
+            given: its arguments, which stay as they are, though the program may write into them.
             call: returns the result of a node, given the values so far.
         """
-        values: dict[fx.Node, Any] = dict(given)
+        values: dict[fx.Node, Any] = {
+            node: value.clone() if isinstance(value, torch.Tensor) else value
+            for node, value in given.items()
+        }
         for node, done in in_order(self.captured.graph):
             if node.op == "output":
                 return fx.node.map_arg(node.args[0], lambda n: values[n])
