@@ -107,7 +107,7 @@ def _bounds(task: Task, hurry: Hurry, *, exactly: bool) -> tuple[float, float]:
 
     lower = 0.0
     if any(place.reader.floors for place in setting.places):
-        lower = Bound(setting, best.dropped).find(Hurry(hurry.left * 0.4), best.loss, price, told)
+        lower = Bound(setting, best.dropped).find(Hurry(hurry.left * 0.3), best.loss, price, told)
     if column < best.loss * (1 - 1e-6):
         bound = Bound(setting, best.dropped, pickers)
         column = max(column, bound.find(hurry, best.loss, price, told))

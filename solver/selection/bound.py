@@ -33,6 +33,12 @@ from upscale_opt.solver.selection.widths import Widths
 
 _BUCKETS = 48
 _ROUNDS = 1200
+_CALM = 1.07
+"""The factor by which prices change between rounds at most: shifts suit the prices before."""
+
+_FALL = 1.25
+"""The same for prices that fall, as long as they give no bound at all."""
+
 _WALL = 3.0
 """In place of endless, in losses that are known to be possible: shifts stay within precision."""
 
@@ -432,7 +438,7 @@ class Bound:
         stale = 0
         for _ in range(_ROUNDS):
             work.set(prices, self._row_costs(forces))
-            work.sweep(2)
+            work.sweep(4 if found > 0 else 2)
             energy, used = work.energy()
             bound = energy + float(prices @ (self._constant - self._most))
             if bound > found * (1 + 1e-4):
@@ -454,7 +460,9 @@ class Bound:
             if norm <= 0:
                 continue
             move = step * max(best - bound, best * 1e-3) / norm
-            prices = np.maximum(prices + move * slope / self._most, 0)
+            wished = prices + move * slope / self._most
+            highest = prices * _CALM + (_CALM - 1) * 0.1 * best / self._most
+            prices = np.clip(wished, prices / (_CALM if found > 0 else _FALL), highest)
             if self._rows:
                 forces = np.maximum(forces + move * pull / np.array(self._least), 0)
         return min(found * (1 - 1e-9), best)
