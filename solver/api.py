@@ -65,21 +65,16 @@ def solve(
     """
     options = SolveOptions.of(options, **fields)
     task = _Task(graph, masks, options, improvements(progress, "solve"))
-    if options.objective == "latency" and _in_blocks(options):
+    if options.objective == "latency" and options.prices is not None and options.prices.in_blocks:
         if options.selection == "arena":
             raise SolverError(
-                "selection 'arena' shares buffers, which onnxruntime cannot; leave it out, or give "
-                "prices of another runtime"
+                f"selection 'arena' shares buffers, which {options.prices.runtime} programs "
+                "cannot; leave it out, or give prices of another runtime"
             )
         return task.fastest_in_blocks()
     if options.selection is None and options.objective == "latency":
         return task.fastest()
     return task.solve(options.selection or "tensor", options.time_limit)
-
-
-def _in_blocks(options: SolveOptions) -> bool:
-    """The prices are those of a runtime that stores channels in blocks."""
-    return options.prices is not None and options.prices.runtime == "onnxruntime"
 
 
 _WIDTHS: tuple[Widths, ...] = ("blocks", "steps", "exact", "trimmed")

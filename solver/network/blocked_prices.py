@@ -1,8 +1,8 @@
-"""Prices of reads where channels lie in blocks and no view is free: onnxruntime on a CPU.
+"""Prices of reads where channels lie in blocks and no view is free: onnxruntime, torch.compile.
 
-There a view of channels is a slice. A slice and a gather copy alike, and both come out of the
-blocked layout and go back into it. The third way is to read the whole tensor, with zeros in the
-reader's weight: it copies nothing, for more multiply-adds.
+There a view of channels is a slice. A slice and a gather copy alike, and in onnxruntime both come
+out of the blocked layout and go back into it. The third way is to read the whole tensor, with zeros
+in the reader's weight: it copies nothing, for more multiply-adds.
 """
 
 from __future__ import annotations
@@ -178,5 +178,4 @@ class BlockedPricing(Pricing):
 
 def pricing_of(graph: ChannelGraph, cost_model: CostModel) -> Pricing:
     """The prices of reads in the runtime that a cost model is of."""
-    blocked = cost_model.runtime == "onnxruntime"
-    return (BlockedPricing if blocked else Pricing)(graph, cost_model)
+    return (BlockedPricing if cost_model.in_blocks else Pricing)(graph, cost_model)

@@ -297,7 +297,9 @@ def test_endless_prices_are_refused() -> None:
 
 def test_buffers_are_not_shared() -> None:
     graph = uo.trace(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)), torch.zeros(1, 3, 8, 8))
-    with pytest.raises(SolverError, match="selection 'arena' shares buffers, which onnxruntime"):
+    with pytest.raises(
+        SolverError, match="selection 'arena' shares buffers, which onnxruntime programs"
+    ):
         uo.solve(
             graph,
             uo.Masks(kept={}),

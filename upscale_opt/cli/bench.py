@@ -31,7 +31,7 @@ from upscale_opt.errors import UpscaleError
 from upscale_opt.experiments.bench.names import (
     DEFAULT_VARIANTS,
     FORMATS,
-    ONNXRUNTIME_VARIANTS,
+    RUNTIME_VARIANTS,
     VARIANTS,
 )
 from upscale_opt.ir.cost_model import CostModel
@@ -54,6 +54,7 @@ class Runtime(str, Enum):
     """The program that exports run in."""
 
     eager = "eager"
+    compiled = "compiled"
     onnxruntime = "onnxruntime"
 
 
@@ -104,7 +105,7 @@ def bench(
         ),
     ] = _CONTIGUOUS,
     runtime: Annotated[
-        Runtime, typer.Option(help="What to run in: PyTorch as it is, or onnxruntime.")
+        Runtime, typer.Option(help="What to run in: PyTorch as it is, compiled, or onnxruntime.")
     ] = Runtime.eager,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda.")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of weights and inputs.")] = Dtype.float32,
@@ -180,7 +181,7 @@ def bench(
     names = own or named_networks(networks or [], group)
     maker = OwnModel(own[0], given) if own else None
     in_onnxruntime = runtime.value == "onnxruntime"
-    usual = ONNXRUNTIME_VARIANTS if in_onnxruntime else DEFAULT_VARIANTS
+    usual = RUNTIME_VARIANTS.get(runtime.value, DEFAULT_VARIANTS)
     settings = Settings.model_validate(
         {
             "runtime": runtime.value,

@@ -45,6 +45,9 @@ _IN_LAYOUT = ("conv1x1", "conv", "depthwise")
 Runtime = Literal["eager", "compiled", "onnxruntime", "openvino"]
 """The programs that execute exports: PyTorch as it is, PyTorch compiled, and others."""
 
+_IN_BLOCKS = ("compiled", "onnxruntime")
+"""Those that have kernels for channels in blocks, and where a view of channels is copied."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -136,7 +139,8 @@ class CostModel(Document):
         memory_format: of the activations.
         runtime: that executes the export. In ``"eager"`` PyTorch a view of channels is free; in
             ``"onnxruntime"`` it is a slice, which copies, and comes out of the blocked layout and
-            goes back into it. ``"compiled"`` and ``"openvino"`` are priced as eager so far.
+            goes back into it; ``"compiled"`` by ``torch.compile`` it is copied, too, and layers
+            are faster that read and write whole blocks. ``"openvino"`` is priced as eager so far.
         block: channels that the runtime stores together: widths count as multiples of it.
         align: a convolution that reads no multiple of so many channels falls out of that layout.
         torch_version: that ran the kernels.
@@ -164,11 +168,16 @@ class CostModel(Document):
     def _go_together(self) -> Self:
         if self.block % self.align:
             raise ValueError(f"a block of {self.block} channels is no multiple of {self.align}")
-        if self.runtime == "onnxruntime":
+        if self.in_blocks:
             missing = [kind for kind in BLOCKED_KINDS if kind not in self.kernels]
             if missing:
-                raise ValueError(f"for onnxruntime, prices are missing: {', '.join(missing)}")
+                raise ValueError(f"for {self.runtime}, prices are missing: {', '.join(missing)}")
         return self
+
+    @property
+    def in_blocks(self) -> bool:
+        """The runtime has kernels for channels in blocks, and copies what a view of channels is."""
+        return self.runtime in _IN_BLOCKS
 
     def __repr__(self) -> str:
         where = self.device if self.runtime == "eager" else f"{self.runtime} on {self.device}"
@@ -180,7 +189,7 @@ class CostModel(Document):
     def blocks(self, kind: str) -> Blocks:
         """The way in which kernels of a kind count channels."""
         cost = self.kernels[kind]
-        if self.runtime == "onnxruntime" and kind in _IN_LAYOUT:
+        if self.in_blocks and kind in _IN_LAYOUT:
             return Blocks(max(self.block, cost.block), cost.uneven)
         return cost.blocks
 

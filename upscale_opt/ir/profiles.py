@@ -149,12 +149,49 @@ ONNXRUNTIME = CostModel(
 """Onnxruntime on one thread of such a CPU, float32: fitted to nodes of seven networks, whole and
 pruned."""
 
+COMPILED = CostModel(
+    device="cpu",
+    device_name="one core of an x86-64 CPU with AVX-512",
+    runtime="compiled",
+    block=16,
+    align=16,
+    kernels={
+        "conv1x1": _kernel(15e3, 0.03, 0.0175),
+        "conv": _kernel(18e3, 0.05, 0.0085),
+        "depthwise": _kernel(30e3, 0.015, 0.02),
+        "grouped": _kernel(30e3, 0.03, 0.02),
+        "transposed": _kernel(30e3, 0.05, 0.016),
+        "linear": _kernel(15e3, 0.032, 0.019),
+        "matmul": _kernel(10e3, 0.02, 0.025),
+        "norm": _kernel(3e3, 0.02),
+        "elementwise": _kernel(3e3, 0.02),
+        "pool": _kernel(10e3, 0.06),
+        "reduce": _kernel(15e3, 0.02),
+        "softmax": _kernel(5e3, 0.05),
+        "gather": _kernel(3e3, 0.024),
+        "copy": _kernel(3e3, 0.02),
+        "view_copy": _kernel(3e3, 0.02),
+        "strided1x1": _kernel(15e3, 0.03, 0.0175),
+        "other": _kernel(3e3, 0.02),
+        "plain1x1": _kernel(18e3, 0.04, 0.023),
+        "plain": _kernel(22e3, 0.06, 0.0115),
+        "plain_depthwise": _kernel(36e3, 0.03, 0.03),
+        "slice": _kernel(3e3, 0.02),
+        "reorder_in": _kernel(0, 0),
+        "reorder_out": _kernel(0, 0),
+    },
+)
+"""Networks by ``torch.compile`` on one thread of such a CPU, float32: set by hand. Convolutions are
+those of ``channels_last``, timed by themselves at 21 widths; those that read no multiple of 16 pay
+for the loops behind them, too, whose last lanes are computed one by one."""
+
 PROFILES = {
     "cpu": CPU,
     "cpu-channels-last": CPU_CHANNELS_LAST,
     "gpu": GPU,
     "gpu-float32": GPU_FLOAT32,
     "onnxruntime": ONNXRUNTIME,
+    "compiled": COMPILED,
 }
 """The built-in cost models by name."""
 

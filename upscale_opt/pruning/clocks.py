@@ -1,21 +1,20 @@
-"""Clocks of models where their exports will run: in PyTorch as it is, or in onnxruntime."""
+"""Clocks of models where their exports will run: in PyTorch, compiled, or in onnxruntime."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
 
 from upscale_opt.errors import DeployError
 from upscale_opt.in_onnxruntime.timing import model_clock as clock_in_onnxruntime
-from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.ir.cost_model import CostModel, Runtime
 from upscale_opt.measuring.in_turn import Clock, Times, model_clock, times_of
 from upscale_opt.tracing.examples import Inputs
-
-_ONNXRUNTIME = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Clocks:
     Attributes:
         model: the model, unpruned.
         inputs: the example inputs.
-        prices: the cost model: with one of onnxruntime, all are written to ONNX and run there.
+        prices: the cost model: with one of onnxruntime, all are written to ONNX and run there;
+            with one of ``torch.compile``, all are compiled.
     """
 
     model: nn.Module
@@ -40,13 +40,16 @@ class Clocks:
             seconds: the time for all of it, about.
 
         Raises:
-            DeployError: in onnxruntime, if it is missing or ONNX cannot hold one of them.
+            DeployError: in onnxruntime, if it is missing or ONNX cannot hold one of them; if one
+                cannot be compiled.
         """
         clocks = {"unpruned": self._unpruned}
         clocks |= {name: self._clock(model) for name, model in exports.items()}
         parameter = next(self.model.parameters(), None)
         device = "cpu" if parameter is None else parameter.device.type
-        return times_of(clocks, _ONNXRUNTIME if self._there else device, seconds=seconds)
+        return times_of(
+            clocks, device if self._runtime == "eager" else self._runtime, seconds=seconds
+        )
 
     def prepare(self) -> None:
         """Find out now, not after the work, if the model cannot be timed there.
@@ -54,7 +57,7 @@ class Clocks:
         Raises:
             DeployError: with the reason, and the way out.
         """
-        if self._there:
+        if self._runtime != "eager":
             try:
                 _ = self._unpruned
             except DeployError as error:
@@ -63,14 +66,27 @@ class Clocks:
                 ) from error
 
     @property
-    def _there(self) -> bool:
-        return self.prices is not None and self.prices.runtime == _ONNXRUNTIME
+    def _runtime(self) -> Runtime:
+        return "eager" if self.prices is None else self.prices.runtime
 
     @cached_property
     def _unpruned(self) -> Clock:
         return self._clock(self.model)
 
     def _clock(self, model: nn.Module) -> Clock:
-        if self._there:
+        if self._runtime == "onnxruntime":
             return clock_in_onnxruntime(model, self.inputs, torch.get_num_threads())
-        return model_clock(model, self.inputs)
+        found = model_clock(_compiled(model) if self._runtime == "compiled" else model, self.inputs)
+        if self._runtime == "compiled":
+            try:
+                with torch.no_grad():
+                    found()
+            except Exception as error:  # Dynamo, Inductor and the C++ compiler raise all kinds
+                text = " ".join(str(error).split())[:200]
+                raise DeployError(f"torch.compile fails: {type(error).__name__}: {text}") from error
+        return found
+
+
+def _compiled(model: nn.Module) -> nn.Module:
+    compiled: Any = torch.compile(model, dynamic=False)
+    return compiled  # type: ignore[no-any-return]

@@ -159,7 +159,7 @@ def _cells(
         except Exception as error:
             problems[variant] = problem_of(error)
     modes: list[str] = [settings.runtime]
-    modes += ["compiled"] * settings.compile
+    modes += ["compiled"] * (settings.compile and settings.runtime != "compiled")
     modes += ["cuda-graph"] * settings.cuda_graphs
     for mode in modes:
         tell(f"{where}, {mode}: time")
@@ -242,8 +242,9 @@ def _timed(
     found = interleaved(
         clocks, rounds=settings.rounds, seconds=settings.seconds, seed=settings.seed
     )
+    bases = BASES if settings.runtime == "eager" else tuple(found)
     times = [
-        _time(variant, found, problems.get(variant, ""), breaks.get(variant), settings.seed)
+        _time(variant, found, problems.get(variant, ""), breaks.get(variant), settings.seed, bases)
         for variant in settings.variants
     ]
     count = len(next(iter(found.values()))) if found else 0

@@ -20,10 +20,13 @@ DEFAULT_VARIANTS = tuple(
     name for name in VARIANTS if name not in ("upscale-index", "unordered", "eager")
 )
 
-ONNXRUNTIME_VARIANTS = tuple(
-    name for name in VARIANTS if not name.startswith("upscale") and name != "copies"
-)
-"""The same for onnxruntime."""
+_OURS = tuple(name for name in VARIANTS if not name.startswith("upscale") and name != "copies")
+
+RUNTIME_VARIANTS = {
+    "onnxruntime": _OURS,
+    "compiled": tuple(name for name in _OURS if name != "floor"),
+}
+"""The same for other runtimes than PyTorch as it is."""
 
 PER_CELL = ("latency", "eager", "floor")
 """The variants that are made anew for every batch size and memory format."""

@@ -43,7 +43,7 @@ class Settings(Record):
     time_limit: float = 60.0
     batches: tuple[int, ...] = (1,)
     formats: tuple[Literal["contiguous", "channels-last"], ...] = ("contiguous",)
-    runtime: Literal["eager", "onnxruntime"] = "eager"
+    runtime: Literal["eager", "compiled", "onnxruntime"] = "eager"
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     threads: int = 1

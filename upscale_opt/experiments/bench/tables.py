@@ -62,7 +62,7 @@ def verdicts(records: Sequence[BenchRecord]) -> list[str]:
     for record in records:
         for cell in record.cells:
             export, best = record.export("latency", cell), best_other(cell)
-            if cell.mode != "onnxruntime" or export is None or best is None:
+            if record.settings.runtime == "eager" or export is None or best is None:
                 continue
             name, ratio = best
             line = f"{record.name}, batch {cell.batch}: the plan ({export.plan}) "

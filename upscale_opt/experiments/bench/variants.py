@@ -18,7 +18,7 @@ from upscale_opt.experiments.bench.theirs import export_by_upscale
 from upscale_opt.importance.choosing import choose_masks
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.ir.graph import ChannelGraph, Opaque
-from upscale_opt.ir.profiles import profile
+from upscale_opt.ir.profiles import PROFILES, profile
 from upscale_opt.ir.solution import Solution
 from upscale_opt.masking.zeros import apply_masks, masks_of
 from upscale_opt.materializing.gathered import gathered
@@ -138,8 +138,8 @@ class Subject:
         """The cost model that fits the device, dtype and memory format best."""
         device, runtime = self.settings.device.partition(":")[0], self.settings.runtime
         known = [model for model in self.cost_models if model.runtime == runtime]
-        if not known and runtime == "onnxruntime":
-            return profile("onnxruntime")
+        if not known and device == "cpu" and runtime in PROFILES:
+            return profile(runtime)
         if not known:
             return profile("cpu" if device == "cpu" else "gpu")
         wanted = device, self.settings.dtype, form.replace("-", "_")
