@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import upscale_opt as uo
 from upscale_opt.ir.cost_model import KernelCost
-from upscale_opt.ir.profiles import CPU
+from upscale_opt.ir.profiles import COMPILED, CPU
 from upscale_opt.measuring.costs import count_costs
 from upscale_opt.measuring.in_turn import Times, beside
 from upscale_opt.models.small_networks import build_small
@@ -134,7 +134,8 @@ def test_steps_are_told_in_order() -> None:
     assert steps == ["trace", "losses", "choose", "refit", "solve", "materialize", "verify"]
 
 
-def test_times_stand_beside_the_unpruned_models() -> None:
+def test_times_stand_beside_the_unpruned_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_clock.ByClock, "_agrees", lambda self, draft: False)
     result = shrunk(measure=True)
     assert result.times is not None
     assert set(result.times.milliseconds) == {"unpruned", "pruned", "constrained"}
@@ -189,6 +190,47 @@ def test_nothing_is_put_beside_a_choice_on_which_layers_agree() -> None:
     assert result.times is not None
     assert result.times.milliseconds.keys() == {"unpruned", "pruned"}
     assert "called" not in result.notes[-1]
+
+
+def test_compiled_budgets_are_kept_by_the_clock_of_compiled_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled = []
+
+    def compile(model: nn.Module, **options: Any) -> nn.Module:
+        compiled.append(model)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile)
+    kernels = {kind: KernelCost(launch=1, ns_per_byte=0, ns_per_mac=1) for kind in COMPILED.kernels}
+    free = {"kernels": kernels, "block": 1, "align": 1}
+    prices = COMPILED.model_copy(update=free)  # a small network is all launches, and one block
+    budget = uo.Budget(latency=0.9, cost_model=prices)
+    model, inputs = network(), batches()[0][:1]
+    result = uo.prune(model, inputs, budget=budget, measure=True, time_limit=1)
+    assert result.times is not None
+    assert result.times.device == "compiled"
+    assert len(compiled) >= 2  # the model and its export
+    assert result.solution.cost_model is not None
+    assert result.solution.cost_model.runtime == "compiled"
+
+    def fail(*inputs: Tensor) -> Tensor:
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda model, **options: Failing(model, fail))
+    with pytest.raises(uo.DeployError, match=r"no C\+\+ compiler; without measure"):
+        uo.prune(model, inputs, budget=budget, measure=True, time_limit=1)
+
+
+class Failing(nn.Module):
+    """A model that cannot be run."""
+
+    def __init__(self, model: nn.Module, fail: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self.fail = model, fail
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fail(x)
 
 
 def test_the_choice_is_made_again_for_as_much_as_the_cost_model_was_wrong(

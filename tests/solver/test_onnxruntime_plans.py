@@ -18,7 +18,7 @@ from window_networks import X, dense, posed, stream
 import upscale_opt as uo
 from upscale_opt.errors import SchemaError, SolverError, UpscaleError
 from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost
-from upscale_opt.ir.profiles import PROFILES, profile
+from upscale_opt.ir.profiles import COMPILED, PROFILES, profile
 from upscale_opt.ir.solution import Widths
 from upscale_opt.solver.api import _WIDTHS_PAY, _Task
 from upscale_opt.solver.checking.removal import removal
@@ -69,7 +69,7 @@ def checked(seed: int, make: Callable[[int], nn.Module], cost_model: CostModel) 
 
 
 @pytest.mark.parametrize("make", [stream, dense])
-@pytest.mark.parametrize("cost_model", [FREE_MACS, DEAR_MACS, BETWEEN, BLOCKS])
+@pytest.mark.parametrize("cost_model", [FREE_MACS, DEAR_MACS, BETWEEN, BLOCKS, COMPILED])
 def test_lossless_and_nothing_in_place(
     make: Callable[[int], nn.Module], cost_model: CostModel
 ) -> None:
@@ -251,16 +251,21 @@ def test_old_cost_models_are_of_eager_mode() -> None:
     assert "runtime" not in old.to_json()
 
 
-def test_the_runtime_travels() -> None:
-    built_in = profile("onnxruntime")
-    assert built_in.runtime == "onnxruntime"
-    assert "onnxruntime" in repr(built_in)
+@pytest.mark.parametrize("runtime", ["onnxruntime", "compiled"])
+def test_the_runtime_travels(runtime: str) -> None:
+    built_in = profile(runtime)
+    assert built_in.runtime == runtime
+    assert runtime in repr(built_in)
     assert CostModel.from_json(built_in.to_json()) == built_in
     assert set(built_in.kernels) == {*KINDS, *BLOCKED_KINDS}
-    assert [name for name, one in PROFILES.items() if one.runtime != "eager"] == ["onnxruntime"]
     _, graph, masks = posed(2, stream)
-    solution = uo.solve(graph, masks, objective="latency", cost_model="onnxruntime")
+    solution = uo.solve(graph, masks, objective="latency", cost_model=runtime)
     assert solution.cost_model == built_in
+
+
+def test_runtimes_other_than_pytorch_are_two() -> None:
+    others = [name for name, one in PROFILES.items() if one.runtime != "eager"]
+    assert others == ["onnxruntime", "compiled"]
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
