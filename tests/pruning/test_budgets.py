@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hasty import search_little
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import upscale_opt as uo
 from upscale_opt.ir.cost_model import KernelCost
@@ -197,9 +197,9 @@ def test_compiled_budgets_are_kept_by_the_clock_of_compiled_models(
 ) -> None:
     compiled = []
 
-    def compile(model: nn.Module, **options: Any) -> nn.Module:
-        compiled.append(model)
-        return model
+    def compile(call: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled.append(call)
+        return call
 
     monkeypatch.setattr(torch, "compile", compile)
     kernels = {kind: KernelCost(launch=1, ns_per_byte=0, ns_per_mac=1) for kind in COMPILED.kernels}
@@ -217,20 +217,26 @@ def test_compiled_budgets_are_kept_by_the_clock_of_compiled_models(
     def fail(*inputs: Tensor) -> Tensor:
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(torch, "compile", lambda model, **options: Failing(model, fail))
+    monkeypatch.setattr(torch, "compile", lambda call, **options: fail)
     with pytest.raises(uo.DeployError, match=r"no C\+\+ compiler; without measure"):
         uo.prune(model, inputs, budget=budget, measure=True, time_limit=1)
 
 
-class Failing(nn.Module):
-    """A model that cannot be run."""
+def test_every_model_is_compiled_however_many_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
 
-    def __init__(self, model: nn.Module, fail: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.model, self.fail = model, fail
+    def counting(graph: fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        calls.append(graph)
+        return graph.forward
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fail(x)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    inputs = batches()[0][:1]
+    limit = torch._dynamo.config.recompile_limit
+    with torch.no_grad():
+        for _ in range(limit + 2):
+            clocks = Clocks(network(), inputs, COMPILED)
+            clocks.beside({}, seconds=0.01)
+    assert len(calls) == limit + 2
 
 
 def test_the_choice_is_made_again_for_as_much_as_the_cost_model_was_wrong(

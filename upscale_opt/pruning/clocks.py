@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -76,7 +77,7 @@ class Clocks:
     def _clock(self, model: nn.Module) -> Clock:
         if self._runtime == "onnxruntime":
             return clock_in_onnxruntime(model, self.inputs, torch.get_num_threads())
-        found = model_clock(_compiled(model) if self._runtime == "compiled" else model, self.inputs)
+        found = model_clock(_Compiled(model) if self._runtime == "compiled" else model, self.inputs)
         if self._runtime == "compiled":
             try:
                 with torch.no_grad():
@@ -87,6 +88,25 @@ class Clocks:
         return found
 
 
-def _compiled(model: nn.Module) -> nn.Module:
-    compiled: Any = torch.compile(model, dynamic=False)
-    return compiled  # type: ignore[no-any-return]
+class _Compiled(nn.Module):
+    """A model compiled, however many of its class were before.
+
+    Dynamo compiles a few modules of one class, and runs further ones as they are: it counts by the
+    code that it compiles, so that every model is called by code of its own.
+    """
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return model(*args, **kwargs)
+
+        call.__code__ = call.__code__.replace(co_firstlineno=next(self._numbers))
+        self._call: Callable[..., Any] = torch.compile(call, dynamic=False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call what was compiled."""
+        return self._call(*args, **kwargs)
