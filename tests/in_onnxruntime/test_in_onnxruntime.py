@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ import upscale_opt as uo
 from upscale_opt import in_onnxruntime
 from upscale_opt.errors import DeployError, SolverError
 from upscale_opt.experiments.bench.benching import Task, bench
-from upscale_opt.experiments.bench.names import ONNXRUNTIME_VARIANTS
+from upscale_opt.experiments.bench.names import RUNTIME_VARIANTS
 from upscale_opt.experiments.bench.records import BenchRecord, Settings
 from upscale_opt.experiments.bench.tables import best_other, verdicts
 from upscale_opt.in_onnxruntime.sessions import Profiled, block_here, file_of, node_of, whole
@@ -279,15 +279,41 @@ def test_a_run_says_what_the_file_takes(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.fixture(scope="module")
 def record() -> BenchRecord:
-    variants = ONNXRUNTIME_VARIANTS
-    return bench(Task(SMALL, Settings(runtime="onnxruntime", rounds=2, variants=variants)))
+    return benched("onnxruntime")
+
+
+def benched(runtime: Literal["compiled", "onnxruntime"]) -> BenchRecord:
+    """The record of a small network."""
+    settings = Settings(runtime=runtime, rounds=2, variants=RUNTIME_VARIANTS[runtime])
+    return bench(Task(SMALL, settings))
+
+
+def test_the_benchmark_of_compiled_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All variants compiled, ours by the prices for it, each beside each."""
+    compiled = []
+
+    def compile(model: nn.Module) -> nn.Module:
+        compiled.append(model)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile)
+    record = benched("compiled")
+    assert record.problem == ""
+    (cell,) = record.cells
+    assert cell.key == (1, "contiguous", "compiled")
+    assert len(compiled) == len(record.settings.variants)
+    own = cell.time_of("latency")
+    assert own is not None
+    assert set(own.ratios) == {*record.settings.variants} - {"latency"}
+    (said,) = verdicts([record])
+    assert "takes" in said
 
 
 def test_the_benchmark_in_onnxruntime(record: BenchRecord) -> None:
     assert record.problem == ""
     (cell,) = record.cells
     assert cell.key == (1, "contiguous", "onnxruntime")
-    for variant in ONNXRUNTIME_VARIANTS:
+    for variant in record.settings.variants:
         time = cell.time_of(variant)
         assert time is not None
         assert time.problem == ""
@@ -295,7 +321,7 @@ def test_the_benchmark_in_onnxruntime(record: BenchRecord) -> None:
     own, floor = cell.time_of("latency"), cell.time_of("floor")
     assert own is not None
     assert floor is not None
-    assert set(own.ratios) == {*ONNXRUNTIME_VARIANTS} - {"latency"}
+    assert set(own.ratios) == {*record.settings.variants} - {"latency"}
     export = record.export("latency", cell)
     assert export is not None
     assert export.deviation is not None

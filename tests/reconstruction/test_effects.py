@@ -140,7 +140,9 @@ def test_how_images_come_in_batches_does_not_set_the_scale() -> None:
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)).eval()
     x = torch.randn(128, 3, 8, 8)
     graph = uo.trace(model, x[:2])
-    whole, single = (measure(model, graph, list(x.split(size))).losses() for size in (128, 1))
+    whole, single = (
+        measure(model, graph, list(torch.split(x, size))).losses() for size in (128, 1)
+    )
     for one, other in zip(whole.readers, single.readers, strict=True):
         assert 0.4 < one.chains[0].losses[-2] / other.chains[0].losses[-2] < 2.5
 
