@@ -123,15 +123,17 @@ def find_segments(
     floors = dict(floors or {})
     while True:
         sets = channel_sets(graph, masks, extra=extra, floors=floors)
-        segments = _Finder(graph, sets, selection, whole).find()
+        finder = _Finder(graph, sets, selection, whole)
+        segments = finder.find()
         stored = segments.stored
         gaps, uneven = fill_gaps(graph, sets, stored), even_groups(graph, sets, stored)
         apart, unlike = agree(links, sets, stored, segments.selects)
-        if not (gaps or uneven or apart or unlike):
+        short = finder.short(stored)
+        if not (gaps or uneven or apart or unlike or short):
             return sets, segments
         for edge, ids in (*gaps.items(), *apart.items()):
             extra[edge] = extra.get(edge, Ids()) | ids
-        for name, ids in (*uneven.items(), *unlike.items()):
+        for name, ids in (*uneven.items(), *unlike.items(), *short.items()):
             floors[name] = floors.get(name, Ids()) | ids
 
 
@@ -206,6 +208,11 @@ class _Finder:
         # Readers in the order of execution: it decides between paths that are equally good.
         selects = dict(reversed(self.selects.items()))
         return Segments(stored, selects, frozenset(), {}, self.selection, whole=self.whole)
+
+    def short(self, stored: Mapping[str, Ids]) -> dict[str, Ids]:
+        """Results of hoisted operations whose segment stores more than was selected for them."""
+        results = [self.operations[name].outputs[0] for name in self.hoisted]
+        return {name: stored[name] for name in results if stored[name] != self.sets.needed[name]}
 
     # Where channels are selected.
 

@@ -12,7 +12,7 @@ import torch
 from cat_networks import cat_network, image
 from comparing import EXACT, call, complaint, deviation
 from sample_networks import keep, random_masks
-from torch import nn
+from torch import Tensor, nn
 from window_networks import X, dense, posed, stream
 
 import upscale_opt as uo
@@ -361,3 +361,37 @@ def test_zeros_within_windows_are_called_so() -> None:
     report = removal(graph, masks, solution)
     found = {one.cause for p in report.parameters for a in p.axes for one in a.left}
     assert found == {"window"}
+
+
+class Squeezed(nn.Module):
+    """Grouped convolutions with squeeze and excitation, as RegNets have."""
+
+    def __init__(self, width: int = 48, groups: int = 6) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, width, 1)
+        self.b = nn.Conv2d(width, width, 3, padding=1, groups=groups)
+        self.down, self.up = nn.Conv2d(width, 8, 1), nn.Conv2d(8, width, 1)
+        self.c = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.a(x))
+        y = torch.relu(self.b(first))
+        gate = torch.sigmoid(self.up(torch.relu(self.down(y.mean((2, 3), keepdim=True)))))
+        result: Tensor = self.c(y * gate) + first
+        return result
+
+
+def squeezed(seed: int) -> nn.Module:
+    """It masked by half."""
+    model = Squeezed().double().eval()
+    graph = uo.trace(model, X)
+    uo.apply_masks(model, graph, uo.choose_masks(model, graph, 0.5))
+    return model
+
+
+@pytest.mark.parametrize("cost_model", [BLOCKS, COMPILED, profile("onnxruntime")])
+def test_a_factor_that_is_widened_asks_the_other_for_as_much(cost_model: CostModel) -> None:
+    """A gate was given more channels than the grouped layer beside it had: a crash."""
+    for seed in range(6):
+        solution = checked(seed, squeezed, cost_model)
+        assert solution.widths in get_args(Widths)
