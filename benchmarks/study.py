@@ -233,20 +233,23 @@ def _short(one: Results, share: float) -> list[str]:
 
 def _verdicts(one: Results) -> Iterator[str]:
     """A line: where joint is ahead of the best other beyond the spread, and where behind."""
-    compared = {"multiply-adds": (accuracies(one.found), shares_of(one.found))}
+    compared = [("multiply-adds", accuracies(one.found), shares_of(one.found), "joint")]
     for runtime, clocks in one.clocks.items():
         if clocks:
             times, reached = in_time(one.whole, [*one.found, *one.by_time[runtime]], clocks)
             sure = {key: value for key, value in reached.items() if value is not None}
-            compared[f"time in {runtime}"] = (sure, sorted(times, reverse=True))
+            asked = BY_TIME[runtime]["joint"]
+            for who, label in (("joint", ""), (asked, ", asked for time")):
+                order = sorted(times, reverse=True)
+                compared.append((f"time in {runtime}{label}", sure, order, who))
     parts = []
-    for label, (known, shares) in compared.items():
+    for label, known, shares, me in compared:
         better: list[str] = []
         level: list[str] = []
         worse: list[str] = []
         for share in shares:
             rivals = dict.fromkeys(who for who, _, _ in known if who not in JOINTS)
-            found = ahead(known, share, list(rivals))
+            found = ahead(known, share, list(rivals), me)
             if found is None or len(found[1]) < 2:  # one seed tells of no spread
                 continue
             mean, deviation = statistics.mean(found[1]), statistics.stdev(found[1])
@@ -258,10 +261,10 @@ def _verdicts(one: Results) -> Iterator[str]:
             if own
         ]
         if words:
-            parts.append(f"by {label} {'; '.join(words)}")
+            parts.append(f"by {label}: {'; '.join(words)}")
     if parts:
-        said = ". ".join(parts)
-        yield f"- **{one.net}**, joint beside the best other, beyond the spread: {said}."
+        yield f"- **{one.net}**, joint beside the best other, beyond the spread:"
+        yield from (f"    - {part}" for part in parts)
 
 
 def section(one: Results, picture: str | None) -> Iterator[str]:
