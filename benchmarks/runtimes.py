@@ -25,11 +25,17 @@ from upscale_opt.experiments.records import Store
 
 NETWORKS = [
     "resnet18",
-    "mobilenet_v2",
+    "resnet50",
+    "resnet152",
     "densenet121",
+    "densenet201",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
     "efficientnet_b0",
+    "regnet_y_400mf",
     "shufflenet_v2_x1_0",
     "googlenet",
+    "convnext_tiny",
 ]
 
 EACH, MEAN, FLOOR = 1.02, 0.9, 1.05
@@ -57,9 +63,9 @@ beat, says which plan was taken, and if another is faster, which. What such a pl
 * Every read of a part of a tensor is a slice, a gather, or of **the whole tensor**, for which the
   reader's weight holds zero columns (it is listed as a window): nothing is copied then, for more
   multiply-adds. The prices decide, read by read, and the orders are the best at these prices.
-* Convolutions read multiples of 4 channels, and tensors store multiples of 16, as far as there are
-  so many. The channels added meet zero columns, or are written and not read. Sums take whole
-  tensors, nothing is trimmed, and nothing shares a buffer.
+* Convolutions read multiples of 4 channels, as far as there are so many; and tensors store
+  multiples of 16, if unpruned they have one, else of 4. The channels added meet zero columns, or are
+  written and not read. Sums take whole tensors, nothing is trimmed, and nothing shares a buffer.
 * A forecast, which repeats on the plan what onnxruntime's optimiser does, decides if these widths
   are taken, or others that it says are faster by 3 % or more.
 
