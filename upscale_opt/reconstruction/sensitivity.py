@@ -166,7 +166,7 @@ def _spreads(outputs: Iterable[Sequence[Tensor]]) -> list[float]:
     moments: dict[tuple[int, torch.Size], tuple[int, Tensor, float]] = {}
     for tensors in outputs:
         for at, output in enumerate(tensors):
-            if not output.is_floating_point():
+            if not output.is_floating_point() or not output.numel():
                 continue
             flat = output.detach().double().reshape(len(output) if output.ndim else 1, -1)
             key = at, output.shape[1:]
