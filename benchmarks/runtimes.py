@@ -64,8 +64,9 @@ beat, says which plan was taken, and if another is faster, which. What such a pl
   reader's weight holds zero columns (it is listed as a window): nothing is copied then, for more
   multiply-adds. The prices decide, read by read, and the orders are the best at these prices.
 * Convolutions read multiples of 4 channels, as far as there are so many; and tensors store
-  multiples of 16, if unpruned they have one, else of 4. The channels added meet zero columns, or are
-  written and not read. Sums take whole tensors, nothing is trimmed, and nothing shares a buffer.
+  multiples of 16, if unpruned they have one, else of 4. The channels added meet zero columns, or
+  are written and not read. Sums take whole tensors, nothing is trimmed, and nothing shares a
+  buffer.
 * A forecast, which repeats on the plan what onnxruntime's optimiser does, decides if these widths
   are taken, or others that it says are faster by 3 % or more.
 
