@@ -64,7 +64,7 @@ class TestDocument:
 
     @pytest.mark.parametrize("name", PROFILES)
     def test_profiles_price_all_kinds(self, name: str) -> None:
-        blocked = BLOCKED_KINDS if profile(name).runtime == "onnxruntime" else ()
+        blocked = BLOCKED_KINDS if profile(name).in_blocks else ()
         assert set(profile(name).kernels) == {*KINDS, *blocked}
 
     def test_unknown_profile(self) -> None:
