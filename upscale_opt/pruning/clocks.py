@@ -68,7 +68,10 @@ class Clocks:
 
     @property
     def _runtime(self) -> Runtime:
-        return "eager" if self.prices is None else self.prices.runtime
+        """Where the clock is: in PyTorch for runtimes that have none here."""
+        if self.prices is None or not self.prices.in_blocks:
+            return "eager"
+        return self.prices.runtime
 
     @cached_property
     def _unpruned(self) -> Clock:
