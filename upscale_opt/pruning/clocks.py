@@ -68,7 +68,7 @@ class Clocks:
 
     @property
     def _runtime(self) -> Runtime:
-        """Where the clock is: in PyTorch for runtimes that have none here."""
+        """The runtime that is on the clock: PyTorch as it is for those that have none here."""
         if self.prices is None or not self.prices.in_blocks:
             return "eager"
         return self.prices.runtime
