@@ -80,9 +80,8 @@ COMPILED = """# Exports compiled by torch.compile
 
 `torch.compile` runs convolutions with their channels innermost (`channels_last`) and makes loops of
 all that lies between them. A view of channels is copied there, as a gather is, mostly in a loop
-that is there anyhow; and layers of whole blocks of 16 channels are faster: a convolution of 17
-takes up to as long as one of 32, and loops compute their last lanes one by one. The cost model
-`"compiled"` knows that, and makes plans like those for [onnxruntime](runtimes.md):
+that is there anyhow; and layers of whole blocks of 16 channels are faster for their size. The cost
+model `"compiled"` knows that, and makes plans like those for [onnxruntime](runtimes.md):
 
 ```
 upscale-opt bench mobilenet_v2 --runtime compiled

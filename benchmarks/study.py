@@ -232,15 +232,15 @@ def _short(one: Results, share: float) -> list[str]:
 
 
 def _verdicts(one: Results) -> Iterator[str]:
-    """A line: where joint is ahead of the best other beyond the spread, and where behind."""
+    """Lines: where joint is ahead of the best other beyond the spread, and where behind."""
     compared = [("multiply-adds", accuracies(one.found), shares_of(one.found), "joint")]
     for runtime, clocks in one.clocks.items():
         if clocks:
             times, reached = in_time(one.whole, [*one.found, *one.by_time[runtime]], clocks)
             sure = {key: value for key, value in reached.items() if value is not None}
             asked = BY_TIME[runtime]["joint"]
+            order = sorted(times, reverse=True)
             for who, label in (("joint", ""), (asked, ", asked for time")):
-                order = sorted(times, reverse=True)
                 compared.append((f"time in {runtime}{label}", sure, order, who))
     parts = []
     for label, known, shares, me in compared:

@@ -181,9 +181,9 @@ COMPILED = CostModel(
         "reorder_out": _kernel(0, 0),
     },
 )
-"""Networks by ``torch.compile`` on one thread of such a CPU, float32: set by hand. Convolutions are
-those of ``channels_last``, timed by themselves at 21 widths; those that read no multiple of 16 pay
-for the loops behind them, too, whose last lanes are computed one by one."""
+"""Networks by ``torch.compile`` on one thread of such a CPU, float32: set by hand, not fitted.
+Convolutions are those of ``channels_last``; those that read no multiple of 16 pay for the loops
+behind them, too."""
 
 PROFILES = {
     "cpu": CPU,

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from upscale_opt.shown import Shown
-from upscale_opt.tracing.examples import Inputs, as_call, require_model
+from upscale_opt.tracing.examples import Inputs, as_call, map_tensors, require_model
 
 Call = Callable[[], object]
 Clock = Callable[[], float]
@@ -200,13 +200,13 @@ def beside(models: Mapping[str, nn.Module], inputs: Inputs, *, seconds: float = 
 
 
 def model_clock(model: nn.Module, inputs: Inputs) -> Clock:
-    """A clock of a model on its inputs, as :func:`beside` has it.
+    """A clock of a model on a copy of its inputs, as it may write into them.
 
     Raises:
         TraceError: if it is no model, or ``inputs`` are none of the accepted forms.
     """
     require_model(model, "measure")
-    args, kwargs = as_call(inputs)
+    args, kwargs = map_tensors(as_call(inputs), torch.clone)
     fine = time.get_clock_info("thread_time").resolution < _FINE
     now = time.thread_time if fine and torch.get_num_threads() == 1 else time.perf_counter
     parameter = next(model.parameters(), None)

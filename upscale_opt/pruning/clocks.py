@@ -94,7 +94,7 @@ class Clocks:
 class _Compiled(nn.Module):
     """A model compiled, however many of its class were before.
 
-    Dynamo compiles a few modules of one class, and runs further ones as they are: it counts by the
+    Dynamo compiles a few widths of one class, and runs further ones as they are: it counts by the
     code that it compiles, so that every model is called by code of its own.
     """
 
