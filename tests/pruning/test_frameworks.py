@@ -146,6 +146,11 @@ def test_a_program_of_ones_own_refuses_the_cache_by_name(decoder: Decoder) -> No
         model.generate(IDS, 2, True)
 
 
+def test_who_traces_with_a_cache_is_told_the_way_out(decoder: Decoder) -> None:
+    with pytest.raises(uo.TraceError, match="use_cache=False"):
+        uo.trace(decoder, {"ids": IDS, "use_cache": True})
+
+
 class Trained(nn.Module):
     """A module as Lightning has it: it says how it is trained."""
 

@@ -24,8 +24,19 @@ from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.unchanged import CONTAINERS, same_random_state, unchanged
 from upscale_opt.tracing.validating import Trial, compare, validate
 
-_DATA_DEPENDENT = ("control flow", "data-dependent", "DataDependent", "DynamicOutputShape")
-"""Words in torch's refusals of code that depends on data."""
+_WAYS_OUT = (
+    (
+        ("control flow", "data-dependent", "DataDependent", "DynamicOutputShape"),
+        "Control flow that depends on data must be moved out of the model, or its submodules "
+        "traced one by one",
+    ),
+    (
+        ("Cache'>",),
+        "A cache of keys and values is no tensor: trace with use_cache=False among the inputs; "
+        "a model that keeps its class then generates with its cache as before",
+    ),
+)
+"""Words in torch's refusals, and what can be done about them."""
 
 
 def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Program:
@@ -50,11 +61,9 @@ def run(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> P
             stored = error.names if isinstance(error, StoresResults) else []
             reasons.append(str(error))
     message = f"{type(model).__name__} cannot be traced: " + "; ".join(reasons)
-    if any(word in message for word in _DATA_DEPENDENT):
-        message += (
-            ". Control flow that depends on data must be moved out of the model, or its submodules "
-            "traced one by one"
-        )
+    for words, way_out in _WAYS_OUT:
+        if any(word in message for word in words):
+            message += f". {way_out}"
     raise TraceError(message)
 
 
