@@ -14,7 +14,7 @@ from moved_bytes import upscaled
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt import in_onnxruntime
+from upscale_opt import in_runtimes
 from upscale_opt.ir.base import Document, Record
 from upscale_opt.masking.zeros import masked_copy
 
@@ -131,4 +131,4 @@ def _milliseconds(
     seconds = _CLOCKED * len(models)
     if runtime == "eager":
         return uo.measuring.beside(models, inputs, seconds=seconds).milliseconds
-    return in_onnxruntime.timing.beside(models, inputs, seconds=seconds).milliseconds
+    return in_runtimes.timing.beside(models, inputs, seconds=seconds).milliseconds

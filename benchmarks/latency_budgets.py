@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import upscale_opt as uo
+from upscale_opt.in_runtimes.backends import BACKENDS
 from upscale_opt.ir.base import write_atomically
 from upscale_opt.models import catalogue
 from upscale_opt.pruning.clocks import Clocks
@@ -26,11 +27,11 @@ NETWORKS = [
 """The last needs the extra ``wild``."""
 
 
-IN_ONNXRUNTIME = ["mobilenet_v2", "wild/yolov8n"]
+IN_FILES = ["mobilenet_v2", "wild/yolov8n"]
 
 
 def rows(name: str, cost_model: str | None, options: argparse.Namespace) -> Iterator[str]:
-    """A line of the table for every share; with a cost model of onnxruntime, on the clock there."""
+    """A line of the table for every share; with a cost model of another runtime, on its clock."""
     example = catalogue.example_inputs(name)
     model = catalogue.randomize(catalogue.build(name), 0, example).eval()
     if not isinstance(example, torch.Tensor):
@@ -73,9 +74,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("networks", nargs="*", help="catalogue names")
     parser.add_argument("--share", type=float, nargs="+", default=[0.8, 0.6, 0.4])
-    parser.add_argument(
-        "--in-onnxruntime", nargs="*", help="catalogue names, to measure in onnxruntime"
-    )
+    for runtime in BACKENDS:
+        parser.add_argument(
+            f"--in-{runtime}",
+            nargs="*",
+            default=[],
+            help=f"catalogue names, to measure in {runtime}",
+        )
     parser.add_argument("--samples", type=int, default=8, help="of noise, behind the losses")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--time-limit", type=float, default=20.0, help="of a choice, in seconds")
@@ -101,10 +106,11 @@ def main() -> int:
     ]
     print("\n".join(lines), flush=True)
     chosen: list[tuple[str, str | None]] = [(name, None) for name in options.networks]
-    chosen += [(name, "onnxruntime") for name in options.in_onnxruntime or ()]
+    for runtime in BACKENDS:
+        chosen += [(name, runtime) for name in getattr(options, f"in_{runtime}")]
     if not chosen:
         chosen = [(name, None) for name in NETWORKS]
-        chosen += [(name, "onnxruntime") for name in IN_ONNXRUNTIME]
+        chosen += [(name, runtime) for runtime in BACKENDS for name in IN_FILES]
     for name, cost_model in chosen:
         for line in rows(name, cost_model, options):
             lines.append(line)

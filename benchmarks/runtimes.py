@@ -1,7 +1,8 @@
-"""Exports in onnxruntime, or compiled, beside all that computes the same there.
+"""Exports in onnxruntime, in OpenVINO, or compiled, beside all that computes the same there.
 
 python benchmarks/runtimes.py --out docs/runtimes.md
 python benchmarks/runtimes.py --runtime compiled --out docs/runtimes-compiled.md
+python benchmarks/runtimes.py --runtime openvino --out docs/runtimes-openvino.md
 python benchmarks/runtimes.py resnet50 --batch 1
 
 What was measured is kept, a record for each network; a second call adds what is missing.
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-import onnxruntime
 import pages
 import torch
 
@@ -95,7 +96,31 @@ built in and for a CPU; `calibrate` does not fit them yet. The pruned model is a
 `torch.compile(result.model)`.
 """
 
-WORDS = {"onnxruntime": ONNXRUNTIME, "compiled": COMPILED}
+OPENVINO = """# Exports in OpenVINO
+
+OpenVINO runs convolutions with their channels innermost, like `torch.compile`, but as an ONNX file.
+A view of channels is a `Slice` there, which copies within that layout and costs little; a `Gather`
+comes out of it and goes back, and costs several times as much. So orders pay in which channels that
+are read together lie side by side. Layers write whole blocks of 16 channels, and read as many as
+they need. The cost model `"openvino"` knows that:
+
+```
+pip install "upscale-opt[openvino]"
+upscale-opt bench mobilenet_v2 --runtime openvino
+upscale-opt prune mobilenet_v2 --latency 0.6 --cost-model openvino --export onnx
+upscale-opt calibrate resnet18 mobilenet_v2 --runtime openvino --out openvino.json
+```
+
+In Python, `solve(graph, masks, objective="latency", cost_model="openvino")`, and
+`prune(model, inputs, budget=Budget(latency=0.6, cost_model="openvino"), measure=True)`, which keeps
+the budget by OpenVINO's clock. The file is the same ONNX file that [`deploy`](deploying.md) checks;
+`openvino.Core().compile_model("pruned.onnx", "CPU")` runs it. All is timed in float32: where a CPU
+multiplies bfloat16, OpenVINO would take that by itself, and round.
+"""
+
+WORDS = {"onnxruntime": ONNXRUNTIME, "compiled": COMPILED, "openvino": OPENVINO}
+PROGRAMS = {"onnxruntime": "onnxruntime", "openvino": "OpenVINO"}
+"""Those that run files, as they are called."""
 
 
 def settings_of(runtime: str, batches: Sequence[int], seconds: float) -> Settings:
@@ -106,7 +131,7 @@ def settings_of(runtime: str, batches: Sequence[int], seconds: float) -> Setting
             "batches": tuple(batches),
             "seconds": seconds,
             "time_limit": 5.0,
-            "variants": (*SAME, "latency", *(["floor"] if runtime == "onnxruntime" else [])),
+            "variants": (*SAME, "latency", *(["floor"] if runtime in PROGRAMS else [])),
         }
     )
 
@@ -119,10 +144,11 @@ def milliseconds(cell: Cell, variant: str) -> str:
 
 def page(runtime: str, records: Sequence[BenchRecord]) -> Iterator[str]:
     """The page's lines."""
-    there = runtime == "onnxruntime"
+    there = runtime in PROGRAMS
+    program = PROGRAMS.get(runtime, "")
     yield WORDS[runtime]
     floor_is = (
-        "; *floor*: its time without the nodes that only move data, by onnxruntime's own profile"
+        f"; *floor*: its time without the nodes that only move data, by {program}'s own profile"
     )
     yield (
         "## Measured\n\nHalf of every convolution's input channels dropped by L2 norm, random "
@@ -130,7 +156,7 @@ def page(runtime: str, records: Sequence[BenchRecord]) -> Iterator[str]:
         "round. *Gather*: every selection is one; *unordered*: views where they are by chance; "
         "*eager*: our plan for eager PyTorch; *ours*: our plan for this runtime by the built-in "
         f"prices{floor_is if there else ''}. Written by `{pages.command()}` with PyTorch "
-        f"{torch.__version__}{f', onnxruntime {onnxruntime.__version__}' if there else ''}; "
+        f"{torch.__version__}{f', {program} {version(runtime)}' if there else ''}; "
         f"{records[0].machine.cpu if records else 'no'} CPU.\n"
     )
     columns = ["network", "batch", *(f"{name}, ms" for name in (*SAME, "ours"))]

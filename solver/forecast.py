@@ -1,4 +1,4 @@
-"""The time of a plan in onnxruntime, from the plan alone: its kernels, in or out of blocks."""
+"""The time of a plan in another runtime, from the plan alone: its kernels, in or out of blocks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from upscale_opt.ir.solution import Read, Solution
 from upscale_opt.solver.network.objectives import bytes_per_channel, bytes_per_number
 from upscale_opt.solver.network.sets import Edge
 from upscale_opt.solver.selection.rates import kind_of
+
+_IMAGE = 4
+"""Axes of an image."""
 
 
 def forecast(graph: ChannelGraph, solution: Solution, cost_model: CostModel) -> float:
@@ -54,6 +57,7 @@ class _Forecast:
         self.graph = graph
         self.tensors = tensors
         self.model = cost_model
+        self.always = cost_model.slices_inside  # no width falls out of the layout
         self.operations = {op.name: op for op in graph.operations}
         self.reads = {(r.op, r.operand): r for r in reads if r.kind == "select"}
         self.placed = {(r.op, r.operand) for r in reads if r.kind == "place"}
@@ -111,17 +115,19 @@ class _Forecast:
         block, align = self.model.block, self.model.align
         if op.groups > 1:
             each = min(wide, tall) // op.groups
-            inside = image and block > 1 and each % block == 0
+            inside = image and (self.always or (block > 1 and each % block == 0))
             kind = "grouped"
             wide //= op.groups
         else:
-            inside = image and block > 1 and (wide < block or wide % align == 0)
+            fits = block > 1 and (wide < block or wide % align == 0)
+            inside = image and (self.always or fits)
             point = kernel == 1
             kind = ("conv1x1" if point else "conv") if inside else "plain1x1" if point else "plain"
             kind = kind if image else "transposed" if transposed else "linear"
         self._take(op, 0, inside=inside and wide * op.groups >= block)
         if inside:
-            wide, tall = (wide if wide < block else -(-wide // block) * block), -(-tall // block)
+            step = self.model.read_block
+            wide, tall = wide if wide < block else -(-wide // step) * step, -(-tall // block)
             tall *= block
         moved = self._taken((op.name, 0)) * bytes_per_channel(source) + self._size(op.outputs[0])
         moved += wide * tall * kernel * bytes_per_number(result)
@@ -135,7 +141,7 @@ class _Forecast:
         whole = self._is_whole((op.name, 0))
         if kind == "depthwise":
             width = self._width(result)
-            inside = self.model.block > 1 and width % self.model.align == 0
+            inside = self.always or (self.model.block > 1 and width % self.model.align == 0)
             self._take(op, 0, inside=inside)
             weight = next(u for u in op.parameters if len(self.graph.parameters[u.name]) > 2)
             taps = math.prod(self.graph.parameters[weight.name][2:])
@@ -181,10 +187,10 @@ class _Forecast:
 
     def _concat(self, op: Concat) -> None:
         block = self.model.block
-        inside = block > 1 and all(
+        inside = (self.always or block > 1) and all(
             name in self.blocked
             and self._is_whole((op.name, operand))
-            and self._width(name) % block == 0
+            and (self.always or self._width(name) % block == 0)
             for operand, name in enumerate(op.inputs)
             if name in self.tensors
         )
@@ -210,15 +216,24 @@ class _Forecast:
             if not inside:
                 self._plain(name)
             return
-        self._plain(name)
         moved = 2 * len(read.channels) * bytes_per_channel(structure)
         self._charge("gather" if read.plan == "gather" else "slice", moved)
+        if self.model.slices_inside:
+            if read.plan == "gather" and len(structure.shape) == _IMAGE:
+                self._leave(name)
+                self._charge("reorder_in", moved)
+            return
+        self._plain(name)
         if inside:
             self._charge("reorder_in", moved)
 
     def _plain(self, name: str) -> None:
         """Have a tensor outside of the blocked layout, too."""
-        if name in self.blocked and name not in self.out:
+        if name in self.blocked:
+            self._leave(name)
+
+    def _leave(self, name: str) -> None:
+        if name not in self.out:
             self.out.add(name)
             self._charge("reorder_out", 2 * self._size(name))
 

@@ -30,7 +30,7 @@ FLOORS = (
     ("saving", "verifying"),
     ("measuring",),
     ("deploying",),
-    ("in_onnxruntime",),
+    ("in_runtimes",),
     ("pruning",),
     ("managers",),
     ("report", "rules"),

@@ -68,7 +68,7 @@ def aligned(
         return find_segments(graph, masks, selection, wanted, floors=floors, whole=True)
 
     sets, segments = found(more)
-    for _ in range(_ROUNDS if steps.align > 1 else 0):
+    for _ in range(_ROUNDS if steps.block > 1 else 0):
         wider = _wider(graph, segments, steps)
         wants = _wants(graph, sets, segments, steps)
         if not wider and not wants:

@@ -1,8 +1,8 @@
-"""Prices of reads where channels lie in blocks and no view is free: onnxruntime, torch.compile.
+"""Prices of reads where no view is free: in onnxruntime, OpenVINO, and by torch.compile.
 
 There a view of channels is a slice. A slice and a gather copy alike, and in onnxruntime both come
-out of the blocked layout and go back into it. The third way is to read the whole tensor, with zeros
-in the reader's weight: it copies nothing, for more multiply-adds.
+out of the blocked layout and go back into it; in OpenVINO a gather alone does. The third way is to
+read the whole tensor, with zeros in the reader's weight: it copies nothing, for more multiply-adds.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class BlockedPricing(Pricing):
 
     def __init__(self, graph: ChannelGraph, cost_model: CostModel) -> None:
         super().__init__(graph, cost_model)
-        self._block = cost_model.block
+        self._block = cost_model.read_block
         self._makers = {name: op for op in graph.operations for name in op.outputs}
 
     def gather(self, edge: Edge, tensor: str, count: int) -> int:
@@ -63,6 +63,8 @@ class BlockedPricing(Pricing):
         """
         moved = 2 * count * bytes_per_channel(self._graph.tensors[tensor])
         gathered = self._model.nanoseconds("gather", bytes=moved)
+        if self._model.slices_inside:
+            gathered += self._in(tensor, moved) + self._out(tensor, count)
         return max(round(self._sane(gathered) - self._model.nanoseconds("slice", bytes=moved)), 1)
 
     def of_views(self, sets: ChannelSets, segments: Segments) -> float:
@@ -93,8 +95,8 @@ class BlockedPricing(Pricing):
             structure = self._graph.tensors[source]
             count = sum(map(ids.__contains__, structure.channels))
             moved = 2 * count * bytes_per_channel(structure)
-            around = self._in(source, moved)
-            if not self._is_plain(source, segments):
+            around = 0.0 if self._model.slices_inside else self._in(source, moved)
+            if not self._model.slices_inside and not self._is_plain(source, segments):
                 around += self._out(source, len(stored)) / readers[source]
             chain = windows.chain(edge)
             whole = None

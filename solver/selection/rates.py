@@ -129,7 +129,7 @@ class Rates:
             nanoseconds = macs * cost.ns_per_mac
             if op.groups == 1:
                 own = self._model.blocks(kind)
-                blocks = _for(read, own), _for(written, own)
+                blocks = _for(read, own.of_read), _for(written, own.of_written)
             if blocks == (EACH, EACH):
                 nanoseconds += weights
             else:
@@ -171,7 +171,7 @@ class Rates:
             taps = math.prod(self._graph.parameters[weight.name][2:])
             written = self._graph.tensors[op.outputs[0]]
             each = math.prod(written.shape) // len(written.channels)
-            blocks = _for(written, model.blocks(kind)), EACH
+            blocks = _for(written, model.blocks(kind).of_written), EACH
             yield Rate((WRITTEN, None), nanoseconds=each * taps * cost.ns_per_mac, blocks=blocks)
 
 

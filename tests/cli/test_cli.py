@@ -458,7 +458,7 @@ def test_the_clock_can_be_left_out(
     timed: bool, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verdict = "on one thread, by nobody's clock"
-    monkeypatch.setattr("upscale_opt.in_onnxruntime.judge", lambda *models: verdict)
+    monkeypatch.setattr("upscale_opt.in_runtimes.judge", lambda *models: verdict)
     options = ("--export", "onnx", "--out", tmp_path, *(() if timed else ("--no-time",)))
     for command in (
         ("run", "topology/residual_stage"),

@@ -1,6 +1,7 @@
 """The cost model: its document, what it predicts, the kernels of a model, the fit."""
 
 import copy
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +111,12 @@ class TestBlocks:
     def test_a_few_channels_count_as_they_are(self) -> None:
         assert Blocks(16).more((3, 24)) == 32 / 24
         assert Blocks(16).more(()) == 1
+
+    def test_some_kernels_count_what_they_write_alone(self) -> None:
+        one_sided = Blocks(16, both=False)
+        assert one_sided.more((24, 40)) == one_sided.of_written.more((40,)) == 48 / 40
+        assert one_sided.of_read.counted(24) == 24
+        assert Blocks(16).of_read == Blocks(16).of_written == one_sided.of_written
 
     @pytest.mark.parametrize(
         ("layer", "more"),
@@ -308,18 +315,29 @@ class TestFit:
         for name in ("launch", "ns_per_byte", "ns_per_mac", "ns_per_far_byte"):
             assert getattr(found, name) == pytest.approx(getattr(cost, name), rel=1e-3, abs=1e-6)
 
-    @pytest.mark.parametrize("blocks", [Blocks(), Blocks(16), Blocks(8), Blocks(16, 1.5)])
+    @pytest.mark.parametrize(
+        "blocks",
+        [Blocks(), Blocks(16), Blocks(8), Blocks(16, 1.5), Blocks(16, 1.5, both=False)],
+    )
     def test_recovers_blocks(self, blocks: Blocks) -> None:
         cost = KernelCost(
-            launch=5000, ns_per_byte=0.1, ns_per_mac=1, block=blocks.size, uneven=blocks.uneven
+            launch=5000,
+            ns_per_byte=0.1,
+            ns_per_mac=1,
+            block=blocks.size,
+            uneven=blocks.uneven,
+            both=blocks.both,
         )
         widths = (16, 19, 24, 33, 40, 48, 61, 64, 75, 96, 128, 200)
-        kernels = [Timing(49 * w, 10 * 64 * w, 0, 1, (64, w)) for w in widths]
+        reads = itertools.cycle((64, 21, 40, 17, 100))
+        kernels = [
+            Timing(49 * w, 10 * r * w, 0, 1, (r, w)) for w, r in zip(widths, reads, strict=False)
+        ]
         timings = [
             replace(k, nanoseconds=cost.nanoseconds(k.bytes, k.macs, k.sides)) for k in kernels
         ]
         found = fit(timings)
-        assert (found.block, found.uneven) == (cost.block, cost.uneven)
+        assert found.blocks == cost.blocks
         assert relative_error(found, timings) < 1e-6
 
     def test_a_far_off_timing_counts_little(self) -> None:

@@ -1,9 +1,10 @@
-"""Plans for onnxruntime: slices and gathers at their prices, or whole tensors; widths in blocks."""
+"""Plans for onnxruntime and others: slices, gathers, whole tensors by price; widths in blocks."""
 
 from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -17,8 +18,8 @@ from window_networks import X, dense, posed, stream
 
 import upscale_opt as uo
 from upscale_opt.errors import SchemaError, SolverError, UpscaleError
-from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost
-from upscale_opt.ir.profiles import COMPILED, PROFILES, profile
+from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost, Runtime
+from upscale_opt.ir.profiles import COMPILED, OPENVINO, PROFILES, profile
 from upscale_opt.ir.solution import Widths
 from upscale_opt.solver.api import _WIDTHS_PAY, _Task
 from upscale_opt.solver.checking.removal import removal
@@ -69,7 +70,7 @@ def checked(seed: int, make: Callable[[int], nn.Module], cost_model: CostModel) 
 
 
 @pytest.mark.parametrize("make", [stream, dense])
-@pytest.mark.parametrize("cost_model", [FREE_MACS, DEAR_MACS, BETWEEN, BLOCKS, COMPILED])
+@pytest.mark.parametrize("cost_model", [FREE_MACS, DEAR_MACS, BETWEEN, BLOCKS, COMPILED, OPENVINO])
 def test_lossless_and_nothing_in_place(
     make: Callable[[int], nn.Module], cost_model: CostModel
 ) -> None:
@@ -251,7 +252,7 @@ def test_old_cost_models_are_of_eager_mode() -> None:
     assert "runtime" not in old.to_json()
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "compiled"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "compiled", "openvino"])
 def test_the_runtime_travels(runtime: str) -> None:
     built_in = profile(runtime)
     assert built_in.runtime == runtime
@@ -263,9 +264,42 @@ def test_the_runtime_travels(runtime: str) -> None:
     assert solution.cost_model == built_in
 
 
-def test_runtimes_other_than_pytorch_are_two() -> None:
-    others = [name for name, one in PROFILES.items() if one.runtime != "eager"]
-    assert others == ["onnxruntime", "compiled"]
+def test_every_runtime_has_prices() -> None:
+    others = {name for name, one in PROFILES.items() if one.runtime != "eager"}
+    assert others == {*get_args(Runtime)} - {"eager"}
+    assert all(profile(runtime).runtime == runtime for runtime in others)
+
+
+def openvino(**launches: float) -> CostModel:
+    """Prices of OpenVINO by which kernels of these kinds cost so much, and all others nothing."""
+    built_in = profile("openvino")
+    free = KernelCost(launch=0, ns_per_byte=0)
+    paid = {kind: KernelCost(launch=launch, ns_per_byte=0) for kind, launch in launches.items()}
+    kernels = dict.fromkeys(built_in.kernels, free) | paid
+    return built_in.model_copy(update={"kernels": kernels, "block": 1})
+
+
+def test_a_gather_in_openvino_pays_for_the_ways_out_and_in() -> None:
+    """A slice stays in the layout: with reorders dear, slices are none the dearer."""
+    _, graph, masks = posed(2, stream)
+    solution = uo.solve(graph, masks, solver="identity")
+    counts = Counter(r.plan for r in solution.reads if r.kind == "select")
+    gathered = {r.tensor for r in solution.reads if r.plan == "gather"}
+    assert counts["gather"] > 1
+    alone = forecast(graph, solution, openvino(slice=1, gather=10))
+    around = forecast(graph, solution, openvino(slice=1, gather=10, reorder_in=100))
+    both = openvino(slice=1, gather=10, reorder_in=100, reorder_out=1000)
+    assert around - alone == 100 * (counts["gather"] + 1)  # the images come in, too
+    results = len(graph.operations[-1].inputs)
+    assert forecast(graph, solution, both) - around == 1000 * (len(gathered) + results)
+
+
+def test_openvinos_layers_write_blocks_and_read_what_they_need() -> None:
+    prices = profile("openvino")
+    assert (prices.block, prices.read_block, prices.align) == (16, 1, 1)
+    blocks = prices.blocks("conv")
+    assert (blocks.of_read.counted(17), blocks.of_written.counted(17)) == (17, 32)
+    assert profile("onnxruntime").read_block == 16
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {

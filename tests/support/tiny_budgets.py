@@ -112,11 +112,12 @@ class TinyQuestion:
         return self.losses.model_copy(update={"readers": tuple(readers)})
 
 
-def in_blocks(prices: CostModel, size: int, uneven: float) -> CostModel:
-    """The same prices, but convolutions count channels in blocks."""
+def in_blocks(prices: CostModel, size: int, uneven: float, both: bool = True) -> CostModel:
+    """The same prices, but convolutions count channels in blocks: all, or those written."""
     kernels = dict(prices.kernels)
     for kind in ("conv1x1", "conv", "depthwise"):
-        kernels[kind] = kernels[kind].model_copy(update={"block": size, "uneven": uneven})
+        way = {"block": size, "uneven": uneven, "both": both}
+        kernels[kind] = kernels[kind].model_copy(update=way)
     return prices.model_copy(update={"kernels": kernels})
 
 
@@ -155,7 +156,8 @@ def tiny_question(seed: int, *, timed: bool = False) -> TinyQuestion:
     losses, tables = _with_all_sets(graph, rng)
     limit: dict[str, Any] = {rng.choice(["macs", "parameters"]): rng.uniform(0.6, 0.95)}
     if timed:
-        model_of_time = in_blocks(_only_convolutions(), 2, rng.uniform(1, 1.5))
+        uneven, both = rng.uniform(1, 1.5), rng.random() < 0.6
+        model_of_time = in_blocks(_only_convolutions(), 2, uneven, both)
         limit = {"latency": rng.uniform(0.7, 0.95), "cost_model": model_of_time}
     return TinyQuestion(graph, losses, Budget(**limit), tables)
 

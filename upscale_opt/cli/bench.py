@@ -56,6 +56,7 @@ class Runtime(str, Enum):
     eager = "eager"
     compiled = "compiled"
     onnxruntime = "onnxruntime"
+    openvino = "openvino"
 
 
 def _batches(values: list[int]) -> list[int]:
@@ -105,7 +106,8 @@ def bench(
         ),
     ] = _CONTIGUOUS,
     runtime: Annotated[
-        Runtime, typer.Option(help="What to run in: PyTorch as it is, compiled, or onnxruntime.")
+        Runtime,
+        typer.Option(help="What to run in: PyTorch as it is, compiled, onnxruntime, OpenVINO."),
     ] = Runtime.eager,
     device: Annotated[str, typer.Option(help="Where to run: cpu, cuda.")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of weights and inputs.")] = Dtype.float32,
@@ -180,7 +182,7 @@ def bench(
 
     names = own or named_networks(networks or [], group)
     maker = OwnModel(own[0], given) if own else None
-    in_onnxruntime = runtime.value == "onnxruntime"
+    in_files = runtime in (Runtime.onnxruntime, Runtime.openvino)
     usual = RUNTIME_VARIANTS.get(runtime.value, DEFAULT_VARIANTS)
     settings = Settings.model_validate(
         {
@@ -204,8 +206,8 @@ def bench(
             "own": digest_of(given),
         }
     )
-    if in_onnxruntime:
-        _check_onnxruntime(settings)
+    if in_files:
+        _check_runtime(settings)
     _check_device(settings)
     check_folder(out)
     if page is not None:
@@ -236,22 +238,22 @@ def bench(
         )
 
 
-def _check_onnxruntime(settings: Settings) -> None:
-    """Refuse what cannot be timed in onnxruntime.
+def _check_runtime(settings: Settings) -> None:
+    """Refuse what cannot be timed in another program.
 
     Raises:
         UpscaleError: if it is no float32 on a CPU in the usual memory format, or it is missing.
     """
-    from upscale_opt.deploying import check_format
+    from upscale_opt.in_runtimes import backend_of
 
     usual = type(settings)(variants=())
     for name in ("device", "dtype", "formats", "compile", "cuda_graphs"):
         if getattr(settings, name) != getattr(usual, name):
             raise UpscaleError(
-                "onnxruntime is timed on a CPU, in float32, in its own memory format: leave out "
-                "--device, --dtype, --format, --compile and --cuda-graphs"
+                f"{settings.runtime} is timed on a CPU, in float32, in its own memory format: "
+                "leave out --device, --dtype, --format, --compile and --cuda-graphs"
             )
-    check_format("onnx")
+    backend_of(settings.runtime).check()
 
 
 def _digest(cost_model: CostModel) -> str:

@@ -30,6 +30,7 @@ class Runtime(str, Enum):
 
     eager = "eager"
     onnxruntime = "onnxruntime"
+    openvino = "openvino"
 
 
 class Dtype(str, Enum):
@@ -54,7 +55,8 @@ def calibrate(
         "cost-model.json"
     ),
     runtime: Annotated[
-        Runtime, typer.Option(help="Where exports will run: PyTorch as it is, or onnxruntime.")
+        Runtime,
+        typer.Option(help="Where exports will run: PyTorch as it is, onnxruntime or OpenVINO."),
     ] = Runtime.eager,
     device: Annotated[str, typer.Option(help="Where to time it: cpu, cuda, …")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="The precision to time it in.")] = Dtype.float32,
@@ -72,20 +74,20 @@ def calibrate(
 ) -> None:
     """Time the kernels of networks here, whole and pruned by half; write what kernels cost."""
     given.check(*dict.fromkeys(models))
-    if runtime is Runtime.onnxruntime:
+    if runtime is not Runtime.eager:
         usual = device == "cpu" and dtype is Dtype.float32 and memory_format is Format.contiguous
         if not usual:
             raise typer.BadParameter(
-                "onnxruntime is timed on a CPU, in float32, in its own memory format: leave out "
-                "--device, --dtype and --format"
+                f"{runtime.value} is timed on a CPU, in float32, in its own memory format: "
+                "leave out --device, --dtype and --format"
             )
     check_file(out)
     steps = Steps()
     with steps.step("load PyTorch"):
-        if runtime is Runtime.onnxruntime:
-            from upscale_opt.deploying import check_format
+        if runtime is not Runtime.eager:
+            from upscale_opt.in_runtimes import backend_of
 
-            check_format("onnx")
+            backend_of(runtime.value).check()
         import torch
 
         from upscale_opt.cli import networks
@@ -102,11 +104,12 @@ def calibrate(
                 )
                 subjects.append(Subject(network, trace(network, inputs), inputs, name))
         with steps.step("calibrate") as tell:
-            if runtime is Runtime.onnxruntime:
-                from upscale_opt import in_onnxruntime
+            if runtime is not Runtime.eager:
+                from upscale_opt import in_runtimes
 
-                cost_model = in_onnxruntime.calibrate(
+                cost_model = in_runtimes.calibrate(
                     subjects,
+                    runtime=runtime.value,
                     threads=threads,
                     seconds=seconds,
                     progress=lambda event: tell(event.step),

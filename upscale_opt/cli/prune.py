@@ -193,9 +193,9 @@ def prune(
             deployed.append(deploy(result.model, example, out / f"pruned.{name}"))
     judgement = ""
     if timed and "onnx" in formats:
-        with steps.step("time in onnxruntime"):
-            from upscale_opt.in_onnxruntime import judge
+        from upscale_opt.in_runtimes import judge, runtime_for
 
+        with steps.step(f"time in {runtime_for(result.solution)}"):
             judgement = judge(
                 result.masked, result.model, result.graph, result.masks, result.solution, example
             )

@@ -159,9 +159,9 @@ def run(
             deployed.append(deploy(pruned, inputs, target, definition=network))
     judgement = ""
     if timed and "onnx" in formats and place.type == "cpu":
-        with steps.step("time in onnxruntime"):
-            from upscale_opt.in_onnxruntime import judge
+        from upscale_opt.in_runtimes import judge, runtime_for
 
+        with steps.step(f"time in {runtime_for(solution)}"):
             judgement = judge(network, pruned, graph, masks, solution, inputs)
 
     console = output()

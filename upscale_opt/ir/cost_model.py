@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -45,7 +45,7 @@ _IN_LAYOUT = ("conv1x1", "conv", "depthwise")
 Runtime = Literal["eager", "compiled", "onnxruntime", "openvino"]
 """The programs that execute exports: PyTorch as it is, PyTorch compiled, and others."""
 
-_IN_BLOCKS = ("compiled", "onnxruntime")
+_IN_BLOCKS = ("compiled", "onnxruntime", "openvino")
 """Those that have kernels for channels in blocks, and where a view of channels is copied."""
 
 
@@ -56,10 +56,12 @@ class Blocks:
     Attributes:
         size: channels in a block.
         uneven: the factor for numbers of channels that are no multiple of it.
+        both: channels that are read are counted so, too; else those that are written alone.
     """
 
     size: int = 1
     uneven: float = 1.0
+    both: bool = True
 
     def counted(self, channels: int) -> float:
         """The channels that are paid for."""
@@ -67,8 +69,19 @@ class Blocks:
         return whole if whole == channels else whole * self.uneven
 
     def more(self, sides: Sequence[int]) -> float:
-        """The factor for multiply-adds of kernels of so many channels on their sides."""
-        return math.prod(self.counted(width) / width for width in sides if width > FEW)
+        """The factor for multiply-adds of kernels of so many channels read, and written."""
+        counted = sides if self.both else sides[-1:]
+        return math.prod(self.counted(width) / width for width in counted if width > FEW)
+
+    @property
+    def of_read(self) -> Blocks:
+        """The way for channels that are read."""
+        return self if self.both else EACH
+
+    @property
+    def of_written(self) -> Blocks:
+        """The way for channels that are written."""
+        return replace(self, both=True)
 
 
 FEW = 4
@@ -89,6 +102,7 @@ class KernelCost(Record):
         ns_per_far_byte: how much more.
         block: multiply-adds are paid for channels in whole blocks of so many: 17 are as slow as 32.
         uneven: times that much, where the channels are no multiple of it.
+        both: so are channels that are read; else those that are written alone.
     """
 
     launch: float = Field(ge=0)
@@ -98,16 +112,18 @@ class KernelCost(Record):
     ns_per_far_byte: float = Field(default=0.0, ge=0)
     block: int = Field(default=1, ge=1, le=1024)
     uneven: float = Field(default=1.0, ge=1, le=1024)
+    both: bool = True
 
     @property
     def blocks(self) -> Blocks:
         """The way in which it counts channels."""
-        return Blocks(self.block, self.uneven) if self.block > 1 else EACH
+        return Blocks(self.block, self.uneven, self.both) if self.block > 1 else EACH
 
     def nanoseconds(self, bytes: float, macs: float, sides: Sequence[int] = ()) -> float:
         """The cost of one kernel that moves ``bytes`` and computes ``macs`` multiply-adds.
 
-        They are proportional to each of the numbers of channels ``sides``, counted in blocks.
+        They are proportional to each of the numbers of channels ``sides``, of which the last are
+        written, counted in blocks.
         """
         far = max(0.0, bytes - self.cache) if self.cache else 0.0
         near = bytes * self.ns_per_byte + far * self.ns_per_far_byte
@@ -140,8 +156,10 @@ class CostModel(Document):
         runtime: that executes the export. In ``"eager"`` PyTorch a view of channels is free; in
             ``"onnxruntime"`` it is a slice, which copies, and comes out of the blocked layout and
             goes back into it; ``"compiled"`` by ``torch.compile`` it is copied, too, and layers
-            are faster that read and write whole blocks. ``"openvino"`` is priced as eager so far.
-        block: channels that the runtime stores together: widths count as multiples of it.
+            are faster that read and write whole blocks. In ``"openvino"`` a slice copies, but stays
+            in the layout that channels lie in, which a gather does not.
+        block: channels that the runtime stores together: widths count as multiples of it. In
+            ``"openvino"``, those that layers write alone.
         align: a convolution that reads no multiple of so many channels falls out of that layout.
         torch_version: that ran the kernels.
         kernels: the prices, by kind; see :data:`KINDS`.
@@ -179,6 +197,16 @@ class CostModel(Document):
         """The runtime has kernels for channels in blocks, and copies what a view of channels is."""
         return self.runtime in _IN_BLOCKS
 
+    @property
+    def slices_inside(self) -> bool:
+        """A slice of channels stays in the runtime's layout; a gather leaves it and goes back."""
+        return self.runtime == "openvino"
+
+    @property
+    def read_block(self) -> int:
+        """The multiples in which layers count channels that they read; they write by ``block``."""
+        return 1 if self.slices_inside else self.block
+
     def __repr__(self) -> str:
         where = self.device if self.runtime == "eager" else f"{self.runtime} on {self.device}"
         return (
@@ -189,7 +217,7 @@ class CostModel(Document):
     def blocks(self, kind: str) -> Blocks:
         """The way in which kernels of a kind count channels."""
         cost = self.kernels[kind]
-        if self.in_blocks and kind in _IN_LAYOUT:
+        if self.in_blocks and not self.slices_inside and kind in _IN_LAYOUT:
             return Blocks(max(self.block, cost.block), cost.uneven)
         return cost.blocks
 
@@ -202,7 +230,8 @@ class CostModel(Document):
             kind: one of :attr:`kernels`.
             bytes: that it reads and writes: operands, weights and result.
             macs: its multiply-adds.
-            sides: numbers of channels that these are proportional to, to be counted in blocks.
+            sides: numbers of channels, read and written, that these are proportional to, to be
+                counted in blocks.
 
         Raises:
             SolverError: if the kind is unknown or a size negative.

@@ -15,6 +15,7 @@ def _kernel(
     cache: int = 0,
     block: int = 1,
     uneven: float = 1.0,
+    both: bool = True,
 ) -> KernelCost:
     return KernelCost(
         launch=launch,
@@ -24,6 +25,7 @@ def _kernel(
         ns_per_far_byte=far,
         block=block,
         uneven=uneven,
+        both=both,
     )
 
 
@@ -185,6 +187,40 @@ COMPILED = CostModel(
 Convolutions are those of ``channels_last``; those that read no multiple of 16 pay for the loops
 behind them, too."""
 
+OPENVINO = CostModel(
+    device="cpu",
+    device_name="one core of an x86-64 CPU with AVX-512",
+    runtime="openvino",
+    block=16,
+    kernels={
+        "conv1x1": _kernel(9.3e3, 0.014, 0.0072, block=16, both=False),
+        "conv": _kernel(7.6e3, 0.021, 0.0072, block=16, both=False),
+        "depthwise": _kernel(9.6e3, 0.018, 0.013),
+        "grouped": _kernel(9.2e3, 0.036, 0.024),
+        "transposed": _kernel(9.2e3, 0.036, 0.024),
+        "linear": _kernel(30e3, 0.022, 0.0076),
+        "matmul": _kernel(6.8e3, 0.036, 0.012),
+        "norm": _kernel(3.2e3, 0.013),
+        "elementwise": _kernel(5.2e3, 0.0082),
+        "pool": _kernel(17e3, 0.0053, far=0.062, cache=2**21),
+        "reduce": _kernel(5.9e3, 0.022),
+        "softmax": _kernel(6.8e3, 0.024),
+        "gather": _kernel(4.1e3, 0.0095),
+        "copy": _kernel(5e3, 0.011),
+        "view_copy": _kernel(5e3, 0.012),
+        "strided1x1": _kernel(9.3e3, 0.014, 0.0072),
+        "other": _kernel(5.6e3, 0.012),
+        "plain1x1": _kernel(9.3e3, 0.014, 0.0072),
+        "plain": _kernel(7.6e3, 0.021, 0.0072),
+        "plain_depthwise": _kernel(9.6e3, 0.018, 0.013),
+        "slice": _kernel(3.7e3, 0.013),
+        "reorder_in": _kernel(6.6e3, 0.016),
+        "reorder_out": _kernel(5.3e3, 0.013),
+    },
+)
+"""OpenVINO on one thread of such a CPU, float32: fitted to nodes of seven networks, whole and
+pruned. Its convolutions write whole blocks, and are never outside of its layout."""
+
 PROFILES = {
     "cpu": CPU,
     "cpu-channels-last": CPU_CHANNELS_LAST,
@@ -192,6 +228,7 @@ PROFILES = {
     "gpu-float32": GPU_FLOAT32,
     "onnxruntime": ONNXRUNTIME,
     "compiled": COMPILED,
+    "openvino": OPENVINO,
 }
 """The built-in cost models by name."""
 

@@ -36,7 +36,8 @@ class Timing:
         macs: its multiply-adds.
         nanoseconds: that it takes.
         count: how often it was seen; it counts that often.
-        sides: the numbers of channels that the multiply-adds are proportional to, if that is known.
+        sides: the numbers of channels, read and written, that the multiply-adds are proportional
+            to, if that is known.
     """
 
     bytes: float
@@ -47,7 +48,10 @@ class Timing:
 
 
 _BLOCKS = tuple(
-    Blocks(size, uneven) for size in (8, 16, 32) for uneven in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+    Blocks(size, uneven, both)
+    for both in (True, False)
+    for size in (8, 16, 32)
+    for uneven in (1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 )
 """Ways in which kernels may count channels, other than one by one."""
 
@@ -73,7 +77,8 @@ def fit(timings: Sequence[Timing], least_per_mac: float = 0.0) -> KernelCost:
         counted = [replace(t, macs=t.macs * blocks.more(t.sides)) for t in timings]
         loss, price = _in_caches(counted, least_per_mac)
         if loss < min(limit, best[0]):
-            best = loss, price.model_copy(update={"block": blocks.size, "uneven": blocks.uneven})
+            found = {"block": blocks.size, "uneven": blocks.uneven, "both": blocks.both}
+            best = loss, price.model_copy(update=found)
     return best[1]
 
 

@@ -1,4 +1,4 @@
-"""Clocks of models where their exports will run: in PyTorch, compiled, or in onnxruntime."""
+"""Clocks of models where their exports will run: in PyTorch, compiled, or as ONNX files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from upscale_opt.errors import DeployError
-from upscale_opt.in_onnxruntime.timing import model_clock as clock_in_onnxruntime
+from upscale_opt.in_runtimes.backends import BACKENDS
+from upscale_opt.in_runtimes.timing import model_clock as clock_of_file
 from upscale_opt.ir.cost_model import CostModel, Runtime
 from upscale_opt.measuring.in_turn import Clock, Times, model_clock, times_of
 from upscale_opt.tracing.examples import Inputs
@@ -25,8 +26,8 @@ class Clocks:
     Attributes:
         model: the model, unpruned.
         inputs: the example inputs.
-        prices: the cost model: with one of onnxruntime, all are written to ONNX and run there;
-            with one of ``torch.compile``, all are compiled.
+        prices: the cost model: with one of onnxruntime or OpenVINO, all are written to ONNX and
+            run there; with one of ``torch.compile``, all are compiled.
     """
 
     model: nn.Module
@@ -41,8 +42,8 @@ class Clocks:
             seconds: the time for all of it, about.
 
         Raises:
-            DeployError: in onnxruntime, if it is missing or ONNX cannot hold one of them; if one
-                cannot be compiled.
+            DeployError: if the runtime is missing, or ONNX cannot hold one of them; if one cannot
+                be compiled.
         """
         clocks = {"unpruned": self._unpruned}
         clocks |= {name: self._clock(model) for name, model in exports.items()}
@@ -68,18 +69,15 @@ class Clocks:
 
     @property
     def _runtime(self) -> Runtime:
-        """The runtime that is on the clock: PyTorch as it is for those that have none here."""
-        if self.prices is None or not self.prices.in_blocks:
-            return "eager"
-        return self.prices.runtime
+        return "eager" if self.prices is None else self.prices.runtime
 
     @cached_property
     def _unpruned(self) -> Clock:
         return self._clock(self.model)
 
     def _clock(self, model: nn.Module) -> Clock:
-        if self._runtime == "onnxruntime":
-            return clock_in_onnxruntime(model, self.inputs, torch.get_num_threads())
+        if self._runtime in BACKENDS:
+            return clock_of_file(model, self.inputs, self._runtime, torch.get_num_threads())
         found = model_clock(_Compiled(model) if self._runtime == "compiled" else model, self.inputs)
         if self._runtime == "compiled":
             try:

@@ -31,6 +31,7 @@ from upscale_opt.solver.selection.widths import Widths
 
 EVERYTHING = Budget(macs=0.5, parameters=0.5, latency=0.5)
 IN_BLOCKS = EVERYTHING.model_copy(update={"cost_model": in_blocks(CPU, 16, 1.5)})
+WRITTEN_IN_BLOCKS = EVERYTHING.model_copy(update={"cost_model": in_blocks(CPU, 16, 1.5, False)})
 
 
 def random_picks(pickers: list[Picker], rng: random.Random) -> Picks:
@@ -77,7 +78,7 @@ def test_widths_never_promise_what_the_layout_does_not_keep(
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "topology/unet"])
 @pytest.mark.parametrize("make", [single_pickers, space_pickers])
-@pytest.mark.parametrize("budget", [EVERYTHING, IN_BLOCKS])
+@pytest.mark.parametrize("budget", [EVERYTHING, IN_BLOCKS, WRITTEN_IN_BLOCKS])
 def test_widths_are_exact_on_real_networks(name: str, make: object, budget: Budget) -> None:
     graph = uo.trace(catalogue.build(name), catalogue.example_inputs(name))
     setting = Setting(graph, synthetic_losses(graph), budget)
@@ -96,7 +97,7 @@ def test_widths_are_exact_on_real_networks(name: str, make: object, budget: Budg
 @given(
     SEEDS,
     st.sampled_from([single_pickers, space_pickers]),
-    st.sampled_from([EVERYTHING, IN_BLOCKS]),
+    st.sampled_from([EVERYTHING, IN_BLOCKS, WRITTEN_IN_BLOCKS]),
 )
 def test_alternatives_are_what_picking_them_gives(seed: int, make: object, budget: Budget) -> None:
     graph = _unet()

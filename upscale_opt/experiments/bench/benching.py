@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from upscale_opt import in_onnxruntime
+from upscale_opt import in_runtimes
 from upscale_opt.errors import UpscaleError
 from upscale_opt.experiments.bench.floor import floor
 from upscale_opt.experiments.bench.names import BASES
@@ -31,6 +31,7 @@ from upscale_opt.experiments.bench.records import (
 )
 from upscale_opt.experiments.bench.variants import Built, OwnNetwork, Subject, problem_of
 from upscale_opt.experiments.processes import Tell
+from upscale_opt.in_runtimes.backends import BACKENDS
 from upscale_opt.ir.cost_model import CostModel
 from upscale_opt.measuring.bytes_moved import moved_bytes
 from upscale_opt.measuring.costs import count_costs
@@ -163,8 +164,8 @@ def _cells(
     modes += ["cuda-graph"] * settings.cuda_graphs
     for mode in modes:
         tell(f"{where}, {mode}: time")
-        if mode == "onnxruntime":
-            yield _in_onnxruntime(settings, batch, form, ready, dict(problems))
+        if mode in BACKENDS:
+            yield _in_runtime(settings, batch, form, mode, ready, dict(problems))
         else:
             yield _timed(settings, batch, form, mode, ready, dict(problems))
 
@@ -251,25 +252,33 @@ def _timed(
     return Cell(batch=batch, format=form, mode=mode, rounds=count, times=tuple(times))
 
 
-def _in_onnxruntime(
-    settings: Settings, batch: int, form: str, ready: list[_Ready], problems: dict[str, str]
+def _in_runtime(
+    settings: Settings,
+    batch: int,
+    form: str,
+    mode: str,
+    ready: list[_Ready],
+    problems: dict[str, str],
 ) -> Cell:
-    """A cell in onnxruntime.
+    """A cell in a program that runs files.
 
-    Its floor is the time of our export without that of its nodes that only move data, by
-    onnxruntime's profile: there are no free copies to put on the clock.
+    Its floor is the time of our export without that of its nodes that only move data, by the
+    program's profile: there are no free copies to put on the clock.
     """
-    timings: dict[str, in_onnxruntime.Candidate] = {}
+    timings: dict[str, in_runtimes.Candidate] = {}
+    backend = in_runtimes.backend_of(mode)
     twice = any(one.variant == "latency" for one in ready)
     for one in ready:
         if one.variant == "floor" and twice:
             continue  # the same file again
         try:
             inputs = one.kwargs or one.args
-            timings[one.variant] = in_onnxruntime.Candidate(one.model, inputs, settings.threads)
+            timings[one.variant] = in_runtimes.Candidate(
+                one.model, inputs, backend, settings.threads
+            )
         except Exception as error:
             problems[one.variant] = problem_of(error)
-    found = in_onnxruntime.compare(
+    found = in_runtimes.compare(
         timings, rounds=settings.rounds, seconds=settings.seconds, seed=settings.seed
     )
     seconds = {name: list(own) for name, own in found.seconds.items()}
@@ -282,7 +291,7 @@ def _in_onnxruntime(
         for variant in settings.variants
     ]
     count = len(next(iter(seconds.values()))) if seconds else 0
-    return Cell(batch=batch, format=form, mode="onnxruntime", rounds=count, times=tuple(times))
+    return Cell(batch=batch, format=form, mode=mode, rounds=count, times=tuple(times))
 
 
 def _call(one: _Ready, mode: str, breaks: dict[str, int]) -> Call:

@@ -24,6 +24,7 @@ _OURS = tuple(name for name in VARIANTS if not name.startswith("upscale") and na
 
 RUNTIME_VARIANTS = {
     "onnxruntime": _OURS,
+    "openvino": _OURS,
     "compiled": tuple(name for name in _OURS if name != "floor"),
 }
 """The same for other runtimes than PyTorch as it is."""
@@ -42,5 +43,6 @@ MODES = {
     "compiled": "with torch.compile",
     "cuda-graph": "as a CUDA graph",
     "onnxruntime": "in onnxruntime",
+    "openvino": "in OpenVINO",
 }
 """The modes in which variants are run, in words."""

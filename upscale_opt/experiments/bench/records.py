@@ -8,6 +8,7 @@ from pydantic import Field
 
 from upscale_opt.experiments.records import Store
 from upscale_opt.ir.base import Document, Record
+from upscale_opt.ir.cost_model import Runtime
 
 
 class Settings(Record):
@@ -43,7 +44,7 @@ class Settings(Record):
     time_limit: float = 60.0
     batches: tuple[int, ...] = (1,)
     formats: tuple[Literal["contiguous", "channels-last"], ...] = ("contiguous",)
-    runtime: Literal["eager", "compiled", "onnxruntime"] = "eager"
+    runtime: Runtime = "eager"
     device: str = "cpu"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     threads: int = 1

@@ -8,7 +8,7 @@ from upscale_opt.experiments.bench.bars import bars, cell_of, cells_of, ratios, 
 from upscale_opt.experiments.bench.names import BASES, MODES, VARIANTS
 from upscale_opt.experiments.bench.ratios import geometric_mean
 from upscale_opt.experiments.bench.records import BenchRecord, Cell, Time
-from upscale_opt.in_onnxruntime.timing import SLOWER
+from upscale_opt.in_runtimes.timing import SLOWER
 
 Key = tuple[int, str, str]
 

@@ -1,4 +1,4 @@
-"""Make a cost model of onnxruntime by the clock."""
+"""Make a cost model of another program by the clock."""
 
 from __future__ import annotations
 
@@ -11,16 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from upscale_opt.errors import SolverError
-from upscale_opt.in_onnxruntime.sessions import (
-    Node,
-    Profiled,
-    block_here,
-    call_of,
-    clock_of,
-    file_of,
-)
+from upscale_opt.in_runtimes.backends import backend_of
+from upscale_opt.in_runtimes.nodes import Backend, Node, clock_of, file_of
 from upscale_opt.ir.cost_model import Check, CostModel, KernelCost
-from upscale_opt.ir.profiles import ONNXRUNTIME
 from upscale_opt.measuring.calibrating import Subject, device_name, halved
 from upscale_opt.measuring.fitting import Timing
 from upscale_opt.measuring.in_turn import WARM_UP
@@ -36,20 +29,22 @@ _LEAST = 5
 def calibrate(
     subjects: Sequence[Subject],
     *,
+    runtime: str = "onnxruntime",
     threads: int = 1,
     seconds: float = 5.0,
     progress: Listener | None = None,
 ) -> CostModel:
-    """Time the nodes of models in onnxruntime, whole and pruned by half, and fit prices to them.
+    """Time nodes of models in another program, whole and pruned by half, and fit prices to them.
 
     All are written to ONNX as :func:`upscale_opt.deploy` does, for the batch of their inputs, and
-    run in turn; the times of nodes are those of onnxruntime's profile. What else a run takes is
+    run in turn; the times of nodes are those of the program's profile. What else a run takes is
     shared out among its nodes. Kinds that no model has get the built-in numbers, scaled by what
     the others say of this machine.
 
     Args:
         subjects: at least one, in float32.
-        threads: that onnxruntime computes with.
+        runtime: ``"onnxruntime"`` or ``"openvino"``.
+        threads: to compute with.
         seconds: how long to time each, roughly.
         progress: told of every step as it begins.
 
@@ -58,10 +53,12 @@ def calibrate(
 
     Raises:
         SolverError: if there is no model, or an option makes no sense.
-        DeployError: if onnxruntime is missing, or ONNX cannot hold a model.
+        DeployError: if the program is missing, or ONNX cannot hold a model.
     """
     if not subjects:
         raise SolverError("there is no model to calibrate with; give at least one")
+    backend = backend_of(runtime)
+    backend.check()
     if threads < 1 or not seconds > 0:
         raise SolverError(f"{threads} threads and {seconds:g} seconds: both must be more than 0")
 
@@ -71,7 +68,7 @@ def calibrate(
 
     passes: list[_Pass] = []
     with torch.no_grad(), same_random_state(torch.device("cpu")):
-        block = block_here()
+        block = backend.block_here()
         for subject in subjects:
             tell(f"{subject.title}: pruning a copy by half")
             inputs = _inputs(subject)
@@ -81,24 +78,33 @@ def calibrate(
             }
             files = {name: file_of(model, inputs) for name, model in models.items()}
             tell(f"{subject.title}: timing")
-            passes += _timed(files, inputs, block, threads, seconds)
+            passes += _timed(files, inputs, backend, block, threads, seconds)
     timings: defaultdict[str, list[Timing]] = defaultdict(list)
     for one in passes:
         for node in one.nodes:
             timings[node.kind].append(Timing(node.bytes, node.macs, max(node.nanoseconds, 1.0)))
     overhead = max(0.0, statistics.median(one.overhead for one in passes))
-    kernels, error = fitted(timings, ONNXRUNTIME, overhead)
+    kernels, error = fitted(timings, backend.prices, overhead)
+    kernels = {kind: _in_blocks(price, backend, kind) for kind, price in kernels.items()}
     return CostModel(
         device="cpu",
         device_name=device_name(torch.device("cpu")),
         threads=threads,
-        runtime="onnxruntime",
+        runtime=backend.name,
         block=block,
-        align=min(block, ONNXRUNTIME.align),
+        align=min(block, backend.prices.align),
         torch_version=str(torch.__version__),
         kernels=kernels,
         error=error,
         checks=tuple(one.check(kernels) for one in passes),
+    )
+
+
+def _in_blocks(price: KernelCost, backend: Backend, kind: str) -> KernelCost:
+    """A price with the program's way to count channels: nodes were timed with whole blocks."""
+    known = backend.prices.kernels[kind]
+    return price.model_copy(
+        update={"block": known.block, "uneven": known.uneven, "both": known.both}
     )
 
 
@@ -128,12 +134,17 @@ class _Pass:
 
 
 def _timed(
-    files: dict[str, bytes], inputs: Inputs, block: int, threads: int, seconds: float
+    files: dict[str, bytes],
+    inputs: Inputs,
+    backend: Backend,
+    block: int,
+    threads: int,
+    seconds: float,
 ) -> list[_Pass]:
     """Time files in turn, each with a profile and without."""
     now = clock_of(threads)
-    plain = {name: call_of(data, inputs, threads) for name, data in files.items()}
-    profiled = {name: Profiled(data, inputs, threads) for name, data in files.items()}
+    plain = {name: backend.call_of(data, inputs, threads) for name, data in files.items()}
+    profiled = {name: backend.profiled(data, inputs, threads) for name, data in files.items()}
     wholes: dict[str, list[float]] = {name: [] for name in files}
 
     def lap(call: Callable[[], object]) -> float:

@@ -6,18 +6,17 @@ import json
 import math
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from upscale_opt.deploying import arrays_of, capture, check_format, failing, onnx_of, session_of
-from upscale_opt.tracing.copying import copied
+from upscale_opt.deploying import arrays_of, check_format, session_of
+from upscale_opt.in_runtimes.nodes import Backend, Node, convolution, file_of
+from upscale_opt.ir.profiles import ONNXRUNTIME as PRICES
 from upscale_opt.tracing.examples import Inputs
 
 _FILE = "nodes"
@@ -43,39 +42,6 @@ _KINDS = {
 }
 """Kinds of kernels by onnxruntime's operators; convolutions have several."""
 
-MOVES = ("gather", "slice", "copy", "reorder_in", "reorder_out")
-"""The kinds that compute nothing."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node that onnxruntime ran.
-
-    Attributes:
-        name: in the optimised graph.
-        kind: of the kernel; see :mod:`upscale_opt.ir.cost_model`.
-        bytes: that it reads and writes.
-        macs: its multiply-adds, widths in whole blocks where it computes in them.
-        nanoseconds: the median over all runs.
-    """
-
-    name: str
-    kind: str
-    bytes: int
-    macs: int
-    nanoseconds: float
-
-
-def file_of(model: nn.Module, inputs: Inputs) -> bytes:
-    """The model's ONNX file, for a fixed batch.
-
-    Raises:
-        DeployError: if a library is missing, or ONNX cannot hold it.
-    """
-    check_format("onnx")
-    with failing("ONNX cannot hold this model"):
-        return onnx_of(capture(copied(model).eval(), inputs, dynamic_batch=False))
-
 
 def call_of(data: bytes, inputs: Inputs, threads: int) -> Callable[[], object]:
     """A call that runs an ONNX file on the inputs."""
@@ -85,12 +51,7 @@ def call_of(data: bytes, inputs: Inputs, threads: int) -> Callable[[], object]:
     return lambda: session.run(None, feed)
 
 
-def clock_of(threads: int) -> Callable[[], int]:
-    """A clock in nanoseconds: of one thread alone, the time it computes for."""
-    return time.thread_time_ns if threads == 1 else time.perf_counter_ns
-
-
-class Profiled:
+class Session:
     """A session that writes down the time of every node.
 
     Args:
@@ -154,7 +115,10 @@ def node_of(name: str, args: Mapping[str, Any], nanoseconds: float, block: int) 
     moved = 4 * sum(map(math.prod, (*given, *results)))
     macs = 0
     if operator in ("Conv", "FusedConv", "NhwcFusedConv") and len(given) > 1:
-        kind, macs = _convolution(given, results[0], block if "_nchwc" in name else 1)
+        read, depth = given[0][1], given[1][1]
+        groups = read // depth if depth < read // 2 or read == given[1][0] else 1
+        inside = block if "_nchwc" in name else 1
+        kind, macs = convolution(given[0], given[1], results[0], groups, inside)
     elif kind == "linear" and given and given[0] and results:
         macs = math.prod(results[0]) * given[0][-1]
         moved += 4 * given[0][-1] * results[0][-1]  # the weight, which is kept elsewhere
@@ -167,35 +131,6 @@ def node_of(name: str, args: Mapping[str, Any], nanoseconds: float, block: int) 
     return Node(name, kind, moved, macs, nanoseconds)
 
 
-def _convolution(
-    given: Sequence[Sequence[int]], result: Sequence[int], block: int
-) -> tuple[str, int]:
-    """The kind of a convolution, and its multiply-adds."""
-    read, (written, depth, *kernel) = given[0][1], given[1]
-    pointwise = math.prod(kernel) == 1
-    positions = result[0] * math.prod(result[2:])
-    if depth == 1 and written == read > 1:
-        if math.prod(kernel) == 1:
-            return "norm", 0
-        inside = "depthwise" if block > 1 else "plain_depthwise"
-        return inside, positions * math.prod(kernel) * whole(written, block)
-    if depth < read // 2:
-        return "grouped", positions * math.prod(kernel) * written * depth
-    width = whole(depth, block) if depth >= block else depth
-    macs = positions * math.prod(kernel) * whole(written, block) * width
-    inside = "conv1x1" if pointwise else "conv"
-    return (inside if block > 1 else "plain1x1" if pointwise else "plain"), macs
-
-
-def whole(width: int, block: int) -> int:
-    """A width in whole blocks.
-
-    >>> whole(12, 16), whole(32, 16), whole(5, 1)
-    (16, 32, 5)
-    """
-    return -(-width // block) * block
-
-
 def _shapes(found: Sequence[Mapping[str, Sequence[int]]]) -> list[list[int]]:
     return [list(shape) for one in found for shape in one.values()]
 
@@ -203,6 +138,17 @@ def _shapes(found: Sequence[Mapping[str, Sequence[int]]]) -> list[list[int]]:
 def block_here() -> int:
     """The channels that onnxruntime stores together on this CPU; 1 if it has no such layout."""
     inputs = torch.zeros(1, 64, 8, 8)
-    one = Profiled(file_of(nn.Conv2d(64, 4, 3), inputs), inputs, 1)
+    one = Session(file_of(nn.Conv2d(64, 4, 3), inputs), inputs, 1)
     one.run()
     return one.block()
+
+
+ONNXRUNTIME = Backend(
+    name="onnxruntime",
+    prices=PRICES,
+    check=lambda: check_format("onnx"),
+    call_of=call_of,
+    profiled=Session,
+    block_here=block_here,
+)
+"""Onnxruntime."""

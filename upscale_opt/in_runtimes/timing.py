@@ -1,24 +1,18 @@
-"""Several models timed in onnxruntime, in turn, in one process."""
+"""Several models timed in another program, in turn, in one process."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from upscale_opt.deploying import failing
 from upscale_opt.errors import DeployError
-from upscale_opt.in_onnxruntime.sessions import (
-    MOVES,
-    Node,
-    Profiled,
-    call_of,
-    clock_of,
-    file_of,
-)
+from upscale_opt.in_runtimes.backends import backend_of
+from upscale_opt.in_runtimes.nodes import MOVES, Backend, Node, clock_of, file_of
 from upscale_opt.measuring.in_turn import Clock, interleaved
 from upscale_opt.shown import Shown
 from upscale_opt.tracing.examples import Inputs, require_model
@@ -32,13 +26,15 @@ SLOWER = 1.02
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Shown):
-    """The times of several models in onnxruntime.
+    """The times of several models in a program.
 
     Attributes:
+        runtime: the program's name.
         seconds: of every model in every round, by name.
         nodes: what a run of every model runs, by name.
     """
 
+    runtime: str
     seconds: Mapping[str, Sequence[float]]
     nodes: Mapping[str, Sequence[Node]] = field(default_factory=dict)
 
@@ -79,11 +75,11 @@ class Comparison(Shown):
         """A sentence: is a model slower than another, and if so, which one is not."""
         ratio = self.ratio(name, base)
         if ratio <= SLOWER:
-            return f"{name} takes {ratio:.3f} of the time of {base} in onnxruntime"
+            return f"{name} takes {ratio:.3f} of the time of {base} in {self.runtime}"
         best = self.fastest()
         return (
-            f"{name} is slower than {base} in onnxruntime: {ratio:.3f} of its time; take {best}, "
-            f"which takes {self.ratio(best, base):.3f}"
+            f"{name} is slower than {base} in {self.runtime}: {ratio:.3f} of its time; take "
+            f"{best}, which takes {self.ratio(best, base):.3f}"
         )
 
 
@@ -91,11 +87,12 @@ def beside(
     models: Mapping[str, nn.Module],
     inputs: Inputs,
     *,
+    runtime: str = "onnxruntime",
     seconds: float = 5.0,
     threads: int = 1,
     seed: int = 0,
 ) -> Comparison:
-    """Time several models on the same inputs in onnxruntime, in turn, in one process.
+    """Time several models on the same inputs in another program, in turn, in one process.
 
     All are written to ONNX for the batch of the inputs, as :func:`upscale_opt.deploy` does. With
     one thread it is the time that the thread computes for: it is the same where other programs run.
@@ -103,38 +100,46 @@ def beside(
     Args:
         models: by name; in float32, on the CPU.
         inputs: as for :func:`upscale_opt.trace`.
+        runtime: ``"onnxruntime"`` or ``"openvino"``.
         seconds: the time for all of it, about.
-        threads: that onnxruntime computes with.
+        threads: to compute with.
         seed: of the order within rounds.
 
     Raises:
         TraceError: if one is no model, or ``inputs`` are none of the accepted forms.
-        DeployError: if onnxruntime is missing, or ONNX cannot hold a model.
+        DeployError: if the program is missing, or ONNX cannot hold a model.
+        SolverError: if there is no such program.
     """
+    backend = backend_of(runtime)
     candidates = {}
     for name, model in models.items():
         require_model(model, "measure")
-        candidates[name] = Candidate(model, inputs, threads)
+        candidates[name] = Candidate(model, inputs, backend, threads)
     return compare(candidates, seconds=seconds, seed=seed)
 
 
 class Candidate:
-    """A model that is ready to run in onnxruntime.
+    """A model that is ready to run in another program.
 
     Args:
         model: in float32, on the CPU.
         inputs: to run it on.
+        backend: the program.
         threads: to compute with.
 
     Raises:
-        DeployError: if onnxruntime is missing, or ONNX cannot hold the model.
+        DeployError: if the program is missing, or ONNX cannot hold the model.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs, threads: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: Inputs, backend: Backend, threads: int = 1
+    ) -> None:
+        backend.check()
         data = file_of(model, inputs)
-        self.clock = _ready(data, inputs, threads)
-        with failing("onnxruntime cannot run this model"):
-            self.profiled = Profiled(data, inputs, threads)
+        self.runtime = backend.name
+        self.clock = _ready(data, inputs, backend, threads)
+        with failing(f"{backend.name} cannot run this model"):
+            self.profiled = backend.profiled(data, inputs, threads)
 
 
 def compare(
@@ -157,31 +162,33 @@ def compare(
     for _ in range(_PROFILED):
         for one in candidates.values():
             one.profiled.run()
-    return Comparison(found, {name: one.profiled.nodes(1) for name, one in candidates.items()})
+    nodes = {name: one.profiled.nodes(1) for name, one in candidates.items()}
+    runtimes = dict.fromkeys(one.runtime for one in candidates.values())
+    return Comparison(" and ".join(runtimes), found, nodes)
 
 
-def model_clock(model: nn.Module, inputs: Inputs, threads: int = 1) -> Clock:
+def model_clock(
+    model: nn.Module, inputs: Inputs, runtime: str = "onnxruntime", threads: int = 1
+) -> Clock:
     """A clock of a model on its inputs, as :func:`beside` has it; it runs once at once.
 
     Raises:
         TraceError: if it is no model, or ``inputs`` are none of the accepted forms.
-        DeployError: if onnxruntime is missing, or ONNX cannot hold the model.
+        DeployError: if the program is missing, or ONNX cannot hold the model.
+        SolverError: if there is no such program.
     """
     require_model(model, "measure")
-    return _ready(file_of(model, inputs), inputs, threads)
+    backend = backend_of(runtime)
+    backend.check()
+    return _ready(file_of(model, inputs), inputs, backend, threads)
 
 
-def _ready(data: bytes, inputs: Inputs, threads: int) -> Clock:
-    """The clock of a file, which ran once."""
-    with failing("onnxruntime cannot run this model"):
-        found = _clock(call_of(data, inputs, threads), threads)
-        found()
-    return found
-
-
-def _clock(call: Callable[[], object], threads: int) -> Clock:
-    """A clock of runs; of one thread, the time it computes for, in which other programs are not."""
+def _ready(data: bytes, inputs: Inputs, backend: Backend, threads: int) -> Clock:
+    """The clock of a file, which ran once; of one thread, the time it computes for."""
     now = clock_of(threads)
+    with failing(f"{backend.name} cannot run this model"):
+        call = backend.call_of(data, inputs, threads)
+        call()
 
     def measure() -> float:
         start = now()

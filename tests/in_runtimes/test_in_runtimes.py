@@ -1,11 +1,11 @@
-"""Models in onnxruntime: nodes of its profile, prices, times in turn, and the benchmark."""
+"""Models in other programs: nodes of their profiles, prices, times in turn, the benchmark."""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +13,18 @@ from command_line import call as command
 from torch import Tensor, nn
 
 import upscale_opt as uo
-from upscale_opt import in_onnxruntime
+from upscale_opt import in_runtimes
 from upscale_opt.errors import DeployError, SolverError
 from upscale_opt.experiments.bench.benching import Task, bench
 from upscale_opt.experiments.bench.names import RUNTIME_VARIANTS
 from upscale_opt.experiments.bench.records import BenchRecord, Settings
 from upscale_opt.experiments.bench.tables import best_other, verdicts
-from upscale_opt.in_onnxruntime.sessions import Profiled, block_here, file_of, node_of, whole
-from upscale_opt.in_onnxruntime.timing import Comparison, model_clock
-from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost
+from upscale_opt.in_runtimes import openvino
+from upscale_opt.in_runtimes.backends import BACKENDS
+from upscale_opt.in_runtimes.nodes import file_of, whole
+from upscale_opt.in_runtimes.onnxruntime import Session, block_here, node_of
+from upscale_opt.in_runtimes.timing import Comparison, model_clock
+from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost, Runtime
 from upscale_opt.ir.profiles import profile
 from upscale_opt.measuring.calibrating import Subject
 from upscale_opt.pruning import by_clock
@@ -110,6 +113,78 @@ def test_nodes_by_hand(case: str) -> None:
     assert (node.kind, node.macs, node.bytes) == (kind, macs, moved)
 
 
+OPENVINO_NODES: dict[str, tuple[str, tuple[list[int], ...], list[int], tuple[str, int, int]]] = {
+    "a convolution": (
+        "Convolution",
+        ([1, 20, 8, 8], [10, 20, 3, 3]),
+        [1, 10, 8, 8],
+        ("conv", 64 * 9 * 16 * 20, 4 * (1280 + 1800 + 640)),
+    ),
+    "a pointwise one": (
+        "Convolution",
+        ([1, 20, 8, 8], [16, 20, 1, 1]),
+        [1, 16, 8, 8],
+        ("conv1x1", 64 * 16 * 20, 4 * (1280 + 320 + 1024)),
+    ),
+    "depthwise": (
+        "Convolution",
+        ([1, 6, 8, 8], [6, 1, 1, 3, 3]),
+        [1, 6, 8, 8],
+        ("depthwise", 64 * 9 * 6, 4 * (384 + 54 + 384)),
+    ),
+    "in groups": (
+        "Convolution",
+        ([1, 8, 8, 8], [2, 3, 4, 3, 3]),
+        [1, 6, 8, 8],
+        ("grouped", 64 * 9 * 6 * 4, 4 * (512 + 216 + 384)),
+    ),
+    "a product": ("FullyConnected", ([2, 30], [10, 30]), [2, 10], ("linear", 600, 1520)),
+    "a slice": ("StridedSlice", ([1, 9, 8, 8], [1]), [1, 4, 8, 8], ("slice", 0, 8 * 256)),
+    "a gather": ("Gather", ([1, 9, 8, 8], [4]), [1, 4, 8, 8], ("gather", 0, 8 * 256)),
+    "a way out": ("Reorder", ([1, 9, 8, 8],), [1, 9, 8, 8], ("reorder_out", 0, 8 * 576)),
+    "unknown": ("Einsum", ([4],), [4], ("other", 0, 32)),
+}
+
+
+@pytest.mark.parametrize("case", OPENVINO_NODES)
+def test_nodes_of_openvino_by_hand(case: str) -> None:
+    what, given, result, (kind, macs, moved) = OPENVINO_NODES[case]
+    info = {"layerType": what, "outputLayouts": "abcd"}
+    node = openvino.node_of("x", info, given, [result], 5.0, 16)
+    assert (node.kind, node.macs, node.bytes) == (kind, macs, moved)
+    inside = openvino.node_of("x", {**info, "outputLayouts": "acdb"}, given, [result], 5.0, 16)
+    assert inside.kind == ("reorder_in" if what == "Reorder" else kind)
+
+
+class Selecting(nn.Module):
+    """A part of what a convolution writes, for another one: a slice or a gather."""
+
+    def __init__(self, channels: list[int] | slice) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of shape (N, 32, H, W)."""
+        y: Tensor = self.second(torch.relu(self.first(x))[:, self.channels])
+        return y
+
+
+def test_what_prices_say_of_openvino_is_what_it_does() -> None:
+    """A gather is put between reorders there, a slice is not."""
+    x = torch.randn(1, 3, 24, 24)
+    kinds = {}
+    channels: dict[str, list[int] | slice] = {"slice": slice(4, 20), "gather": [*range(0, 32, 2)]}
+    for name, chosen in channels.items():
+        one = openvino.Session(file_of(Selecting(chosen).eval(), x), x, 1)
+        one.run()
+        kinds[name] = Counter(node.kind for node in one.nodes(16))
+    assert kinds["slice"]["conv"] == kinds["gather"]["conv"] == 2
+    assert kinds["slice"]["slice"] == kinds["gather"]["gather"] == 1
+    reorders = {name: own["reorder_in"] + own["reorder_out"] for name, own in kinds.items()}
+    assert reorders["gather"] == reorders["slice"] + 2
+
+
 def test_widths_in_blocks() -> None:
     assert [whole(width, 16) for width in (1, 16, 17)] == [16, 16, 32]
     assert block_here() in (1, 4, 8, 16)
@@ -129,7 +204,7 @@ def test_a_whole_tensor_leaves_no_slice_and_no_gather() -> None:
         solution = uo.solve(graph, masks, objective="latency", cost_model=prices)
         pruned = uo.materialize(model, solution)
         uo.verify(model, pruned, x)
-        one = Profiled(file_of(pruned, x), x, 1)
+        one = Session(file_of(pruned, x), x, 1)
         one.run()
         kinds[name] = [node.kind for node in one.nodes(1)]
     moves = {"slice", "gather"}
@@ -153,7 +228,7 @@ def test_the_forecast_has_the_nodes_that_run(prices: str) -> None:
     model, x = stream()
     graph = uo.trace(model, x)
     solution = uo.solve(graph, uo.masks_of(model, graph), objective="latency", cost_model=prices)
-    one = Profiled(file_of(uo.materialize(model, solution), x), x, 1)
+    one = Session(file_of(uo.materialize(model, solution), x), x, 1)
     one.run()
     ran = Counter(node.kind for node in one.nodes(block))
     seen = ("conv", "conv1x1", "plain", "plain1x1", "slice", "gather", "reorder_in", "reorder_out")
@@ -165,16 +240,18 @@ def test_the_forecast_has_the_nodes_that_run(prices: str) -> None:
 # Calibrating.
 
 
-def test_calibrating() -> None:
+@pytest.mark.parametrize("runtime", BACKENDS)
+def test_calibrating(runtime: str) -> None:
     model, x = stream()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     told: list[str] = []
-    found = in_onnxruntime.calibrate(
+    found = in_runtimes.calibrate(
         [Subject(model, uo.trace(model, x), x, "small")],
+        runtime=runtime,
         seconds=0.05,
         progress=lambda event: told.append(event.step),
     )
-    assert found.runtime == "onnxruntime"
+    assert found.runtime == runtime
     assert set(found.kernels) == {*KINDS, *BLOCKED_KINDS}
     assert {"conv", "plain"} & set(found.error)
     assert [check.network for check in found.checks] == ["small", "small, half of its channels"]
@@ -187,11 +264,13 @@ def test_calibrating() -> None:
 
 def test_calibrating_needs_models_and_time() -> None:
     with pytest.raises(SolverError, match="no model"):
-        in_onnxruntime.calibrate([])
+        in_runtimes.calibrate([])
     model, x = stream()
     subject = Subject(model, uo.trace(model, x), x)
     with pytest.raises(SolverError, match="more than 0"):
-        in_onnxruntime.calibrate([subject], seconds=0)
+        in_runtimes.calibrate([subject], seconds=0)
+    with pytest.raises(SolverError, match="onnxruntime, openvino"):
+        in_runtimes.calibrate([subject], runtime="tvm")
 
 
 def test_the_command_calibrates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,35 +284,44 @@ def test_the_command_calibrates(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", ["calibrate", "bench"])
-def test_without_onnxruntime_nothing_begins(
-    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("runtime", BACKENDS)
+def test_without_the_program_nothing_begins(
+    name: str,
+    runtime: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, runtime, None)
     out = str(tmp_path / "out")
-    assert command(name, SMALL, "--runtime", "onnxruntime", "-o", out) == 1
+    assert command(name, SMALL, "--runtime", runtime, "-o", out) == 1
     error = capsys.readouterr().err
-    assert "upscale-opt[onnx]" in "".join(error.split())
+    extra = "onnx" if runtime == "onnxruntime" else runtime
+    assert f"upscale-opt[{extra}]" in "".join(error.split())
     assert "trace" not in error
 
 
 # Times in turn.
 
 
-def test_models_beside_each_other() -> None:
+@pytest.mark.parametrize("runtime", BACKENDS)
+def test_models_beside_each_other(runtime: str) -> None:
     model, x = stream()
-    found = in_onnxruntime.beside({"one": model, "two": nn.Conv2d(3, 8, 3)}, x, seconds=0.05)
+    models = {"one": model, "two": nn.Conv2d(3, 8, 3)}
+    found = in_runtimes.beside(models, x, runtime=runtime, seconds=0.05)
+    assert found.runtime == runtime
     assert found.ratio("one", "one") == 1
     assert found.milliseconds.keys() == {"one", "two"}
     assert 0 < found.computing("one") <= 1
     with pytest.raises(DeployError, match="'three' was not timed"):
         found.ratio("one", "three")
     with pytest.raises(uo.TraceError):
-        in_onnxruntime.beside({"none": 3}, x)  # type: ignore[dict-item]
+        in_runtimes.beside({"none": 3}, x)  # type: ignore[dict-item]
 
 
 def test_verdicts_name_the_way_out() -> None:
     times = {"unpruned": [1.0, 2.0], "pruned": [1.1, 2.2], "other": [0.5, 1.0]}
-    found = Comparison(times)
+    found = Comparison("onnxruntime", times)
     assert found.fastest() == "other"
     assert "pruned is slower than unpruned" in found.verdict("pruned")
     assert "take other, which takes 0.500" in found.verdict("pruned")
@@ -252,20 +340,32 @@ def test_a_slower_export_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def beside(models: dict[str, nn.Module], *_: object, **__: object) -> Comparison:
         asked.append(list(models))
         times = {"the unpruned network": [1.0], "the export": [1.5]}
-        return Comparison({**times, **{name: [0.75] for name in [*models][2:]}})
+        return Comparison("onnxruntime", {**times, **{name: [0.75] for name in [*models][2:]}})
 
-    monkeypatch.setattr("upscale_opt.in_onnxruntime.judging.beside", beside)
-    said = in_onnxruntime.judge(model, pruned, graph, masks, solution, x)
+    monkeypatch.setattr("upscale_opt.in_runtimes.judging.beside", beside)
+    said = in_runtimes.judge(model, pruned, graph, masks, solution, x)
     assert "the export is slower than the unpruned network" in said
     assert "take the plan of objective latency and cost model onnxruntime, which takes 0.75" in said
     assert [len(models) for models in asked] == [2, 3]
+
+
+def test_files_are_judged_where_their_plan_is_for() -> None:
+    model, x = stream()
+    graph = uo.trace(model, x)
+    masks = uo.masks_of(model, graph)
+    for prices, runtime in (("openvino", "openvino"), ("cpu", "onnxruntime")):
+        solution = uo.solve(graph, masks, objective="latency", cost_model=prices)
+        assert in_runtimes.runtime_for(solution) == runtime
+        pruned = uo.materialize(model, solution)
+        said = in_runtimes.judge(model, pruned, graph, masks, solution, x, seconds=0.05)
+        assert f"in {runtime}" in said
 
 
 def test_what_cannot_be_timed_is_not() -> None:
     model, x = stream()
     graph = uo.trace(model, x)
     masks, solution = uo.masks_of(model, graph), uo.solve(graph, uo.masks_of(model, graph))
-    said = in_onnxruntime.judge(model, nn.Linear(2, 2), graph, masks, solution, x)
+    said = in_runtimes.judge(model, nn.Linear(2, 2), graph, masks, solution, x)
     assert said.startswith("not timed in onnxruntime: ")
 
 
@@ -277,12 +377,12 @@ def test_a_run_says_what_the_file_takes(tmp_path: Path, capsys: pytest.CaptureFi
 # The benchmark.
 
 
-@pytest.fixture(scope="module")
-def record() -> BenchRecord:
-    return benched("onnxruntime")
+@pytest.fixture(scope="module", params=BACKENDS)
+def record(request: pytest.FixtureRequest) -> BenchRecord:
+    return benched(request.param)
 
 
-def benched(runtime: Literal["compiled", "onnxruntime"]) -> BenchRecord:
+def benched(runtime: Runtime) -> BenchRecord:
     """The record of a small network."""
     settings = Settings(runtime=runtime, rounds=2, variants=RUNTIME_VARIANTS[runtime])
     return bench(Task(SMALL, settings))
@@ -309,10 +409,10 @@ def test_the_benchmark_of_compiled_models(monkeypatch: pytest.MonkeyPatch) -> No
     assert "takes" in said
 
 
-def test_the_benchmark_in_onnxruntime(record: BenchRecord) -> None:
+def test_the_benchmark_in_other_programs(record: BenchRecord) -> None:
     assert record.problem == ""
     (cell,) = record.cells
-    assert cell.key == (1, "contiguous", "onnxruntime")
+    assert cell.key == (1, "contiguous", record.settings.runtime)
     for variant in record.settings.variants:
         time = cell.time_of(variant)
         assert time is not None
@@ -342,37 +442,53 @@ def test_verdicts_of_records(record: BenchRecord) -> None:
 @pytest.mark.parametrize(
     "options", [["--device", "cuda"], ["--compile"], ["--format", "channels-last"]]
 )
-def test_what_onnxruntime_is_not_timed_with(
-    options: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("runtime", BACKENDS)
+def test_what_other_programs_are_not_timed_with(
+    runtime: str, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("bench", SMALL, "--runtime", "onnxruntime", *options) == 1
-    assert "onnxruntime is timed on a CPU" in capsys.readouterr().err
+    assert command("bench", SMALL, "--runtime", runtime, *options) == 1
+    assert f"{runtime} is timed on a CPU" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("runtime", BACKENDS)
 def test_pruned_models_are_timed_where_their_prices_are_from(
-    monkeypatch: pytest.MonkeyPatch,
+    runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(by_clock, "_SECONDS", 0.1)
     monkeypatch.setattr(by_clock, "_AGAIN", 0)
     model, inputs = stream()
-    given = uo.prune(model, inputs, measure=True, objective="latency", cost_model="onnxruntime")
-    budget = uo.Budget(latency=0.7, cost_model="onnxruntime")
+    given = uo.prune(model, inputs, measure=True, objective="latency", cost_model=runtime)
+    budget = uo.Budget(latency=0.7, cost_model=runtime)
     chosen = uo.prune(model, inputs, budget=budget, measure=True, time_limit=0.5)
     for found in (given, chosen):
         assert found.times is not None
-        assert found.times.device == "onnxruntime"
+        assert found.times.device == runtime
         assert set(found.times.milliseconds) >= {"unpruned", "pruned"}
     eager = uo.prune(model, inputs, measure=True)
     assert eager.times is not None
     assert eager.times.device == "cpu"
 
 
-def test_clocks_in_onnxruntime_run_the_file() -> None:
+@pytest.mark.parametrize("runtime", BACKENDS)
+def test_clocks_of_other_programs_run_the_file(runtime: str) -> None:
     model, inputs = stream()
-    clock = model_clock(model, inputs)
+    clock = model_clock(model, inputs, runtime)
     assert clock() > 0
     with pytest.raises(DeployError, match=r"ONNX cannot hold this model|cannot run this model"):
-        model_clock(model.bfloat16(), inputs.bfloat16())
+        model_clock(model.bfloat16(), inputs.bfloat16(), runtime)
+
+
+def test_openvino_computes_what_the_model_does() -> None:
+    model, x = stream()
+    graph = uo.trace(model, x)
+    solution = uo.solve(
+        graph, uo.masks_of(model, graph), objective="latency", cost_model="openvino"
+    )
+    pruned = uo.materialize(model, solution)
+    results: Any = openvino.call_of(file_of(pruned, x), x, 1)()
+    (found,) = results.values()
+    wanted = model(x).detach()
+    assert (torch.from_numpy(found) - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 def test_what_cannot_be_timed_there_is_refused_before_the_work() -> None:

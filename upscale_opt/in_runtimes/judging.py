@@ -1,11 +1,12 @@
-"""Is a file worth deploying: an export in onnxruntime beside the network that it was made of."""
+"""Is a file worth deploying: an export beside the network it was made of, where it will run."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from upscale_opt.errors import UpscaleError
-from upscale_opt.in_onnxruntime.timing import SLOWER, beside
+from upscale_opt.in_runtimes.backends import BACKENDS
+from upscale_opt.in_runtimes.timing import SLOWER, beside
 from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.ir.masks import Masks
 from upscale_opt.ir.solution import Solution
@@ -13,8 +14,11 @@ from upscale_opt.materializing.materialize import materialize
 from upscale_opt.solver.api import solve
 from upscale_opt.tracing.examples import Inputs
 
-RUNTIME = "onnxruntime"
-"""The name of the built-in prices, too."""
+
+def runtime_for(solution: Solution) -> str:
+    """The program that an export's file is judged in: its plan's, or else onnxruntime."""
+    model = solution.cost_model
+    return "onnxruntime" if model is None or model.runtime not in BACKENDS else model.runtime
 
 
 def judge(
@@ -27,9 +31,10 @@ def judge(
     *,
     seconds: float = 2.0,
 ) -> str:
-    """Time an export in onnxruntime, on one thread, beside the network with all of its channels.
+    """Time an export as a file, on one thread, beside the network with all of its channels.
 
-    If it is slower, and its plan was not made for onnxruntime, the plan that is gets timed, too.
+    It is where :func:`runtime_for` says. If the export is slower, and its plan was not made for
+    that program, the plan that is gets timed, too.
 
     Args:
         masked: the network that the export computes the same as.
@@ -45,13 +50,15 @@ def judge(
         timed.
     """
     models = {"the unpruned network": masked, "the export": pruned}
-    own = solution.cost_model is not None and solution.cost_model.runtime == RUNTIME
+    runtime = runtime_for(solution)
+    own = solution.cost_model is not None and solution.cost_model.runtime == runtime
     try:
-        found = beside(models, inputs, seconds=seconds)
+        found = beside(models, inputs, runtime=runtime, seconds=seconds)
         if found.ratio("the export", "the unpruned network") > SLOWER and not own:
-            other = solve(graph, masks, objective="latency", cost_model=RUNTIME, time_limit=20)
-            name = f"the plan of objective latency and cost model {RUNTIME}"
-            found = beside({**models, name: materialize(masked, other)}, inputs, seconds=seconds)
+            other = solve(graph, masks, objective="latency", cost_model=runtime, time_limit=20)
+            name = f"the plan of objective latency and cost model {runtime}"
+            both = {**models, name: materialize(masked, other)}
+            found = beside(both, inputs, runtime=runtime, seconds=seconds)
     except UpscaleError as error:
-        return f"not timed in onnxruntime: {error}"
+        return f"not timed in {runtime}: {error}"
     return f"on one thread, {found.verdict('the export', 'the unpruned network')}"
