@@ -192,8 +192,8 @@ def prune(
             it is late. That one is returned, and named in the notes, if by the clock it alone keeps
             a budget of time, or if it is faster and loses no more. A budget of time is then kept by
             the clock: the choice is made again, up to three times, for as much more or less as the
-            cost model was wrong. The clock is PyTorch's, or with a cost model of onnxruntime that
-            of ONNX files there, on a CPU. That is also done (but nothing put beside it) if this is
+            cost model was wrong. The clock is PyTorch's, or that of the cost model's
+            runtime, on a CPU. That is also done (but nothing put beside it) if this is
             not given, and the budget limits time without a cost model of its own; with ``False``,
             time is what the cost model says.
         side: with ``amount``: drop input channels, output channels, or both.
