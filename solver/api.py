@@ -242,7 +242,7 @@ def instance_of(
 ) -> Instance:
     """The bare optimisation problem that :func:`solve` would solve, windows apart.
 
-    Of those that it tries for onnxruntime, it is the one without channels added.
+    Of those that it tries for onnxruntime and the like, it is the one without channels added.
 
     Args:
         graph: the channel graph.

@@ -39,7 +39,7 @@ class ComparisonRow(Record):
         selection: ``"tensor"``, ``"segment"`` or ``"arena"``, see
             :class:`~upscale_opt.solver.options.SolveOptions`; ``model`` in JSON. Of several that
             were tried, the one taken.
-        widths: of the plan, where it is for onnxruntime, see
+        widths: of the plan, where it is for onnxruntime or the like, see
             :class:`~upscale_opt.ir.solution.Solution`; else ``"trimmed"``, or ``None`` without one.
         max_extra_macs: the share of the multiply-adds that windows might add.
         status: ``"optimal"`` if the solver proved its orders to be, ``"feasible"`` if not,

@@ -27,7 +27,7 @@ _IMAGE = 4
 
 
 def forecast(graph: ChannelGraph, solution: Solution, cost_model: CostModel) -> float:
-    """The nanoseconds of one forward pass of an export in onnxruntime.
+    """The nanoseconds of one forward pass of an export in onnxruntime, or the like.
 
     What onnxruntime's optimiser does is repeated on the channel graph: convolutions whose inputs'
     widths allow it run in the blocked layout, what lies between them stays there if it can, and
@@ -38,7 +38,8 @@ def forecast(graph: ChannelGraph, solution: Solution, cost_model: CostModel) -> 
     Args:
         graph: the channel graph, in the sizes that matter.
         solution: a plan for it.
-        cost_model: of onnxruntime.
+        cost_model: of a runtime other than eager PyTorch. In OpenVINO, images leave its layout for
+            gathers alone.
 
     Raises:
         SolverError: if the cost model lacks a kind of kernel.
@@ -124,8 +125,8 @@ class _Forecast:
             point = kernel == 1
             kind = ("conv1x1" if point else "conv") if inside else "plain1x1" if point else "plain"
             kind = kind if image else "transposed" if transposed else "linear"
-        self._take(op, 0, inside=inside and wide * op.groups >= block)
-        if inside:
+        self._take(op, 0, inside=inside and (self.always or wide * op.groups >= block))
+        if inside and not (self.always and op.groups > 1):
             step = self.model.read_block
             wide, tall = wide if wide < block else -(-wide // step) * step, -(-tall // block)
             tall *= block
@@ -142,10 +143,11 @@ class _Forecast:
         if kind == "depthwise":
             width = self._width(result)
             inside = self.always or (self.model.block > 1 and width % self.model.align == 0)
+            own = self.model.blocks(kind).size if self.always else self.model.block
             self._take(op, 0, inside=inside)
             weight = next(u for u in op.parameters if len(self.graph.parameters[u.name]) > 2)
             taps = math.prod(self.graph.parameters[weight.name][2:])
-            block = self.model.block if inside else 1
+            block = own if inside else 1
             structure = self.graph.tensors[result]
             positions = math.prod(structure.shape) // max(len(structure.channels), 1)
             macs = -(-width // block) * block * positions * taps
@@ -156,7 +158,7 @@ class _Forecast:
             self.absorbing.add(result)
             return
         joins = whole and source in self.absorbing and self.readers[source] == 1
-        inside = whole and source in self.blocked
+        inside = self._stays(op) or (whole and source in self.blocked)
         self._take(op, 0, inside=inside)
         if kind in ("norm", "elementwise") and joins:
             self.absorbing.add(result)
@@ -171,6 +173,7 @@ class _Forecast:
     def _elementwise(self, op: Elementwise) -> None:
         whole = all(self._is_whole((op.name, operand)) for operand in range(len(op.inputs)))
         inside = whole and op.additive and all(name in self.blocked for name in op.inputs)
+        inside = inside or self._stays(op)
         for operand in range(len(op.inputs)):
             self._take(op, operand, inside=inside)
         joined = any(n in self.absorbing and self.readers[n] == 1 for n in op.inputs)
@@ -187,12 +190,15 @@ class _Forecast:
 
     def _concat(self, op: Concat) -> None:
         block = self.model.block
-        inside = (self.always or block > 1) and all(
-            name in self.blocked
-            and self._is_whole((op.name, operand))
-            and (self.always or self._width(name) % block == 0)
-            for operand, name in enumerate(op.inputs)
-            if name in self.tensors
+        inside = self._stays(op) or (
+            block > 1
+            and all(
+                name in self.blocked
+                and self._is_whole((op.name, operand))
+                and self._width(name) % block == 0
+                for operand, name in enumerate(op.inputs)
+                if name in self.tensors
+            )
         )
         for operand, name in enumerate(op.inputs):
             if self._computed(name):
@@ -201,6 +207,10 @@ class _Forecast:
         self._made(op, inside)
 
     # Layouts.
+
+    def _stays(self, op: Operation) -> bool:
+        """The result is an image in a layout that images never leave, but for gathers."""
+        return self.always and len(self.graph.tensors[op.outputs[0]].shape) == _IMAGE
 
     def _take(self, op: Operation, operand: int, *, inside: bool) -> None:
         """Let an operation have one of its inputs, in the blocked layout or not."""

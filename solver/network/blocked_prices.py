@@ -59,7 +59,9 @@ class BlockedPricing(Pricing):
     def gather(self, edge: Edge, tensor: str, count: int) -> int:
         """The cost of gathering ``count`` channels of ``tensor`` beyond that of slicing them.
 
-        At least 1, so that among equals the order is taken that has more slices.
+        At least 1, so that among equals the order is taken that has more slices. Where a gather
+        alone leaves the layout, with the way out for these channels; :meth:`ways` knows what else
+        is stored.
         """
         moved = 2 * count * bytes_per_channel(self._graph.tensors[tensor])
         gathered = self._model.nanoseconds("gather", bytes=moved)
@@ -105,6 +107,9 @@ class BlockedPricing(Pricing):
                 whole = self._sane(served[0]) - served[1]
             view = self._model.nanoseconds("slice", bytes=moved) + around
             gather = view + self.gather(edge, source, count)
+            if self._model.slices_inside:  # all that is stored comes out, once for all readers
+                gather += self._out(source, len(stored)) / readers[source]
+                gather -= self._out(source, count)
             found[edge] = Ways(self._sane(view), self._sane(gather), whole)
         return found
 
@@ -120,6 +125,8 @@ class BlockedPricing(Pricing):
         reads = []
         for read, edge in zip(formulation.instance.reads, formulation.reads, strict=True):
             way = ways.get(edge)
+            if way is not None and self._model.slices_inside and read.weight:
+                read = replace(read, weight=max(round(way.gather - way.view), 1))
             if way is not None and way.whole is not None and way.whole < way.gather and read.weight:
                 operation = self._operations[edge[0]]
                 source = operation.inputs[edge[1]]

@@ -55,7 +55,7 @@ def pose(
         weights: factors for the cost of some reads.
         cost_model: what kernels cost, for the objective ``"latency"``; a CPU's by default.
         extra: channels that layers shall read although nothing needs them.
-        widths: of tensors and reads, if the cost model is of onnxruntime.
+        widths: of tensors and reads, if the cost model is of another runtime than eager PyTorch.
 
     Raises:
         SolverError: for an unknown objective or selection, or weights that name no read.

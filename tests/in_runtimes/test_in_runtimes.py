@@ -138,6 +138,12 @@ OPENVINO_NODES: dict[str, tuple[str, tuple[list[int], ...], list[int], tuple[str
         [1, 6, 8, 8],
         ("grouped", 64 * 9 * 6 * 4, 4 * (512 + 216 + 384)),
     ),
+    "a transposed one in groups": (
+        "Deconvolution",
+        ([1, 16, 8, 8], [4, 4, 4, 3, 3]),
+        [1, 16, 10, 10],
+        ("transposed", 64 * 16 * 4 * 9, 4 * (1024 + 576 + 1600)),
+    ),
     "a product": ("FullyConnected", ([2, 30], [10, 30]), [2, 10], ("linear", 600, 1520)),
     "a slice": ("StridedSlice", ([1, 9, 8, 8], [1]), [1, 4, 8, 8], ("slice", 0, 8 * 256)),
     "a gather": ("Gather", ([1, 9, 8, 8], [4]), [1, 4, 8, 8], ("gather", 0, 8 * 256)),
@@ -219,6 +225,25 @@ def counting(kind: str, block: int) -> CostModel:
     kernels = dict.fromkeys(built_in.kernels, free) | {kind: KernelCost(launch=1, ns_per_byte=0)}
     steps = {"block": block, "align": min(block, 4)}
     return built_in.model_copy(update={"kernels": kernels, **steps})
+
+
+@pytest.mark.parametrize("prices", ["cpu", "openvino"])
+def test_the_forecast_of_openvino_has_the_moves_that_run(prices: str) -> None:
+    """Slices and gathers, and the ways into the layout and out of it: as many as there are."""
+    model, x = stream()
+    graph = uo.trace(model, x)
+    solution = uo.solve(graph, uo.masks_of(model, graph), objective="latency", cost_model=prices)
+    one = openvino.Session(file_of(uo.materialize(model, solution), x), x, 1)
+    one.run()
+    ran = Counter(node.kind for node in one.nodes(16))
+    built_in = profile("openvino")
+    free = KernelCost(launch=0, ns_per_byte=0)
+    for kind in ("slice", "gather", "conv", "reorder_in"):
+        kernels = dict.fromkeys(built_in.kernels, free) | {
+            kind: KernelCost(launch=1, ns_per_byte=0)
+        }
+        counted = built_in.model_copy(update={"kernels": kernels})
+        assert forecast(graph, solution, counted) == ran[kind], kind
 
 
 @pytest.mark.parametrize("prices", ["cpu", "onnxruntime"])
@@ -476,6 +501,25 @@ def test_clocks_of_other_programs_run_the_file(runtime: str) -> None:
     assert clock() > 0
     with pytest.raises(DeployError, match=r"ONNX cannot hold this model|cannot run this model"):
         model_clock(model.bfloat16(), inputs.bfloat16(), runtime)
+
+
+class Unused(nn.Module):
+    """Has an input that does not matter, and one of whole numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, other: Tensor, x: Tensor, count: Tensor) -> Tensor:
+        """Of shape (N, 4, H - 2, W - 2)."""
+        y: Tensor = self.conv(x) * count
+        return y
+
+
+@pytest.mark.parametrize("runtime", BACKENDS)
+def test_inputs_that_are_not_used_are_not_asked_for(runtime: str) -> None:
+    x, count = torch.randn(1, 3, 8, 8), torch.tensor([3])
+    assert model_clock(Unused().eval(), (torch.ones(1, 2), x, count), runtime)() > 0
 
 
 def test_openvino_computes_what_the_model_does() -> None:

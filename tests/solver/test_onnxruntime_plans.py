@@ -26,6 +26,7 @@ from upscale_opt.solver.checking.removal import removal
 from upscale_opt.solver.comparing import with_gaps
 from upscale_opt.solver.forecast import forecast
 from upscale_opt.solver.network.blocked_prices import BlockedPricing
+from upscale_opt.solver.network.objectives import bytes_per_channel
 from upscale_opt.solver.network.posing import pose
 from upscale_opt.solver.network.windows import Windows
 from upscale_opt.solver.options import SolveOptions
@@ -292,6 +293,21 @@ def test_a_gather_in_openvino_pays_for_the_ways_out_and_in() -> None:
     assert around - alone == 100 * (counts["gather"] + 1)  # the images come in, too
     results = len(graph.operations[-1].inputs)
     assert forecast(graph, solution, both) - around == 1000 * (len(gathered) + results)
+
+
+def test_a_gather_in_openvino_takes_the_whole_tensor_out() -> None:
+    """Once for all that read a part of it, however little they take."""
+    _, graph, masks = posed(2, stream)
+    way_out = model_of().model_copy(update={"runtime": "openvino"})
+    per_byte = {"reorder_out": KernelCost(launch=0, ns_per_byte=1)}
+    prices = way_out.model_copy(update={"kernels": {**way_out.kernels, **per_byte}})
+    problem = pose(graph, masks, "latency", cost_model=prices)
+    segments = problem.segments
+    ways = BlockedPricing(graph, prices).ways(segments, Windows(graph, problem.sets, segments))
+    assert len(ways) > 1
+    every = 2 * len(segments.stored["relu"]) * bytes_per_channel(graph.tensors["relu"])
+    assert [way.view for way in ways.values()] == [0] * len(ways)
+    assert sum(way.gather for way in ways.values()) == pytest.approx(every, abs=len(ways))
 
 
 def test_openvinos_layers_write_blocks_and_read_what_they_need() -> None:

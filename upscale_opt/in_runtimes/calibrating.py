@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from upscale_opt.deploying import failing
 from upscale_opt.errors import SolverError
 from upscale_opt.in_runtimes.backends import backend_of
 from upscale_opt.in_runtimes.nodes import Backend, Node, clock_of, file_of
@@ -78,14 +79,18 @@ def calibrate(
             }
             files = {name: file_of(model, inputs) for name, model in models.items()}
             tell(f"{subject.title}: timing")
-            passes += _timed(files, inputs, backend, block, threads, seconds)
+            with failing(f"{backend.name} cannot run {subject.title}"):
+                passes += _timed(files, inputs, backend, block, threads, seconds)
     timings: defaultdict[str, list[Timing]] = defaultdict(list)
     for one in passes:
         for node in one.nodes:
             timings[node.kind].append(Timing(node.bytes, node.macs, max(node.nanoseconds, 1.0)))
     overhead = max(0.0, statistics.median(one.overhead for one in passes))
     kernels, error = fitted(timings, backend.prices, overhead)
-    kernels = {kind: _in_blocks(price, backend, kind) for kind, price in kernels.items()}
+    kernels = {
+        kind: _in_blocks(price, backend.prices.kernels[kind], block)
+        for kind, price in kernels.items()
+    }
     return CostModel(
         device="cpu",
         device_name=device_name(torch.device("cpu")),
@@ -100,12 +105,10 @@ def calibrate(
     )
 
 
-def _in_blocks(price: KernelCost, backend: Backend, kind: str) -> KernelCost:
+def _in_blocks(price: KernelCost, known: KernelCost, block: int) -> KernelCost:
     """A price with the program's way to count channels: nodes were timed with whole blocks."""
-    known = backend.prices.kernels[kind]
-    return price.model_copy(
-        update={"block": known.block, "uneven": known.uneven, "both": known.both}
-    )
+    way = {"block": min(known.block, block), "uneven": known.uneven, "both": known.both}
+    return price.model_copy(update=way)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from upscale_opt.deploying import arrays_of, check_format
 from upscale_opt.errors import DeployError, needed
 from upscale_opt.in_runtimes.nodes import Backend, Node, convolution, whole
@@ -73,8 +75,20 @@ def call_of(data: bytes, inputs: Inputs, threads: int) -> Callable[[], object]:
     """A call that runs an ONNX file on the inputs."""
     compiled = _compiled(data, threads)
     request = compiled.create_infer_request()
-    feed = dict(zip(compiled.inputs, arrays_of(inputs), strict=True))
+    feed = _feed(compiled, data, inputs)
     return lambda: request.infer(feed)
+
+
+def _feed(compiled: Any, data: bytes, inputs: Inputs) -> dict[Any, Any]:
+    """The arrays by the inputs of a compiled file, which has none that it does not use."""
+    import onnx
+
+    names = [given.name for given in onnx.load_model_from_string(data).graph.input]
+    arrays = dict(zip(names, arrays_of(inputs), strict=True))
+    return {
+        given: arrays[next(name for name in given.names if name in arrays)]
+        for given in compiled.inputs
+    }
 
 
 class Session:
@@ -89,7 +103,7 @@ class Session:
     def __init__(self, data: bytes, inputs: Inputs, threads: int) -> None:
         self._compiled = _compiled(data, threads, profile=True)
         self._request = self._compiled.create_infer_request()
-        self._feed = dict(zip(self._compiled.inputs, arrays_of(inputs), strict=True))
+        self._feed = _feed(self._compiled, data, inputs)
         self._times: defaultdict[str, list[float]] = defaultdict(list)
 
     def run(self) -> None:
@@ -151,13 +165,19 @@ def node_of(
     elif kind in ("linear", "matmul") and len(given) > 1:
         macs = math.prod(results[0]) * given[0][-1]
     elif kind == "transposed" and len(given) > 1:
-        macs = math.prod(given[0]) * math.prod(given[1][1:])
+        groups = len(given[1]) > len(given[0])  # then: (groups, C in of a group, C out of it, …)
+        macs = math.prod(given[0]) * math.prod(given[1][1 + groups :])
     elif kind in ("gather", "slice"):
         moved = 8 * sum(map(math.prod, results))
     elif what in ("Reorder", "Transpose"):
         out = info["outputLayouts"] == "abcd" and len(results[0]) == _IMAGE
         kind, moved = "reorder_out" if out else "reorder_in", 8 * math.prod(results[0])
     return Node(name, kind, moved, macs, nanoseconds)
+
+
+def _block_here() -> int:
+    """The channels that convolutions write together: as many as fill a register."""
+    return 16 if "AVX512" in torch.backends.cpu.get_cpu_capability() else 8
 
 
 def _text(value: Any) -> str:
@@ -171,6 +191,6 @@ OPENVINO = Backend(
     check=check,
     call_of=call_of,
     profiled=Session,
-    block_here=lambda: PRICES.block,
+    block_here=_block_here,
 )
 """OpenVINO, on a CPU."""

@@ -162,9 +162,10 @@ def compare(
     for _ in range(_PROFILED):
         for one in candidates.values():
             one.profiled.run()
-    nodes = {name: one.profiled.nodes(1) for name, one in candidates.items()}
-    runtimes = dict.fromkeys(one.runtime for one in candidates.values())
-    return Comparison(" and ".join(runtimes), found, nodes)
+    runtime = " and ".join(dict.fromkeys(one.runtime for one in candidates.values()))
+    with failing(f"{runtime} does not say what it ran"):
+        nodes = {name: one.profiled.nodes(1) for name, one in candidates.items()}
+    return Comparison(runtime, found, nodes)
 
 
 def model_clock(

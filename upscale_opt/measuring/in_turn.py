@@ -160,7 +160,7 @@ class Times(Shown):
         milliseconds: the median of every model's, by name.
         rounds: how often each was run.
         threads: that were computed with.
-        device: where; ``"onnxruntime"`` if it was there, on a CPU.
+        device: where; on a CPU outside of PyTorch, the runtime's name, as ``"onnxruntime"``.
     """
 
     milliseconds: Mapping[str, float]
