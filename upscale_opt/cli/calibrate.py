@@ -141,7 +141,7 @@ def _prices(cost_model: CostModel) -> Table:
             f"{price.launch / 1e3:.1f}",
             f"{price.ns_per_byte * 1e3:.3g}",
             f"{price.ns_per_mac * 1e3:.3g}",
-            "-" if price.block == 1 else f"{price.block}",
+            "-" if price.block == 1 else f"{price.block}{'' if price.both else ' written'}",
             "-" if error is None else f"{error:.0%}",
         )
     return table
