@@ -21,7 +21,8 @@ from upscale_opt.experiments.bench.records import BenchRecord, Settings
 from upscale_opt.experiments.bench.tables import best_other, verdicts
 from upscale_opt.in_runtimes import openvino
 from upscale_opt.in_runtimes.backends import BACKENDS
-from upscale_opt.in_runtimes.nodes import file_of, whole
+from upscale_opt.in_runtimes.calibrating import _pass
+from upscale_opt.in_runtimes.nodes import Node, file_of, whole
 from upscale_opt.in_runtimes.onnxruntime import Session, block_here, node_of
 from upscale_opt.in_runtimes.timing import Comparison, model_clock
 from upscale_opt.ir.cost_model import BLOCKED_KINDS, KINDS, CostModel, KernelCost, Runtime
@@ -285,6 +286,15 @@ def test_calibrating(runtime: str) -> None:
     assert CostModel.from_json(found.to_json()) == found
     assert any("half" in step for step in told)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_nodes_take_no_longer_than_all_of_them() -> None:
+    """A profile counts what other programs take in between; the clock of one thread does not."""
+    nodes = [Node("a", "conv", 1, 1, 300.0), Node("b", "norm", 1, 0, 100.0)]
+    crowded, quiet = _pass("x", nodes, 200.0), _pass("x", nodes, 500.0)
+    assert [node.nanoseconds for node in crowded.nodes] == [150, 50]
+    assert (crowded.overhead, quiet.overhead) == (0, 50)
+    assert list(quiet.nodes) == nodes
 
 
 def test_calibrating_needs_models_and_time() -> None:
