@@ -88,11 +88,11 @@ def aligned(
 def _wider(graph: ChannelGraph, segments: Segments, steps: Steps) -> dict[str, Ids]:
     """Channels that tensors should store besides, by the tensor that a layer writes."""
     floors: dict[str, Ids] = {}
-    joined = Ids() if steps.joined else _joined(graph)
+    exact = _grouped(graph) | (Ids() if steps.joined else _joined(graph))
     for op in graph.operations:
         if not isinstance(op, Layer) or op.groups > 1:
             continue
-        if not joined.isdisjoint(graph.tensors[op.outputs[0]].channels):
+        if not exact.isdisjoint(graph.tensors[op.outputs[0]].channels):
             continue
         tensor = graph.tensors[op.outputs[0]]
         stored = segments.stored.get(op.outputs[0])
@@ -127,6 +127,17 @@ def _wants(
         if len(spare) >= missing:
             chosen[edge] = Ids(spare[:missing])
     return extra_wants(windows, chosen)
+
+
+def _grouped(graph: ChannelGraph) -> Ids:
+    """The channels that convolutions with groups read: they would have to cut off any others."""
+    return Ids(
+        channel
+        for op in graph.operations
+        if isinstance(op, Layer) and op.groups > 1
+        for name in op.inputs
+        for channel in graph.tensors[name].channels
+    )
 
 
 def _joined(graph: ChannelGraph) -> Ids:

@@ -439,6 +439,41 @@ def squeezed(seed: int) -> nn.Module:
     return model
 
 
+class Groups(nn.Module):
+    """A convolution with groups between two without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.c = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 8, 1)
+        self.b = nn.Conv2d(32, 32, 3, padding=1, groups=8)
+        with torch.no_grad():  # three groups of four are gone
+            for values in (self.b.weight, self.b.bias):
+                assert values is not None
+                values.view(8, 4, -1)[[0, 3, 5]] = 0
+            self.c.weight.view(8, 8, 4)[:, [0, 3, 5]] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+        return result
+
+
+@pytest.mark.parametrize("cost_model", [BLOCKS, COMPILED, profile("onnxruntime"), OPENVINO])
+def test_nothing_is_stored_that_a_convolution_with_groups_must_cut_off(
+    cost_model: CostModel,
+) -> None:
+    """Its input was filled up to whole blocks, and gathered from."""
+    torch.manual_seed(0)
+    model = Groups().double().eval()
+    graph = uo.trace(model, X)
+    task = _Task(graph, uo.masks_of(model, graph), SolveOptions(cost_model=cost_model), None)
+    for widths in get_args(Widths):
+        solution = task.solve("tensor", 5, widths)
+        assert solution.widths == widths
+        assert {read.plan for read in solution.reads} == {"view"}
+        assert len(solution.tensors["a"]) == 20
+        assert deviation(call(model, X), call(uo.materialize(model, solution), X)) < EXACT
+
+
 @pytest.mark.parametrize("cost_model", [BLOCKS, COMPILED, profile("onnxruntime")])
 def test_a_factor_that_is_widened_asks_the_other_for_as_much(cost_model: CostModel) -> None:
     """A gate was given more channels than the grouped layer beside it had: a crash."""
