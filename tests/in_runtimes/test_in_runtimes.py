@@ -513,6 +513,26 @@ def test_clocks_of_other_programs_run_the_file(runtime: str) -> None:
         model_clock(model.bfloat16(), inputs.bfloat16(), runtime)
 
 
+@pytest.mark.parametrize("runtime", BACKENDS)
+def test_clocks_leave_numbers_next_to_zero_alone(runtime: str) -> None:
+    """Programs that take them for zero, to be fast, leave the thread so."""
+
+    def tiny() -> float:
+        return float(torch.tensor(1e-310, dtype=torch.float64) * 1.0)
+
+    model, inputs = nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8)
+    torch.set_flush_denormal(False)
+    model_clock(model, inputs, runtime)()
+    in_runtimes.beside({"one": model}, inputs, runtime=runtime, seconds=0.01)
+    assert tiny() > 0
+    torch.set_flush_denormal(True)
+    try:
+        model_clock(model, inputs, runtime)()
+        assert tiny() == 0
+    finally:
+        torch.set_flush_denormal(False)
+
+
 class Unused(nn.Module):
     """Has an input that does not matter, and one of whole numbers."""
 

@@ -13,7 +13,7 @@ import torch
 from upscale_opt.deploying import failing
 from upscale_opt.errors import SolverError
 from upscale_opt.in_runtimes.backends import backend_of
-from upscale_opt.in_runtimes.nodes import Backend, Node, clock_of, file_of
+from upscale_opt.in_runtimes.nodes import Backend, Node, clock_of, file_of, without_denormals
 from upscale_opt.ir.cost_model import Check, CostModel, KernelCost
 from upscale_opt.measuring.calibrating import Subject, device_name, halved
 from upscale_opt.measuring.fitting import Timing
@@ -69,7 +69,8 @@ def calibrate(
 
     passes: list[_Pass] = []
     with torch.no_grad(), same_random_state(torch.device("cpu")):
-        block = backend.block_here()
+        with without_denormals():
+            block = backend.block_here()
         for subject in subjects:
             tell(f"{subject.title}: pruning a copy by half")
             inputs = _inputs(subject)
@@ -79,7 +80,7 @@ def calibrate(
             }
             files = {name: file_of(model, inputs) for name, model in models.items()}
             tell(f"{subject.title}: timing")
-            with failing(f"{backend.name} cannot run {subject.title}"):
+            with failing(f"{backend.name} cannot run {subject.title}"), without_denormals():
                 passes += _timed(files, inputs, backend, block, threads, seconds)
     timings: defaultdict[str, list[Timing]] = defaultdict(list)
     for one in passes:

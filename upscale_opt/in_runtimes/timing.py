@@ -12,7 +12,7 @@ from torch import nn
 from upscale_opt.deploying import failing
 from upscale_opt.errors import DeployError
 from upscale_opt.in_runtimes.backends import backend_of
-from upscale_opt.in_runtimes.nodes import MOVES, Backend, Node, clock_of, file_of
+from upscale_opt.in_runtimes.nodes import MOVES, Backend, Node, clock_of, file_of, without_denormals
 from upscale_opt.measuring.in_turn import Clock, interleaved
 from upscale_opt.shown import Shown
 from upscale_opt.tracing.examples import Inputs, require_model
@@ -138,7 +138,7 @@ class Candidate:
         data = file_of(model, inputs)
         self.runtime = backend.name
         self.clock = _ready(data, inputs, backend, threads)
-        with failing(f"{backend.name} cannot run this model"):
+        with failing(f"{backend.name} cannot run this model"), without_denormals():
             self.profiled = backend.profiled(data, inputs, threads)
 
 
@@ -159,9 +159,10 @@ def compare(
     """
     clocks = {name: one.clock for name, one in candidates.items()}
     found = interleaved(clocks, rounds=rounds, seconds=seconds, seed=seed)
-    for _ in range(_PROFILED):
-        for one in candidates.values():
-            one.profiled.run()
+    with without_denormals():
+        for _ in range(_PROFILED):
+            for one in candidates.values():
+                one.profiled.run()
     runtime = " and ".join(dict.fromkeys(one.runtime for one in candidates.values()))
     with failing(f"{runtime} does not say what it ran"):
         nodes = {name: one.profiled.nodes(1) for name, one in candidates.items()}
@@ -187,13 +188,14 @@ def model_clock(
 def _ready(data: bytes, inputs: Inputs, backend: Backend, threads: int) -> Clock:
     """The clock of a file, which ran once; of one thread, the time it computes for."""
     now = clock_of(threads)
-    with failing(f"{backend.name} cannot run this model"):
+    with failing(f"{backend.name} cannot run this model"), without_denormals():
         call = backend.call_of(data, inputs, threads)
         call()
 
     def measure() -> float:
-        start = now()
-        call()
-        return 1e-9 * (now() - start)
+        with without_denormals():
+            start = now()
+            call()
+            return 1e-9 * (now() - start)
 
     return measure
