@@ -26,8 +26,8 @@ NETWORKS = [
 ]
 """The last needs the extra ``wild``."""
 
-
 IN_FILES = ["mobilenet_v2", "wild/yolov8n"]
+"""Those that are measured in other programs, too."""
 
 
 def rows(name: str, cost_model: str | None, options: argparse.Namespace) -> Iterator[str]:

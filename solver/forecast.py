@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.ir.cost_model import CostModel, whole_blocks
 from upscale_opt.ir.graph import (
     ChannelGraph,
     ChannelWise,
@@ -126,10 +126,9 @@ class _Forecast:
             kind = ("conv1x1" if point else "conv") if inside else "plain1x1" if point else "plain"
             kind = kind if image else "transposed" if transposed else "linear"
         self._take(op, 0, inside=inside and (self.always or wide * op.groups >= block))
-        if inside and not (self.always and op.groups > 1):
-            step = self.model.read_block
-            wide, tall = wide if wide < block else -(-wide // step) * step, -(-tall // block)
-            tall *= block
+        if inside:
+            tall = whole_blocks(tall, self._block(kind))
+            wide = wide if wide < block else whole_blocks(wide, self.model.read_block)
         moved = self._taken((op.name, 0)) * bytes_per_channel(source) + self._size(op.outputs[0])
         moved += wide * tall * kernel * bytes_per_number(result)
         self._charge(kind, moved, wide * tall * kernel * positions)
@@ -143,14 +142,12 @@ class _Forecast:
         if kind == "depthwise":
             width = self._width(result)
             inside = self.always or (self.model.block > 1 and width % self.model.align == 0)
-            own = self.model.blocks(kind).size if self.always else self.model.block
             self._take(op, 0, inside=inside)
             weight = next(u for u in op.parameters if len(self.graph.parameters[u.name]) > 2)
             taps = math.prod(self.graph.parameters[weight.name][2:])
-            block = own if inside else 1
             structure = self.graph.tensors[result]
             positions = math.prod(structure.shape) // max(len(structure.channels), 1)
-            macs = -(-width // block) * block * positions * taps
+            macs = (whole_blocks(width, self._block(kind)) if inside else width) * positions * taps
             moved = self._taken((op.name, 0)) * bytes_per_channel(self.graph.tensors[source])
             kind = "depthwise" if inside else "plain_depthwise"
             self._charge(kind, moved + self._size(result), macs)
@@ -208,6 +205,10 @@ class _Forecast:
 
     # Layouts.
 
+    def _block(self, kind: str) -> int:
+        """The multiples in which layers of a kind write channels in the layout."""
+        return self.model.blocks(kind).size if self.always else self.model.block
+
     def _stays(self, op: Operation) -> bool:
         """The result is an image in a layout that images never leave, but for gathers."""
         return self.always and len(self.graph.tensors[op.outputs[0]].shape) == _IMAGE
@@ -228,7 +229,7 @@ class _Forecast:
             return
         moved = 2 * len(read.channels) * bytes_per_channel(structure)
         self._charge("gather" if read.plan == "gather" else "slice", moved)
-        if self.model.slices_inside:
+        if self.always:
             if read.plan == "gather" and len(structure.shape) == _IMAGE:
                 self._leave(name)
                 self._charge("reorder_in", moved)

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from upscale_opt.ir.cost_model import CostModel
+from upscale_opt.ir.cost_model import CostModel, whole_blocks
 from upscale_opt.ir.graph import ChannelGraph, Concat
 from upscale_opt.solver.network.formulate import Formulation, Whole
 from upscale_opt.solver.network.objectives import bytes_per_channel
 from upscale_opt.solver.network.prices import Pricing
 from upscale_opt.solver.network.segments import Segments
-from upscale_opt.solver.network.sets import ChannelSets, Edge
+from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.network.windows import Chain, Windows
 
 
@@ -95,21 +95,23 @@ class BlockedPricing(Pricing):
         for edge, (source, ids) in partial.items():
             stored = segments.stored[source]
             structure = self._graph.tensors[source]
-            count = sum(map(ids.__contains__, structure.channels))
+            count = self._count(source, ids)
             moved = 2 * count * bytes_per_channel(structure)
-            around = 0.0 if self._model.slices_inside else self._in(source, moved)
-            if not self._model.slices_inside and not self._is_plain(source, segments):
-                around += self._out(source, len(stored)) / readers[source]
+            way_out = self._out(source, len(stored)) / readers[source]
+            around = self._in(source, moved)
+            if not self._is_plain(source, segments):
+                around += way_out
             chain = windows.chain(edge)
             whole = None
             if chain is not None:
                 served = [self._behind(windows, chain, width) for width in (len(stored), count)]
                 whole = self._sane(served[0]) - served[1]
-            view = self._model.nanoseconds("slice", bytes=moved) + around
+            view = self._model.nanoseconds("slice", bytes=moved)
             gather = view + self.gather(edge, source, count)
             if self._model.slices_inside:  # all that is stored comes out, once for all readers
-                gather += self._out(source, len(stored)) / readers[source]
-                gather -= self._out(source, count)
+                gather += way_out - self._out(source, count)
+            else:
+                view, gather = view + around, gather + around
             found[edge] = Ways(self._sane(view), self._sane(gather), whole)
         return found
 
@@ -126,7 +128,10 @@ class BlockedPricing(Pricing):
         for read, edge in zip(formulation.instance.reads, formulation.reads, strict=True):
             way = ways.get(edge)
             if way is not None and self._model.slices_inside and read.weight:
-                read = replace(read, weight=max(round(way.gather - way.view), 1))
+                source = self._operations[edge[0]].inputs[edge[1]]
+                count = self._count(source, segments.selects[edge])
+                factor = read.weight / self.gather(edge, source, count)  # of the user's
+                read = replace(read, weight=max(round(factor * (way.gather - way.view)), 1))
             if way is not None and way.whole is not None and way.whole < way.gather and read.weight:
                 operation = self._operations[edge[0]]
                 source = operation.inputs[edge[1]]
@@ -141,6 +146,10 @@ class BlockedPricing(Pricing):
         )
         instance = replace(formulation.instance, reads=tuple(reads))
         return replace(formulation, instance=instance, pieces=pieces, wholes=wholes)
+
+    def _count(self, tensor: str, ids: Ids) -> int:
+        """The entries of the tensor's channel sequence that are among ``ids``."""
+        return sum(map(ids.__contains__, self._graph.tensors[tensor].channels))
 
     def _is_plain(self, tensor: str, segments: Segments) -> bool:
         """The tensor is concatenated outside of the blocked layout."""
@@ -157,17 +166,13 @@ class BlockedPricing(Pricing):
             kind = "norm" if step.parameters else "elementwise"
             cost += self._model.nanoseconds(kind, bytes=moved)
         for layer in chain.layers:
-            blocks = self._blocks(width)
+            blocks = whole_blocks(width, self._block)
             cost += self._model.nanoseconds(
                 self._kind(layer),
                 bytes=blocks * bytes_per_channel(self._graph.tensors[layer.inputs[0]]),
                 macs=blocks * windows.of_layer(layer),
             )
         return cost
-
-    def _blocks(self, count: int) -> int:
-        """A width in whole blocks."""
-        return -(-count // self._block) * self._block
 
     def _in(self, tensor: str, moved: int) -> float:
         """The cost of going back into the blocked layout."""

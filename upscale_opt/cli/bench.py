@@ -179,10 +179,10 @@ def bench(
         from upscale_opt.experiments.bench.tables import summary, verdicts
         from upscale_opt.experiments.pictures import check_pictures
         from upscale_opt.experiments.records import Store
+        from upscale_opt.in_runtimes.backends import BACKENDS
 
     names = own or named_networks(networks or [], group)
     maker = OwnModel(own[0], given) if own else None
-    in_files = runtime in (Runtime.onnxruntime, Runtime.openvino)
     usual = RUNTIME_VARIANTS.get(runtime.value, DEFAULT_VARIANTS)
     settings = Settings.model_validate(
         {
@@ -206,7 +206,7 @@ def bench(
             "own": digest_of(given),
         }
     )
-    if in_files:
+    if runtime.value in BACKENDS:
         _check_runtime(settings)
     _check_device(settings)
     check_folder(out)

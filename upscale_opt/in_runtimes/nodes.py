@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from upscale_opt.deploying import capture, check_format, failing, onnx_of
-from upscale_opt.ir.cost_model import CostModel, Runtime
+from upscale_opt.ir.cost_model import CostModel, Runtime, whole_blocks
 from upscale_opt.tracing.copying import copied
 from upscale_opt.tracing.examples import Inputs
 
@@ -127,19 +127,10 @@ def convolution(
         if taps == 1:
             return "norm", 0
         kind = "depthwise" if block > 1 else "plain_depthwise"
-        return kind, positions * taps * whole(written, block)
+        return kind, positions * taps * whole_blocks(written, block)
     if groups > 1:
         return "grouped", positions * taps * written * depth
-    width = whole(depth, block) if depth >= block else depth
+    width = whole_blocks(depth, block) if depth >= block else depth
     inside, outside = ("conv1x1", "plain1x1") if taps == 1 else ("conv", "plain")
-    macs = positions * taps * whole(written, block) * width
+    macs = positions * taps * whole_blocks(written, block) * width
     return inside if block > 1 else outside, macs
-
-
-def whole(width: int, block: int) -> int:
-    """A width in whole blocks.
-
-    >>> whole(12, 16), whole(32, 16), whole(5, 1)
-    (16, 32, 5)
-    """
-    return -(-width // block) * block

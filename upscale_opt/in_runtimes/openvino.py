@@ -16,7 +16,8 @@ import torch
 
 from upscale_opt.deploying import arrays_of, check_format
 from upscale_opt.errors import DeployError, needed
-from upscale_opt.in_runtimes.nodes import Backend, Node, convolution, whole
+from upscale_opt.in_runtimes.nodes import Backend, Node, convolution
+from upscale_opt.ir.cost_model import whole_blocks
 from upscale_opt.ir.profiles import OPENVINO as PRICES
 from upscale_opt.tracing.examples import Inputs
 
@@ -158,7 +159,7 @@ def node_of(
         if len(weight) > len(given[0]):  # (groups, C out of a group, C in of a group, …)
             groups, weight = weight[0], [weight[0] * weight[1], *weight[2:]]
         if groups == 1:
-            weight = [whole(weight[0], block), *weight[1:]]
+            weight = [whole_blocks(weight[0], block), *weight[1:]]
         kind, macs = convolution(given[0], weight, results[0], groups, 1)
         kind = kind.removeprefix("plain_")
         kind = {"plain": "conv", "plain1x1": "conv1x1"}.get(kind, kind)

@@ -49,6 +49,15 @@ _IN_BLOCKS = ("compiled", "onnxruntime", "openvino")
 """Those that have kernels for channels in blocks, and where a view of channels is copied."""
 
 
+def whole_blocks(width: int, block: int) -> int:
+    """A width in whole blocks.
+
+    >>> whole_blocks(12, 16), whole_blocks(32, 16), whole_blocks(5, 1)
+    (16, 32, 5)
+    """
+    return -(-width // block) * block
+
+
 @dataclass(frozen=True)
 class Blocks:
     """A way to count channels: in whole blocks, and more of them where the last is not full.
@@ -65,8 +74,8 @@ class Blocks:
 
     def counted(self, channels: int) -> float:
         """The channels that are paid for."""
-        whole = -(-channels // self.size) * self.size
-        return whole if whole == channels else whole * self.uneven
+        found = whole_blocks(channels, self.size)
+        return found if found == channels else found * self.uneven
 
     def more(self, sides: Sequence[int]) -> float:
         """The factor for multiply-adds of kernels of so many channels read, and written."""

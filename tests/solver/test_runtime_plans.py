@@ -310,6 +310,24 @@ def test_a_gather_in_openvino_takes_the_whole_tensor_out() -> None:
     assert sum(way.gather for way in ways.values()) == pytest.approx(every, abs=len(ways))
 
 
+def test_weights_of_ones_own_count_in_openvino() -> None:
+    _, graph, masks = posed(2, stream)
+    prices = DEAR_MACS.model_copy(update={"runtime": "openvino"})
+    heavy, light = (
+        pose(graph, masks, "latency", cost_model=prices, weights=weights).formulation
+        for weights in ({"r1": 5}, None)
+    )
+    assert not light.wholes
+    pairs = zip(heavy.instance.reads, light.instance.reads, strict=True)
+    factors = {
+        edge[0]: more.weight / plain.weight
+        for edge, (more, plain) in zip(light.reads, pairs, strict=True)
+        if plain.weight
+    }
+    assert factors.pop("r1") == pytest.approx(5, rel=0.01)
+    assert {*factors.values()} == {1}
+
+
 def test_openvinos_layers_write_blocks_and_read_what_they_need() -> None:
     prices = profile("openvino")
     assert (prices.block, prices.read_block, prices.align) == (16, 1, 1)
