@@ -17,6 +17,7 @@ from upscale_opt.ir.base import Document, Record
 from upscale_opt.ir.graph import (
     ChannelGraph,
     ChannelWise,
+    Concat,
     Constant,
     Layer,
     Operation,
@@ -296,6 +297,11 @@ class _Reporter:
             if window is not None:
                 return channel in window
             before = self.producers.get(op.inputs[0]) if op.inputs else None
+            if isinstance(before, Concat):
+                for operand in range(len(before.inputs)):
+                    read = self.graph.renamed.get((before.name, operand), {}).get(channel)
+                    if read is not None:
+                        return read in self.windows.get((before.name, operand), ())
             if not isinstance(before, ChannelWise):
                 return False
             op = before

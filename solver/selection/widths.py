@@ -10,8 +10,10 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from upscale_opt.ir.cost_model import EACH, Blocks
 from upscale_opt.ir.graph import Attention, Layer, Operation
@@ -21,6 +23,8 @@ from upscale_opt.solver.selection.nodes import Flat, Node
 from upscale_opt.solver.selection.pickers import ORDERED, Family, Ints, Picker, Picks, dropped_by
 from upscale_opt.solver.selection.rates import WRITTEN, Side
 from upscale_opt.solver.selection.setting import Bools, Floats, Setting
+
+_Value = TypeVar("_Value", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Widths:
         self._pairs = {p.reader.operation: i for i, p in enumerate(setting.places) if not p.reads}
         self._operations = {op.name: op for op in self._graph.operations}
         self._demands: dict[str, Demand] = defaultdict(Demand)
+        self._views: dict[tuple[int, tuple[str, int]], int] = {}
         self._spread()
         self.families = self._tabulate()
         self._left: dict[int, Bools] = {}
@@ -137,7 +142,24 @@ class Widths:
             for reader in self._readers[op.outputs[0]]:
                 if reader in self.joints.selects or self._is_hoisted_join(reader):
                     return self._selection(reader)
-        return self._demands.get(self.joints.segment.get(op.outputs[0], ""), _ALL)
+        demand = self._demands.get(self.joints.segment.get(op.outputs[0], ""), _ALL)
+        return self._before_twins(edge, demand)
+
+    def _before_twins(self, edge: tuple[str, int], demand: Demand) -> Demand:
+        """The need of what gets twins in a concatenation, for what is needed of the result.
+
+        Readers of the twins get further numbers, one for every edge: what they ask for there.
+        """
+        renamed = self._graph.renamed.get(edge)
+        if renamed is None or demand.everything:
+            return demand
+        first = len(self.setting.places)
+        readers = [
+            self._views.setdefault((reader, edge), first + len(self._views))
+            for reader in sorted(demand.readers)
+        ]
+        always = frozenset(renamed[c] for c in demand.always if c in renamed)
+        return Demand(frozenset(readers), always)
 
     def _is_hoisted_join(self, edge: tuple[str, int]) -> bool:
         return edge[0] in self.joints.hoisted
@@ -204,7 +226,32 @@ class Widths:
                 found[reader][number] = [
                     self._kept_until(reader, family, picker.partial) for family in picker.families
                 ]
+        for (reader, edge), view in self._views.items():
+            for number, families in found[reader].items() if reader in found else ():
+                found[view][number] = [self._seen(until, edge, -1) for until in families]
+        return dict(found)
+
+    def _seen(
+        self, values: npt.NDArray[_Value], edge: tuple[str, int], unseen: int
+    ) -> npt.NDArray[_Value]:
+        """What is said of twins, said of the channels that they are made of at an edge."""
+        renamed = self._graph.renamed[edge]
+        found = np.full_like(values, unseen)
+        found[list(renamed.values())] = values[list(renamed)]
         return found
+
+    def _of_view(self, reader: int) -> tuple[int, tuple[str, int]]:
+        """The reader whose needs are seen at an edge, and the edge."""
+        return next(pair for pair, number in self._views.items() if number == reader)
+
+    def _channels(self, reader: int) -> Bools:
+        """Of shape (channels,): those that a reader reads."""
+        found = np.zeros(self._count, dtype=bool)
+        if reader < len(self.setting.places):
+            found[list(self.setting.places[reader].channels)] = True
+            return found
+        below, edge = self._of_view(reader)
+        return self._seen(self._channels(below), edge, 0)
 
     def _kept_until(self, reader: int, family: Family, partial: bool) -> Ints:
         place = self.setting.places[reader]
@@ -223,12 +270,20 @@ class Widths:
             until[channels[[s for s in place.reader.slices if s not in gone]]] = levels
         return until
 
+    def _droppable(self, reader: int) -> Bools:
+        """Of shape (channels,): those that a reader may drop."""
+        if reader < len(self.setting.places):
+            place = self.setting.places[reader]
+            found = np.zeros(self._count, dtype=bool)
+            found[[place.channels[s] for s in place.reader.slices]] = True
+            return found
+        below, edge = self._of_view(reader)
+        return self._seen(self._droppable(below), edge, 0)
+
     def _undecided(self, reader: int) -> Bools:
         """Of shape (channels,): those that the reader might drop, but no picker lets it."""
         if reader not in self._left:
-            place = self.setting.places[reader]
-            left = np.zeros(self._count, dtype=bool)
-            left[[place.channels[s] for s in place.reader.slices]] = True
+            left = self._droppable(reader)
             for families in self.families[reader].values():
                 for until in families:
                     left &= until < 0
@@ -282,7 +337,7 @@ class Widths:
         fixed = np.array([demand.everything or c in demand.always for c in channels], dtype=bool)
         for reader in demand.readers:
             if reader not in self.families:  # no picker decides for it: it keeps all it reads
-                fixed |= np.isin(ids, list(self.setting.places[reader].channels))
+                fixed |= self._channels(reader)[ids]
                 continue
             fixed |= self._undecided(reader)[ids]
         node = Node(ids, fixed, groups)

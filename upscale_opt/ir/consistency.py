@@ -59,6 +59,7 @@ def check_consistency(graph: ChannelGraph) -> None:
                 raise ValueError(f"channel {channel} belongs to two spaces")
     if len(space_of) != sum(len(space.channels) for space in graph.spaces):
         raise ValueError("a space lists a channel twice")
+    _check_twins(graph, space_of)
     for name, tensor in graph.tensors.items():
         _check_tensor(graph, name, tensor, space_of)
     written: set[str] = set()
@@ -84,6 +85,21 @@ def check_consistency(graph: ChannelGraph) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"two operations are called {twice!r}")
+
+
+def _check_twins(graph: ChannelGraph, space_of: dict[int, int]) -> None:
+    """Every twin was made of one channel that a space lists; adds them to ``space_of``."""
+    made: dict[int, int] = {}
+    for twins in graph.twins:
+        if len(twins.channels) != len(twins.of):
+            raise ValueError(f"{len(twins.channels)} twins were made of {len(twins.of)} channels")
+        for twin, channel in zip(twins.channels, twins.of, strict=True):
+            if twin in space_of or twin in made:
+                raise ValueError(f"channel {twin} is a twin, and something else besides")
+            if channel not in space_of:
+                raise ValueError(f"twin {twin} was made of channel {channel}, of no space")
+            made[twin] = space_of[channel]
+    space_of.update(made)
 
 
 def _check_tensor(graph: ChannelGraph, name: str, tensor: Tensor, space_of: dict[int, int]) -> None:
@@ -152,7 +168,7 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
             ):
                 raise ValueError(f"the positions of {op.name!r} are not distinct places")
             joined = tuple(joined[place] for place in op.positions)
-        if joined != output:
+        if joined != output and not _are_twins(graph, joined, output):
             raise ValueError(f"the result of {op.name!r} is not its inputs, one after the other")
     if op.kind in ("layer", "symmetric") and op.groups > 1:
         for name in (*op.inputs, *op.outputs):
@@ -163,6 +179,14 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
     ):
         raise ValueError(f"the result of {op.name!r} is not what it selects")
     _check_parameters(graph, op)
+
+
+def _are_twins(graph: ChannelGraph, read: Sequence[int], written: Sequence[int]) -> bool:
+    """All that is written is what is read, or a twin of it."""
+    return len(read) == len(written) and all(
+        one == other or (other in graph.originals and graph.original(one) == graph.original(other))
+        for one, other in zip(read, written, strict=True)
+    )
 
 
 def _check_attention(graph: ChannelGraph, op: Attention) -> None:

@@ -145,7 +145,7 @@ class _WithGraph(_Finder):
         rows: dict[str, list[Row]] = defaultdict(list)
         for read in self.reads:
             tensor = self._memory(read)
-            sequence = self.graph.tensors[tensor].channels
+            sequence = self.graph.sequence(tensor)
             channels = frozenset(sequence[entry] for entry in read.channels)
             rows[leader[tensor]].append(self.row(read, channels))
         for root, tensors in members.items():
@@ -179,10 +179,7 @@ class _WithGraph(_Finder):
     def _columns(self, tensors: Sequence[str]) -> tuple[Column, ...]:
         """The longest tensor says in which sequence the spaces lie."""
         sequences = [
-            [
-                self.graph.tensors[name].channels[entry]
-                for entry in sorted(self.solution.tensors[name])
-            ]
+            [self.graph.sequence(name)[entry] for entry in sorted(self.solution.tensors[name])]
             for name in tensors
         ]
         sequences.sort(key=len, reverse=True)
