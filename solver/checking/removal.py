@@ -298,10 +298,12 @@ class _Reporter:
                 return channel in window
             before = self.producers.get(op.inputs[0]) if op.inputs else None
             if isinstance(before, Concat):
-                for operand in range(len(before.inputs)):
-                    read = self.graph.renamed.get((before.name, operand), {}).get(channel)
-                    if read is not None:
-                        return read in self.windows.get((before.name, operand), ())
+                edges = [(before.name, operand) for operand in range(len(before.inputs))]
+                return any(
+                    written == channel and read in self.windows.get(edge, ())
+                    for edge in edges
+                    for read, written in self.graph.renamed.get(edge, {}).items()
+                )
             if not isinstance(before, ChannelWise):
                 return False
             op = before

@@ -189,7 +189,7 @@ class _Follower:
             renamed = self.graph.renamed.get((op.name, operand))
             if renamed is not None:
                 behind = self.whys.get(result, {})
-                pairs = ((read, written) for written, read in renamed.items() if read in wants)
+                pairs = ((read, written) for read, written in renamed.items() if read in wants)
                 yield from ((read, behind[written]) for read, written in pairs if written in behind)
                 return
             made = self.sets.defined.get(result, Ids()) - defined

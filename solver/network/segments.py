@@ -232,7 +232,7 @@ class _Finder:
                 self.selects[op.name, operand] = self.sets.needed[op.outputs[0]]
         elif isinstance(op, Select):
             self.selects[op.name, 0] = _WHATEVER
-        elif isinstance(op, Concat):
+        elif isinstance(op, Concat) and op.positions is None:
             for operand in range(len(op.inputs)):
                 edge = (op.name, operand)
                 if edge in self.graph.renamed and self.sets.wants.get(edge):

@@ -158,7 +158,7 @@ class Widths:
             self._views.setdefault((reader, edge), first + len(self._views))
             for reader in sorted(demand.readers)
         ]
-        always = frozenset(renamed[c] for c in demand.always if c in renamed)
+        always = frozenset(c for c, twin in renamed.items() if twin in demand.always)
         return Demand(frozenset(readers), always)
 
     def _is_hoisted_join(self, edge: tuple[str, int]) -> bool:
@@ -237,7 +237,7 @@ class Widths:
         """What is said of twins, said of the channels that they are made of at an edge."""
         renamed = self._graph.renamed[edge]
         found = np.full_like(values, unseen)
-        found[list(renamed.values())] = values[list(renamed)]
+        found[list(renamed)] = values[list(renamed.values())]
         return found
 
     def _of_view(self, reader: int) -> tuple[int, tuple[str, int]]:

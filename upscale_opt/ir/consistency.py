@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from upscale_opt.ir.graph import Attention, ChannelGraph, Operation, Space, Tensor
+    from upscale_opt.ir.graph import Attention, ChannelGraph, Concat, Operation, Space, Tensor
 
 Run = tuple[int, tuple[int, ...]]
 """A space's number, and which entries of a tensor's channel sequence are its channels."""
@@ -168,8 +168,8 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
             ):
                 raise ValueError(f"the positions of {op.name!r} are not distinct places")
             joined = tuple(joined[place] for place in op.positions)
-        if joined != output and not _are_twins(graph, joined, output):
-            raise ValueError(f"the result of {op.name!r} is not its inputs, one after the other")
+        if joined != output:
+            _check_twins_of(graph, op, joined, output)
     if op.kind in ("layer", "symmetric") and op.groups > 1:
         for name in (*op.inputs, *op.outputs):
             _check_groups(graph, op.name, name, op.groups)
@@ -181,12 +181,19 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
     _check_parameters(graph, op)
 
 
-def _are_twins(graph: ChannelGraph, read: Sequence[int], written: Sequence[int]) -> bool:
-    """All that is written is what is read, or a twin of it."""
-    return len(read) == len(written) and all(
+def _check_twins_of(
+    graph: ChannelGraph, op: Concat, read: Sequence[int], written: Sequence[int]
+) -> None:
+    """All that a concatenation writes is what it reads, or a twin of it; one for each operand."""
+    if len(read) != len(written) or not all(
         one == other or (other in graph.originals and graph.original(one) == graph.original(other))
         for one, other in zip(read, written, strict=True)
-    )
+    ):
+        raise ValueError(f"the result of {op.name!r} is not its inputs, one after the other")
+    named: dict[tuple[int, int], int] = {}
+    for operand, channel, twin in graph.joined(op):
+        if named.setdefault((operand, channel), twin) != twin:
+            raise ValueError(f"{op.name!r} makes two twins of channel {channel} of one operand")
 
 
 def _check_attention(graph: ChannelGraph, op: Attention) -> None:

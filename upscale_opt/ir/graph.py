@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -379,43 +380,44 @@ class ChannelGraph(Document):
     def renamed(self) -> dict[tuple[str, int], dict[int, int]]:
         """For every operand of a concatenation whose channels get twins: which gets which.
 
-        By the operation's name and the operand's number: the operand's channel, by the result's.
+        By the operation's name and the operand's number: the result's channel, by the operand's.
         """
-        if not self.twins:
-            return {}
         found: dict[tuple[str, int], dict[int, int]] = {}
-        for op in self.operations:
-            if not isinstance(op, Concat):
-                continue
-            joined = [
-                (operand, channel)
-                for operand, name in enumerate(op.inputs)
-                for channel in self.tensors[name].channels
-            ]
-            taken = joined if op.positions is None else [joined[place] for place in op.positions]
-            for written, (operand, read) in zip(
-                self.tensors[op.outputs[0]].channels, taken, strict=True
-            ):
-                found.setdefault((op.name, operand), {})[written] = read
+        for op in self.operations if self.twins else ():
+            if isinstance(op, Concat):
+                for operand, read, written in self.joined(op):
+                    found.setdefault((op.name, operand), {})[read] = written
         return {
             edge: names
             for edge, names in found.items()
-            if any(written != read for written, read in names.items())
+            if any(written != read for read, written in names.items())
         }
+
+    def joined(self, op: Concat) -> Iterator[tuple[int, int, int]]:
+        """For every channel that a concatenation writes: the operand, its channel, what it is."""
+        read = [
+            (operand, channel)
+            for operand, name in enumerate(op.inputs)
+            for channel in self.tensors[name].channels
+        ]
+        taken = read if op.positions is None else [read[place] for place in op.positions]
+        result = self.tensors[op.outputs[0]].channels
+        for (operand, channel), written in zip(taken, result, strict=True):
+            yield operand, channel, written
 
     def taken(self, op: Concat, operand: int, channels: frozenset[int]) -> frozenset[int]:
         """The channels of an operand that are ``channels`` of the concatenation's result."""
         names = self.renamed.get((op.name, operand))
         if names is None:
             return channels.intersection(self.tensors[op.inputs[operand]].channels)
-        return frozenset(read for written, read in names.items() if written in channels)
+        return frozenset(read for read, written in names.items() if written in channels)
 
     def given(self, op: Concat, operand: int, channels: frozenset[int]) -> frozenset[int]:
         """The channels of the concatenation's result that are ``channels`` of an operand."""
         names = self.renamed.get((op.name, operand))
         if names is None:
             return channels.intersection(self.tensors[op.outputs[0]].channels)
-        return frozenset(written for written, read in names.items() if read in channels)
+        return frozenset(written for read, written in names.items() if read in channels)
 
     @cached_property
     def space_of(self) -> dict[int, int]:

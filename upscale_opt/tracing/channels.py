@@ -27,7 +27,7 @@ class Channels:
         self._count = 0
         self._same = UnionFind()
         self._fixed: list[tuple[Array, str]] = []
-        self._twins: list[tuple[int, int]] = []
+        self._renamed: list[Array] = []  # of shape (2, channels): what became what in a join
 
     @property
     def count(self) -> int:
@@ -52,27 +52,31 @@ class Channels:
         found: list[Array] = []
         for ids, own in zip(parts, roots, strict=True):
             shared = np.intersect1d(own, held[times > 1])
-            fresh = self.fresh(len(shared))
-            self._twins += zip(fresh.tolist(), shared.tolist(), strict=True)
             named = ids.copy()
-            for twin, channel in zip(fresh, shared, strict=True):
+            for twin, channel in zip(self.fresh(len(shared)), shared, strict=True):
                 named[own == channel] = twin
             found.append(named)
+            if len(shared):
+                self._renamed.append(np.unique(np.stack([ids, named]), axis=1))
         return found
 
     def originals(self) -> dict[int, int]:
         """For the representative of every twin, that of what it was made of, which is no twin.
 
         Where a twin was tied to a twin of something else, or to what it was made of, it is none:
-        all of these are tied, and one channel.
+        all of these are tied, and one channel. So are twins that a join made of what is one now.
         """
         while True:
             made: dict[int, int] = {}
             apart: list[tuple[int, int]] = []
-            for twin, channel in self._twins:
-                one, other = self._same.find(twin), self._same.find(channel)
-                if one != other and made.setdefault(one, other) != other:
-                    apart.append((made[one], other))
+            for pairs in self._renamed:
+                became: dict[int, int] = {}
+                for read, named in pairs.T.tolist():
+                    channel, twin = self._same.find(read), self._same.find(named)
+                    if became.setdefault(channel, twin) != twin:
+                        apart.append((became[channel], twin))
+                    if twin != channel and made.setdefault(twin, channel) != channel:
+                        apart.append((made[twin], channel))
             apart += [(twin, made[twin]) for twin in made if _last(made, twin) is None]
             if not apart:
                 return {twin: last for twin in made if (last := _last(made, twin)) is not None}
