@@ -234,7 +234,7 @@ class Widths:
     def _seen(
         self, values: npt.NDArray[_Value], edge: tuple[str, int], unseen: int
     ) -> npt.NDArray[_Value]:
-        """What is said of twins, said of the channels that they are made of at an edge."""
+        """Values of twins, as those of the channels that they are made of at an edge."""
         renamed = self._graph.renamed[edge]
         found = np.full_like(values, unseen)
         found[list(renamed)] = values[list(renamed.values())]

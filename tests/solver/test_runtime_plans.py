@@ -230,7 +230,7 @@ class SummedWhole(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b = nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1)
-        self.sum, self.part, self.rest = (nn.Conv2d(3, 4, 1) for _ in range(3))
+        self.sum, self.part, self.rest, self.other = (nn.Conv2d(3, 4, 1) for _ in range(4))
         keep(self.a.weight, 0, [0, 2])
         keep(self.part.weight, 1, [0])
         keep(self.sum.weight, 1, [1])
@@ -238,7 +238,7 @@ class SummedWhole(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Of shape (N, 4, H, W)."""
         a, b = self.a(x), self.b(x)
-        return torch.as_tensor(self.sum(a + b) + self.part(a) + self.rest(a) + self.rest(b))
+        return torch.as_tensor(self.sum(b + a) + self.part(a) + self.rest(a) + self.other(b))
 
 
 def test_a_whole_tensor_that_another_makes_wider() -> None:
