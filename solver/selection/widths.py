@@ -482,4 +482,4 @@ def joints_of(
             picks.append((family, rng.randrange(levels // 3, levels)))
         masks = setting.masks(dropped_by(setting, pickers, picks))
         found.append(find_joints(setting.graph, masks))
-    return min(found, key=lambda joints: len(joints.hoisted))
+    return min(found, key=lambda one: (len(one.hoisted), len(set(one.segment.values()))))
