@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -93,7 +93,8 @@ class Widths:
         self._pairs = {p.reader.operation: i for i, p in enumerate(setting.places) if not p.reads}
         self._operations = {op.name: op for op in self._graph.operations}
         self._demands: dict[str, Demand] = defaultdict(Demand)
-        self._views: dict[tuple[int, tuple[str, int]], int] = {}
+        self._views: list[tuple[int, dict[int, int]]] = []
+        self._numbers: dict[tuple[int, tuple[str, int]], int] = {}
         self._spread()
         self.families = self._tabulate()
         self._left: dict[int, Bools] = {}
@@ -153,13 +154,28 @@ class Widths:
         renamed = self._graph.renamed.get(edge)
         if renamed is None or demand.everything:
             return demand
-        first = len(self.setting.places)
-        readers = [
-            self._views.setdefault((reader, edge), first + len(self._views))
-            for reader in sorted(demand.readers)
-        ]
+        readers = frozenset(self._view(reader, edge) for reader in demand.readers)
         always = frozenset(c for c, twin in renamed.items() if twin in demand.always)
-        return Demand(frozenset(readers), always)
+        return Demand(readers, always)
+
+    def _view(self, reader: int, edge: tuple[str, int]) -> int:
+        """The number under which a reader asks for channels before they get twins at an edge."""
+        number = self._numbers.get((reader, edge))
+        if number is None:
+            number = len(self.setting.places) + len(self._views)
+            self._numbers[reader, edge] = number
+            real, names = self.seen_by(reader)
+            renamed = self._graph.renamed[edge]
+            seen = {read: names[twin] for read, twin in renamed.items() if twin in names}
+            self._views.append((real, seen))
+        return number
+
+    def seen_by(self, reader: int) -> tuple[int, dict[int, int]]:
+        """The reader itself, and what the channels that it asks for are where it reads them."""
+        places = self.setting.places
+        if reader < len(places):
+            return reader, {channel: channel for channel in places[reader].channels}
+        return self._views[reader - len(places)]
 
     def _is_hoisted_join(self, edge: tuple[str, int]) -> bool:
         return edge[0] in self.joints.hoisted
@@ -226,32 +242,10 @@ class Widths:
                 found[reader][number] = [
                     self._kept_until(reader, family, picker.partial) for family in picker.families
                 ]
-        for (reader, edge), view in self._views.items():
+        for view, (reader, names) in enumerate(self._views, len(self.setting.places)):
             for number, families in found[reader].items() if reader in found else ():
-                found[view][number] = [self._seen(until, edge, -1) for until in families]
+                found[view][number] = [_renamed(until, names, -1) for until in families]
         return dict(found)
-
-    def _seen(
-        self, values: npt.NDArray[_Value], edge: tuple[str, int], unseen: int
-    ) -> npt.NDArray[_Value]:
-        """Values of twins, as those of the channels that they are made of at an edge."""
-        renamed = self._graph.renamed[edge]
-        found = np.full_like(values, unseen)
-        found[list(renamed)] = values[list(renamed.values())]
-        return found
-
-    def _of_view(self, reader: int) -> tuple[int, tuple[str, int]]:
-        """The reader whose needs are seen at an edge, and the edge."""
-        return next(pair for pair, number in self._views.items() if number == reader)
-
-    def _channels(self, reader: int) -> Bools:
-        """Of shape (channels,): those that a reader reads."""
-        found = np.zeros(self._count, dtype=bool)
-        if reader < len(self.setting.places):
-            found[list(self.setting.places[reader].channels)] = True
-            return found
-        below, edge = self._of_view(reader)
-        return self._seen(self._channels(below), edge, 0)
 
     def _kept_until(self, reader: int, family: Family, partial: bool) -> Ints:
         place = self.setting.places[reader]
@@ -270,20 +264,16 @@ class Widths:
             until[channels[[s for s in place.reader.slices if s not in gone]]] = levels
         return until
 
-    def _droppable(self, reader: int) -> Bools:
-        """Of shape (channels,): those that a reader may drop."""
-        if reader < len(self.setting.places):
-            place = self.setting.places[reader]
-            found = np.zeros(self._count, dtype=bool)
-            found[[place.channels[s] for s in place.reader.slices]] = True
-            return found
-        below, edge = self._of_view(reader)
-        return self._seen(self._droppable(below), edge, 0)
-
     def _undecided(self, reader: int) -> Bools:
         """Of shape (channels,): those that the reader might drop, but no picker lets it."""
         if reader not in self._left:
-            left = self._droppable(reader)
+            real, names = self.seen_by(reader)
+            if real != reader:
+                self._left[reader] = _renamed(self._undecided(real), names, 0)
+                return self._left[reader]
+            place = self.setting.places[reader]
+            left = np.zeros(self._count, dtype=bool)
+            left[[place.channels[s] for s in place.reader.slices]] = True
             for families in self.families[reader].values():
                 for until in families:
                     left &= until < 0
@@ -337,7 +327,7 @@ class Widths:
         fixed = np.array([demand.everything or c in demand.always for c in channels], dtype=bool)
         for reader in demand.readers:
             if reader not in self.families:  # no picker decides for it: it keeps all it reads
-                fixed |= self._channels(reader)[ids]
+                fixed |= np.isin(ids, list(self.seen_by(reader)[1]))
                 continue
             fixed |= self._undecided(reader)[ids]
         node = Node(ids, fixed, groups)
@@ -466,6 +456,15 @@ class Widths:
                 for p, (f, level) in zip(self.pickers, picks, strict=True)
             )
         )
+
+
+def _renamed(
+    values: npt.NDArray[_Value], names: Mapping[int, int], unnamed: int
+) -> npt.NDArray[_Value]:
+    """Values of channels under other names."""
+    found = np.full_like(values, unnamed)
+    found[list(names)] = values[list(names.values())]
+    return found
 
 
 def joints_of(
