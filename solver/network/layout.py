@@ -187,13 +187,10 @@ class _Writer:
 
     def _keep_gathered(self, op: Operation, source: str) -> None:
         """Keep untrimmed what is gathered anyway: the copies are those that were counted."""
-        if isinstance(op, Select) or (isinstance(op, Concat) and self._has_twins(op)):
+        if isinstance(op, Select) or (isinstance(op, Concat) and self.graph.makes_twins(op)):
             self._need(op.outputs[0], self.full[op.outputs[0]])
         elif isinstance(op, Elementwise) and op.additive and op.outputs[0] in self.full:
             self._need(op.outputs[0], self._among(op.outputs[0], self.stored[source]))
-
-    def _has_twins(self, op: Concat) -> bool:
-        return any((op.name, operand) in self.graph.renamed for operand in range(len(op.inputs)))
 
     def _is_live(self, op: Operation, operand: int) -> bool:
         return bool(self.sets.wants.get((op.name, operand)))

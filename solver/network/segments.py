@@ -358,9 +358,7 @@ class _Finder:
             for op in self.graph.operations
             if isinstance(op, Concat)
             and op.positions is None  # that takes what its readers want as it is
-            and all(
-                (op.name, operand) not in self.graph.renamed for operand in range(len(op.inputs))
-            )
+            and not self.graph.makes_twins(op)
             and op.name in self.sets.live
             and len(self.readers[op.outputs[0]]) == 1
             and self.readers[op.outputs[0]][0] in self.selects

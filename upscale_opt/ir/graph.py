@@ -405,6 +405,10 @@ class ChannelGraph(Document):
         for (operand, channel), written in zip(taken, result, strict=True):
             yield operand, channel, written
 
+    def makes_twins(self, op: Concat) -> bool:
+        """Channels of an operand get twins."""
+        return any((op.name, operand) in self.renamed for operand in range(len(op.inputs)))
+
     def taken(self, op: Concat, operand: int, channels: frozenset[int]) -> frozenset[int]:
         """The channels of an operand that are ``channels`` of the concatenation's result."""
         names = self.renamed.get((op.name, operand))
