@@ -257,7 +257,7 @@ def _needs(op: Operation, operand: int, graph: ChannelGraph, sets: ChannelSets) 
     needed = sets.needed[op.outputs[0]]
     if isinstance(op, Elementwise) and op.additive:
         return needed & sets.defined[source]
-    return needed & channels if isinstance(op, Concat) else needed
+    return graph.taken(op, operand, needed) if isinstance(op, Concat) else needed
 
 
 def _delivered(graph: ChannelGraph, solution: Solution, tensor: str, read: Read | None) -> Ids:

@@ -17,6 +17,7 @@ from upscale_opt.ir.base import Document, Record
 from upscale_opt.ir.graph import (
     ChannelGraph,
     ChannelWise,
+    Concat,
     Constant,
     Layer,
     Operation,
@@ -296,6 +297,13 @@ class _Reporter:
             if window is not None:
                 return channel in window
             before = self.producers.get(op.inputs[0]) if op.inputs else None
+            if isinstance(before, Concat):
+                edges = [(before.name, operand) for operand in range(len(before.inputs))]
+                return any(
+                    written == channel and read in self.windows.get(edge, ())
+                    for edge in edges
+                    for read, written in self.graph.renamed.get(edge, {}).items()
+                )
             if not isinstance(before, ChannelWise):
                 return False
             op = before

@@ -164,10 +164,11 @@ class _Follower:
         for operand, name in enumerate(op.inputs):
             wants = self.sets.wants.get((op.name, operand), Ids())
             if name in self.whys:  # the first reader has the last word
-                self.whys[name].update(self._wanted(op, name, wants & self.stored[name]))
+                self.whys[name].update(self._wanted(op, operand, wants & self.stored[name]))
 
-    def _wanted(self, op: Operation, name: str, wants: Ids) -> Iterator[tuple[int, Why]]:
-        """Find out why ``op`` wants channels of its input ``name``."""
+    def _wanted(self, op: Operation, operand: int, wants: Ids) -> Iterator[tuple[int, Why]]:
+        """Find out why ``op`` wants channels of one of its inputs."""
+        name = op.inputs[operand]
         defined = self.sets.defined[name]
         if isinstance(op, Layer):
             read = self.columns[op.name] & defined
@@ -185,6 +186,12 @@ class _Follower:
             yield from dict.fromkeys(wants, Why("symmetric", op.name)).items()
         else:
             result = op.outputs[0]
+            renamed = self.graph.renamed.get((op.name, operand))
+            if renamed is not None:
+                behind = self.whys.get(result, {})
+                pairs = ((read, written) for read, written in renamed.items() if read in wants)
+                yield from ((read, behind[written]) for read, written in pairs if written in behind)
+                return
             made = self.sets.defined.get(result, Ids()) - defined
             for channel in wants:
                 if channel in made:

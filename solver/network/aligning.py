@@ -146,7 +146,8 @@ def _joined(graph: ChannelGraph) -> Ids:
         channel
         for op in graph.operations
         if isinstance(op, Concat)
-        for channel in graph.tensors[op.outputs[0]].channels
+        for name in (*op.inputs, *op.outputs)
+        for channel in graph.tensors[name].channels
     )
 
 

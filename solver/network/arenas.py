@@ -172,8 +172,7 @@ class _Finder:
         stored = self.segments.stored[name]
         if any(stored.intersection(self.graph.spaces[s].channels) - channels for s in spaces):
             return False
-        tensor = self.graph.tensors[name]
-        if len(set(tensor.channels)) < len(tensor.channels):
+        if self.graph.repeats(name):
             return False
         if name in cats:
             return stored <= channels

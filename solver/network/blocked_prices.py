@@ -14,7 +14,7 @@ from upscale_opt.ir.cost_model import CostModel, whole_blocks
 from upscale_opt.ir.graph import ChannelGraph, Concat
 from upscale_opt.solver.network.formulate import Formulation, Whole
 from upscale_opt.solver.network.objectives import bytes_per_channel
-from upscale_opt.solver.network.prices import Pricing
+from upscale_opt.solver.network.prices import Pricing, kind_between
 from upscale_opt.solver.network.segments import Segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.network.windows import Chain, Windows
@@ -163,7 +163,7 @@ class BlockedPricing(Pricing):
         cost = 0.0
         for step in chain.between:
             moved = 2 * width * bytes_per_channel(self._graph.tensors[step.outputs[0]])
-            kind = "norm" if step.parameters else "elementwise"
+            kind = kind_between(step)
             cost += self._model.nanoseconds(kind, bytes=moved)
         for layer in chain.layers:
             blocks = whole_blocks(width, self._block)

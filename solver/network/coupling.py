@@ -187,15 +187,14 @@ def _gone(graph: ChannelGraph, masks: Masks, found: tuple[Group, ...]) -> list[s
         for op in graph.operations:
             if isinstance(op, Attention):
                 for name in op.inputs:
-                    heads = in_groups(graph.tensors[name].channels, op.heads)
+                    heads = in_groups(graph.sequence(name), op.heads)
                     width = max(1, *map(kept, heads))
                     for head in heads:
                         changed |= keep(head, width)
             if not isinstance(op, Layer) or not op.inputs:
                 continue
             read, written = (
-                in_groups(graph.tensors[name].channels, op.groups)
-                for name in (op.inputs[0], op.outputs[0])
+                in_groups(graph.sequence(name), op.groups) for name in (op.inputs[0], op.outputs[0])
             )
             if op.groups == 1:
                 changed |= keep(dict.fromkeys(read[0]), 1)
@@ -247,7 +246,7 @@ class _Places:
 
 
 def _places(graph: ChannelGraph, name: str) -> dict[int, tuple[tuple[int, ...], ...]]:
-    tensor = graph.tensors[name]
+    tensor, sequence = graph.tensors[name], graph.sequence(name)
     found: dict[int, list[list[int]]] = {}
     for space, entries in graph.runs(name):
         channels = graph.spaces[space].channels
@@ -255,6 +254,6 @@ def _places(graph: ChannelGraph, name: str) -> dict[int, tuple[tuple[int, ...], 
         place_of = {channel: place for place, channel in enumerate(channels)}
         for entry in entries:
             first = entry * tensor.features
-            place = place_of[tensor.channels[entry]]
+            place = place_of[sequence[entry]]
             elements[place].extend(range(first, first + tensor.features))
     return {space: tuple(map(tuple, elements)) for space, elements in found.items()}

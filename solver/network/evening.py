@@ -22,17 +22,38 @@ from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids, in_groups, l
 
 
 def fill_gaps(graph: ChannelGraph, sets: ChannelSets, stored: Mapping[str, Ids]) -> dict[Edge, Ids]:
-    """Channels that operands must deliver for no place between others to be empty."""
+    """Channels that operands must deliver for no place between others to be empty.
+
+    Where the result's channels are selected (they are in another sequence, or have twins), these.
+    """
     gaps: dict[Edge, Ids] = {}
     for op in graph.operations:
         if isinstance(op, Concat) and op.name in sets.live:
             whole = stored[op.outputs[0]]
-            for operand, name in enumerate(op.inputs):
-                ids = whole.intersection(graph.tensors[name].channels)
-                wanted = sets.wants.get((op.name, operand), Ids())
-                if not ids <= wanted if op.positions is not None else ids and not wanted:
-                    gaps[op.name, operand] = ids
+            for operand in range(len(op.inputs)):
+                edge = (op.name, operand)
+                ids = graph.taken(op, operand, whole)
+                wanted = sets.wants.get(edge, Ids())
+                selected = op.positions is not None or edge in graph.renamed
+                if not ids <= wanted if selected else ids and not wanted:
+                    gaps[edge] = ids
     return gaps
+
+
+def whole_operands(
+    graph: ChannelGraph, sets: ChannelSets, stored: Mapping[str, Ids]
+) -> dict[str, Ids]:
+    """Twins that concatenations must store for their operands to be joined as they are."""
+    floors: dict[str, Ids] = {}
+    operations = {op.name: op for op in graph.operations}
+    for name, operand in graph.renamed:
+        op = operations[name]
+        assert isinstance(op, Concat)
+        if sets.wants.get((name, operand)):
+            ids = graph.given(op, operand, stored[op.inputs[operand]])
+            if not ids <= stored[op.outputs[0]]:
+                floors[op.outputs[0]] = floors.get(op.outputs[0], Ids()) | ids
+    return floors
 
 
 def even_groups(

@@ -123,7 +123,7 @@ class _Formulator:
         self.buffers = {number: frozenset(arena.channels) for number, arena in arenas}
 
     def formulate(self) -> Formulation:
-        kept = frozenset().union(*self.segments.stored.values())
+        kept = self._originals(frozenset().union(*self.segments.stored.values()))
         spaces = tuple(
             Space(
                 tuple(c for c in space.channels if c in kept and number not in self.arena_of),
@@ -196,8 +196,9 @@ class _Formulator:
         read = Read(self._price(edge, copied, ids), self._view(edge, tensor, ids))
         if self.objective != "blocks" and self.segments.selection != "segment":
             return read  # its parts are nobody's business
-        parts = (Part(space, wanted) for space, wanted, _ in self._parts(tensor, ids))
-        return replace(read, parts=tuple(parts))
+        parts = self._parts(tensor, ids)
+        listed = (Part(space, self._originals(wanted)) for space, wanted, _ in parts)
+        return replace(read, parts=tuple(listed))
 
     def _price(self, edge: Edge, tensor: str, ids: Ids) -> int:
         factor = self.factors.get(edge_name(edge), self.factors.get(edge[0], 1))
@@ -236,8 +237,7 @@ class _Formulator:
         gains: dict[tuple[int, ...], int] = {}
         for name, stored in self.segments.stored.items():
             needed = self.sets.needed[name]
-            sequence = self.graph.tensors[name].channels
-            if not needed or needed >= stored or len(set(sequence)) < len(sequence):
+            if not needed or needed >= stored or self.graph.repeats(name):
                 continue
             if any(space in self.arena_of for space, _ in self.graph.runs(name)):
                 continue
@@ -256,11 +256,12 @@ class _Formulator:
             return [(buffer, ids, ids == self.buffers[buffer])]
         stored = self.segments.stored[tensor]
         parts: list[tuple[int, Ids, bool]] = []
-        for space, _ in self.graph.runs(tensor):
+        channels = self.graph.tensors[tensor].channels
+        for space, entries in self.graph.runs(tensor):
             number = self.arena_of.get(space, space)
             if parts and number in self.buffers and parts[-1][0] == number:
                 continue
-            there = self.buffers.get(number, Ids(self.graph.spaces[space].channels)) & stored
+            there = self.buffers.get(number, Ids(map(channels.__getitem__, entries))) & stored
             if there:
                 wanted = ids & there
                 parts.append((number, wanted, wanted == there))
@@ -288,4 +289,9 @@ class _Formulator:
         return tuple(needs)
 
     def _demand(self, space: int, kind: DemandKind, ids: Ids) -> int:
-        return self.demands.setdefault(Demand(space, kind, ids), len(self.demands))
+        demand = Demand(space, kind, self._originals(ids))
+        return self.demands.setdefault(demand, len(self.demands))
+
+    def _originals(self, ids: Ids) -> Ids:
+        """The channels that an order is of, in place of their twins."""
+        return Ids(map(self.graph.original, ids)) if self.graph.twins else ids

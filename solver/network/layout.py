@@ -141,7 +141,7 @@ class _Writer:
 
     def _sequence(self, name: str, stored: Ids) -> tuple[int, ...]:
         """The stored entries of the tensor's channel sequence: space by space, each in order."""
-        sequence = self.graph.tensors[name].channels
+        sequence, originals = self.graph.tensors[name].channels, self.graph.sequence(name)
         runs: list[list[int]] = []
         last: int | None = None
         for space, run in self.graph.runs(name):
@@ -155,7 +155,7 @@ class _Writer:
             runs[-1] += entries
         result: list[int] = []
         for together in runs:
-            rank = dict(zip(together, [self.rank[sequence[i]] for i in together], strict=True))
+            rank = dict(zip(together, [self.rank[originals[i]] for i in together], strict=True))
             result.extend(sorted(together, key=rank.__getitem__))
         return tuple(result)
 
@@ -187,7 +187,7 @@ class _Writer:
 
     def _keep_gathered(self, op: Operation, source: str) -> None:
         """Keep untrimmed what is gathered anyway: the copies are those that were counted."""
-        if isinstance(op, Select):
+        if isinstance(op, Select) or (isinstance(op, Concat) and self.graph.makes_twins(op)):
             self._need(op.outputs[0], self.full[op.outputs[0]])
         elif isinstance(op, Elementwise) and op.additive and op.outputs[0] in self.full:
             self._need(op.outputs[0], self._among(op.outputs[0], self.stored[source]))
@@ -198,8 +198,7 @@ class _Writer:
     def _need(self, name: str, entries: tuple[int, ...]) -> None:
         if not entries:
             return
-        sequence = self.graph.tensors[name].channels
-        if name in self.rigid or len(set(sequence)) < len(sequence):
+        if name in self.rigid or self.graph.repeats(name):
             entries = self.full[name]  # what holds a channel twice is not trimmed
         if entries is self.full[name]:
             self.spans[name] = 0, len(entries)

@@ -49,21 +49,26 @@ def lay_out_windows(
         problem: what they ask for.
         orders: of all spaces of the problem.
         chosen: the edges at which windows are read, with the channels that are not wanted there.
+            Where a tensor is read as a whole, more of them if other windows make it store more.
     """
     windows = Windows(graph, problem.sets, problem.segments)
     macs = windows.total()
-    spent = sum(len(ids) * windows.multiply_adds_at(edge) for edge, ids in chosen.items())
-    if chosen:
-        extra = extra_wants(windows, chosen)
+    asked, wider = problem, dict(chosen)
+    while wider:
+        chosen = wider
         problem = pose(
             graph,
             masks,
-            problem.objective,
-            selection=problem.segments.selection,
-            cost_model=problem.cost_model,
-            extra=extra,
-            widths=problem.widths,
+            asked.objective,
+            selection=asked.segments.selection,
+            cost_model=asked.cost_model,
+            extra=extra_wants(windows, chosen),
+            widths=asked.widths,
         )
+        wider = _wider(graph, asked, problem, chosen)
+        if wider == chosen:
+            break
+    spent = sum(len(ids) * windows.multiply_adds_at(edge) for edge, ids in chosen.items())
     held = satisfied(problem.formulation.instance, orders)
     layout = lay_out(graph, problem.sets, problem.segments, problem.formulation, orders, held)
     reads = tuple(
@@ -79,6 +84,16 @@ def lay_out_windows(
         if edge not in listed and name in layout.tensors
     )  # where the whole tensor is read, its segment may go on behind the edge
     return Plan(layout.tensors, reads, layout.parameters, macs, spent)
+
+
+def _wider(
+    graph: ChannelGraph, asked: Problem, planned: Problem, chosen: Mapping[Edge, Ids]
+) -> dict[Edge, Ids]:
+    """The windows, with all that tensors read as a whole store by now: other windows' channels."""
+    stored = planned.segments.stored
+    wholes = {e: n for e, n in _sources(graph, chosen).items() if e in asked.formulation.wholes}
+    grown = {e: stored[n] - asked.segments.selects[e] for e, n in wholes.items() if n in stored}
+    return {edge: ids | grown.get(edge, Ids()) for edge, ids in chosen.items()}
 
 
 def _sources(graph: ChannelGraph, edges: Collection[Edge]) -> dict[Edge, str]:

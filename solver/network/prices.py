@@ -55,7 +55,7 @@ class Pricing:
             cost += 2 * bytes_per_channel(source) * self._kernel("copy").ns_per_byte
         for step in chain.between:
             written = self._graph.tensors[step.outputs[0]]
-            kind = "norm" if step.parameters else "elementwise"
+            kind = kind_between(step)
             cost += 2 * bytes_per_channel(written) * self._kernel(kind).ns_per_byte
         for layer in chain.layers:
             kernel = self._kernel(self._kind(layer))
@@ -153,3 +153,10 @@ class Pricing:
         if layer.in_axis == 0:
             return "transposed"
         return "conv1x1" if math.prod(shape[2:]) == 1 else "conv"
+
+
+def kind_between(step: ChannelWise | Concat) -> str:
+    """The kind of kernel of what lies between a selection and the layers that want it."""
+    if isinstance(step, Concat):
+        return "copy"
+    return "norm" if step.parameters else "elementwise"

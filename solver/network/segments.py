@@ -4,6 +4,7 @@ Tensors joined by operations that keep channels in place form a *segment*; all o
 channels that any of them needs, in one order. Channels are selected where a segment ends:
 
 * in front of a consumer;
+* in front of a concatenation, of what gets twins there (of a tensor that it joins twice, say);
 * in front of a chain of operations that only one channel set is read from ("hoisting"): a
   consumer's private batch norm and activation run on its own channels alone;
 * at a sum, where an operand that is zero in some of the stored channels leaves them out: it is
@@ -43,6 +44,7 @@ from upscale_opt.solver.network.evening import (
     fill_gaps,
     linked_tensors,
     links_of,
+    whole_operands,
 )
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids, channel_sets
 
@@ -129,11 +131,12 @@ def find_segments(
         gaps, uneven = fill_gaps(graph, sets, stored), even_groups(graph, sets, stored)
         apart, unlike = agree(links, sets, stored, segments.selects)
         short = finder.short(stored)
-        if not (gaps or uneven or apart or unlike or short):
+        joined = whole_operands(graph, sets, stored) if whole else {}
+        if not (gaps or uneven or apart or unlike or short or joined):
             return sets, segments
         for edge, ids in (*gaps.items(), *apart.items()):
             extra[edge] = extra.get(edge, Ids()) | ids
-        for name, ids in (*uneven.items(), *unlike.items(), *short.items()):
+        for name, ids in (*uneven.items(), *unlike.items(), *short.items(), *joined.items()):
             floors[name] = floors.get(name, Ids()) | ids
 
 
@@ -187,7 +190,7 @@ class _Finder:
         self.hoisted: set[str] = set()
         self.selects: dict[Edge, Ids] = {}
         self.segment: dict[str, str] = {}
-        self.fixed = {c for space in graph.spaces if space.fixed for c in space.channels}
+        self.fixed = {c for c, space in graph.space_of.items() if graph.spaces[space].fixed}
 
     def find(self) -> Segments:
         for op in reversed(self.graph.operations):
@@ -229,6 +232,11 @@ class _Finder:
                 self.selects[op.name, operand] = self.sets.needed[op.outputs[0]]
         elif isinstance(op, Select):
             self.selects[op.name, 0] = _WHATEVER
+        elif isinstance(op, Concat) and op.positions is None:
+            for operand in range(len(op.inputs)):
+                edge = (op.name, operand)
+                if edge in self.graph.renamed and self.sets.wants.get(edge):
+                    self.selects[edge] = self.sets.wants[edge]
 
     def _hoists(self, op: Operation) -> bool:
         """The result stores just what all its readers want, so that we select before."""
@@ -282,6 +290,8 @@ class _Finder:
                 continue
             for operand, name in enumerate(op.inputs):
                 if not self.sets.wants.get((op.name, operand)):
+                    continue
+                if (op.name, operand) in self.graph.renamed:
                     continue
                 if op.name in self.hoisted:
                     if not self._absorbs(name):
@@ -348,6 +358,7 @@ class _Finder:
             for op in self.graph.operations
             if isinstance(op, Concat)
             and op.positions is None  # that takes what its readers want as it is
+            and not self.graph.makes_twins(op)
             and op.name in self.sets.live
             and len(self.readers[op.outputs[0]]) == 1
             and self.readers[op.outputs[0]][0] in self.selects
@@ -362,8 +373,7 @@ def keeps_sequence(graph: ChannelGraph, op: Select) -> bool:
 
     That is so if the spaces lie in the same sequence in both, and neither repeats anything.
     """
-    source, result = graph.tensors[op.inputs[0]].channels, graph.tensors[op.outputs[0]].channels
-    if len(set(source)) < len(source) or len(set(result)) < len(result):
+    if graph.repeats(op.inputs[0]) or graph.repeats(op.outputs[0]):
         return False
     place = {space: place for place, (space, _) in enumerate(graph.runs(op.inputs[0]))}
     return all(

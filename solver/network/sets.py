@@ -218,7 +218,7 @@ def _defined_by(
         first, *others = inputs
         return first.union(*others) if op.zero_if == "all" else first.intersection(*others)
     if isinstance(op, Concat):
-        return Ids().union(*inputs) & everything
+        return Ids().union(*(graph.given(op, i, ids) for i, ids in enumerate(inputs)))
     if isinstance(op, Select):
         return inputs[0] & everything
     return everything
@@ -292,8 +292,8 @@ def _needed(
             for operand, ids in enumerate(_summands(op, result, defined, keep_one)):
                 want(op, operand, ids)
         elif isinstance(op, Concat):
-            for operand, name in enumerate(op.inputs):
-                ids = result & frozenset(graph.tensors[name].channels)
+            for operand in range(len(op.inputs)):
+                ids = graph.taken(op, operand, result)
                 want(op, operand, ids | extra.get((op.name, operand), Ids()))
         else:
             for operand, name in enumerate(op.inputs):

@@ -2,17 +2,18 @@
 
 A layer that wants channels which do not lie side by side can read all that lie between, too, if its
 weight keeps zeros for them: nothing is copied, for some multiply-adds more. The same holds where a
-chain of per-channel operations lies between the selection and the layers that want it.
+chain of per-channel operations lies between the selection and the layers that want it, and where a
+concatenation selects what gets twins there.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Layer
+from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat, Layer
 from upscale_opt.solver.network.evening import linked_tensors
 from upscale_opt.solver.network.formulate import Formulation
 from upscale_opt.solver.network.segments import Segments
@@ -37,12 +38,15 @@ class Chain:
 
     Attributes:
         layers: those that read them in the end.
-        between: the per-channel operations before.
+        between: the per-channel operations before, and concatenations in which the channels get
+            twins.
+        renamed: for every layer, the edges at which they do, on the way to it.
     """
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []
-        self.between: list[ChannelWise] = []
+        self.between: list[ChannelWise | Concat] = []
+        self.renamed: list[tuple[Edge, ...]] = []
 
 
 class Windows:
@@ -69,17 +73,38 @@ class Windows:
     def chain(self, edge: Edge) -> Chain | None:
         """Find what lies behind an edge; ``None`` if it must select exactly what it does."""
         chain = Chain()
-        waiting = [edge]
+        waiting: list[tuple[Edge, tuple[Edge, ...]]] = [(edge, ())]
         while waiting:
-            op = self._operations[waiting.pop()[0]]
+            there, renamed = waiting.pop()
+            op = self._operations[there[0]]
+            if renamed and self._is_partial(there):
+                return None  # it selects among the twins, and would read those in vain, too
             if isinstance(op, Layer) and op.groups == 1 and op.outputs[0] not in self._linked:
                 chain.layers.append(op)
-            elif isinstance(op, ChannelWise) and self._readers[op.outputs[0]]:
-                chain.between.append(op)
-                waiting.extend(self._readers[op.outputs[0]])
-            else:
+                chain.renamed.append(renamed)
+                continue
+            if there in self.graph.renamed and isinstance(op, Concat) and op.positions is None:
+                renamed = (*renamed, there)
+            elif not isinstance(op, ChannelWise):
                 return None
+            if not self._readers[op.outputs[0]]:
+                return None
+            chain.between.append(op)
+            waiting += [(reader, renamed) for reader in self._readers[op.outputs[0]]]
         return chain
+
+    def _is_partial(self, edge: Edge) -> bool:
+        """A read of less than is stored."""
+        stored = self.segments.stored[self._operations[edge[0]].inputs[edge[1]]]
+        return self.segments.selects.get(edge, stored) != stored
+
+    def twins(self, ids: Ids, edges: Sequence[Edge]) -> Ids:
+        """The names of channels behind concatenations in which they get twins."""
+        for name, operand in edges:
+            op = self._operations[name]
+            assert isinstance(op, Concat)
+            ids = self.graph.given(op, operand, ids)
+        return ids
 
     def offer(self, formulation: Formulation, price: Price) -> Instance:
         """The instance, in which reads may be served by windows."""
@@ -90,6 +115,9 @@ class Windows:
             if chain is not None and read.view is not None and len(read.view) == 1 and read.weight:
                 space = instance.spaces[instance.demands[read.view[0]].space]
                 source = self._operations[edge[0]].inputs[edge[1]]
+                if not self.graph.originals.keys().isdisjoint(self.segments.stored[source]):
+                    reads.append(read)  # orders are not of its channels, but of their originals
+                    continue
                 allowed = self.segments.stored[source].intersection(space.channels)
                 interval = instance.demands[read.view[0]].kind == "interval"
                 if interval and not space.fixed:
@@ -169,7 +197,8 @@ def extra_wants(windows: Windows, chosen: Mapping[Edge, Ids]) -> dict[Edge, Ids]
     extra: dict[Edge, Ids] = {}
     for edge, ids in chosen.items():
         chain = windows.chain(edge)
-        for layer in chain.layers if chain is not None else ():
+        for layer, renamed in zip(chain.layers, chain.renamed, strict=True) if chain else ():
             own = windows.sets.wants.get((layer.name, 0), Ids())
-            extra[layer.name, 0] = extra.get((layer.name, 0), own) | ids
+            named = windows.twins(ids, renamed)
+            extra[layer.name, 0] = extra.get((layer.name, 0), own) | named
     return extra

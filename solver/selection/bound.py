@@ -156,8 +156,13 @@ class Bound:
                 ranks = until[until > 0]
                 levels = len(self._pickers[picker].families[0].losses)
                 kept = (ranks[None, :] > np.arange(levels)[:, None]).sum(axis=1)
-                self._kept[picker][reader] = kept.astype(np.float64)
                 self._channels[reader] = set(np.flatnonzero(until > 0).tolist())
+                real, names = self._widths.seen_by(reader)
+                if real != reader:  # any others of its channels may be those that it keeps
+                    seen = self._channels[real].intersection(names.values())
+                    unseen = len(self._channels[real]) - len(seen)
+                    kept = np.maximum(self._kept[picker][real] - unseen, 0)
+                self._kept[picker][reader] = kept.astype(np.float64)
 
     def _find_mortals(self) -> dict[int, set[int]]:
         """For pickers whose layers may be left unread: the nodes that those write."""

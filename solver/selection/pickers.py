@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from upscale_opt.ir.graph import ChannelGraph
 from upscale_opt.solver.network.coupling import groups
 from upscale_opt.solver.selection.setting import Dropped, Floats, Place, Setting, chain_of
 
@@ -189,10 +190,10 @@ def _consensus(setting: Setting) -> dict[int, list[int]]:
         number = chain_of(place.reader, "space")
         chain = place.reader.chains[number]
         for slice, value in book.each(number).items():
-            worth[place.channels[slice]] += value
+            worth[place.originals[slice]] += value
         for at, step in enumerate(chain.steps):
             for slice in step:
-                order.setdefault(place.channels[slice], at)
+                order.setdefault(place.originals[slice], at)
     spaces: dict[int, list[int]] = defaultdict(list)
     for channel in worth:
         spaces[setting.graph.space_of[channel]].append(channel)
@@ -213,7 +214,7 @@ def _common_order(setting: Setting, members: Sequence[int]) -> list[int] | None:
     for i in members:
         place = setting.places[i]
         chain = place.reader.chains[chain_of(place.reader, "space")]
-        own = list(dict.fromkeys(place.channels[s] for step in chain.steps for s in step))
+        own = list(dict.fromkeys(place.originals[s] for step in chain.steps for s in step))
         if len({setting.graph.space_of[c] for c in own}) > 1 or (found or own) != own:
             return None
         found = own
@@ -252,12 +253,10 @@ def aligned_chains(setting: Setting) -> dict[int, Aligned]:
         slices: dict[int, list[int]] = defaultdict(list)
         for slice in place.reader.slices:
             slices[place.channels[slice]].append(slice)
-        spaces: dict[int, list[int]] = defaultdict(list)
-        for space in {setting.graph.space_of[c] for c in slices}:
-            spaces[space] = [c for c in orders.get(space, []) if c in slices]
+        spaces = _places_of_spaces(setting.graph, list(slices), orders)
         worth = {c: sum(each.get(s, 0.0) for s in own) for c, own in slices.items()}
         if any(len(own) != place.reader.unit for own in slices.values()):
-            continue  # it holds channels twice
+            continue  # it reads channels twice
         runs = _merged(spaces, worth, step)
         sequence = [channel for run in runs for channel in run]
         steps = tuple(tuple(slices[c]) for c in sequence)
@@ -272,11 +271,30 @@ def aligned_chains(setting: Setting) -> dict[int, Aligned]:
     return found
 
 
-def _merged(spaces: dict[int, list[int]], worth: dict[int, float], step: int) -> list[list[int]]:
-    """Spaces' channels in one sequence of runs of ``step``: the least missed runs first."""
-    waiting: list[tuple[float, int, int]] = []
+_Place = tuple[int, int]
+"""A space, and how many of its channels' twins a tensor holds before this one."""
 
-    def push(space: int, at: int) -> None:
+
+def _places_of_spaces(
+    graph: ChannelGraph, channels: Iterable[int], orders: Mapping[int, Sequence[int]]
+) -> dict[_Place, list[int]]:
+    """The channels that a reader may drop, in the orders of their spaces, twins by themselves."""
+    named: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for channel in channels:
+        named[graph.space_of[channel]][graph.original(channel)].append(channel)
+    found: dict[_Place, list[int]] = defaultdict(list)
+    for space, twins in named.items():
+        for original in orders.get(space, ()):
+            for at, channel in enumerate(twins.get(original, ())):
+                found[space, at].append(channel)
+    return dict(found)
+
+
+def _merged(spaces: dict[_Place, list[int]], worth: dict[int, float], step: int) -> list[list[int]]:
+    """Spaces' channels in one sequence of runs of ``step``: the least missed runs first."""
+    waiting: list[tuple[float, _Place, int]] = []
+
+    def push(space: _Place, at: int) -> None:
         channels = spaces[space]
         if at < len(channels):
             run = channels[at : at + _first(len(channels), at, step)]
@@ -314,12 +332,12 @@ def space_pickers(setting: Setting) -> list[Picker]:
     coupled = groups(graph)
     known = {(p.reader.parameter, p.reader.axis): i for i, p in enumerate(setting.places)}
     alone = _alone(setting)
-    may_drop = [{p.channels[s] for s in p.reader.slices} for p in setting.places]
+    may_drop = [{p.originals[s] for s in p.reader.slices} for p in setting.places]
     slices: list[dict[int, list[int]]] = []
     for place in setting.places:
         slices.append(defaultdict(list))
         for slice in place.reader.slices:
-            slices[-1][place.channels[slice]].append(slice)
+            slices[-1][place.originals[slice]].append(slice)
     pickers: list[Picker] = []
     for space, order in sorted(orders.items()):
         group = coupled[space]
@@ -369,7 +387,7 @@ def _alone(setting: Setting) -> set[int]:
     return {
         i
         for i, place in enumerate(setting.places)
-        if len({space_of[place.channels[s]] for s in place.reader.slices}) == 1
+        if len({space_of[place.originals[s]] for s in place.reader.slices}) == 1
     }
 
 
@@ -392,7 +410,7 @@ def _items(
     for place in places:
         if place.groups > 1 and place.reader.unit > 1:
             chain = place.reader.chains[chain_of(place.reader, "space")]
-            return [tuple(dict.fromkeys(place.channels[s] for s in step)) for step in chain.steps]
+            return [tuple(dict.fromkeys(place.originals[s] for s in step)) for step in chain.steps]
     return [(channel,) for channel in order]
 
 

@@ -146,6 +146,8 @@ class Rates:
         kind = kind_of(self._graph, op)
         if kind is None:
             return
+        if kind == "pool" and model.runtime in _IN_PYTORCH and _is_global(self._graph, op):
+            kind = "reduce"  # it calls ``mean``
         cost = model.kernels.get(kind)
         yield Rate((None, None), nanoseconds=model.nanoseconds(kind))
         assert cost is not None
@@ -173,6 +175,17 @@ class Rates:
             each = math.prod(written.shape) // len(written.channels)
             blocks = _for(written, model.blocks(kind).of_written), EACH
             yield Rate((WRITTEN, None), nanoseconds=each * taps * cost.ns_per_mac, blocks=blocks)
+
+
+_IN_PYTORCH = ("eager", "compiled")
+"""Runtimes in which kernels are PyTorch's own."""
+
+
+def _is_global(graph: ChannelGraph, op: Operation) -> bool:
+    """The result of a pooling has one number for each channel (of each image)."""
+    tensor = graph.tensors[op.outputs[0]]
+    images = math.prod(tensor.shape[: tensor.axis])
+    return math.prod(tensor.shape) == images * len(tensor.channels) * tensor.features
 
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")

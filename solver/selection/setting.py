@@ -62,6 +62,7 @@ class Place:
         reader: the reader.
         tensor: the tensor along whose channel axis its slices lie.
         channels: of every slice, by its number.
+        originals: the same, with those that twins were made of in place of them.
         groups: into how many groups or heads its slices fall.
         allowed: for 0, 1, 2, … units dropped, if the budget's constraints allow it.
     """
@@ -81,6 +82,7 @@ class Place:
         size = slices_of(graph, reader.parameter, reader.axis)
         self.features = tensor.features
         self.channels = tuple(tensor.channels[s // tensor.features] for s in range(size))
+        self.originals = tuple(map(graph.original, self.channels))
         self.groups = 1
         if self.reads:
             self.groups = layer.groups

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from upscale_opt.ir.cost_model import EACH, Blocks
 from upscale_opt.ir.graph import Attention, Layer, Operation
@@ -21,6 +23,8 @@ from upscale_opt.solver.selection.nodes import Flat, Node
 from upscale_opt.solver.selection.pickers import ORDERED, Family, Ints, Picker, Picks, dropped_by
 from upscale_opt.solver.selection.rates import WRITTEN, Side
 from upscale_opt.solver.selection.setting import Bools, Floats, Setting
+
+_Value = TypeVar("_Value", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Widths:
         self._pairs = {p.reader.operation: i for i, p in enumerate(setting.places) if not p.reads}
         self._operations = {op.name: op for op in self._graph.operations}
         self._demands: dict[str, Demand] = defaultdict(Demand)
+        self._views: list[tuple[int, dict[int, int]]] = []
+        self._numbers: dict[tuple[int, tuple[str, int]], int] = {}
         self._spread()
         self.families = self._tabulate()
         self._left: dict[int, Bools] = {}
@@ -137,7 +143,39 @@ class Widths:
             for reader in self._readers[op.outputs[0]]:
                 if reader in self.joints.selects or self._is_hoisted_join(reader):
                     return self._selection(reader)
-        return self._demands.get(self.joints.segment.get(op.outputs[0], ""), _ALL)
+        demand = self._demands.get(self.joints.segment.get(op.outputs[0], ""), _ALL)
+        return self._before_twins(edge, demand)
+
+    def _before_twins(self, edge: tuple[str, int], demand: Demand) -> Demand:
+        """The need of what gets twins in a concatenation, for what is needed of the result.
+
+        Readers of the twins get further numbers, one for every edge: what they ask for there.
+        """
+        renamed = self._graph.renamed.get(edge)
+        if renamed is None or demand.everything:
+            return demand
+        readers = frozenset(self._view(reader, edge) for reader in demand.readers)
+        always = frozenset(c for c, twin in renamed.items() if twin in demand.always)
+        return Demand(readers, always)
+
+    def _view(self, reader: int, edge: tuple[str, int]) -> int:
+        """The number under which a reader asks for channels before they get twins at an edge."""
+        number = self._numbers.get((reader, edge))
+        if number is None:
+            number = len(self.setting.places) + len(self._views)
+            self._numbers[reader, edge] = number
+            real, names = self.seen_by(reader)
+            renamed = self._graph.renamed[edge]
+            seen = {read: names[twin] for read, twin in renamed.items() if twin in names}
+            self._views.append((real, seen))
+        return number
+
+    def seen_by(self, reader: int) -> tuple[int, dict[int, int]]:
+        """The reader itself, and what the channels that it asks for are where it reads them."""
+        places = self.setting.places
+        if reader < len(places):
+            return reader, {channel: channel for channel in places[reader].channels}
+        return self._views[reader - len(places)]
 
     def _is_hoisted_join(self, edge: tuple[str, int]) -> bool:
         return edge[0] in self.joints.hoisted
@@ -204,7 +242,10 @@ class Widths:
                 found[reader][number] = [
                     self._kept_until(reader, family, picker.partial) for family in picker.families
                 ]
-        return found
+        for view, (reader, names) in enumerate(self._views, len(self.setting.places)):
+            for number, families in found[reader].items() if reader in found else ():
+                found[view][number] = [_renamed(until, names, -1) for until in families]
+        return dict(found)
 
     def _kept_until(self, reader: int, family: Family, partial: bool) -> Ints:
         place = self.setting.places[reader]
@@ -226,6 +267,10 @@ class Widths:
     def _undecided(self, reader: int) -> Bools:
         """Of shape (channels,): those that the reader might drop, but no picker lets it."""
         if reader not in self._left:
+            real, names = self.seen_by(reader)
+            if real != reader:
+                self._left[reader] = _renamed(self._undecided(real), names, 0)
+                return self._left[reader]
             place = self.setting.places[reader]
             left = np.zeros(self._count, dtype=bool)
             left[[place.channels[s] for s in place.reader.slices]] = True
@@ -282,7 +327,7 @@ class Widths:
         fixed = np.array([demand.everything or c in demand.always for c in channels], dtype=bool)
         for reader in demand.readers:
             if reader not in self.families:  # no picker decides for it: it keeps all it reads
-                fixed |= np.isin(ids, list(self.setting.places[reader].channels))
+                fixed |= np.isin(ids, list(self.seen_by(reader)[1]))
                 continue
             fixed |= self._undecided(reader)[ids]
         node = Node(ids, fixed, groups)
@@ -413,6 +458,15 @@ class Widths:
         )
 
 
+def _renamed(
+    values: npt.NDArray[_Value], names: Mapping[int, int], unnamed: int
+) -> npt.NDArray[_Value]:
+    """Values of channels under other names."""
+    found = np.full_like(values, unnamed)
+    found[list(names)] = values[list(names.values())]
+    return found
+
+
 def joints_of(
     setting: Setting, pickers: Sequence[Picker], seeds: Iterable[int] = (0, 1, 2)
 ) -> Joints:
@@ -427,4 +481,4 @@ def joints_of(
             picks.append((family, rng.randrange(levels // 3, levels)))
         masks = setting.masks(dropped_by(setting, pickers, picks))
         found.append(find_joints(setting.graph, masks))
-    return min(found, key=lambda joints: len(joints.hoisted))
+    return min(found, key=lambda one: (len(one.hoisted), len(set(one.segment.values()))))

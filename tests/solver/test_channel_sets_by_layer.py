@@ -111,7 +111,7 @@ def test_the_same_tensor_twice_in_a_cat() -> None:
     chain = run_chain(model)
     assert chain.stored("stem") == chain.stored("relu") == {0, 1, 2}
     assert chain.shape("stem.weight") == (3, 3, 3, 3)
-    assert chain.shape("head.weight")[1] <= 6
+    assert chain.shape("head.weight")[1] == 3, "each time by itself"
     assert chain.solution.objective_value == 0
 
 

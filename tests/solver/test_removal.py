@@ -299,14 +299,19 @@ def test_a_layer_whose_input_has_no_channels() -> None:
 
 
 def test_a_channel_read_twice() -> None:
-    def forward(self: Net, x: Tensor) -> object:
+    def repeated(self: Net, x: Tensor) -> object:
+        return self.b(self.a(x).repeat(1, 2, 1, 1))
+
+    def joined(self: Net, x: Tensor) -> object:
         x = self.a(x)
         return self.b(torch.cat([x, x], 1))
 
-    model = Net(forward, a=conv(), b=conv(16))
+    model = Net(repeated, a=conv(), b=conv(16))
     keep(model.get_parameter("b.weight"), 1, [0, 1, 9])
     ((cause, op, slices),) = stays(model, "b.weight", 1)
     assert (cause, op, slices) == ("twice", "b", (8,))
+    model.body = joined
+    assert not stays(model, "b.weight", 1)
 
 
 def test_a_branch_that_is_zero_is_gone_altogether() -> None:

@@ -224,6 +224,34 @@ def test_a_layer_that_reads_nothing_may_read_the_whole_tensor() -> None:
         assert deviation(call(model, x), call(uo.materialize(model, solution), x)) < EXACT
 
 
+class SummedWhole(nn.Module):
+    """A sum is read as a whole, for a channel that is zero in an operand, which is so, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 1, bias=False), nn.Conv2d(3, 3, 1)
+        self.sum, self.part, self.rest, self.other = (nn.Conv2d(3, 4, 1) for _ in range(4))
+        keep(self.a.weight, 0, [0, 2])
+        keep(self.part.weight, 1, [0])
+        keep(self.sum.weight, 1, [1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of shape (N, 4, H, W)."""
+        a, b = self.a(x), self.b(x)
+        return torch.as_tensor(self.sum(b + a) + self.part(a) + self.rest(a) + self.other(b))
+
+
+def test_a_whole_tensor_that_another_makes_wider() -> None:
+    """The sum's reader takes all three channels of it, so that the operand stores all, too."""
+    model, x = SummedWhole().double().eval(), torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    graph = uo.trace(model, x)
+    masks = uo.masks_of(model, graph)
+    for cost_model in (FREE_MACS, OPENVINO, COMPILED):
+        solution = uo.solve(graph, masks, objective="latency", cost_model=cost_model)
+        uo.check(solution, graph, masks)
+        assert deviation(call(model, x), call(uo.materialize(model, solution), x)) < EXACT
+
+
 def test_random_networks() -> None:
     plans: set[str] = set()
     for seed in range(8):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 import upscale_opt as uo
 from upscale_opt.ir.budget import Budget
@@ -18,7 +19,7 @@ from upscale_opt.ir.graph import Layer
 from upscale_opt.ir.losses import Chain, Losses, Reader
 from upscale_opt.solver.selection.setting import Setting
 
-KINDS = ("plain", "cat", "residual", "chain")
+KINDS = ("plain", "cat", "residual", "chain", "twins")
 
 
 class Tiny(nn.Module):
@@ -29,7 +30,7 @@ class Tiny(nn.Module):
         self.kind = kind
         self.a = nn.Conv2d(3, size, 1)
         self.b = nn.Conv2d(3 if kind == "cat" else size, size if kind == "residual" else other, 1)
-        width = size + other if kind == "cat" else size
+        width = {"cat": size + other, "twins": 2 * size}.get(kind, size)
         self.readers = nn.ModuleList(nn.Conv2d(width, 4, 1) for _ in range(readers))
         self.last = nn.Conv2d(other, 4, 1)
 
@@ -40,6 +41,8 @@ class Tiny(nn.Module):
             return torch.as_tensor(last + sum(reader(a) for reader in self.readers))
         if self.kind == "cat":
             a = torch.cat([a, self.b(x)], 1)
+        elif self.kind == "twins":
+            a = torch.cat([a, functional.max_pool2d(a, 3, 1, 1)], 1)
         elif self.kind == "residual":
             a = (a + self.b(a)).relu()
         return torch.as_tensor(sum(reader(a) for reader in self.readers))
@@ -151,6 +154,7 @@ def tiny_question(seed: int, *, timed: bool = False) -> TinyQuestion:
     kind = KINDS[seed % len(KINDS)]
     least = 3 if timed else 2
     size, other = (rng.randint(least, least + 1) for _ in range(2))
+    size = min(size, 3) if kind == "twins" else size
     model = Tiny(kind, size, other, rng.randint(1, 2))
     graph = uo.trace(model, torch.zeros(1, 3, 4, 4))
     losses, tables = _with_all_sets(graph, rng)

@@ -163,7 +163,8 @@ def test_cat_select_and_their_spaces() -> None:
     assert select.positions == (2, 3, 4, 5)
     assert cat.inputs == ("b", select.outputs[0], "a")
     a, b = graph.tensors["a"].channels, graph.tensors["b"].channels
-    assert graph.tensors[cat.outputs[0]].channels == (*b, *a[2:6], *a)
+    assert graph.sequence(cat.outputs[0]) == (*b, *a[2:6], *a)
+    assert len(graph.originals) == 8, "those held twice, for each time"
     free = {space.channels for space in graph.spaces if space.fixed is None}
     assert free == {b, a[:2], a[2:6], a[6:]}
     assert ops["head"].inputs == cat.outputs

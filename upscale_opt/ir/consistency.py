@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from upscale_opt.ir.graph import Attention, ChannelGraph, Operation, Space, Tensor
+    from upscale_opt.ir.graph import Attention, ChannelGraph, Concat, Operation, Space, Tensor
 
 Run = tuple[int, tuple[int, ...]]
 """A space's number, and which entries of a tensor's channel sequence are its channels."""
@@ -59,6 +59,7 @@ def check_consistency(graph: ChannelGraph) -> None:
                 raise ValueError(f"channel {channel} belongs to two spaces")
     if len(space_of) != sum(len(space.channels) for space in graph.spaces):
         raise ValueError("a space lists a channel twice")
+    _check_twins(graph, space_of)
     for name, tensor in graph.tensors.items():
         _check_tensor(graph, name, tensor, space_of)
     written: set[str] = set()
@@ -84,6 +85,21 @@ def check_consistency(graph: ChannelGraph) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"two operations are called {twice!r}")
+
+
+def _check_twins(graph: ChannelGraph, space_of: dict[int, int]) -> None:
+    """Every twin was made of one channel that a space lists; adds them to ``space_of``."""
+    made: dict[int, int] = {}
+    for twins in graph.twins:
+        if len(twins.channels) != len(twins.of):
+            raise ValueError(f"{len(twins.channels)} twins were made of {len(twins.of)} channels")
+        for twin, channel in zip(twins.channels, twins.of, strict=True):
+            if twin in space_of or twin in made:
+                raise ValueError(f"channel {twin} is a twin, and something else besides")
+            if channel not in space_of:
+                raise ValueError(f"twin {twin} was made of channel {channel}, of no space")
+            made[twin] = space_of[channel]
+    space_of.update(made)
 
 
 def _check_tensor(graph: ChannelGraph, name: str, tensor: Tensor, space_of: dict[int, int]) -> None:
@@ -153,7 +169,7 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
                 raise ValueError(f"the positions of {op.name!r} are not distinct places")
             joined = tuple(joined[place] for place in op.positions)
         if joined != output:
-            raise ValueError(f"the result of {op.name!r} is not its inputs, one after the other")
+            _check_twins_of(graph, op, joined, output)
     if op.kind in ("layer", "symmetric") and op.groups > 1:
         for name in (*op.inputs, *op.outputs):
             _check_groups(graph, op.name, name, op.groups)
@@ -163,6 +179,21 @@ def _check_operation(graph: ChannelGraph, op: Operation) -> None:
     ):
         raise ValueError(f"the result of {op.name!r} is not what it selects")
     _check_parameters(graph, op)
+
+
+def _check_twins_of(
+    graph: ChannelGraph, op: Concat, read: Sequence[int], written: Sequence[int]
+) -> None:
+    """All that a concatenation writes is what it reads, or a twin of it; one for each operand."""
+    if len(read) != len(written) or not all(
+        one == other or (other in graph.originals and graph.original(one) == graph.original(other))
+        for one, other in zip(read, written, strict=True)
+    ):
+        raise ValueError(f"the result of {op.name!r} is not its inputs, one after the other")
+    named: dict[tuple[int, int], int] = {}
+    for operand, channel, twin in graph.joined(op):
+        if named.setdefault((operand, channel), twin) != twin:
+            raise ValueError(f"{op.name!r} makes two twins of channel {channel} of one operand")
 
 
 def _check_attention(graph: ChannelGraph, op: Attention) -> None:

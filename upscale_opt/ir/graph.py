@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -46,6 +47,21 @@ class Space(Record):
 
     channels: Ids
     fixed: str | None = None
+
+
+class Twins(Record):
+    """Channels that a concatenation made of others which it holds more than once.
+
+    So that a reader may take one of them without the others. They are stored in the order of those
+    that they were made of, and belong to the same spaces.
+
+    Attributes:
+        channels: their ids, which no space lists.
+        of: the ids that they were made of, one for one, which spaces list.
+    """
+
+    channels: Ids
+    of: Ids
 
 
 class PerChannel(Record):
@@ -200,6 +216,8 @@ class Elementwise(_Operation):
 class Concat(_Operation):
     """The inputs' channels one after the other, or interleaved.
 
+    Its result may hold twins in place of an input's channels (:class:`Twins`).
+
     Attributes:
         positions: which entries of the inputs' channels, one input after the other, the output's
             are, none of them twice; ``None``: all of them, in sequence.
@@ -295,6 +313,7 @@ class ChannelGraph(Document):
             keyword arguments named by ``keys``.
         parameters: the shape of every parameter and buffer that an operation names.
         spaces: the channels, by what may be reordered.
+        twins: further channels, each with the order of one that a space lists.
         tensors: every activation by name.
         operations: in the order of execution.
     """
@@ -305,6 +324,7 @@ class ChannelGraph(Document):
     example: Example
     parameters: dict[str, tuple[int, ...]]
     spaces: tuple[Space, ...]
+    twins: tuple[Twins, ...] = ()
     tensors: dict[str, Tensor]
     operations: tuple[Operation, ...]
 
@@ -322,6 +342,8 @@ class ChannelGraph(Document):
     def fingerprint(self) -> str:
         """A hash of everything but dtypes: equal for models with equal structure and inputs."""
         data = self.model_dump(mode="json")
+        if not self.twins:
+            del data["twins"]
         _strip_dtypes(data)
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -333,20 +355,90 @@ class ChannelGraph(Document):
         return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
 
     @cached_property
+    def originals(self) -> dict[int, int]:
+        """For every twin, the channel that it was made of."""
+        pairs = [pair for own in self.twins for pair in zip(own.channels, own.of, strict=True)]
+        return dict(pairs)
+
+    def original(self, channel: int) -> int:
+        """The channel in whose place a twin is ordered; any other channel is its own."""
+        return self.originals.get(channel, channel)
+
+    def sequence(self, tensor: str) -> tuple[int, ...]:
+        """The channels of ``tensor``, with those that twins were made of in place of them."""
+        channels = self.tensors[tensor].channels
+        if not self.originals or self.originals.keys().isdisjoint(channels):
+            return channels
+        return tuple(map(self.original, channels))
+
+    def repeats(self, tensor: str) -> bool:
+        """``tensor`` holds a channel twice, or twins of one."""
+        sequence = self.sequence(tensor)
+        return len(set(sequence)) < len(sequence)
+
+    @cached_property
+    def renamed(self) -> dict[tuple[str, int], dict[int, int]]:
+        """For every operand of a concatenation whose channels get twins: which gets which.
+
+        By the operation's name and the operand's number: the result's channel, by the operand's.
+        """
+        found: dict[tuple[str, int], dict[int, int]] = {}
+        for op in self.operations if self.twins else ():
+            if isinstance(op, Concat):
+                for operand, read, written in self.joined(op):
+                    found.setdefault((op.name, operand), {})[read] = written
+        return {
+            edge: names
+            for edge, names in found.items()
+            if any(written != read for read, written in names.items())
+        }
+
+    def joined(self, op: Concat) -> Iterator[tuple[int, int, int]]:
+        """For every channel that a concatenation writes: the operand, its channel, what it is."""
+        read = [
+            (operand, channel)
+            for operand, name in enumerate(op.inputs)
+            for channel in self.tensors[name].channels
+        ]
+        taken = read if op.positions is None else [read[place] for place in op.positions]
+        result = self.tensors[op.outputs[0]].channels
+        for (operand, channel), written in zip(taken, result, strict=True):
+            yield operand, channel, written
+
+    def makes_twins(self, op: Concat) -> bool:
+        """Channels of an operand get twins."""
+        return any((op.name, operand) in self.renamed for operand in range(len(op.inputs)))
+
+    def taken(self, op: Concat, operand: int, channels: frozenset[int]) -> frozenset[int]:
+        """The channels of an operand that are ``channels`` of the concatenation's result."""
+        names = self.renamed.get((op.name, operand))
+        if names is None:
+            return channels.intersection(self.tensors[op.inputs[operand]].channels)
+        return frozenset(read for read, written in names.items() if written in channels)
+
+    def given(self, op: Concat, operand: int, channels: frozenset[int]) -> frozenset[int]:
+        """The channels of the concatenation's result that are ``channels`` of an operand."""
+        names = self.renamed.get((op.name, operand))
+        if names is None:
+            return channels.intersection(self.tensors[op.outputs[0]].channels)
+        return frozenset(written for read, written in names.items() if read in channels)
+
+    @cached_property
     def space_of(self) -> dict[int, int]:
         """The number of every channel's space."""
-        return {c: number for number, space in enumerate(self.spaces) for c in space.channels}
+        spaces = {c: number for number, space in enumerate(self.spaces) for c in space.channels}
+        return spaces | {twin: spaces[channel] for twin, channel in self.originals.items()}
 
     def runs(self, tensor: str) -> tuple[Run, ...]:
         """The runs in which the channels of ``tensor`` are stored: which space lies behind which.
 
         In the sequence in which the spaces begin in the tensor; a tensor that holds a channel
-        more than once holds the spaces one behind the other.
+        more than once, or twins of it, holds the spaces one behind the other.
         """
         found = self._known_runs.get(tensor)
         if found is None:
             found = self._known_runs[tensor] = find_runs(
-                self.tensors[tensor].channels, self.spaces, self.space_of
+                self.sequence(tensor), self.spaces, self.space_of
             )
         return found
 

@@ -212,7 +212,7 @@ def _unconstrained(
         for op in graph.operations
         if op.kind == "output"
         for name in op.inputs
-        for c in graph.tensors[name].channels
+        for c in graph.sequence(name)
     }
     found: list[Segment] = []
     seen: set[str] = set()
@@ -228,7 +228,7 @@ def _unconstrained(
             ids = tuple(read.channels)
             found.append(Segment(model, graph, ids, (share,), groups=op.groups))
         written = graph.tensors[op.outputs[0]]
-        if "output" in sides and wanted.isdisjoint(written.channels):
+        if "output" in sides and wanted.isdisjoint(graph.sequence(op.outputs[0])):
             share = Share(op.weight, op.out_axis, "output", _slices(written))
             ids = tuple(written.channels)
             found.append(Segment(model, graph, ids, (share,), groups=op.groups))

@@ -70,7 +70,8 @@ def _program(model: nn.Module, solution: Solution) -> Program:
             raise MaterializeError(f"the solution is damaged: {error}; solve again") from None
         except TraceError as error:
             raise MaterializeError(f"{_another(model)} ({error})") from None
-    if program.graph.fingerprint != solution.graph_fingerprint:
+    program = program.as_solved(solution.graph_fingerprint)
+    if program is None:
         raise MaterializeError(_another(model))
     broken = damage(program.graph, solution)
     if broken is not None:

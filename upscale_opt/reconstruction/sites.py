@@ -108,7 +108,7 @@ def sites_of(graph: ChannelGraph) -> list[Site]:
                 groups=first.groups,
                 parts=max(parts, 1),
                 features=read.features,
-                channels=tuple(read.channels),
+                channels=graph.sequence(first.inputs[0]),
                 free=tuple(free),
                 calls=len(layers),
                 centred=first.bias is not None

@@ -7,7 +7,7 @@ demand of the orders; those that every order serves alike are named, but not dra
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from upscale_opt.disjoint_sets import UnionFind
@@ -118,17 +118,6 @@ class _Finder:
             for demand in demands
         )
 
-    def columns(self, spaces: Iterable[int], stored: frozenset[int] | None) -> tuple[Column, ...]:
-        """The channels ``stored`` of the spaces; all of them if that is not known."""
-        found = []
-        for space in dict.fromkeys(spaces):
-            after, before = self.solution.orders[space], self.original[space]
-            if stored is not None:
-                after = tuple(c for c in after if c in stored)
-                before = tuple(c for c in before if c in stored)
-            found.append(Column(space, after, before))
-        return tuple(found)
-
 
 class _WithGraph(_Finder):
     def __init__(self, solution: Solution, graph: ChannelGraph) -> None:
@@ -178,17 +167,32 @@ class _WithGraph(_Finder):
 
     def _columns(self, tensors: Sequence[str]) -> tuple[Column, ...]:
         """The longest tensor says in which sequence the spaces lie."""
-        sequences = [
-            [
-                self.graph.tensors[name].channels[entry]
-                for entry in sorted(self.solution.tensors[name])
-            ]
-            for name in tensors
-        ]
-        sequences.sort(key=len, reverse=True)
-        ids = dict.fromkeys(c for sequence in sequences for c in sequence)
-        homes = [self.home[channel] for channel in ids if channel in self.home]
-        return self.columns(homes, frozenset(ids))
+        named: dict[tuple[int, int], dict[int, int]] = defaultdict(dict)
+        for tensor in sorted(tensors, key=lambda n: len(self.solution.tensors[n]), reverse=True):
+            channels = self.graph.tensors[tensor].channels
+            stored = {channels[entry] for entry in self.solution.tensors[tensor]}
+            for _, entries in self.graph.runs(tensor):
+                run = [channels[entry] for entry in entries]
+                for channel in stored.intersection(run):
+                    original = self.graph.original(channel)
+                    if original not in self.home:
+                        continue
+                    home = self.home[original]  # twins by themselves; a buffer holds many spaces
+                    by_itself = min(run) if home < len(self.graph.spaces) else 0
+                    named[home, by_itself][original] = channel
+        return tuple(
+            Column(
+                space,
+                _renamed(self.solution.orders[space], names),
+                _renamed(self.original[space], names),
+            )
+            for (space, _), names in named.items()
+        )
+
+
+def _renamed(order: Sequence[int], names: Mapping[int, int]) -> tuple[int, ...]:
+    """The channels of an order that have a name, by their names: those of twins."""
+    return tuple(names[channel] for channel in order if channel in names)
 
 
 class _WithoutGraph(_Finder):
@@ -212,7 +216,8 @@ class _WithoutGraph(_Finder):
         for found in rows.values():
             tensors = tuple(dict.fromkeys(row.read.tensor for row in found))
             homes = sorted({self.home[c] for row in found for c in row.channels})
-            yield Segment(tensors, self.columns(homes, None), tuple(found))
+            columns = [Column(h, self.solution.orders[h], self.original[h]) for h in homes]
+            yield Segment(tensors, tuple(columns), tuple(found))
 
 
 def _in_place(op: Operation) -> bool:

@@ -163,15 +163,16 @@ def _captured(blank: nn.Module, stage: Stage, manifest: Manifest) -> Program:
         program = recalled_or_run(blank, args, kwargs, solution.example, solution.capture)
     except TraceError as error:
         raise MaterializeError(_another(manifest, blank, str(error))) from None
-    if program.graph.fingerprint != solution.graph_fingerprint:
+    found = program.as_solved(solution.graph_fingerprint)
+    if found is None:
         names = {list(new_name(blank, name))[-1] for name, _ in registered(blank)}
         lacking = next((name for name in origin.shapes if name not in names), None)
         reason = "its channel graph differs" if lacking is None else f"it has no {lacking!r}"
         raise MaterializeError(_another(manifest, blank, reason))
-    broken = damage(program.graph, solution)
+    broken = damage(found.graph, solution)
     if broken is not None:
         raise SchemaError(f"the solution is damaged: {broken}")
-    return program
+    return found
 
 
 def _difference(pruned: PrunedModule, origin: Origin) -> str | None:

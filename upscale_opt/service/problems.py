@@ -122,7 +122,7 @@ def _document(kind: type[Any], data: Any, where: str) -> Any:
 
 
 def _check_size(graph: ChannelGraph, settings: Settings, small: bool) -> None:
-    channels = sum(len(space.channels) for space in graph.spaces)
+    channels = len(graph.space_of)
     reads = sum(len(op.inputs) + len(op.whole) + len(op.sizes) for op in graph.operations)
     for what, size, most in (
         ("channels", channels, settings.max_channels),

@@ -1,8 +1,12 @@
-"""Channel identities: fresh ids, ties between them, what is fixed, and the spaces they form."""
+"""Channel identities: fresh ids, ties between them, what is fixed, and the spaces they form.
+
+What a concatenation holds more than once gets a twin for every time, so that a reader may take one
+without the others. Twins have the order of what they were made of.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +27,7 @@ class Channels:
         self._count = 0
         self._same = UnionFind()
         self._fixed: list[tuple[Array, str]] = []
+        self._renamed: list[Array] = []  # of shape (2, channels): what became what in a join
 
     @property
     def count(self) -> int:
@@ -39,6 +44,44 @@ class Channels:
         if left is right or np.array_equal(left, right):
             return
         self._same.tie(left.tolist(), right.tolist())
+
+    def apart(self, parts: Sequence[Array]) -> list[Array]:
+        """The ids of tensors that are joined, with twins for those that several of them hold."""
+        roots = [self.resolve(ids) for ids in parts]
+        held, times = np.unique(np.concatenate(list(map(np.unique, roots))), return_counts=True)
+        found: list[Array] = []
+        for ids, own in zip(parts, roots, strict=True):
+            shared = np.intersect1d(own, held[times > 1])
+            named = ids.copy()
+            for twin, channel in zip(self.fresh(len(shared)), shared, strict=True):
+                named[own == channel] = twin
+            found.append(named)
+            if len(shared):
+                self._renamed.append(np.unique(np.stack([ids, named]), axis=1))
+        return found
+
+    def originals(self) -> dict[int, int]:
+        """For the representative of every twin, that of what it was made of, which is no twin.
+
+        Where a twin was tied to a twin of something else, or to what it was made of, it is none:
+        all of these are tied, and one channel. So are twins that a join made of what is one now.
+        """
+        while True:
+            made: dict[int, int] = {}
+            apart: list[tuple[int, int]] = []
+            for pairs in self._renamed:
+                became: dict[int, int] = {}
+                for read, named in pairs.T.tolist():
+                    channel, twin = self._same.find(read), self._same.find(named)
+                    if became.setdefault(channel, twin) != twin:
+                        apart.append((became[channel], twin))
+                    if twin != channel and made.setdefault(twin, channel) != channel:
+                        apart.append((made[twin], channel))
+            apart += [(twin, made[twin]) for twin in made if _last(made, twin) is None]
+            if not apart:
+                return {twin: last for twin in made if (last := _last(made, twin)) is not None}
+            for one, other in apart:
+                self._same.tie([one], [other])
 
     def fix(self, ids: Array, reason: str) -> None:
         """No order but the original one is allowed for ``ids``."""
@@ -62,6 +105,17 @@ class Channels:
             for root in roots[ids].tolist():
                 reasons.setdefault(root, reason)
         return reasons
+
+
+def _last(made: Mapping[int, int], twin: int) -> int | None:
+    """The channel at the end of a chain of twins; ``None`` if it has none."""
+    seen = {twin}
+    while twin in made:
+        twin = made[twin]
+        if twin in seen:
+            return None
+        seen.add(twin)
+    return twin
 
 
 def units(elements: Array) -> tuple[Array, int]:
@@ -102,7 +156,7 @@ def find_spaces(
     parts = list({sequence.tobytes(): sequence for sequence in groups}.values())
     bound = _bound(distinct, fixed, count)
     together = _held_together([*distinct, *parts], count)
-    together[bound] = -1
+    together[bound | (together == _UNHELD)] = -1
     spaces = [
         Space(channels=tuple(ids.tolist()), fixed=None)
         for ids in _by_value(together)
@@ -136,13 +190,17 @@ def _bound(sequences: Sequence[Array], fixed: dict[int, str], count: int) -> Boo
 
 def _held_together(sequences: Sequence[Array], count: int) -> Array:
     """A number for every id, equal for ids that the same sequences hold."""
-    numbers = np.zeros(count, dtype=np.int64)
+    numbers = np.full(count, _UNHELD, dtype=np.int64)
     last = 0
     for sequence in sequences:
         old, new = np.unique(numbers[sequence], return_inverse=True)
         numbers[sequence] = last + 1 + new
         last += len(old)
     return numbers
+
+
+_UNHELD = 0
+"""The number of ids that no sequence holds."""
 
 
 def _by_value(numbers: Array) -> list[Array]:

@@ -58,6 +58,7 @@ class Draft:
     def finish(self, capture: Capture, example: ir.Example) -> ir.ChannelGraph:
         """The graph: channels numbered by first appearance, and split into spaces."""
         self._share()
+        twins = self.channels.originals()
         self._forget_detours()
         self._part_groups()
         roots = self.channels.roots()
@@ -74,16 +75,21 @@ class Draft:
             number[fresh] = np.arange(count, count + len(fresh))
             count += len(fresh)
             split[name] = (number[own], features)
+        original = np.arange(count, dtype=np.int64)
+        for twin, channel in twins.items():
+            if number[twin] >= 0 and number[channel] >= 0:
+                original[number[twin]] = number[channel]
         operations = _interleaved(self._by_channels(split), split)
         for op in operations:
             if isinstance(op, ir.Attention) and any(split[n][1] > 1 for n in op.inputs):
                 raise HeadsRefused(f"{op.name}: heads of channels with several features")
         tensors = {name: self.tensors[name] for op in operations for name in op.outputs}
-        fixed = {
-            int(number[root]): why
-            for root, why in self.channels.fixed(roots).items()
-            if number[root] >= 0
-        }
+        fixed: dict[int, str] = {}
+        for root, why in self.channels.fixed(roots).items():
+            if number[root] >= 0:
+                fixed.setdefault(int(original[number[root]]), why)
+        held = np.unique(np.concatenate([split[n][0] for n in tensors if n in split] or [original]))
+        made = held[original[held] != held]
         described = {}
         for name, tensor in tensors.items():
             own, features = split.get(name, (np.zeros(0, dtype=np.int64), 1))
@@ -100,10 +106,15 @@ class Draft:
             example=example,
             parameters={name: self.shapes[name] for name in named},
             spaces=find_spaces(
-                (split[name][0] for name in tensors if name in split),
+                (original[split[name][0]] for name in tensors if name in split),
                 fixed,
                 count,
-                _groups(operations, split),
+                [original[group] for group in _groups(operations, split)],
+            ),
+            twins=(
+                (ir.Twins(channels=tuple(made.tolist()), of=tuple(original[made].tolist())),)
+                if len(made)
+                else ()
             ),
             tensors=described,
             operations=operations,

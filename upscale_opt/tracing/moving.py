@@ -377,7 +377,7 @@ def _concatenation(site: CallSite, call: Call, channels: Channels) -> ir.Operati
     output.axis = axis
     names = tuple(part.name for part in parts)
     if axis == dim:
-        output.ids = np.concatenate(ids)
+        output.ids = np.concatenate(channels.apart(ids))
         return ir.Concat(name=site.node.name, inputs=names, outputs=(output.name,))
     for other in ids[1:]:
         channels.tie(ids[0], other)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
 
 from upscale_opt.ir import graph as ir
+from upscale_opt.ir.twins import without_twins
 from upscale_opt.tracing.capture import Captured
 from upscale_opt.tracing.rules import Rule
 from upscale_opt.tracing.values import HeadCall
@@ -49,3 +50,13 @@ class Program:
     fixed_sizes: set[fx.Node]
     sizes: dict[fx.Node, tuple[str, int]]
     loose: frozenset[str] = frozenset()
+
+    def as_solved(self, fingerprint: str) -> Program | None:
+        """The program with the graph of this fingerprint, if that is a graph of it.
+
+        It has one, and another that solutions were made for before there were twins.
+        """
+        if self.graph.fingerprint == fingerprint:
+            return self
+        before = without_twins(self.graph)
+        return replace(self, graph=before) if before.fingerprint == fingerprint else None

@@ -6,11 +6,13 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from network_strategies import SEEDS, networks
 from synthetic_losses import synthetic_losses
 from tiny_budgets import in_blocks
+from torch import nn
 
 import upscale_opt as uo
 from upscale_opt.ir.budget import Budget
@@ -74,6 +76,27 @@ def test_widths_never_promise_what_the_layout_does_not_keep(
     for limit, amount in zip(setting.limits, used, strict=True):
         if limit.resource != "latency":
             assert account.of(limit.resource) <= amount * (1 + 1e-9)
+
+
+class JoinsTheInput(nn.Module):
+    """The input's channels are joined to others, of which few are returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 3, 1, bias=False), nn.Conv2d(5, 5, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of shape (N, 1, H, W)."""
+        joined = torch.cat([self.a(x), x], 1)
+        return (joined + self.b(joined))[:, 1:2]
+
+
+def test_what_is_joined_by_some_picks_is_joined() -> None:
+    """By one draw of three it is not, where all of the input's channels are dropped."""
+    graph = uo.trace(JoinsTheInput().eval(), torch.zeros(1, 2, 5, 5))
+    setting = Setting(graph, synthetic_losses(graph, 194), EVERYTHING)
+    segment = Widths(setting, single_pickers(setting)).joints.segment
+    assert segment["x"] == segment["cat"]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "topology/unet"])
