@@ -193,7 +193,7 @@ def taken_apart() -> Net:
 
     def run(m: Any, x: Tensor) -> Tensor:
         x = m.a(x).relu()
-        one, other = torch.cat([x, pool(x)], 1).split([7, 5], 1)
+        one, other = torch.split(torch.cat([x, pool(x)], 1), [7, 5], 1)
         return torch.as_tensor(m.b(one) + m.c(other) + m.d(x))
 
     return Net(run, a=conv(3, 6), b=conv(7, 4), c=conv(5, 4), d=conv(6, 4))

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.graph_module import _forward_from_src
 
 from upscale_opt.errors import MaterializeError
 from upscale_opt.ir.base import Document
 from upscale_opt.ir.solution import Solution
+from upscale_opt.materializing.direct_lookups import with_direct_lookups
 from upscale_opt.materializing.marks import MARK, mark_of
 from upscale_opt.materializing.names import MAKING, taken
 from upscale_opt.materializing.origin import Origin, Stage
@@ -102,6 +104,14 @@ class PrunedModule(fx.GraphModule):
         if making is None or any(name in vars(self)[table] for table in _TREE):
             return super().__getattr__(name)
         return getattr(making, name)
+
+    def recompile(self) -> Any:
+        """Compile the graph's code, in which modules are looked up where they are."""
+        code = super().recompile()
+        fields = getattr(self.graph, "_co_fields", {})
+        source = with_direct_lookups(self.code, self)
+        setattr(type(self), "forward", _forward_from_src(source, code.globals, fields))  # noqa: B010
+        return code
 
     def train(self, mode: bool = True) -> PrunedModule:
         """Set the mode, and say so if the program does not follow it."""

@@ -16,10 +16,13 @@ from torch import nn
 
 import upscale_opt as uo
 from upscale_opt.ir.budget import Budget
+from upscale_opt.ir.cost_model import CostModel, KernelCost
 from upscale_opt.ir.graph import shared_parameters
-from upscale_opt.ir.profiles import CPU
+from upscale_opt.ir.profiles import CPU, ONNXRUNTIME
 from upscale_opt.models import catalogue
 from upscale_opt.models.generated.networks import RandomNetwork
+from upscale_opt.solver.network.segments import find_segments
+from upscale_opt.solver.selection.accounts import account
 from upscale_opt.solver.selection.pickers import (
     Picker,
     Picks,
@@ -27,6 +30,7 @@ from upscale_opt.solver.selection.pickers import (
     single_pickers,
     space_pickers,
 )
+from upscale_opt.solver.selection.rates import Rates
 from upscale_opt.solver.selection.setting import Setting
 from upscale_opt.solver.selection.state import State
 from upscale_opt.solver.selection.widths import Widths
@@ -78,6 +82,38 @@ def test_widths_never_promise_what_the_layout_does_not_keep(
             assert account.of(limit.resource) <= amount * (1 + 1e-9)
 
 
+class Excited(nn.Module):
+    """Squeeze and excite, and a pooling of parts of the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.mean, self.part = nn.AdaptiveAvgPool2d(1), nn.MaxPool2d(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of shape (N, 4, H / 2, W / 2)."""
+        x = self.a(x)
+        y: torch.Tensor = self.c(self.part(x * torch.sigmoid(self.b(self.mean(x)))))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("prices", "kinds"), [(CPU, ["reduce", "pool"]), (ONNXRUNTIME, ["pool"] * 2)]
+)
+def test_global_poolings_cost_what_they_call(prices: CostModel, kinds: list[str]) -> None:
+    """It is ``mean`` in PyTorch, and a pooling in onnxruntime."""
+    graph = uo.trace(Excited().eval(), torch.zeros(1, 3, 16, 16))
+    free = {kind: KernelCost(launch=0, ns_per_byte=0) for kind in prices.kernels}
+    charged = []
+    for kind in ("reduce", "pool"):
+        dear = prices.model_copy(
+            update={"kernels": {**free, kind: KernelCost(launch=1, ns_per_byte=0)}}
+        )
+        sets, segments = find_segments(graph, uo.Masks(kept={}))
+        charged += [kind] * round(account(graph, sets, segments, Rates(graph, dear)).latency)
+    assert charged == kinds
+
+
 class JoinsTheInput(nn.Module):
     """The input's channels are joined to others, of which few are returned."""
 
@@ -88,7 +124,8 @@ class JoinsTheInput(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Of shape (N, 1, H, W)."""
         joined = torch.cat([self.a(x), x], 1)
-        return (joined + self.b(joined))[:, 1:2]
+        y: torch.Tensor = (joined + self.b(joined))[:, 1:2]
+        return y
 
 
 def test_what_is_joined_by_some_picks_is_joined() -> None:
