@@ -94,7 +94,7 @@ class Widths:
         self._operations = {op.name: op for op in self._graph.operations}
         self._demands: dict[str, Demand] = defaultdict(Demand)
         self._views: list[tuple[int, dict[int, int]]] = []
-        self._numbers: dict[tuple[int, tuple[str, int]], int] = {}
+        self._numbers: dict[tuple[int, tuple[str, int]], int | None] = {}
         self._spread()
         self.families = self._tabulate()
         self._left: dict[int, Bools] = {}
@@ -154,21 +154,26 @@ class Widths:
         renamed = self._graph.renamed.get(edge)
         if renamed is None or demand.everything:
             return demand
-        readers = frozenset(self._view(reader, edge) for reader in demand.readers)
+        views = (self._view(reader, edge) for reader in demand.readers)
+        readers = frozenset(view for view in views if view is not None)
         always = frozenset(c for c, twin in renamed.items() if twin in demand.always)
         return Demand(readers, always)
 
-    def _view(self, reader: int, edge: tuple[str, int]) -> int:
-        """The number under which a reader asks for channels before they get twins at an edge."""
-        number = self._numbers.get((reader, edge))
-        if number is None:
-            number = len(self.setting.places) + len(self._views)
-            self._numbers[reader, edge] = number
+    def _view(self, reader: int, edge: tuple[str, int]) -> int | None:
+        """The number under which a reader asks for channels before they get twins at an edge.
+
+        ``None`` if it asks for none of the twins: a segment may hold both, and its readers of the
+        one are none of the other.
+        """
+        if (reader, edge) not in self._numbers:
             real, names = self.seen_by(reader)
             renamed = self._graph.renamed[edge]
             seen = {read: names[twin] for read, twin in renamed.items() if twin in names}
-            self._views.append((real, seen))
-        return number
+            self._numbers[reader, edge] = None
+            if seen:
+                self._numbers[reader, edge] = len(self.setting.places) + len(self._views)
+                self._views.append((real, seen))
+        return self._numbers[reader, edge]
 
     def seen_by(self, reader: int) -> tuple[int, dict[int, int]]:
         """The reader itself, and what the channels that it asks for are where it reads them."""

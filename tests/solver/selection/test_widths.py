@@ -114,6 +114,32 @@ def test_global_poolings_cost_what_they_call(prices: CostModel, kinds: list[str]
     assert charged == kinds
 
 
+class Shortcuts(nn.Module):
+    """Halves, and sums with the second half: one segment holds channels and their twins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.d = nn.Conv2d(3, 12, 1), nn.Conv2d(24, 4, 1)
+        self.blocks = nn.ModuleList(nn.Conv2d(6, 6, 1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of shape (N, 4, H, W)."""
+        parts = list(torch.chunk(self.a(x), 2, 1))
+        for block in self.blocks:
+            parts.append(parts[-1] + torch.relu(block(parts[-1])))
+        y: torch.Tensor = self.d(torch.cat(parts, 1))
+        return y
+
+
+def test_readers_of_twins_are_seen_once_at_every_edge() -> None:
+    """And not as readers of what they are seen as: their number grew without end."""
+    graph = uo.trace(Shortcuts().eval(), torch.zeros(1, 3, 8, 8))
+    assert len(graph.renamed) == 3
+    setting = Setting(graph, synthetic_losses(graph), EVERYTHING)
+    widths = Widths(setting, single_pickers(setting))
+    assert max(widths.families) == len(setting.places) - 1 + len(graph.renamed)
+
+
 class JoinsTheInput(nn.Module):
     """The input's channels are joined to others, of which few are returned."""
 
