@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comparing import EXACT, assert_lossless, call, deviation
-from sample_networks import random_masks
+from sample_networks import Net, random_masks
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,19 +22,6 @@ from upscale_opt.solver.network.segments import SELECTIONS, Selection
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 LARGER = torch.randn(3, 3, 12, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
-class Net(nn.Module):
-    """Layers, and a function that calls them."""
-
-    def __init__(self, run: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = run
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
 
 
 def conv(read: int, written: int, **options: Any) -> nn.Conv2d:

@@ -1,8 +1,8 @@
 """The code of a pruned model, in which modules are looked up where they are.
 
-FX writes ``self.features.conv``, which PyTorch resolves in Python, module by module, a third of a
-microsecond each: 3 to 9 % of what a small network takes. ``self._modules["features"]`` is
-found at once, and is as true to modules that are replaced later.
+FX writes ``self.features.conv``, which PyTorch resolves in Python, module by module: a noticeable
+part of a small network's time. ``self._modules["features"]`` is found at once, and is as true to
+modules that are replaced later.
 """
 
 from __future__ import annotations
