@@ -44,11 +44,28 @@ class Sums:
         """Count positions: x of shape (groups, positions, columns), y likewise."""
         x, y = x.double(), y.double()
         self.xx += (x.transpose(1, 2) @ x).cpu()
-        self.xy += (x.transpose(1, 2) @ y).cpu()
-        self.yy += y.square().sum(1).cpu()
         self.x += x.sum(1).cpu()
-        self.y += y.sum(1).cpu()
         self.rows += x.shape[1]
+        self.add_y(x, y)
+
+    def without_y(self) -> Sums:
+        """The same of what is read; of what should be written, sums of nothing."""
+        zeros = map(torch.zeros_like, (self.xy, self.yy, self.y))
+        xy, yy, y = zeros
+        return Sums(self.xx, xy, yy, self.x, y, self.rows)
+
+    def add_y(self, x: Tensor, y: Tensor) -> None:
+        """Count what should be written for positions that were counted before."""
+        self.xy += (x.transpose(1, 2) @ y).double().cpu()
+        y = y.double()
+        self.yy += y.square().sum(1).cpu()
+        self.y += y.sum(1).cpu()
+
+    def scaled(self, scale: Tensor) -> Sums:
+        """The same with every output times a number; ``scale`` is of y's shape."""
+        wide = scale[:, None, :]
+        yy, y = self.yy * scale.square(), self.y * scale
+        return Sums(self.xx, self.xy * wide, yy, self.x, y, self.rows)
 
     def __add__(self, other: Sums) -> Sums:
         """Both together."""

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from upscale_opt.errors import ArgumentError, TraceError
-from upscale_opt.ir.graph import ChannelGraph, slices_of
+from upscale_opt.ir.graph import ChannelGraph, slices_of, users_of
 from upscale_opt.ir.masks import Masks
 from upscale_opt.masking.zeros import apply_masks, masked_copy, masks_of
-from upscale_opt.reconstruction.columns import from_matrix, matrix, rows_of
+from upscale_opt.reconstruction.behind import Behind, Values, behind
+from upscale_opt.reconstruction.columns import from_matrix
+from upscale_opt.reconstruction.counting import (
+    WIDEST,
+    Judge,
+    LayerWork,
+    NormWork,
+    Work,
+    held_out_from,
+)
 from upscale_opt.reconstruction.data import Given, calls_of, listed, program_of, samples_in
-from upscale_opt.reconstruction.least_squares import GRID, Sums, fitted
+from upscale_opt.reconstruction.least_squares import GRID, fitted
 from upscale_opt.reconstruction.sites import Site, filters_of, sites_of
 from upscale_opt.reconstruction.stepping import Stepper, in_order
 from upscale_opt.reconstruction.watching import Seen, Watcher, tensors_of
@@ -25,15 +35,14 @@ from upscale_opt.tracing.program import Program
 from upscale_opt.tracing.unchanged import undisturbed
 from upscale_opt.tracing.wrappings import unwrapped
 
-_HELD_OUT = 0.25
-"""The share of each batch by which ridges are chosen."""
-
-_WIDEST = 8192
-"""Layers with more columns than this are left as they are: their Gram matrices would not fit."""
-
-
-_Pair = tuple[dict[fx.Node, Any], dict[fx.Node, Any]]
+Pair = tuple[Values, Values]
 """The values of one batch, in the original and in the copy."""
+
+_ROUNDS = 8
+"""Fits of a layer with a rectifier behind it, at most."""
+
+_GAIN = 0.99
+"""There is another round if one has left no more than this share of the deviation."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,7 +54,7 @@ class Refitted(Shown):
         ridge: the ridge chosen, as a share of the mean of the Gram matrix's diagonal; infinite if
             the weights are as they were.
         before: the held-out deviation of its outputs from the original's, before, as a share of
-            their variance.
+            their variance; of what is read of them, where they are summed or rectified.
         after: and after.
     """
 
@@ -62,7 +71,7 @@ class RefitReport(Shown):
     Attributes:
         layers: those that were looked at, in the order of execution.
         left: weights that were left as they are, with the reason.
-        norms: batch norms whose statistics were estimated anew.
+        norms: batch norms whose statistics are others now.
         samples: calibration inputs.
     """
 
@@ -96,8 +105,12 @@ def refit(
     Layer by layer in the order of execution, kept weights and biases become the ridge regression
     of the original layer's outputs on the inputs that the pruned network has there. So each layer
     makes good what those before it got wrong, too (He, Zhang and Sun, *Channel Pruning for
-    Accelerating Very Deep Neural Networks*, ICCV 2017). Statistics of batch norms move by as much
-    as what they read moves. Labels are not needed; a few hundred inputs do.
+    Accelerating Very Deep Neural Networks*, ICCV 2017). Where an output is added to what is known
+    by then, the layer makes good what that lacks; and where it is rectified, what is cut off may be
+    anything that is cut off, which is fitted in rounds (Zhang, Zou, He and Sun, *Accelerating Very
+    Deep Convolutional Networks for Classification and Detection*, PAMI 2016). Statistics of other
+    batch norms move by as much as what they read moves. Labels are not needed; a few hundred inputs
+    do.
 
     The copy is another function than the masked model: verify exports against it.
 
@@ -119,7 +132,8 @@ def refit(
         graph: the model's graph; by default it is traced with the first batch.
         ridge: the ridge as a share of the mean of the Gram matrix's diagonal, or ``"auto"``:
             for every layer the one that does best on a quarter of the data.
-        norms: estimate batch norms anew.
+        norms: set statistics of batch norms; else they stay, and what stands behind them is not
+            looked at.
 
     Returns:
         The refitted copy, with the masked slices zero, and what was done.
@@ -148,7 +162,7 @@ def refit(
     report = RefitReport(
         layers=tuple(fitting.layers),
         left=fitting.left,
-        norms=fitting.norms,
+        norms=fitting.norms + len(fitting.settled),
         samples=sum(map(samples_in, calls)),
     )
     return fitting.masked, report
@@ -188,15 +202,25 @@ class _Fitting:
             else:
                 self.sites[site.weight] = site
         self.depthwise = depthwise
+        weights = {*self.sites, *self.depthwise}
+        self.layer_names = {
+            op.name
+            for name, operations in users_of(graph).items()
+            if name in weights
+            for op in operations
+        }
         self.before = tensors_of(self.model)
         self.after = tensors_of(self.masked)
+        norms = {
+            f"{prefix}.running_mean".lstrip(".")
+            for prefix, module in self.model.named_modules()
+            if isinstance(getattr(module, "running_mean", None), Tensor)
+        }
+        self.means = {name: self.after[name] for name in norms}
+        self.settled: set[str] = set()
         self.watched = {*self.sites, *self.depthwise}
         if self.with_norms:
-            self.watched |= {
-                f"{prefix}.running_mean".lstrip(".")
-                for prefix, module in self.model.named_modules()
-                if isinstance(getattr(module, "running_mean", None), Tensor)
-            }
+            self.watched |= norms
         self.steppers = (
             Stepper(self.program.captured, self.model),
             Stepper(self.program.captured, self.masked),
@@ -204,7 +228,7 @@ class _Fitting:
 
     def run(self, calls: list[Given]) -> None:
         """Go through the program once, with all batches."""
-        values: list[_Pair] = []
+        values: list[Pair] = []
         for given in calls:
             own, other = (
                 {n: v.clone() if isinstance(v, Tensor) else v for n, v in given.items()}
@@ -217,7 +241,7 @@ class _Fitting:
             if node.op != "placeholder":
                 self._advance(node, values, done)
 
-    def _advance(self, node: fx.Node, values: list[_Pair], done: list[fx.Node]) -> None:
+    def _advance(self, node: fx.Node, values: list[Pair], done: list[fx.Node]) -> None:
         """Fit what the node works with, one after the other, and compute its results.
 
         What nobody needs after it is forgotten batch by batch: results and what they are made of
@@ -225,12 +249,14 @@ class _Fitting:
         """
         writes = node in self.program.mutations or node in self.program.effects
         fit_able = bool(self.program.operations.get(node)) and node.op != "get_attr"
+        if fit_able and not writes and self._fit_what_is_read(node, values):
+            fit_able = False
         at = 0
         while fit_able:
-            work: _Work | None = None
+            work: Work | None = None
             count = 0
             for before, after in values:
-                first, second = self._seen(node, before, after, apart=writes)
+                (first, _), (second, _) = self._seen(node, before, after, apart=writes)
                 count = len(second)
                 if at < count and len(first) == count and first[at].name == second[at].name:
                     work = work or self._work_of(second[at])
@@ -246,31 +272,105 @@ class _Fitting:
                 for old in done:
                     own.pop(old, None)
 
+    def _fit_what_is_read(self, node: fx.Node, values: list[Pair]) -> bool:
+        """Fit a layer to what is read of it, if there is a sum or a rectifier behind it.
+
+        What a rectifier cuts off may be what it is by then, as long as it is cut off. So this is
+        done in rounds, and the weights stay that do best on what is held out.
+
+        Returns:
+            Whether there is: else the layer is to be fitted to what it writes.
+        """
+        if self.layer_names.isdisjoint(self.program.operations[node]):
+            return False
+        (before, after), *_ = values
+        (first, y), (second, _) = self._seen(node, before, after, apart=False)
+        if len(first) != 1 or len(second) != 1 or first[0].name != second[0].name:
+            return False
+        read = self._behind(node, first[0], y, values)
+        work = None if read is None else self._work_of(second[0])
+        if read is None or not isinstance(work, LayerWork) or work.wide:
+            return False
+        layer = self.sites.get(work.name) or self.depthwise[work.name]
+        names = [name for name in (work.name, layer.bias, read.mean) if name is not None]
+        judge = Judge(read, self._kept(work.name, work.prior)[1].flatten())
+        best: list[Tensor] = []
+        ridge: float | None = None
+        rounds = _ROUNDS if read.cuts else 1
+        for number in range(rounds + 1):
+            done = number == rounds or (ridge is not None and math.isinf(ridge))
+            same = True
+            for before, after in values:
+                ((one,), y), ((other,), now) = self._seen(node, before, after, apart=False)
+                should = read.sums(self.steppers[0], y, before)
+                does = read.sums(self.steppers[1], now, after)
+                same = same and bool(torch.equal(should, does))
+                judge.add(should, does, held_out_from(len(one.x)))
+                if not done:
+                    aim = read.wanted(now, does, should, cut=number > 0)
+                    work.add(replace(one, y=aim.reshape(one.y.shape)), other)
+            if number == 0:
+                work.same = same
+            left = judge.end()
+            if left < 1 or number == 0:
+                best = [self.after[name].clone() for name in names]
+            done = done or not left <= _GAIN
+            ridge = None if done else self._refit(work, read, ridge)
+            if ridge is None:
+                break
+            chosen = ridge
+            work.again()
+        for name, tensor in zip(names, best, strict=True):
+            self.after[name].copy_(tensor)
+        if number:
+            self.layers.append(Refitted(work.name, chosen, judge.first, judge.least))
+            if read.mean is not None:
+                self.settled.add(read.mean)
+        return True
+
+    def _behind(self, node: fx.Node, seen: Seen, y: Any, values: list[Pair]) -> Behind | None:
+        """What stands behind the layer seen in a call, if it can be fitted to that."""
+        if seen.norm or not (seen.name in self.sites or seen.name in self.depthwise):
+            return None
+        if not isinstance(y, Tensor) or y.numel() != seen.y.numel():
+            return None
+        axis = 1 if seen.convolving else y.ndim - 1
+        if y.shape != seen.y.shape and (seen.convolving or y.shape[axis] != seen.y.shape[1]):
+            return None
+        if not torch.equal(y.reshape(seen.y.shape), seen.y):  # a bias is added later, say
+            return None
+        found = behind(node, axis, self.program, self.steppers, values, self.means)
+        if found is not None and found.mean is not None:
+            used = users_of(self.program.graph).get(found.mean, [])
+            if not self.with_norms or len(used) != 1:
+                return None
+        return found
+
     def _seen(
         self, node: fx.Node, before: dict[fx.Node, Any], after: dict[fx.Node, Any], *, apart: bool
-    ) -> tuple[list[Seen], list[Seen]]:
+    ) -> tuple[tuple[list[Seen], Any], tuple[list[Seen], Any]]:
+        """Layers and norms at work in one call, and what it gives, in both models."""
         found = []
         for stepper, own, tensors in zip(
             self.steppers, (before, after), (self.before, self.after), strict=True
         ):
             watcher = Watcher(tensors, self.watched)
             with watcher:
-                stepper.call(node, own, apart=apart)
-            found.append(watcher.seen)
+                result = stepper.call(node, own, apart=apart)
+            found.append((watcher.seen, result))
         return found[0], found[1]
 
-    def _work_of(self, seen: Seen) -> _Work:
+    def _work_of(self, seen: Seen) -> Work:
         if seen.norm:
-            return _NormWork(seen.name)
+            return NormWork(seen.name)
         weight = self.after[seen.name]
         site = self.sites.get(seen.name)
         groups = seen.convolving.groups if seen.convolving else 1
         in_axis = 1 if site is None else site.in_axis
         if site is None and seen.convolving and seen.convolving.transposed:
             in_axis = 0
-        columns = matrix(weight, in_axis, groups).shape[1]
         intact = bool(torch.equal(weight, self.before[seen.name]))
-        work = _LayerWork(seen.name, in_axis, groups, intact, wide=columns > _WIDEST)
+        work = LayerWork(seen.name, weight, in_axis, groups, intact)
         if groups == 1 and site is not None:
             size = slices_of(self.program.graph, seen.name, site.in_axis)
             kept = self.kept.kept_on(seen.name, site.in_axis, size)
@@ -278,20 +378,31 @@ class _Fitting:
                 work.reads = torch.tensor(sorted(kept))
         return work
 
-    def _finish(self, work: _Work) -> None:
-        if isinstance(work, _NormWork):
+    def _finish(self, work: Work) -> None:
+        if isinstance(work, NormWork):
             self._renorm(work)
-        elif isinstance(work, _LayerWork):
+        elif isinstance(work, LayerWork):
             self._refit(work)
 
-    def _refit(self, work: _LayerWork) -> None:
-        """Give a layer the weights that fit best."""
+    def _refit(
+        self, work: LayerWork, read: Behind | None = None, ridge: float | None = None
+    ) -> float | None:
+        """Give a layer the weights that fit best.
+
+        Args:
+            work: the sums.
+            read: what of its outputs is read, if not all of it as it is.
+            ridge: the ridge, if it was chosen before.
+
+        Returns:
+            The ridge; ``None`` if it stays as it is.
+        """
         name = work.name
         if work.wide:
-            self.left[name] = f"it has more than {_WIDEST} columns"
-            return
+            self.left[name] = f"it has more than {WIDEST} columns"
+            return None
         if work.same or work.seen is None or work.held_out is None:
-            return
+            return None
         sums = work.seen, work.held_out
         if not all(bool(t.isfinite().all()) for s in sums for t in (s.xx, s.xy, s.yy)):
             raise TraceError(
@@ -301,30 +412,46 @@ class _Fitting:
         weight = self.after[name]
         layer = self.sites.get(name) or self.depthwise[name]
         bias = layer.bias
-        prior = matrix(weight.cpu(), work.in_axis, work.groups)
-        columns, alive = self._kept(name, work, prior)
+        mean = None if bias is not None or read is None else read.mean
+        prior = work.prior
+        columns, alive = self._kept(name, prior)
         if columns is None or not bool(alive.any()):
-            return
+            return None
         wide = columns[:, :, None].expand(-1, -1, prior.shape[2])
         if work.reads is None:  # else there are sums of no others
             sums = work.seen.part(columns), work.held_out.part(columns)
+        scale, useful = torch.ones_like(alive, dtype=torch.float64), alive
+        if read is not None:  # where it is next to nothing, any weights do
+            own = read.scale.double().cpu().reshape(alive.shape).abs()
+            useful = alive & (own > 0)
+            scale = torch.where(own > 0, own, 1.0)
+        free = bias is not None or mean is not None
+        before = prior.gather(1, wide)
+        first, second = (each.rows_alive(useful).scaled(scale) for each in sums)
         fit = fitted(
-            sums[0].rows_alive(alive),
-            sums[1].rows_alive(alive),
-            prior.gather(1, wide),
-            bias=bias is not None,
-            centred=bias is None and layer.centred,
-            grid=self.grid,
+            first,
+            second,
+            before * scale[:, None, :],
+            bias=free,
+            centred=not free and layer.centred,
+            grid=self.grid if ridge is None else (ridge,),
         )
-        new = torch.zeros_like(prior).scatter_(1, wide, fit.weights) * alive[:, None, :]
+        weights = torch.where(useful[:, None, :], fit.weights / scale[:, None, :], before)
+        weights = weights * alive[:, None, :]
+        new = torch.zeros_like(prior).scatter_(1, wide, weights)
         with torch.no_grad():
             weight.copy_(from_matrix(new, weight, work.in_axis, work.groups))
-            if bias is not None and fit.constant is not None:
-                added = (fit.constant * alive).flatten().to(self.after[bias])
-                self.after[bias].add_(added)
-        self.layers.append(Refitted(name, fit.ridge, fit.before, fit.after))
+            if fit.constant is not None:
+                added = (fit.constant / scale * useful).flatten()
+                if bias is not None:
+                    self.after[bias].add_(added.to(self.after[bias]))
+                elif mean is not None:
+                    self.after[mean].sub_(added.to(self.after[mean]))
+        if read is None:
+            self.layers.append(Refitted(name, fit.ridge, fit.before, fit.after))
+        return fit.ridge
 
-    def _kept(self, name: str, work: _LayerWork, prior: Tensor) -> tuple[Tensor | None, Tensor]:
+    def _kept(self, name: str, prior: Tensor) -> tuple[Tensor | None, Tensor]:
         """The columns of each group that are kept, and the outputs that are."""
         graph, site = self.program.graph, self.sites.get(name)
         groups, columns, outputs = prior.shape
@@ -352,9 +479,9 @@ class _Fitting:
         found = (every[:, :, None] * taps + torch.arange(taps)).flatten(1)
         return found, alive
 
-    def _renorm(self, work: _NormWork) -> None:
+    def _renorm(self, work: NormWork) -> None:
         """Move a batch norm's statistics by as much as what it reads has moved."""
-        if work.same:
+        if work.same or work.name in self.settled:
             return
         prefix = work.name.removesuffix("running_mean")
         mean, variance = self.after[work.name], self.after.get(f"{prefix}running_var")
@@ -371,79 +498,3 @@ class _Fitting:
             mean.copy_(torch.where(known, moved, old))
             variance.copy_((variance.double().cpu() * ratio).to(variance))
         self.norms += 1
-
-
-class _Work:
-    """Sums over the batches of one layer or norm."""
-
-    same = True
-
-    def add(self, before: Seen, after: Seen) -> None:
-        """Count what both models read and write."""
-        raise NotImplementedError
-
-
-class _LayerWork(_Work):
-    """The sums to refit a layer by.
-
-    Attributes:
-        reads: the channels that it reads, if sums are to be of these only.
-    """
-
-    reads: Tensor | None = None
-
-    def __init__(self, name: str, in_axis: int, groups: int, intact: bool, wide: bool) -> None:
-        self.name, self.in_axis, self.groups, self.wide = name, in_axis, groups, wide
-        self.same = intact
-        self.seen: Sums | None = None
-        self.held_out: Sums | None = None
-
-    def add(self, before: Seen, after: Seen) -> None:
-        """Count the pruned layer's inputs, and what they should give."""
-        self.same = self.same and bool(torch.equal(before.x, after.x))
-        if self.wide or before.y.shape != after.y.shape:
-            return
-        target = before.y
-        if after.bias is not None:  # which stays as it is while the weights are fitted
-            target = target - after.bias.reshape(1, -1, *[1] * (target.ndim - 2))
-        count = len(after.x)
-        cut = count - int(_HELD_OUT * count) if count >= 4 else count
-        read = after.x if self.reads is None else after.x[:, self.reads.to(after.x.device)]
-        both = Seen(after.name, read, target, after.convolving)
-        for start, stop, place in ((0, cut, "seen"), (cut, count, "held_out")):
-            for x, y in rows_of(both, start, stop):
-                sums = getattr(self, place)
-                if sums is None:
-                    sums = Sums.zeros(x.shape[0], x.shape[2], y.shape[2])
-                    setattr(self, place, sums)
-                sums.add(x, y)
-        if self.held_out is None and self.seen is not None:
-            groups, columns, outputs = self.seen.xy.shape
-            self.held_out = Sums.zeros(groups, columns, outputs)
-
-
-class _NormWork(_Work):
-    """The means and variances of what a batch norm reads."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.same = True
-        self.sums: list[list[Tensor]] = [[], []]
-        self.rows = 0
-
-    def add(self, before: Seen, after: Seen) -> None:
-        """Count what both models read."""
-        self.same = self.same and bool(torch.equal(before.x, after.x))
-        for seen, sums in zip((before, after), self.sums, strict=True):
-            x = seen.x.movedim(1, 0).flatten(1).double()
-            new = [x.sum(1).cpu(), x.square().sum(1).cpu()]
-            sums[:] = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
-        self.rows += before.x.numel() // before.x.shape[1]
-
-    def statistics(self) -> list[tuple[Tensor, Tensor]]:
-        """Mean and variance, for both models."""
-        found = []
-        for total, squares in self.sums:
-            mean = total / self.rows
-            found.append((mean, (squares / self.rows - mean.square()).clamp(min=0)))
-        return found
