@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from torch.nn import functional
 import upscale_opt as uo
 from upscale_opt.reconstruction import refitting
 from upscale_opt.reconstruction.behind import Behind, behind
+from upscale_opt.reconstruction.counting import Judge
 from upscale_opt.reconstruction.refitting import RefitReport
+from upscale_opt.rules import local_rules
 
 
 class Block(nn.Module):
@@ -225,3 +228,168 @@ def test_channels_that_a_norm_silences_keep_their_weights() -> None:
     weight = refitted.get_parameter("last.0.weight")
     assert torch.equal(weight[2, (0, 1, 4)], model.get_parameter("last.0.weight")[2, (0, 1, 4)])
     assert bool(weight.isfinite().all())
+
+
+class Net(nn.Module):
+    """A layer ``b`` behind a rectifier, of whose output a function makes what the head reads."""
+
+    def __init__(self, b: nn.Module, then: Callable[[Net, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 8)
+        self.b = b
+        self.w = nn.Linear(8, 8)
+        self.slope = nn.Parameter(torch.tensor([0.0, 0, 0, 0, 0.5, 0.5, 0.5, 0.5]))
+        self.h = nn.Linear(8, 4)
+        self.then = then
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = torch.relu(self.a(x))
+        result: Tensor = self.h(self.then(self, z, self.b(z)))
+        return result
+
+
+TRIED: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
+    "hard gate": lambda net, z, y: (y > 0) * net.w(z),
+    "half": lambda net, z, y: y.to(torch.float16).to(z),
+    "whole numbers": lambda net, z, y: y.to(torch.int64).to(z),
+    "logarithm": lambda net, z, y: torch.log(y.clamp(-4, 4) * 0.1 + 5),
+    "root": lambda net, z, y: (y.clamp(-4, 4) + 5).sqrt(),
+    "gate": lambda net, z, y: torch.relu(y * net.w(z).sigmoid()),
+    "slopes": lambda net, z, y: functional.prelu(y, net.slope),
+    "twice": lambda net, z, y: torch.relu(y + y),
+    "difference": lambda net, z, y: torch.relu(z - y),
+}
+
+
+@pytest.mark.parametrize("name", TRIED)
+@pytest.mark.parametrize("first", [1, 20])
+def test_calls_that_are_something_else_are_not_mistaken(
+    name: str, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Net(nn.Linear(8, 8), TRIED[name]).double().eval()
+    data = [torch.randn(n, 6, dtype=torch.float64) for n in (first, 20, 20)]
+    found, refitted, report = found_in(
+        model, uo.Masks(kept={"b.weight": {1: (0, 1, 2, 5, 6)}}), data, monkeypatch
+    )
+    read = found["b"]
+    if name == "twice":
+        assert read is not None
+        assert (read.low, read.scale.tolist()) == (0.0, [2.0] * 8)
+    elif name in ("logarithm", "root"):  # which are behind a clamp
+        assert read is not None
+        assert (read.low, read.high) == (-4, 4)
+    else:
+        assert read is None
+    for layer in report.layers:
+        assert layer.after <= layer.before
+    assert bool(call(refitted, data[1]).isfinite().all())
+
+
+def test_inputs_without_a_batch_axis() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3))
+    data = [torch.randn(6) for _ in range(20)]
+    masks = uo.Masks(kept={"2.weight": {1: (0, 1, 2, 3)}})
+    _, report = uo.refit(model.eval(), masks, data)
+    assert report.layers
+    assert all(layer.after <= layer.before for layer in report.layers)
+
+
+def test_a_summand_that_is_spread_over_later_batches() -> None:
+    class Spread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+            self.place = nn.Parameter(torch.randn(1, 5, 8))
+            self.h = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.b(torch.relu(self.c(self.place)))
+            result: Tensor = self.h(torch.relu(y + self.a(x)))
+            return result
+
+    data = [torch.randn(1, 5, 6), torch.randn(8, 5, 6)]
+    _, report = uo.refit(Spread().eval(), uo.Masks(kept={"b.weight": {1: (0, 1, 2)}}), data)
+    assert all(layer.after <= layer.before for layer in report.layers)
+
+
+def test_what_only_looks_like_the_summand_for_the_first_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A rectifier hands on what is positive in the first batch, and not in the second."""
+
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.h = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.a(x)
+            y = self.b(z)
+            result: Tensor = self.h(y + torch.relu(z))
+            return result
+
+    model = Late().double().eval()
+    nn.init.constant_(model.a.bias, 3.0)
+    data = [0.1 * torch.rand(20, 6, dtype=torch.float64), 9 * torch.randn(20, 6).double()]
+    masks = uo.Masks(kept={"b.weight": {1: (0, 1, 2)}})
+    found, _, _ = found_in(model, masks, data, monkeypatch)
+    assert found["b"] is None
+    found, _, _ = found_in(model, masks, data[:1], monkeypatch)
+    assert found["b"] is not None
+
+
+def test_a_norm_of_a_dead_channel_does_not_silence_the_others() -> None:
+    model = lively(Block(copy.deepcopy(NORMED), nn.ReLU()))
+    norm = norm_of(model)
+    assert norm.running_var is not None
+    with torch.no_grad():
+        model.get_parameter("last.0.weight").mul_(300)[0] = 0
+        norm.running_var.mul_(300**2)[0] = 0
+    data = batches()
+    _, report = uo.refit(model, uo.Masks(kept={"last.0.weight": {1: (0, 1, 2, 4)}}), data)
+    (layer,) = (layer for layer in report.layers if layer.weight == "last.0.weight")
+    assert layer.after < 0.9 * layer.before
+
+
+def test_calls_with_a_rule_are_not_tried_on_numbers() -> None:
+    """They may write down what they see."""
+
+    class Range(nn.Module):
+        most: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("most", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.most = torch.maximum(self.most, x.abs().max())
+            return x * 1
+
+    with local_rules():
+        uo.rule(Range)(lambda call: call.channelwise(axis=1, keeps_zero=True))
+        model = Block(nn.Sequential(nn.Conv2d(8, 6, 1), Range()), nn.ReLU()).double().eval()
+        data = batches()
+        masks = uo.Masks(kept={"last.0.weight": {1: (0, 1, 2, 4)}})
+        refitted, _ = uo.refit(model, masks, data)
+    assert float(refitted.get_buffer("last.1.most")) < 50
+
+
+def test_what_is_no_better_is_fitted_to_what_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = lively(Block(copy.deepcopy(NORMED), nn.ReLU()))
+    masks = uo.Masks(kept={"last.0.weight": {1: (0, 1, 4)}})
+    data = batches()
+    monkeypatch.setattr(Judge, "end", lambda self: 1.0)
+    refitted, report = uo.refit(model, masks, data)
+    monkeypatch.setattr("upscale_opt.reconstruction.refitting.behind", lambda *_: None)
+    plain, other = uo.refit(model, masks, data)
+    assert report == other
+    for name, value in plain.state_dict().items():
+        assert torch.equal(refitted.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    model = lively(Block(copy.deepcopy(NORMED), nn.ReLU())).to(dtype)
+    masks = uo.Masks(kept={"last.0.weight": {1: (0, 1, 2, 4)}})
+    _, report = uo.refit(model, masks, [batch.to(dtype) for batch in batches()])
+    assert report.layers[0].after < report.layers[0].before

@@ -9,7 +9,6 @@ They decide what of a layer's output is read. What the other summand lacks, the 
 from __future__ import annotations
 
 import math
-from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from upscale_opt.errors import TraceError
 from upscale_opt.ir.graph import Elementwise
 from upscale_opt.reconstruction.stepping import Stepper
 from upscale_opt.reconstruction.watching import Watcher
@@ -36,7 +34,7 @@ _TRIED = 100.0
 """Rectifiers are told by what they make of numbers between minus this and this."""
 
 _LEAST = 1e-4
-"""Channels that are scaled by less than this share of the largest scale count for nothing."""
+"""Channels that vary by less than this share of what another does count for nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Behind:
         node: the layer's call.
         axis: of its result, along which its channels lie.
         calls: those that scale and shift channels, such as a batch norm in eval mode.
-        scale: by what they scale each channel, in the masked model; 0 if by next to nothing.
+        scale: by what they scale each channel, in the masked model; 0 if next to nothing is left.
         other: what is added then; ``None`` if nothing is.
         low: what is below it is read as if it was this.
         high: and what is above.
@@ -72,7 +70,7 @@ class Behind:
         """What the rectifier gets, for a result of the layer."""
         last = self.node
         for call in self.calls:
-            y, last = _called(stepper, call, last, y, values), call
+            y, last = _called(stepper, call, last, y), call
         return y if self.other is None else y + values[self.other]
 
     def read(self, sums: Tensor) -> Tensor:
@@ -125,53 +123,55 @@ def behind(
         values: of every batch, in both.
         watched: running means of the masked model, by name.
     """
-    own, other = values[0]
+    own, _ = values[0]
     y = steppers[0].call(node, own, apart=True)
-    if y.numel() < _FEWEST:
+    if y.numel() < _FEWEST or not bool(y.isfinite().all()):
         return None
     calls: list[fx.Node] = []
     added: fx.Node | None = None
     scale = y.new_ones(y.shape[axis])
     mean: str | None = None
-    last, found = node, None
+    last, found, now = node, None, y
     for _ in range(_LONGEST):
         call = next(iter(last.users), None)
-        if len(last.users) != 1 or call is None or call.op == "output":
-            break
-        if call in program.effects:  # trying it would leave traces
+        if len(last.users) != 1 or call is None or not _may_be_tried(call, program):
             break
         if _adds(call, program):
             if added is not None:
                 break
-            (added,) = (n for n in call.all_input_nodes if n is not last)
-            added = _known(added, steppers, values)
-            if added is None or _shape(own[added]) != y.shape:
+            (summand,) = (n for n in call.all_input_nodes if n is not last)
+            added = _known(summand, program, steppers, values)
+            if added is None or own[added].shape != y.shape:
                 added = None
                 break
             last = call
             continue
-        try:
-            bounds = _bounds(steppers[1], call, last, y, other)
-            if bounds is not None:
-                found = bounds
-                break
-            if added is not None:
-                break
-            step = _slope(steppers[1], call, last, y, other, axis)
-        except TraceError:  # it takes no such numbers
+        if any(n is not last and n.op != "get_attr" for n in call.all_input_nodes):
             break
-        norm = None if step is None else _norm(steppers[1], call, last, y, other, watched)
-        if step is None or (norm is not None and calls):
+        found = _bounds(steppers[1], call, last, now)
+        if found is not None or added is not None:
             break
-        mean = mean or norm
+        step = _slope(steppers[1], call, last, now, axis)
+        norm = None if step is None else _norm(steppers[1], call, last, now, watched)
+        after = _tried(steppers[1], call, last, now)
+        if step is None or after is None or (norm is not None and calls):
+            break
+        mean, now, last = mean or norm, after, call
         scale = scale * step
         calls.append(call)
-        last = call
     if added is None and found is None:
         return None
-    scale = torch.where(scale.abs() >= _LEAST * scale.abs().max(), scale, 0.0)
+    rows = y.movedim(axis, 0).reshape(y.shape[axis], -1).float()
+    deviation = rows.std(1) if rows.shape[1] > 1 else rows[:, 0].abs()
+    spread = scale.abs() * deviation.to(scale)
+    scale = torch.where(spread >= _LEAST * spread.max(), scale, 0.0)
     low, high = found or (-math.inf, math.inf)
     return Behind(node, axis, tuple(calls), scale, added, low, high, mean)
+
+
+def _may_be_tried(call: fx.Node, program: Program) -> bool:
+    """Running the call on other numbers leaves no traces."""
+    return call.op != "output" and call not in program.effects and call not in program.ruled
 
 
 def _adds(call: fx.Node, program: Program) -> bool:
@@ -183,85 +183,101 @@ def _adds(call: fx.Node, program: Program) -> bool:
 
 
 def _known(
-    node: fx.Node, steppers: tuple[Stepper, Stepper], values: Sequence[tuple[Values, Values]]
+    node: fx.Node,
+    program: Program,
+    steppers: tuple[Stepper, Stepper],
+    values: Sequence[tuple[Values, Values]],
 ) -> fx.Node | None:
     """The call whose result ``node`` hands on, if it is there already."""
     path = [node]
     while any(path[-1] not in own for pair in values for own in pair):
         sources = path[-1].all_input_nodes
-        if len(sources) != 1 or path[-1].op == "placeholder" or len(path) > _LONGEST:
+        if len(sources) != 1 or len(path) > _LONGEST or not _may_be_tried(path[-1], program):
             return None
         path.append(sources[0])
-    given = values[0][0][path[-1]]
-    if not isinstance(given, Tensor):
-        return None
-    for at in range(len(path) - 1, 0, -1):
-        result = _called(steppers[0], path[at - 1], path[at], given, values[0][0])
-        if _shape(result) != given.shape or not torch.equal(result, given):
-            return None
+    for pair in values:
+        for stepper, own in zip(steppers, pair, strict=True):
+            given = own[path[-1]]
+            if not isinstance(given, Tensor):
+                return None
+            for at in range(len(path) - 1, 0, -1):
+                result = _tried(stepper, path[at - 1], path[at], given)
+                if result is None or not torch.equal(result, given):
+                    return None
     return path[-1]
 
 
-def _shape(value: Any) -> torch.Size | None:
-    return value.shape if isinstance(value, Tensor) else None
-
-
-def _called(stepper: Stepper, call: fx.Node, source: fx.Node, given: Tensor, values: Values) -> Any:
-    """What a call gives for a tensor; the model's own tensors it may use besides."""
-    mine: Values = {source: given}
+def _called(stepper: Stepper, call: fx.Node, source: fx.Node, given: Tensor) -> Any:
+    """What a call gives for a tensor, and the model's own tensors that it uses besides."""
+    mine: Values = dict.fromkeys(call.all_input_nodes)
     for node in call.all_input_nodes:
         if node.op == "get_attr":
             mine[node] = stepper.tensors[str(node.target)]
-        elif node is not source and node not in values:
-            raise TraceError(f"{call.name} needs what is not there yet")
-    return stepper.call(call, ChainMap(mine, values), apart=True)
+    mine[source] = given
+    return stepper.call(call, mine, apart=True)
+
+
+def _tried(stepper: Stepper, call: fx.Node, source: fx.Node, given: Tensor) -> Tensor | None:
+    """What a call gives for numbers of ours; ``None`` if no tensor like those, or it fails."""
+    try:
+        result = _called(stepper, call, source, given)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # the numbers are ours, so whatever is wrong with them is no fault
+        return None
+    if not isinstance(result, Tensor) or result.shape != given.shape:
+        return None
+    alike = result.dtype == given.dtype and bool(result.isfinite().all())
+    return result if alike else None
 
 
 def _bounds(
-    stepper: Stepper, call: fx.Node, source: fx.Node, like: Tensor, values: Values
+    stepper: Stepper, call: fx.Node, source: fx.Node, like: Tensor
 ) -> tuple[float, float] | None:
     """What a rectifier cuts off; ``None`` if the call is none."""
     tried = torch.linspace(-_TRIED, _TRIED, like.numel(), dtype=like.dtype, device=like.device)
     tried = tried.reshape(like.shape)
-    result = _called(stepper, call, source, tried, values)
-    if _shape(result) != tried.shape or not result.is_floating_point():
-        return None
-    low, high = float(result.min()), float(result.max())
-    if low >= high or not torch.equal(result, tried.clamp(low, high)):
-        return None
+    low, high = -math.inf, math.inf
+    for number, given in enumerate((tried, -tried)):  # both signs for every channel
+        result = _tried(stepper, call, source, given)
+        if result is None:
+            return None
+        if number == 0:
+            low, high = float(result.min()), float(result.max())
+        if low >= high or not torch.equal(result, given.clamp(low, high)):
+            return None
     bounds = low if low > -_TRIED else -math.inf, high if high < _TRIED else math.inf
     return None if bounds == (-math.inf, math.inf) else bounds
 
 
-def _slope(
-    stepper: Stepper, call: fx.Node, source: fx.Node, y: Tensor, values: Values, axis: int
-) -> Tensor | None:
+def _slope(stepper: Stepper, call: fx.Node, source: fx.Node, y: Tensor, axis: int) -> Tensor | None:
     """By what a call scales each channel; ``None`` if it does not merely scale and shift them."""
-    none = _called(stepper, call, source, torch.zeros_like(y), values)
-    if _shape(none) != y.shape:
+    none, one = (_tried(stepper, call, source, fill(y)) for fill in _FILLS)
+    if none is None or one is None:
         return None
-    slope: Tensor = _called(stepper, call, source, torch.ones_like(y), values) - none
-    result = _called(stepper, call, source, y, values)
-    near = 1e-4 * float(result.abs().max())
-    if not torch.allclose(slope * y + none, result, rtol=1e-4, atol=near):
-        return None
-    by_channel = slope.movedim(axis, 0).flatten(1)
+    slope = one - none
+    for given in (y, -y):
+        result = _tried(stepper, call, source, given)
+        if result is None:
+            return None
+        near = 1e-4 * float(result.abs().max())
+        if not torch.allclose(slope * given + none, result, rtol=1e-4, atol=near):
+            return None
+    by_channel = slope.movedim(axis, 0).reshape(y.shape[axis], -1)
     if not torch.allclose(by_channel, by_channel[:, :1], rtol=1e-4, atol=1e-6):
         return None
     return by_channel[:, 0].clone()
 
 
+_FILLS = (torch.zeros_like, torch.ones_like)
+
+
 def _norm(
-    stepper: Stepper,
-    call: fx.Node,
-    source: fx.Node,
-    y: Tensor,
-    values: Values,
-    watched: Mapping[str, Tensor],
+    stepper: Stepper, call: fx.Node, source: fx.Node, y: Tensor, watched: Mapping[str, Tensor]
 ) -> str | None:
     """The running mean that a call subtracts."""
     watcher = Watcher(watched, watched)
     with watcher:
-        _called(stepper, call, source, y, values)
+        _called(stepper, call, source, y)
     seen = [one.name for one in watcher.seen if one.norm]
     return seen[0] if len(seen) == 1 else None

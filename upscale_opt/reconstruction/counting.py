@@ -19,9 +19,18 @@ _HELD_OUT = 0.25
 """The share of each batch by which ridges are chosen."""
 
 
+_ROUNDING = 1e-12
+"""A variance that is a smaller share of the mean square is one of rounding."""
+
+
 def held_out_from(count: int) -> int:
     """The first of so many samples that is held out; ``count`` if none is."""
     return count - int(_HELD_OUT * count) if count >= 4 else count
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float32 at least."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
 
 
 class Work:
@@ -159,13 +168,15 @@ class Judge:
     def _held_out(self, z: Tensor, cut: int) -> Tensor:
         """Of shape (channels, positions)."""
         axis = self._read.axis
-        rows = z.flatten(0, -2) if axis == z.ndim - 1 else z
+        rows = z.reshape(-1, z.shape[-1]) if axis == z.ndim - 1 else z
         rows = rows[cut:] if cut < len(rows) else rows
         return rows.movedim(1, 0).flatten(1).double().cpu()
 
     def end(self) -> float:
         """End a round: its deviation, as a share of the least before it; 0 for the first."""
-        spread = float(self._alive @ (self._square - self._sum.square() / max(self._rows, 1)))
+        variance = self._square - self._sum.square() / max(self._rows, 1)
+        least = _ROUNDING * float(self._alive @ self._square)
+        spread = max(float(self._alive @ variance.clamp(min=0)), least)
         error = float(self._alive @ self._error) / (spread or 1.0)
         before = self.least
         if math.isinf(self.first):

@@ -56,7 +56,7 @@ class Sums:
 
     def add_y(self, x: Tensor, y: Tensor) -> None:
         """Count what should be written for positions that were counted before."""
-        self.xy += (x.transpose(1, 2) @ y).double().cpu()
+        self.xy += (x.transpose(1, 2).to(y) @ y).double().cpu()
         y = y.double()
         self.yy += y.square().sum(1).cpu()
         self.y += y.sum(1).cpu()

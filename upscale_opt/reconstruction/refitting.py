@@ -23,6 +23,7 @@ from upscale_opt.reconstruction.counting import (
     NormWork,
     Work,
     held_out_from,
+    wide,
 )
 from upscale_opt.reconstruction.data import Given, calls_of, listed, program_of, samples_in
 from upscale_opt.reconstruction.least_squares import GRID, fitted
@@ -162,7 +163,7 @@ def refit(
     report = RefitReport(
         layers=tuple(fitting.layers),
         left=fitting.left,
-        norms=fitting.norms + len(fitting.settled),
+        norms=fitting.norms,
         samples=sum(map(samples_in, calls)),
     )
     return fitting.masked, report
@@ -279,7 +280,7 @@ class _Fitting:
         done in rounds, and the weights stay that do best on what is held out.
 
         Returns:
-            Whether there is: else the layer is to be fitted to what it writes.
+            Whether it was: else the layer is to be fitted to what it writes.
         """
         if self.layer_names.isdisjoint(self.program.operations[node]):
             return False
@@ -294,38 +295,43 @@ class _Fitting:
         layer = self.sites.get(work.name) or self.depthwise[work.name]
         names = [name for name in (work.name, layer.bias, read.mean) if name is not None]
         judge = Judge(read, self._kept(work.name, work.prior)[1].flatten())
-        best: list[Tensor] = []
-        ridge: float | None = None
+        best = start = [self.after[name].clone() for name in names]
+        ridge = chosen = None
         rounds = _ROUNDS if read.cuts else 1
         for number in range(rounds + 1):
             done = number == rounds or (ridge is not None and math.isinf(ridge))
             same = True
             for before, after in values:
                 ((one,), y), ((other,), now) = self._seen(node, before, after, apart=False)
-                should = read.sums(self.steppers[0], y, before)
-                does = read.sums(self.steppers[1], now, after)
+                should = wide(read.sums(self.steppers[0], y, before))
+                does = wide(read.sums(self.steppers[1], now, after))
+                if not should.shape == does.shape == y.shape:
+                    return False
                 same = same and bool(torch.equal(should, does))
                 judge.add(should, does, held_out_from(len(one.x)))
                 if not done:
-                    aim = read.wanted(now, does, should, cut=number > 0)
+                    aim = read.wanted(wide(now), does, should, cut=number > 0)
                     work.add(replace(one, y=aim.reshape(one.y.shape)), other)
             if number == 0:
                 work.same = same
             left = judge.end()
-            if left < 1 or number == 0:
-                best = [self.after[name].clone() for name in names]
-            done = done or not left <= _GAIN
-            ridge = None if done else self._refit(work, read, ridge)
+            if left < 1 and number:
+                best, chosen = [self.after[name].clone() for name in names], ridge
+            if done or (number and not left <= _GAIN):
+                break
+            ridge = self._refit(work, read, ridge)
             if ridge is None:
                 break
-            chosen = ridge
             work.again()
+        moved = read.mean is not None and not torch.equal(best[-1], start[-1])
         for name, tensor in zip(names, best, strict=True):
             self.after[name].copy_(tensor)
-        if number:
-            self.layers.append(Refitted(work.name, chosen, judge.first, judge.least))
-            if read.mean is not None:
-                self.settled.add(read.mean)
+        if chosen is None:  # none of it was any better
+            return work.same
+        self.layers.append(Refitted(work.name, chosen, judge.first, judge.least))
+        self.norms += moved
+        if read.mean is not None:
+            self.settled.add(read.mean)
         return True
 
     def _behind(self, node: fx.Node, seen: Seen, y: Any, values: list[Pair]) -> Behind | None:
