@@ -1,4 +1,4 @@
-"""What stands behind a layer: a norm, a sum with what is known by then, a rectifier.
+"""Calls behind a layer: a norm, a sum with what is known by then, a rectifier.
 
 They decide what of a layer's output is read. What the other summand lacks, the layer may make good
 (He, Zhang and Sun, *Channel Pruning for Accelerating Very Deep Neural Networks*, ICCV 2017, section
@@ -22,7 +22,7 @@ from upscale_opt.reconstruction.watching import Watcher
 from upscale_opt.tracing.program import Program
 
 Values = dict[fx.Node, Any]
-"""What the calls of a program have given so far."""
+"""Results of the calls of a program so far."""
 
 _LONGEST = 6
 """Calls behind a layer, at most."""
@@ -67,14 +67,14 @@ class Behind:
         return self.low > -math.inf or self.high < math.inf
 
     def sums(self, stepper: Stepper, y: Tensor, values: Values) -> Tensor:
-        """What the rectifier gets, for a result of the layer."""
+        """Return what the rectifier gets, for a result of the layer."""
         last = self.node
         for call in self.calls:
             y, last = _called(stepper, call, last, y), call
         return y if self.other is None else y + values[self.other]
 
     def read(self, sums: Tensor) -> Tensor:
-        """What is read of it."""
+        """Return what is read of it."""
         return sums.clamp(self.low, self.high) if self.cuts else sums
 
     def wanted(self, y: Tensor, now: Tensor, sums: Tensor, *, cut: bool) -> Tensor:
@@ -208,7 +208,7 @@ def _known(
 
 
 def _called(stepper: Stepper, call: fx.Node, source: fx.Node, given: Tensor) -> Any:
-    """What a call gives for a tensor, and the model's own tensors that it uses besides."""
+    """The result of a call for a tensor, and the model's own tensors that it uses besides."""
     mine: Values = dict.fromkeys(call.all_input_nodes)
     for node in call.all_input_nodes:
         if node.op == "get_attr":
@@ -218,7 +218,7 @@ def _called(stepper: Stepper, call: fx.Node, source: fx.Node, given: Tensor) -> 
 
 
 def _tried(stepper: Stepper, call: fx.Node, source: fx.Node, given: Tensor) -> Tensor | None:
-    """What a call gives for numbers of ours; ``None`` if no tensor like those, or it fails."""
+    """The result of a call for numbers of ours; ``None`` if no tensor like those, or it fails."""
     try:
         result = _called(stepper, call, source, given)
     except torch.OutOfMemoryError:
@@ -234,7 +234,7 @@ def _tried(stepper: Stepper, call: fx.Node, source: fx.Node, given: Tensor) -> T
 def _bounds(
     stepper: Stepper, call: fx.Node, source: fx.Node, like: Tensor
 ) -> tuple[float, float] | None:
-    """What a rectifier cuts off; ``None`` if the call is none."""
+    """The bounds of a rectifier; ``None`` if the call is none."""
     tried = torch.linspace(-_TRIED, _TRIED, like.numel(), dtype=like.dtype, device=like.device)
     tried = tried.reshape(like.shape)
     low, high = -math.inf, math.inf
@@ -251,7 +251,7 @@ def _bounds(
 
 
 def _slope(stepper: Stepper, call: fx.Node, source: fx.Node, y: Tensor, axis: int) -> Tensor | None:
-    """By what a call scales each channel; ``None`` if it does not merely scale and shift them."""
+    """The scale of each channel; ``None`` if a call does not merely scale and shift them."""
     none, one = (_tried(stepper, call, source, fill(y)) for fill in _FILLS)
     if none is None or one is None:
         return None

@@ -131,7 +131,7 @@ class NormWork(Work):
 
 
 class Judge:
-    """How far what is read of a layer is from what the original reads, where it is held out.
+    """The deviation of what is read of a layer from what the original reads, of samples held out.
 
     Args:
         read: what stands behind the layer.

@@ -335,7 +335,7 @@ class _Fitting:
         return True
 
     def _behind(self, node: fx.Node, seen: Seen, y: Any, values: list[Pair]) -> Behind | None:
-        """What stands behind the layer seen in a call, if it can be fitted to that."""
+        """Find what stands behind the layer seen in a call, if it can be fitted to that."""
         if seen.norm or not (seen.name in self.sites or seen.name in self.depthwise):
             return None
         if not isinstance(y, Tensor) or y.numel() != seen.y.numel():
