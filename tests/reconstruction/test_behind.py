@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from comparing import call
+from fitted_layers import stir_norms
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -47,14 +48,7 @@ def norm_of(model: nn.Module) -> nn.BatchNorm2d:
 
 
 def lively(model: Block) -> Block:
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.5, 1.5)
+    stir_norms(model)
     return model.double().eval()
 
 

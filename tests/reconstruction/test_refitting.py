@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from comparing import call
-from fitted_layers import KINDS, least_loss, made
+from fitted_layers import KINDS, least_loss, made, stir_norms
 from torch import Tensor, fx, nn
 
 import upscale_opt as uo
 from upscale_opt.errors import ArgumentError, TraceError
 from upscale_opt.ir.graph import maskable_axes
 from upscale_opt.models.small_networks import SMALL_NETWORKS, build_small
+from upscale_opt.reconstruction.counting import LayerWork
 from upscale_opt.reconstruction.least_squares import Sums, fitted, ridge
 from upscale_opt.reconstruction.stepping import Stepper
 
@@ -23,14 +24,7 @@ from upscale_opt.reconstruction.stepping import Stepper
 def lively(name: str) -> nn.Module:
     """A small network with batch norms that do something."""
     network = build_small(name, image=8).double()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.3)
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.5, 1.5)
+    stir_norms(network)
     return network
 
 
@@ -268,3 +262,32 @@ def test_only_what_is_still_to_be_read_is_held(monkeypatch: pytest.MonkeyPatch) 
     uo.refit(model, uo.choose_masks(model, graph, 0.5), batches, graph=graph)
     assert len(held) == 2 * len(batches)
     assert most == 2 * len(batches) + 1
+
+
+def test_layers_that_are_too_wide_are_left_and_not_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upscale_opt.reconstruction.counting.WIDEST", 20)
+    model = nn.Sequential(nn.Linear(4, 24), nn.ReLU(), nn.Linear(24, 5), nn.ReLU(), nn.Linear(5, 2))
+    masks = uo.Masks(kept={"2.weight": {1: tuple(range(12))}})
+    refitted, report = uo.refit(model.eval(), masks, [torch.randn(30, 4)])
+    assert list(report.left) == ["2.weight"]
+    assert [layer.weight for layer in report.layers] == ["4.weight"]
+    kept = refitted.get_parameter("2.weight")[:, :12]
+    assert torch.equal(kept, model.get_parameter("2.weight")[:, :12])
+    assert LayerWork("2.weight", torch.zeros(5, 24), 1, 1, intact=False).prior.numel() == 0
+
+
+@pytest.mark.parametrize("kept", ["none", "one", "all"])
+@pytest.mark.parametrize("count", [1, 7])
+def test_masks_and_batches_of_every_size(kept: str, count: int) -> None:
+    network = lively("resnet")
+    graph = uo.trace(network, images(2))
+    weight = "blocks.1.second.0.weight"
+    number = {"none": 0, "one": 1, "all": graph.parameters[weight][1]}[kept]
+    masks = uo.Masks(kept={weight: {1: tuple(range(number))}})
+    masked = copy.deepcopy(network)
+    uo.apply_masks(masked, graph, masks)
+    refitted, report = uo.refit(network, masks, [images(count), images(count)], graph=graph)
+    assert all(layer.after <= layer.before for layer in report.layers)
+    assert uo.masks_of(refitted, graph) == uo.masks_of(masked, graph)
+    solution = uo.solve(graph, uo.masks_of(refitted, graph))
+    uo.verify(refitted, uo.materialize(refitted, solution), images(3))

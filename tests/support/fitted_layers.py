@@ -15,6 +15,18 @@ N = 12
 """Samples."""
 
 
+def stir_norms(model: nn.Module) -> None:
+    """Have batch norms do something."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 1.5)
+
+
 class Behind(nn.Module):
     """A 1x1 convolution (or linear layer), tanh, and the layer in question."""
 

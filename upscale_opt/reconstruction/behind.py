@@ -104,6 +104,7 @@ def along(numbers: Tensor, like: Tensor, axis: int) -> Tensor:
 
 def behind(
     node: fx.Node,
+    y: Tensor,
     axis: int,
     program: Program,
     steppers: tuple[Stepper, Stepper],
@@ -116,15 +117,14 @@ def behind(
     zero, and to what the layer gives for the first batch.
 
     Args:
-        node: the layer's call, which gives one tensor.
-        axis: along which the channels of its result lie.
+        node: the layer's call.
+        y: what it gives for the first batch, in the original.
+        axis: along which the channels of that lie.
         program: that it is a call of.
         steppers: of the original and of the masked model.
         values: of every batch, in both.
         watched: running means of the masked model, by name.
     """
-    own, _ = values[0]
-    y = steppers[0].call(node, own, apart=True)
     if y.numel() < _FEWEST or not bool(y.isfinite().all()):
         return None
     calls: list[fx.Node] = []
@@ -141,7 +141,7 @@ def behind(
                 break
             (summand,) = (n for n in call.all_input_nodes if n is not last)
             added = _known(summand, program, steppers, values)
-            if added is None or own[added].shape != y.shape:
+            if added is None or values[0][0][added].shape != y.shape:
                 added = None
                 break
             last = call
@@ -151,13 +151,12 @@ def behind(
         found = _bounds(steppers[1], call, last, now)
         if found is not None or added is not None:
             break
-        step = _slope(steppers[1], call, last, now, axis)
+        step = _step(steppers[1], call, last, now, axis)
         norm = None if step is None else _norm(steppers[1], call, last, now, watched)
-        after = _tried(steppers[1], call, last, now)
-        if step is None or after is None or (norm is not None and calls):
+        if step is None or (norm is not None and calls):
             break
-        mean, now, last = mean or norm, after, call
-        scale = scale * step
+        scale, now = scale * step[0], step[1]
+        mean, last = mean or norm, call
         calls.append(call)
     if added is None and found is None:
         return None
@@ -250,26 +249,26 @@ def _bounds(
     return None if bounds == (-math.inf, math.inf) else bounds
 
 
-def _slope(stepper: Stepper, call: fx.Node, source: fx.Node, y: Tensor, axis: int) -> Tensor | None:
-    """The scale of each channel; ``None`` if a call does not merely scale and shift them."""
-    none, one = (_tried(stepper, call, source, fill(y)) for fill in _FILLS)
-    if none is None or one is None:
+def _step(
+    stepper: Stepper, call: fx.Node, source: fx.Node, y: Tensor, axis: int
+) -> tuple[Tensor, Tensor] | None:
+    """The scale of each channel, and what a call makes of ``y``.
+
+    ``None`` if it does not merely scale and shift channels.
+    """
+    given = torch.zeros_like(y), torch.ones_like(y), y, -y
+    none, one, result, other = (_tried(stepper, call, source, each) for each in given)
+    if none is None or one is None or result is None or other is None:
         return None
     slope = one - none
-    for given in (y, -y):
-        result = _tried(stepper, call, source, given)
-        if result is None:
-            return None
-        near = 1e-4 * float(result.abs().max())
-        if not torch.allclose(slope * given + none, result, rtol=1e-4, atol=near):
+    for each, result_of in ((y, result), (-y, other)):
+        near = 1e-4 * float(result_of.abs().max())
+        if not torch.allclose(slope * each + none, result_of, rtol=1e-4, atol=near):
             return None
     by_channel = slope.movedim(axis, 0).reshape(y.shape[axis], -1)
     if not torch.allclose(by_channel, by_channel[:, :1], rtol=1e-4, atol=1e-6):
         return None
-    return by_channel[:, 0].clone()
-
-
-_FILLS = (torch.zeros_like, torch.ones_like)
+    return by_channel[:, 0].clone(), result
 
 
 def _norm(

@@ -54,8 +54,8 @@ class LayerWork(Work):
         intact: it is the original's.
 
     Attributes:
-        prior: the weight, of shape (groups, columns, outputs).
         wide: it has too many columns.
+        prior: the weight as it was, of shape (groups, columns, outputs); empty if it is wide.
         reads: the channels that it reads, if sums are to be of these only.
     """
 
@@ -63,8 +63,9 @@ class LayerWork(Work):
 
     def __init__(self, name: str, weight: Tensor, in_axis: int, groups: int, intact: bool) -> None:
         self.name, self.in_axis, self.groups = name, in_axis, groups
-        self.prior = matrix(weight.cpu(), in_axis, groups).clone()
-        self.wide = self.prior.shape[1] > WIDEST
+        read = weight.shape[1] if in_axis == 1 else weight.shape[0] // groups
+        self.wide = read * math.prod(weight.shape[2:]) > WIDEST
+        self.prior = torch.empty(0) if self.wide else matrix(weight.cpu(), in_axis, groups).clone()
         self.same = intact
         self.seen: Sums | None = None
         self.held_out: Sums | None = None

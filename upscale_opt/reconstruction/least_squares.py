@@ -50,8 +50,7 @@ class Sums:
 
     def without_y(self) -> Sums:
         """The same of what is read; of what should be written, sums of nothing."""
-        zeros = map(torch.zeros_like, (self.xy, self.yy, self.y))
-        xy, yy, y = zeros
+        xy, yy, y = map(torch.zeros_like, (self.xy, self.yy, self.y))
         return Sums(self.xx, xy, yy, self.x, y, self.rows)
 
     def add_y(self, x: Tensor, y: Tensor) -> None:

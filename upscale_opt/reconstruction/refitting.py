@@ -345,7 +345,7 @@ class _Fitting:
             return None
         if not torch.equal(y.reshape(seen.y.shape), seen.y):  # a bias is added later, say
             return None
-        found = behind(node, axis, self.program, self.steppers, values, self.means)
+        found = behind(node, y, axis, self.program, self.steppers, values, self.means)
         if found is not None and found.mean is not None:
             used = users_of(self.program.graph).get(found.mean, [])
             if not self.with_norms or len(used) != 1:
@@ -353,7 +353,7 @@ class _Fitting:
         return found
 
     def _seen(
-        self, node: fx.Node, before: dict[fx.Node, Any], after: dict[fx.Node, Any], *, apart: bool
+        self, node: fx.Node, before: Values, after: Values, *, apart: bool
     ) -> tuple[tuple[list[Seen], Any], tuple[list[Seen], Any]]:
         """Layers and norms at work in one call, and what it gives, in both models."""
         found = []
