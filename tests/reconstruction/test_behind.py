@@ -74,11 +74,15 @@ def found_in(
     return found, refitted, report
 
 
-NORMED = nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6))
+def normed() -> nn.Sequential:
+    """A convolution and its norm; weights of the test's seed."""
+    return nn.Sequential(nn.Conv2d(8, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6))
+
+
 RECTIFIERS = {
     "relu": (nn.ReLU(inplace=True), 0.0, float("inf")),
     "relu6": (nn.ReLU6(), 0.0, 6.0),
-    "hardtanh": (nn.Hardtanh(-0.5, 2.0), -0.5, 2.0),
+    "hardtanh": (nn.Hardtanh(0.1, 0.6), 0.1, 0.6),
     "none": (nn.Identity(), -float("inf"), float("inf")),
     "silu": (nn.SiLU(), -float("inf"), float("inf")),
     "leaky": (nn.LeakyReLU(0.1), -float("inf"), float("inf")),
@@ -88,7 +92,7 @@ RECTIFIERS = {
 @pytest.mark.parametrize("name", RECTIFIERS)
 def test_what_stands_behind_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     act, low, high = RECTIFIERS[name]
-    model = lively(Block(copy.deepcopy(NORMED), copy.deepcopy(act)))
+    model = lively(Block(normed(), copy.deepcopy(act)))
     masks = uo.Masks(kept={"first.weight": {1: (0, 2, 3)}, "last.0.weight": {1: (0, 1, 4, 5, 6)}})
     found, _, report = found_in(model, masks, batches(), monkeypatch)
     last = found["last.0"]
@@ -143,7 +147,7 @@ def test_a_sum_makes_good_what_the_other_summand_lacks() -> None:
 
 @pytest.mark.parametrize("name", ["relu", "relu6", "hardtanh"])
 def test_rounds_come_closer_to_what_is_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = lively(Block(copy.deepcopy(NORMED), copy.deepcopy(RECTIFIERS[name][0])))
+    model = lively(Block(normed(), copy.deepcopy(RECTIFIERS[name][0])))
     norm = norm_of(model)
     nn.init.constant_(norm.bias, -1.0)  # much is cut off
     data = batches()
@@ -198,7 +202,7 @@ def test_transformers_make_good_what_their_stream_lacks(monkeypatch: pytest.Monk
 
 
 def test_norms_that_are_to_stay_stay() -> None:
-    model = lively(Block(copy.deepcopy(NORMED), nn.ReLU()))
+    model = lively(Block(normed(), nn.ReLU()))
     masks = uo.Masks(kept={"last.0.weight": {1: (0, 1, 4)}})
     data = batches()
     refitted, report = uo.refit(model, masks, data, norms=False)
@@ -213,7 +217,7 @@ def test_norms_that_are_to_stay_stay() -> None:
 
 
 def test_channels_that_a_norm_silences_keep_their_weights() -> None:
-    model = lively(Block(copy.deepcopy(NORMED), nn.ReLU()))
+    model = lively(Block(normed(), nn.ReLU()))
     norm = norm_of(model)
     with torch.no_grad():
         norm.weight[2] = 1e-9
@@ -242,6 +246,7 @@ class Net(nn.Module):
         return result
 
 
+ZEROS = torch.zeros(8, dtype=torch.float64)
 TRIED: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
     "hard gate": lambda net, z, y: (y > 0) * net.w(z),
     "half": lambda net, z, y: y.to(torch.float16).to(z),
@@ -250,6 +255,10 @@ TRIED: dict[str, Callable[[Net, Tensor, Tensor], Tensor]] = {
     "root": lambda net, z, y: (y.clamp(-4, 4) + 5).sqrt(),
     "gate": lambda net, z, y: torch.relu(y * net.w(z).sigmoid()),
     "slopes": lambda net, z, y: functional.prelu(y, net.slope),
+    "another slope below": lambda net, z, y: torch.relu(functional.leaky_relu(y + 9, 0.1)),
+    "norm with weights that are computed": lambda net, z, y: torch.relu(
+        functional.batch_norm(y, ZEROS, ZEROS + 1, net.w(z).mean(0))
+    ),
     "twice": lambda net, z, y: torch.relu(y + y),
     "difference": lambda net, z, y: torch.relu(z - y),
 }
@@ -297,8 +306,9 @@ def test_a_summand_that_is_spread_over_later_batches() -> None:
             self.h = nn.Linear(8, 3)
 
         def forward(self, x: Tensor) -> Tensor:
+            added = self.a(x)
             y = self.b(torch.relu(self.c(self.place)))
-            result: Tensor = self.h(torch.relu(y + self.a(x)))
+            result: Tensor = self.h(torch.relu(y + added))
             return result
 
     data = [torch.randn(1, 5, 6), torch.randn(8, 5, 6)]
@@ -332,15 +342,20 @@ def test_what_only_looks_like_the_summand_for_the_first_batch(
     assert found["b"] is not None
 
 
-def test_a_norm_of_a_dead_channel_does_not_silence_the_others() -> None:
-    model = lively(Block(copy.deepcopy(NORMED), nn.ReLU()))
+def test_a_norm_of_a_dead_channel_does_not_silence_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = lively(Block(normed(), nn.ReLU()))
     norm = norm_of(model)
     assert norm.running_var is not None
     with torch.no_grad():
         model.get_parameter("last.0.weight").mul_(300)[0] = 0
         norm.running_var.mul_(300**2)[0] = 0
-    data = batches()
-    _, report = uo.refit(model, uo.Masks(kept={"last.0.weight": {1: (0, 1, 2, 4)}}), data)
+    masks = uo.Masks(kept={"last.0.weight": {1: (0, 1, 2, 4)}})
+    found, _, report = found_in(model, masks, batches(), monkeypatch)
+    read = found["last.0"]
+    assert read is not None
+    assert read.scale.count_nonzero() == 5
     (layer,) = (layer for layer in report.layers if layer.weight == "last.0.weight")
     assert layer.after < 0.9 * layer.before
 
@@ -369,7 +384,7 @@ def test_calls_with_a_rule_are_not_tried_on_numbers() -> None:
 
 
 def test_what_is_no_better_is_fitted_to_what_it_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = lively(Block(copy.deepcopy(NORMED), nn.ReLU()))
+    model = lively(Block(normed(), nn.ReLU()))
     masks = uo.Masks(kept={"last.0.weight": {1: (0, 1, 4)}})
     data = batches()
     monkeypatch.setattr(Judge, "end", lambda self: 1.0)
@@ -383,7 +398,7 @@ def test_what_is_no_better_is_fitted_to_what_it_writes(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    model = lively(Block(copy.deepcopy(NORMED), nn.ReLU())).to(dtype)
+    model = lively(Block(normed(), nn.ReLU())).to(dtype)
     masks = uo.Masks(kept={"last.0.weight": {1: (0, 1, 2, 4)}})
     _, report = uo.refit(model, masks, [batch.to(dtype) for batch in batches()])
     assert report.layers[0].after < report.layers[0].before

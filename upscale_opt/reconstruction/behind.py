@@ -146,8 +146,6 @@ def behind(
                 break
             last = call
             continue
-        if any(n is not last and n.op != "get_attr" for n in call.all_input_nodes):
-            break
         found = _bounds(steppers[1], call, last, now)
         if found is not None or added is not None:
             break
@@ -207,13 +205,14 @@ def _known(
 
 
 def _called(stepper: Stepper, call: fx.Node, source: fx.Node, given: Tensor) -> Any:
-    """The result of a call for a tensor, and the model's own tensors that it uses besides."""
-    mine: Values = dict.fromkeys(call.all_input_nodes)
-    for node in call.all_input_nodes:
-        if node.op == "get_attr":
-            mine[node] = stepper.tensors[str(node.target)]
-    mine[source] = given
-    return stepper.call(call, mine, apart=True)
+    """The result of a call for a tensor, and the model's own tensors that it uses besides.
+
+    Raises:
+        KeyError: if it uses others.
+    """
+    own = [node for node in call.all_input_nodes if node.op == "get_attr"]
+    mine: Values = {node: stepper.tensors[str(node.target)] for node in own}
+    return stepper.call(call, {**mine, source: given}, apart=True)
 
 
 def _tried(stepper: Stepper, call: fx.Node, source: fx.Node, given: Tensor) -> Tensor | None:
