@@ -148,7 +148,9 @@ def page(runtime: str, records: Sequence[BenchRecord]) -> Iterator[str]:
     program = PROGRAMS.get(runtime, "")
     yield WORDS[runtime]
     floor_is = (
-        f"; *floor*: its time without the nodes that only move data, by {program}'s own profile"
+        f"; *floor*: its time without the nodes that only move data, by {program}'s own profile, "
+        "and beside it the same of the unpruned network, where no channel is selected and layouts "
+        "change nevertheless"
     )
     yield (
         "## Measured\n\nHalf of every convolution's input channels dropped by L2 norm, random "
@@ -160,24 +162,30 @@ def page(runtime: str, records: Sequence[BenchRecord]) -> Iterator[str]:
         f"{records[0].machine.cpu if records else 'no'} CPU.\n"
     )
     columns = ["network", "batch", *(f"{name}, ms" for name in (*SAME, "ours"))]
-    yield f"| {' | '.join(columns)} | ours / best other |{' / floor |' if there else ''} plan |"
-    yield f"| --- |{' ---: |' * (len(columns) + there)} --- |"
+    of_floors = " / floor | unpruned / its floor |" if there else ""
+    yield f"| {' | '.join(columns)} | ours / best other |{of_floors} plan |"
+    yield f"| --- |{' ---: |' * (len(columns) + 2 * there)} --- |"
     others: dict[str, float] = {}
     floors: list[float] = []
+    unpruned_floors: list[float] = []
     for record in records:
         for cell in record.cells:
             best, floor = best_other(cell), cell.ratio("latency", "floor")
             export = record.export("latency", cell)
             times = " | ".join(milliseconds(cell, variant) for variant in (*SAME, "latency"))
             if best is None or (there and floor is None) or export is None:
-                lost = " - |" if there else ""
+                lost = " - | - |" if there else ""
                 yield f"| {record.name} | {cell.batch} | {times} | - |{lost} {record.problem} |"
                 continue
             others[f"{record.name} at batch {cell.batch}"] = best[1]
             over_floor = ""
             if floor is not None:
                 floors.append(floor.median)
-                over_floor = f" {floor.median:.3f} |"
+                whole = cell.time_of("unpruned")
+                computing = None if whole is None else whole.computing
+                unpruned_floors += [] if computing is None else [1 / computing]
+                shown = "-" if computing is None else f"{1 / computing:.3f}"
+                over_floor = f" {floor.median:.3f} | {shown} |"
             yield (
                 f"| {record.name} | {cell.batch} | {times} | {best[1]:.3f} ({best[0]}) "
                 f"|{over_floor} {export.plan} |"
@@ -189,7 +197,9 @@ def page(runtime: str, records: Sequence[BenchRecord]) -> Iterator[str]:
         above = ""
         if over is not None:
             met = "met" if over <= FLOOR else "missed"
-            above = f", and {over:.3f} of the floor's ({met}: {FLOOR})"
+            above = f", and {over:.3f} of the floor's ({met}: {FLOOR}"
+            unpruned = geometric_mean(unpruned_floors)
+            above += f"; the unpruned networks {unpruned:.3f} of theirs)" if unpruned else ")"
         yield (
             f"In the geometric mean ours takes {mean:.3f} of the time of the best other "
             f"({'met' if mean <= MEAN else 'missed'}: {MEAN} is asked for){above}. No cell may be "

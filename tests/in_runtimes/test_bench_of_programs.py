@@ -60,10 +60,13 @@ def test_the_benchmark_in_other_programs(record: BenchRecord) -> None:
         assert time is not None
         assert time.problem == ""
         assert time.milliseconds
+        assert time.computing is not None
+        assert 0 < time.computing <= 1
     own, floor = cell.time_of("latency"), cell.time_of("floor")
     assert own is not None
     assert floor is not None
     assert set(own.ratios) == {*record.settings.variants} - {"latency"}
+    assert own.ratios["floor"].median * (own.computing or 0) == pytest.approx(1)
     export = record.export("latency", cell)
     assert export is not None
     assert export.deviation is not None

@@ -282,12 +282,15 @@ def _in_runtime(
         timings, rounds=settings.rounds, seconds=settings.seconds, seed=settings.seed
     )
     seconds = {name: list(own) for name, own in found.seconds.items()}
+    computing = {name: found.computing(name) for name in seconds}
     own_floor = "latency" if twice else "floor"
     if "floor" in settings.variants and own_floor in seconds:
-        share = found.computing(own_floor)
-        seconds["floor"] = [share * own for own in seconds[own_floor]]
+        seconds["floor"] = [computing[own_floor] * own for own in seconds[own_floor]]
+        computing["floor"] = 1.0
     times = [
-        _time(variant, seconds, problems.get(variant, ""), None, settings.seed, list(seconds))
+        _time(
+            variant, seconds, problems.get(variant, ""), None, settings.seed, list(seconds)
+        ).model_copy(update={"computing": computing.get(variant)})
         for variant in settings.variants
     ]
     count = len(next(iter(seconds.values()))) if seconds else 0

@@ -135,6 +135,8 @@ class Time(Record):
         milliseconds: of one forward pass, the median over all rounds.
         ratios: its time over other variants', by the other's name.
         graph_breaks: how often ``torch.compile`` gave up and began again, where it was asked.
+        computing: the share of its time in nodes that do not merely move data, by the profile of
+            the program that ran it; ``None`` in PyTorch.
     """
 
     variant: str
@@ -142,6 +144,7 @@ class Time(Record):
     milliseconds: float | None = None
     ratios: dict[str, Ratio] = Field(default_factory=dict)
     graph_breaks: int | None = None
+    computing: float | None = None
 
 
 class Cell(Record):
