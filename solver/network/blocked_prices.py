@@ -3,6 +3,8 @@
 There a view of channels is a slice. A slice and a gather copy alike, and in onnxruntime both come
 out of the blocked layout and go back into it; in OpenVINO a gather alone does. The third way is to
 read the whole tensor, with zeros in the reader's weight: it copies nothing, for more multiply-adds.
+The fourth, where a concatenation is read by one alone, is to slice or gather what it joins: so it
+copies less itself.
 """
 
 from __future__ import annotations
@@ -11,13 +13,17 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from upscale_opt.ir.cost_model import CostModel, whole_blocks
-from upscale_opt.ir.graph import ChannelGraph, Concat
-from upscale_opt.solver.network.formulate import Formulation, Whole
-from upscale_opt.solver.network.objectives import bytes_per_channel
+from upscale_opt.ir.graph import ChannelGraph, ChannelWise, Concat
+from upscale_opt.solver.network.formulate import MAX_PIECES, Formulation, Whole
+from upscale_opt.solver.network.objectives import bytes_per_channel, bytes_per_number
 from upscale_opt.solver.network.prices import Pricing, kind_between
 from upscale_opt.solver.network.segments import Segments
 from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.network.windows import Chain, Windows
+
+_ROW = 6.4
+"""Nanoseconds of a row of an image, in what scales channels out of OpenVINO's layout: it goes row
+by row there, as short as they may be."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +34,24 @@ class Ways:
         view: by a slice.
         gather: by a gather.
         whole: by reading the whole tensor; ``None`` if that cannot be.
+        ahead: by slices in front of a concatenation, less what that need not copy then; ``None`` if
+            that cannot be.
     """
 
     view: float
     gather: float
     whole: float | None
+    ahead: float | None = None
+
+    @property
+    def sliced(self) -> float:
+        """Of a read whose channels lie side by side, by slices behind or in front."""
+        return self.view if self.ahead is None else min(self.view, self.ahead)
 
     @property
     def least(self) -> float:
-        """Of a read whose channels lie side by side."""
-        return self.view if self.whole is None else min(self.view, self.whole)
+        """Of such a read, by the best way."""
+        return self.sliced if self.whole is None else min(self.sliced, self.whole)
 
 
 class BlockedPricing(Pricing):
@@ -55,6 +69,7 @@ class BlockedPricing(Pricing):
         super().__init__(graph, cost_model)
         self._block = cost_model.read_block
         self._makers = {name: op for op in graph.operations for name in op.outputs}
+        self._readers = Counter(name for op in graph.operations for name in set(op.inputs))
 
     def gather(self, edge: Edge, tensor: str, count: int) -> int:
         """The cost of gathering ``count`` channels of ``tensor`` beyond that of slicing them.
@@ -91,6 +106,7 @@ class BlockedPricing(Pricing):
             if ids and source in segments.stored and ids != segments.stored[source]
         }
         readers = Counter(source for source, _ in partial.values())
+        cats = {edge: name for name, edge in segments.sole_reader.items()}
         found: dict[Edge, Ways] = {}
         for edge, (source, ids) in partial.items():
             stored = segments.stored[source]
@@ -108,44 +124,50 @@ class BlockedPricing(Pricing):
                 whole = self._sane(served[0]) - served[1]
             view = self._model.nanoseconds("slice", bytes=moved)
             gather = view + self.gather(edge, source, count)
+            ahead = self._ahead(cats[edge], ids, segments) if edge in cats else None
             if self._model.slices_inside:  # all that is stored comes out, once for all readers
                 gather += way_out - self._out(source, count)
+                gather += self._row_by_row(chain, count)
             else:
                 view, gather = view + around, gather + around
-            found[edge] = Ways(self._sane(view), self._sane(gather), whole)
+            found[edge] = Ways(self._sane(view), self._sane(gather), whole, ahead)
         return found
 
     def offer(self, formulation: Formulation, segments: Segments, windows: Windows) -> Formulation:
         """The problem, in which reads of parts may be of the whole tensor.
 
         A whole tensor costs the same under every order. So a read costs, beyond the best way to
-        serve it as a view, the least of a gather and the whole, and nothing if the whole is the
+        serve it by slices, the least of a gather and the whole, and nothing if the whole is the
         best way anyhow: it is the problem of views and gathers, with other weights.
         """
         ways = self.ways(segments, windows)
         wholes: dict[Edge, Whole] = {}
+        early: set[Edge] = set()
         reads = []
         for read, edge in zip(formulation.instance.reads, formulation.reads, strict=True):
             way = ways.get(edge)
-            if way is not None and self._model.slices_inside and read.weight:
+            if way is not None and read.weight:
                 source = self._operations[edge[0]].inputs[edge[1]]
                 count = self._count(source, segments.selects[edge])
                 factor = read.weight / self.gather(edge, source, count)  # of the user's
-                read = replace(read, weight=max(round(factor * (way.gather - way.view)), 1))
-            if way is not None and way.whole is not None and way.whole < way.gather and read.weight:
-                operation = self._operations[edge[0]]
-                source = operation.inputs[edge[1]]
-                best = way.whole < way.view
-                wholes[edge] = Whole(segments.stored[source] - segments.selects[edge], best)
-                weight = 0 if best else max(round(way.whole - way.view), 1)
-                read = replace(read, weight=weight, pieces=(), max_gathers=0)
+                read = replace(read, weight=max(round(factor * (way.gather - way.sliced)), 1))
+                if way.whole is not None and way.whole < way.gather:
+                    best = way.whole < way.sliced
+                    wholes[edge] = Whole(segments.stored[source] - segments.selects[edge], best)
+                    weight = 0 if best else max(round(way.whole - way.sliced), 1)
+                    read = replace(read, weight=weight)
+                    if best or way.ahead is None:
+                        read = replace(read, pieces=(), max_gathers=0)
+                if read.pieces and way.sliced < way.view:
+                    early.add(edge)
             reads.append(read)
         pieces = tuple(
-            () if edge in wholes else own
-            for edge, own in zip(formulation.reads, formulation.pieces, strict=True)
+            own if read.pieces else () for read, own in zip(reads, formulation.pieces, strict=True)
         )
         instance = replace(formulation.instance, reads=tuple(reads))
-        return replace(formulation, instance=instance, pieces=pieces, wholes=wholes)
+        return replace(
+            formulation, instance=instance, pieces=pieces, wholes=wholes, early=frozenset(early)
+        )
 
     def _count(self, tensor: str, ids: Ids) -> int:
         """The entries of the tensor's channel sequence that are among ``ids``."""
@@ -156,6 +178,51 @@ class BlockedPricing(Pricing):
         op = self._makers.get(tensor)
         return isinstance(op, Concat) and any(
             len(segments.stored.get(name, ())) % self._block for name in op.inputs
+        )
+
+    def _ahead(self, cat: str, ids: Ids, segments: Segments) -> float | None:
+        """The cost of slices in front of a concatenation, less what it need not copy then.
+
+        In loops that a compiler makes, it copies nothing that is not read.
+        """
+        if self._model.runtime == "compiled":
+            return None
+        cost, slices = 0.0, 0
+        stays_out = self._model.slices_inside or self._is_plain(cat, segments)
+        for name in self._makers[cat].inputs:
+            stored = segments.stored.get(name, Ids())
+            share = ids.intersection(self._graph.tensors[name].channels)
+            if not stays_out:
+                cost += self._out(name, self._count(name, stored)) / self._readers[name]
+            if share and share != stored:
+                slices += 1
+                cost += self._model.nanoseconds("slice", bytes=self._moved(name, share))
+        if not 0 < slices <= MAX_PIECES:
+            return None
+        moved = self._moved(cat, ids)
+        cost += self._model.nanoseconds("copy", bytes=moved)
+        cost -= self._model.nanoseconds("copy", bytes=self._moved(cat, segments.stored[cat]))
+        return self._sane(cost if self._model.slices_inside else cost + self._in(cat, moved))
+
+    def _moved(self, tensor: str, ids: Ids) -> int:
+        """The bytes read and written by whoever copies these channels."""
+        return 2 * self._count(tensor, ids) * bytes_per_channel(self._graph.tensors[tensor])
+
+    def _row_by_row(self, chain: Chain | None, count: int) -> float:
+        """The cost of scaling gathered channels of images, before they are back in the layout."""
+        rows = 0.0
+        for step in chain.between if chain is not None else ():
+            written = self._graph.tensors[step.outputs[0]]
+            scales = isinstance(step, ChannelWise) and step.parameters
+            if scales and not self._convolves(step) and len(written.shape) == 4:
+                numbers = count * bytes_per_channel(written) / bytes_per_number(written)
+                rows += numbers / max(written.shape[-1], 1)
+        return rows * _ROW
+
+    def _convolves(self, step: ChannelWise | Concat) -> bool:
+        """It is a depthwise convolution, which computes in the layout."""
+        return isinstance(step, ChannelWise) and any(
+            len(self._graph.parameters[use.name]) > 1 for use in step.parameters
         )
 
     def _behind(self, windows: Windows, chain: Chain, width: int) -> float:

@@ -101,8 +101,13 @@ class _Writer:
             formulation.instance.reads, formulation.reads, formulation.pieces, strict=True
         ):
             if is_view(read.view, held):
-                continue
-            gathered = gathered_pieces(read, held)
+                if edge not in formulation.early or not all(
+                    is_view(piece.view, held) for piece in read.pieces
+                ):
+                    continue
+                gathered: tuple[int, ...] | None = ()
+            else:
+                gathered = gathered_pieces(read, held)
             if gathered is None:
                 self.gathers.add(edge)
                 continue

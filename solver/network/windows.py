@@ -22,6 +22,7 @@ from upscale_opt.solver.problem.instance import (
     Instance,
     Orders,
     Window,
+    gathered_pieces,
     is_view,
     read_cost,
     satisfied,
@@ -176,7 +177,8 @@ def chosen_windows(formulation: Formulation, instance: Instance, orders: Orders)
     chosen: dict[Edge, Ids] = {}
     for read, edge in zip(instance.reads, formulation.reads, strict=True):
         whole = formulation.wholes.get(edge)
-        if whole is not None and (whole.best or not is_view(read.view, held)):
+        aside = is_view(read.view, held) or gathered_pieces(read, held) is not None
+        if whole is not None and (whole.best or not aside):
             chosen[edge] = whole.unwanted
     for read, edge, price in zip(
         instance.reads, formulation.reads, window_costs(instance, orders), strict=True

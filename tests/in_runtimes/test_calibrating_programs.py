@@ -78,6 +78,21 @@ def test_the_command_calibrates(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "leave out" in " ".join(capsys.readouterr().err.split())
 
 
+def test_the_command_calibrates_at_several_batches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "prices.json"
+    arguments = ["--runtime", "openvino", "--seconds", "0.01", "-o", str(out)]
+    assert command("calibrate", SMALL, *arguments, "--batch", "1", "4") == 0
+    assert [check.network for check in CostModel.load(out).checks] == [
+        f"{SMALL} at batch {size}{half}"
+        for size in (1, 4)
+        for half in ("", ", half of its channels")
+    ]
+    assert command("calibrate", SMALL, *arguments, "--batch", "0") == 2
+    assert "at least 1 image" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("name", ["calibrate", "bench"])
 @pytest.mark.parametrize("runtime", BACKENDS)
 def test_without_the_program_nothing_begins(

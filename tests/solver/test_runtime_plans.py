@@ -130,6 +130,86 @@ def test_beside_all_orders_and_all_ways(seed: int, cost_model: CostModel) -> Non
     assert solution.status == "optimal"
 
 
+DEAR_COPIES = model_of(**MOVES, reorder_out=(100, 0.1, 0), copy=(30, 0.5, 0), norm=(0, 0.4, 0))
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "compiled"])
+@pytest.mark.parametrize("seed", range(2))
+def test_beside_all_orders_in_front_of_concatenations_and_behind(
+    seed: int, runtime: Runtime
+) -> None:
+    _, graph, masks = posed(seed, dense)
+    cost_model = DEAR_COPIES.model_copy(update={"runtime": runtime})
+    problem = pose(graph, masks, "latency", cost_model=cost_model)
+    instance = problem.formulation.instance
+    ways = BlockedPricing(graph, cost_model).ways(
+        problem.segments, Windows(graph, problem.sets, problem.segments)
+    )
+
+    def served(orders: tuple[tuple[int, ...], ...]) -> float:
+        places = [{channel: at for at, channel in enumerate(order)} for order in orders]
+
+        def is_view(view: tuple[int, ...] | None) -> bool:
+            demands = [instance.demands[d] for d in view or ()]
+            held = (holds(d, places[d.space], len(places[d.space])) for d in demands)
+            return view is not None and all(held)
+
+        total = 0.0
+        for read, edge in zip(instance.reads, problem.formulation.reads, strict=True):
+            way = ways.get(edge)
+            if way is None:
+                continue  # it takes all that is stored
+            found = [way.view if is_view(read.view) else way.gather]
+            found += [] if way.whole is None else [way.whole]
+            gathered = [piece.weight for piece in read.pieces if not is_view(piece.view)]
+            if way.ahead is not None and read.pieces and len(gathered) <= read.max_gathers:
+                found.append(way.ahead + sum(gathered))
+            total += min(found)
+        return total
+
+    every = [list(itertools.permutations(space.channels)) for space in instance.spaces]
+    best = min(map(served, itertools.product(*every)))
+    solution = uo.solve(graph, masks, objective="latency", cost_model=cost_model)
+    least = sum(way.least for way in ways.values())
+    assert solution.objective_value + least == pytest.approx(best, abs=len(ways))
+    assert any(way.ahead is not None for way in ways.values()) == (runtime != "compiled")
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "compiled"])
+def test_concatenations_join_the_less_the_dearer_copies_are(runtime: str) -> None:
+    """Parts are taken in front of them, but in loops of a compiler, which copy what is read."""
+    model, graph, masks = posed(1, dense)
+    joined = [op.outputs[0] for op in graph.operations if op.kind == "concat"]
+    built_in = profile(runtime).model_copy(update={"block": 1, "align": 1})
+    stored = []
+    for each in (0, 1e3):
+        kernels = {**built_in.kernels, "copy": KernelCost(launch=0, ns_per_byte=each)}
+        cost_model = built_in.model_copy(update={"kernels": kernels})
+        solution = uo.solve(graph, masks, objective="latency", cost_model=cost_model)
+        uo.check(solution, graph, masks)
+        assert deviation(call(model, X), call(uo.materialize(model, solution), X)) < EXACT
+        stored.append([len(solution.tensors[name]) for name in joined])
+    cheap, dear = stored
+    if runtime == "compiled":
+        assert dear == cheap
+    else:
+        assert dear < cheap
+
+
+def test_gathers_in_openvino_are_dearer_where_channels_are_scaled_behind_them() -> None:
+    """There images go row by row: the narrower they are, the more rows for the same numbers."""
+    _, graph, masks = posed(1, dense)
+    built_in = openvino()
+    problem = pose(graph, masks, "latency", cost_model=built_in)
+    windows = Windows(graph, problem.sets, problem.segments)
+    ways = BlockedPricing(graph, built_in).ways(problem.segments, windows)
+    for edge, way in ways.items():
+        count = len(problem.segments.selects[edge])
+        scaled = next(op for op in graph.operations if op.name == edge[0]).kind == "channelwise"
+        rows = count * X.shape[0] * X.shape[2] * scaled
+        assert way.gather - way.view == pytest.approx(1 + 6.4 * rows)
+
+
 def widths(graph: uo.ChannelGraph, solution: uo.Solution) -> list[tuple[int, int]]:
     """For each convolution, the channels that it reads, and those that its tensor has at all."""
     found = []

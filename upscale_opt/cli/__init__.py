@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def spread_for(given: list[str]) -> list[str]:
     """The arguments of a command, with flags repeated for those that take several values."""
-    several = given[:1] in (["bench"], ["compare"], ["coverage"], ["pareto"])
+    several = given[:1] in (["bench"], ["calibrate"], ["compare"], ["coverage"], ["pareto"])
     return spread(given) if several else given
 
 

@@ -13,7 +13,9 @@ import typer
 
 from upscale_opt.cli.given import AnyModelsOrNone, Given, digest_of, is_own, own_model
 from upscale_opt.cli.options import (
+    ONE_IMAGE,
     Amount,
+    BatchSizes,
     GroupNames,
     Layers,
     LayersOption,
@@ -59,13 +61,6 @@ class Runtime(str, Enum):
     openvino = "openvino"
 
 
-def _batches(values: list[int]) -> list[int]:
-    for value in values:
-        if value < 1:
-            raise typer.BadParameter(f"a batch has at least 1 image, not {value}")
-    return list(dict.fromkeys(values))
-
-
 def _among(known: Sequence[str]) -> Callable[[list[str]], list[str]]:
     def check(values: list[str]) -> list[str]:
         for value in values:
@@ -77,7 +72,6 @@ def _among(known: Sequence[str]) -> Callable[[list[str]], list[str]]:
 
 
 _NO_GROUPS: list[str] = []
-_ONE: list[int] = [1]
 _CONTIGUOUS = ["contiguous"]
 _USUAL: list[str] = []
 _NO_FILES: list[Path] = []
@@ -90,12 +84,7 @@ def bench(
     amount: Amount = 0.5,
     side: SideOption = Side.input,
     layers: LayersOption = Layers.conv,
-    batch: Annotated[
-        list[int],
-        typer.Option(
-            "--batch", metavar="INT...", callback=_batches, help="Batch sizes: --batch 1 8"
-        ),
-    ] = _ONE,
+    batch: BatchSizes = ONE_IMAGE,
     form: Annotated[
         list[str],
         typer.Option(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from upscale_opt.cli.given import AnyModels, Given, own_model
-from upscale_opt.cli.options import Seed, check_file
+from upscale_opt.cli.given import AnyModels, Given, is_own, own_model
+from upscale_opt.cli.options import ONE_IMAGE, BatchSizes, Seed, check_file
 from upscale_opt.cli.progress import Steps
 from upscale_opt.cli.tables import new_table, output, say
 
@@ -63,7 +63,7 @@ def calibrate(
     memory_format: Annotated[
         Format, typer.Option("--format", help="The memory format to time it in.")
     ] = Format.contiguous,
-    batch: Annotated[int, typer.Option(min=1, help="The images of one forward pass.")] = 1,
+    batch: BatchSizes = ONE_IMAGE,
     threads: Annotated[int, typer.Option(min=1, help="To compute with on a CPU.")] = 1,
     seconds: Annotated[
         float, typer.Option(callback=_seconds, help="How long to time each network, roughly.")
@@ -72,7 +72,11 @@ def calibrate(
     *,
     given: Given,
 ) -> None:
-    """Time the kernels of networks here, whole and pruned by half; write what kernels cost."""
+    """Time the kernels of networks here, whole and pruned by half; write what kernels cost.
+
+    What moves data costs more where it fills caches: give all batch sizes that will run. A model of
+    your own is timed at that of its inputs.
+    """
     given.check(*dict.fromkeys(models))
     if runtime is not Runtime.eager:
         usual = device == "cpu" and dtype is Dtype.float32 and memory_format is Format.contiguous
@@ -98,11 +102,13 @@ def calibrate(
     with networks.memory_errors():
         subjects = []
         for name in dict.fromkeys(models):
-            with steps.step(f"trace {name}"):
-                network, inputs = networks.build_any(
-                    name, given, seed=seed, batch=batch, device=place
-                )
-                subjects.append(Subject(network, trace(network, inputs), inputs, name))
+            for size in batch[:1] if is_own(name) else batch:
+                title = name if len(batch) == 1 or is_own(name) else f"{name} at batch {size}"
+                with steps.step(f"trace {title}"):
+                    network, inputs = networks.build_any(
+                        name, given, seed=seed, batch=size, device=place
+                    )
+                    subjects.append(Subject(network, trace(network, inputs), inputs, title))
         with steps.step("calibrate") as tell:
             if runtime is not Runtime.eager:
                 from upscale_opt import in_runtimes

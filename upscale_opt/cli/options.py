@@ -135,6 +135,19 @@ def _criterion(value: str) -> str:
     return _one_of(DATA_FREE, value)
 
 
+def _batches(values: list[int]) -> list[int]:
+    for value in values:
+        if value < 1:
+            raise typer.BadParameter(f"a batch has at least 1 image, not {value}")
+    return list(dict.fromkeys(values))
+
+
+BatchSizes = Annotated[
+    list[int],
+    typer.Option("--batch", metavar="INT...", callback=_batches, help="Batch sizes: --batch 1 8"),
+]
+ONE_IMAGE: list[int] = [1]
+
 Amount = Annotated[
     float,
     typer.Option(callback=_amount, help="The share of every layer's channels to drop, in [0, 1)."),
