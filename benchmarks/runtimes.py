@@ -52,18 +52,21 @@ layout altogether, which is dear for depthwise ones; and a sum in slices is seve
 cost model of onnxruntime, `objective="latency"` knows all that:
 
 ```
-upscale-opt calibrate resnet18 mobilenet_v2 --runtime onnxruntime --out ort.json
+upscale-opt calibrate resnet18 mobilenet_v2 --runtime onnxruntime --batch 1 8 --out ort.json
 upscale-opt run resnet18 --objective latency --cost-model ort.json --export onnx
 upscale-opt bench resnet18 --runtime onnxruntime
 ```
 
-The first line fits the prices to this machine; `--cost-model onnxruntime`, or in Python
-`cost_model="onnxruntime"`, takes the built-in ones. The last puts the export beside what it has to
-beat, says which plan was taken, and if another is faster, which. What such a plan does:
+The first line fits the prices to this machine, for small batches and large ones;
+`--cost-model onnxruntime`, or in Python `cost_model="onnxruntime"`, takes the built-in ones. The
+last puts the export beside what it has to beat, says which plan was taken, and if another is
+faster, which. What such a plan does:
 
 * Every read of a part of a tensor is a slice, a gather, or of **the whole tensor**, for which the
   reader's weight holds zero columns (it is listed as a window): nothing is copied then, for more
-  multiply-adds. The prices decide, read by read, and the orders are the best at these prices.
+  multiply-adds. Where a concatenation has one reader, slices and gathers may stand in front of it:
+  it copies the less then. The prices decide, read by read, and the orders are the best at these
+  prices.
 * Convolutions read multiples of 4 channels, as far as there are so many; and tensors store
   multiples of 16, if unpruned they have one, else of 4. The channels added meet zero columns, or
   are written and not read. Sums take whole tensors, nothing is trimmed, and nothing shares a
@@ -102,13 +105,14 @@ OpenVINO runs convolutions with their channels innermost, like `torch.compile`, 
 A view of channels is a `Slice` there, which copies within that layout and costs little; a `Gather`
 comes out of it and goes back, and costs several times as much. So orders pay in which channels that
 are read together lie side by side. Layers write whole blocks of 16 channels, and read as many as
-they need. The cost model `"openvino"` knows that:
+they need. A norm behind a gather runs out of that layout, row by row, and what does not fit into
+caches costs more to move. The cost model `"openvino"` knows that:
 
 ```
 pip install "upscale-opt[openvino]"
 upscale-opt bench mobilenet_v2 --runtime openvino
 upscale-opt prune mobilenet_v2 --latency 0.6 --cost-model openvino --export onnx
-upscale-opt calibrate resnet18 mobilenet_v2 --runtime openvino --out openvino.json
+upscale-opt calibrate resnet18 mobilenet_v2 --runtime openvino --batch 1 8 --out openvino.json
 ```
 
 In Python, `solve(graph, masks, objective="latency", cost_model="openvino")`, and
