@@ -100,14 +100,11 @@ class _Writer:
         for read, edge, edges in zip(
             formulation.instance.reads, formulation.reads, formulation.pieces, strict=True
         ):
+            gathered = gathered_pieces(read, held)
             if is_view(read.view, held):
-                if edge not in formulation.early or not all(
-                    is_view(piece.view, held) for piece in read.pieces
-                ):
+                if edge not in formulation.early:
                     continue
-                gathered: tuple[int, ...] | None = ()
-            else:
-                gathered = gathered_pieces(read, held)
+                gathered = ()  # where it is a view behind, its parts are views in front
             if gathered is None:
                 self.gathers.add(edge)
                 continue
