@@ -142,7 +142,6 @@ class BlockedPricing(Pricing):
         """
         ways = self.ways(segments, windows)
         wholes: dict[Edge, Whole] = {}
-        early: set[Edge] = set()
         reads = []
         for read, edge in zip(formulation.instance.reads, formulation.reads, strict=True):
             way = ways.get(edge)
@@ -158,16 +157,12 @@ class BlockedPricing(Pricing):
                     read = replace(read, weight=weight)
                     if best or way.ahead is None:
                         read = replace(read, pieces=(), max_gathers=0)
-                if read.pieces and way.sliced < way.view:
-                    early.add(edge)
             reads.append(read)
         pieces = tuple(
             own if read.pieces else () for read, own in zip(reads, formulation.pieces, strict=True)
         )
         instance = replace(formulation.instance, reads=tuple(reads))
-        return replace(
-            formulation, instance=instance, pieces=pieces, wholes=wholes, early=frozenset(early)
-        )
+        return replace(formulation, instance=instance, pieces=pieces, wholes=wholes)
 
     def _count(self, tensor: str, ids: Ids) -> int:
         """The entries of the tensor's channel sequence that are among ``ids``."""

@@ -56,7 +56,6 @@ class Formulation:
             concatenation), aligned with ``Read.pieces``.
         hindrances: for each edge that no order makes a view, why.
         wholes: the edges at which reading the whole tensor is cheaper than gathering.
-        early: the edges at which views in front of the concatenation are cheaper than one behind.
     """
 
     instance: Instance
@@ -64,7 +63,6 @@ class Formulation:
     pieces: tuple[tuple[Edge, ...], ...]
     hindrances: dict[Edge, str]
     wholes: Mapping[Edge, Whole] = field(default_factory=dict)
-    early: frozenset[Edge] = frozenset()
 
 
 def formulate(

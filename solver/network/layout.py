@@ -100,11 +100,9 @@ class _Writer:
         for read, edge, edges in zip(
             formulation.instance.reads, formulation.reads, formulation.pieces, strict=True
         ):
-            gathered = gathered_pieces(read, held)
             if is_view(read.view, held):
-                if edge not in formulation.early:
-                    continue
-                gathered = ()  # where it is a view behind, its parts are views in front
+                continue
+            gathered = gathered_pieces(read, held)
             if gathered is None:
                 self.gathers.add(edge)
                 continue
