@@ -74,6 +74,11 @@ faster, which. What such a plan does:
 * A forecast, which repeats on the plan what onnxruntime's optimiser does, decides if these widths
   are taken, or others that it says are faster by 3 % or more.
 
+What stays above the floor below is, in networks with SiLU, shuffles or dense blocks, partly there
+before anything is pruned (the column beside it); in dense blocks, every layer wants other halves of
+all channels before it, which no order serves; and squeeze and excite reads more of a tensor than
+the layer behind it.
+
 All of it is lossless as every export is. Budgets of time take these prices, too, and with
 `measure=True` they are kept by onnxruntime's clock:
 `prune(model, inputs, budget=Budget(latency=0.6, cost_model="onnxruntime"), measure=True)`, or
@@ -85,7 +90,8 @@ COMPILED = """# Exports compiled by torch.compile
 `torch.compile` runs convolutions with their channels innermost (`channels_last`) and makes loops of
 all that lies between them. A view of channels is copied there, as a gather is, mostly in a loop
 that is there anyhow; and layers of whole blocks of 16 channels are faster for their size. The cost
-model `"compiled"` knows that, and makes plans like those for [onnxruntime](runtimes.md):
+model `"compiled"` knows that, and makes plans like those for [onnxruntime](runtimes.md). As little
+is lost by selecting, little is won by a plan, and that for eager PyTorch is nearly as good:
 
 ```
 upscale-opt bench mobilenet_v2 --runtime compiled
