@@ -204,12 +204,13 @@ class BlockedPricing(Pricing):
         return 2 * self._count(tensor, ids) * bytes_per_channel(self._graph.tensors[tensor])
 
     def _row_by_row(self, chain: Chain | None, count: int) -> float:
-        """The cost of scaling gathered channels of images, before they are back in the layout."""
+        """The cost of scaling gathered channels of images, before a convolution takes them back."""
         rows = 0.0
         for step in chain.between if chain is not None else ():
             written = self._graph.tensors[step.outputs[0]]
-            scales = isinstance(step, ChannelWise) and step.parameters
-            if scales and not self._convolves(step) and len(written.shape) == 4:
+            if self._convolves(step):
+                break
+            if isinstance(step, ChannelWise) and step.parameters and len(written.shape) == 4:
                 numbers = count * bytes_per_channel(written) / bytes_per_number(written)
                 rows += numbers / max(written.shape[-1], 1)
         return rows * _ROW

@@ -223,18 +223,19 @@ def test_the_price_of_slices_in_front_of_a_concatenation() -> None:
 
 
 def deep(seed: int) -> nn.Module:
-    """A convolution for each channel, and a layer that wants every second of them."""
+    """A convolution for each channel, a norm, and a layer that wants every second channel."""
 
     class Deep(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.deep = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.stem, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+            self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
             self.part, self.rest = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 1)
             keep(self.part.weight, 1, [0, 2, 4, 6])
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.stem(x)
-            return torch.cat([self.part(self.deep(y)), self.rest(y)], 1)
+            return torch.cat([self.part(self.norm(self.deep(y))), self.rest(y)], 1)
 
     return Deep().double().eval()
 
