@@ -22,8 +22,8 @@ from upscale_opt.solver.network.sets import ChannelSets, Edge, Ids
 from upscale_opt.solver.network.windows import Chain, Windows
 
 _ROW = 6.4
-"""Nanoseconds of a row of an image, in what scales channels out of OpenVINO's layout: it goes row
-by row there, as short as they may be."""
+"""Nanoseconds of a row of an image, in what scales channels out of OpenVINO's layout, on the CPU of
+its built-in prices: it goes row by row there, and those of 28, 14 and 7 numbers take equally long."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,8 @@ class BlockedPricing(Pricing):
     def _ahead(self, cat: str, ids: Ids, segments: Segments) -> float | None:
         """The cost of slices in front of a concatenation, less what it need not copy then.
 
-        In loops that a compiler makes, it copies nothing that is not read.
+        Compiled models select behind it: that is part of the next loop, and slices in front take
+        the concatenation out of its layout.
         """
         if self._model.runtime == "compiled":
             return None

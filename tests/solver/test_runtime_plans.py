@@ -177,7 +177,7 @@ def test_beside_all_orders_in_front_of_concatenations_and_behind(
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "compiled"])
 def test_concatenations_join_the_less_the_dearer_copies_are(runtime: str) -> None:
-    """Parts are taken in front of them, but in loops of a compiler, which copy what is read."""
+    """Parts are taken in front of them, but in compiled models, which select in the next loop."""
     model, graph, masks = posed(1, dense)
     joined = [op.outputs[0] for op in graph.operations if op.kind == "concat"]
     built_in = profile(runtime).model_copy(update={"block": 1, "align": 1})
