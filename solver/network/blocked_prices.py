@@ -23,7 +23,7 @@ from upscale_opt.solver.network.windows import Chain, Windows
 
 _ROW = 6.4
 """Nanoseconds of a row of an image, in what scales channels out of OpenVINO's layout, on the CPU of
-its built-in prices: it goes row by row there, and those of 28, 14 and 7 numbers take equally long."""
+its built-in prices: it goes row by row there, and rows of 28, 14 and 7 numbers take as long."""
 
 
 @dataclass(frozen=True)
